@@ -1,0 +1,83 @@
+"""The mapping form of a stack, for YAML and JSON: ``{"rules": [{"cfg": {"scale": 4}}]}``. Strict both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import GuidestackError, StackSyntaxError, nearest
+from .query import Query
+from .registry import RULES, entry_of, given, make, rules
+from .rule import Rule
+from .stack import Stack
+from .text import parse
+
+
+def to_config(rule: Rule) -> dict[str, Any]:
+    """The mapping that `from_config` reads back: plain values only, ready for YAML or JSON.
+
+    >>> to_config(parse("cfg(4)"))
+    {'rules': [{'cfg': {'scale': 4.0}}]}
+    """
+    if not isinstance(rule, Stack):
+        rule = Stack(rule)
+    return {RULES: [_plain(part) for part in rule.rules]}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Stack):
+        return to_config(value)
+    if isinstance(value, Rule):
+        return {entry_of(value).name: {field.name: _plain(given) for field, given in given(value)}}
+    if isinstance(value, Query):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_config(mapping: Mapping[str, Any]) -> Stack:
+    """Read a stack from ``{"rules": [{name: {argument: value, ...}}, ...]}``.
+
+    Args:
+        mapping: as `to_config` writes it, or as YAML holds it.
+
+    Raises:
+        StackSyntaxError: an unknown key or rule, a missing argument, or another form.
+        RuleError: a rule refuses its parameters.
+    """
+    if not isinstance(mapping, Mapping) or set(mapping) != {RULES} or not isinstance(mapping[RULES], list | tuple):
+        keys = sorted(map(str, mapping)) if isinstance(mapping, Mapping) else type(mapping).__name__
+        raise StackSyntaxError(f"a stack is a mapping with the one key 'rules', a list of rules; got {keys}")
+    return Stack(*(_rule_from(item) for item in mapping[RULES]))
+
+
+def _rule_from(item: Any) -> Rule:
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise StackSyntaxError(f"a rule is a mapping {{name: {{argument: value}}}} with one name; got {item!r}")
+    ((name, arguments),) = item.items()
+    signatures = {entry.name: entry.signature for entry in rules()}
+    if name not in signatures:
+        raise StackSyntaxError(f"unknown rule {name!r}{nearest(str(name), signatures)}")
+    if not isinstance(arguments, Mapping):
+        raise StackSyntaxError(f"{name}: expected a mapping of arguments, {signatures[name]}; got {arguments!r}")
+    return make(name, [], {key: _value_from(value) for key, value in arguments.items()})
+
+
+def _value_from(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return from_config(value) if set(value) == {RULES} else _rule_from(value)
+    return tuple(_value_from(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def as_stack(stack: Rule | str | Mapping[str, Any]) -> Stack:
+    """A stack from whatever form of it a user has: a stack, one rule, text, or a mapping.
+
+    Raises:
+        GuidestackError: as `parse` and `from_config`; or `stack` is something else.
+    """
+    if isinstance(stack, str):
+        return parse(stack)
+    if isinstance(stack, Mapping):
+        return from_config(stack)
+    if isinstance(stack, Rule):
+        return stack if isinstance(stack, Stack) else Stack(stack)
+    raise GuidestackError(f"expected a stack, a rule, its text or its mapping; got {type(stack).__name__}")

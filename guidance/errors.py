@@ -1,0 +1,84 @@
+"""Everything guidestack raises on purpose.
+
+GuidestackError
+├── RuleError                a rule was given a parameter it cannot work with
+│   └── CompositionError     two rules of a stack cannot work together
+├── StackSyntaxError         the text or mapping of a stack cannot be read
+├── QueryError               a rule read what it had not asked for, or nobody can answer a query
+├── UnsupportedError         a pipeline, scheduler or size that guidestack does not know
+│   ├── UnsupportedPipelineError
+│   └── UnsupportedSchedulerError
+├── GuidanceNotAppliedError  a run ended in which the guidance did not happen as asked
+├── NonFiniteError           NaN or Inf in a prediction or in a guided estimate
+├── RuleCheckError           `check_rule` found a broken invariant
+└── InputError               an argument, a file or a folder that cannot be used
+
+Each message says what was given, what was expected and what to change. Nothing here is raised for a programming error
+inside guidestack, and no user error is an `assert`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GuidestackError(Exception):
+    """Base of every error that guidestack raises on purpose."""
+
+
+class RuleError(GuidestackError, ValueError):
+    """A rule was given a parameter it cannot work with."""
+
+
+class CompositionError(RuleError):
+    """Two rules of a stack cannot work together; the message names both."""
+
+
+class StackSyntaxError(GuidestackError, ValueError):
+    """The text or the mapping of a stack cannot be read."""
+
+
+class QueryError(GuidestackError, LookupError):
+    """A rule read a prediction it had not asked for, or a query has no answer here."""
+
+
+class UnsupportedError(GuidestackError):
+    """guidestack does not know how to work with this object."""
+
+
+class UnsupportedPipelineError(UnsupportedError):
+    """No family record for this pipeline, or the pipeline cannot run the stack."""
+
+
+class UnsupportedSchedulerError(UnsupportedError):
+    """The levels of this scheduler are not known."""
+
+
+class GuidanceNotAppliedError(GuidestackError, RuntimeError):
+    """A run ended in which the guidance did not happen as it was asked for."""
+
+
+class NonFiniteError(GuidestackError, ArithmeticError):
+    """NaN or Inf in a prediction or in a guided estimate."""
+
+
+class RuleCheckError(GuidestackError, AssertionError):
+    """`check_rule` found a broken invariant."""
+
+
+class InputError(GuidestackError):
+    """An argument, a file or a folder that a user gave cannot be used."""
+
+
+class GuidestackWarning(UserWarning):
+    """Base of the warnings guidestack gives: the run goes on, and the result may not be what was meant."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Say which valid name is meant: ``"; did you mean 'cfg'?"``, or list the valid names when none is near."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; expected one of: {', '.join(names)}" if names else "; none is expected here"

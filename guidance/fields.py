@@ -1,0 +1,58 @@
+"""Checks that rules make of their parameters, so that a wrong one is one clear line at construction."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .errors import RuleError, nearest
+
+
+def set_field(rule: object, name: str, value: Any) -> None:
+    """Store a normalized parameter in a frozen dataclass, from its ``__post_init__``."""
+    object.__setattr__(rule, name, value)
+
+
+def number(rule: object, name: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """Make parameter `name` of `rule` a finite float in [low, high], so that ``CFG(4) == CFG(4.0)``.
+
+    Raises:
+        RuleError: it is something else.
+    """
+    value = getattr(rule, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RuleError(f"{type(rule).__name__}: {name} must be a finite number, got {value!r}")
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+        raise RuleError(f"{type(rule).__name__}: {name} must be {bounds}, got {value!r}")
+    set_field(rule, name, float(value))
+    return float(value)
+
+
+def choice(rule: object, name: str, valid: tuple[str, ...]) -> None:
+    """Check that parameter `name` is one of `valid`.
+
+    Raises:
+        RuleError: it is not.
+    """
+    value = getattr(rule, name)
+    if value not in valid:
+        raise RuleError(f"{type(rule).__name__}: unknown {name} {value!r}{nearest(str(value), valid)}")
+
+
+def interval(rule: object, name: str, low: float, high: float) -> None:
+    """Make parameter `name` a pair of floats ``low <= first < second <= high``; the second may be infinite.
+
+    Raises:
+        RuleError: it is something else.
+    """
+    value = getattr(rule, name)
+    if (
+        not isinstance(value, tuple | list)
+        or len(value) != 2
+        or any(isinstance(end, bool) or not isinstance(end, int | float) for end in value)
+        or not low <= value[0] < value[1] <= high
+    ):
+        bounds = f"{low:g} <= first < second" + ("" if math.isinf(high) else f" <= {high:g}")
+        raise RuleError(f"{type(rule).__name__}: {name} must be two numbers, {bounds}; got {value!r}")
+    set_field(rule, name, (float(value[0]), float(value[1])))

@@ -1,0 +1,88 @@
+"""A plain callable as a network: what the sampling loop and the tests put between queries and a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import QueryError
+from .prediction import Level, Parameterization
+from .query import Network, Request
+
+
+class Denoiser(Protocol):
+    """A network as a function.
+
+    It answers ``model(x, level, conditions)`` with a tensor shaped like x, where `conditions` has one row for each row of
+    x. A model that can be perturbed has an attribute `perturbations`, the set of kinds, and takes ``perturbation=``.
+    """
+
+    def __call__(self, x: Tensor, level: Level, conditions: Any, /) -> Tensor: ...
+
+
+def _select(tree: Any, rows: Tensor) -> Any:
+    if isinstance(tree, Tensor):
+        return tree[rows.to(tree.device)]
+    return {key: _select(value, rows) for key, value in tree.items()}
+
+
+def _concatenated(trees: Sequence[Any]) -> Any:
+    if isinstance(trees[0], Tensor):
+        return torch.cat(list(trees))
+    return {key: _concatenated([tree[key] for tree in trees]) for key in trees[0]}
+
+
+def _row_counts(tree: Any) -> set[int]:
+    if isinstance(tree, Tensor):
+        return {len(tree)}
+    if isinstance(tree, Mapping):
+        return set().union(*map(_row_counts, tree.values()))
+    raise QueryError(f"a condition is a tensor, or a mapping of tensors, with one row a sample; got {tree!r}")
+
+
+class CallableNetwork(Network):
+    """Models called as functions, bound to one batch at one level.
+
+    Args:
+        models: the networks by name; ``"main"`` is the one that samples.
+        x: noisy samples, shape ``(B, ...)``.
+        level: their level.
+        conditions: by name, in the order of the rows of a batch: a tensor, or a mapping of tensors, one row a sample.
+        parameterization: what the models emit.
+        aliases: other names for some conditions.
+
+    Raises:
+        QueryError: a condition has another number of rows than x.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Denoiser],
+        x: Tensor,
+        level: Level,
+        conditions: Mapping[str, Any],
+        parameterization: Parameterization,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        for name, tree in conditions.items():
+            if counts := _row_counts(tree) - {len(x)}:
+                raise QueryError(f"condition {name!r} has {counts.pop()} rows, the batch has {len(x)}")
+        self.functions, self.x, self.level, self.trees = models, x, level, conditions
+        self.parameterization = parameterization
+        self.conditions = tuple(conditions)
+        self.aliases = aliases or {}
+        self.models = tuple(models)
+        self.perturbations = frozenset().union(*(getattr(model, "perturbations", ()) for model in models.values()))
+
+    def run(self, requests: Sequence[Request]) -> list[Tensor]:
+        """Concatenate the rows, call the model once, split the answer."""
+        everyone = torch.arange(len(self.x), device=self.x.device)
+        rows = [everyone if r.rows is None else torch.tensor(r.rows, device=self.x.device) for r in requests]
+        trees = [_select(self.trees[r.query.condition], row) for r, row in zip(requests, rows, strict=True)]
+        first = requests[0].query
+        options = {"perturbation": first.perturbation} if first.perturbation else {}
+        output = self.functions[first.model](self.x[torch.cat(rows)], self.level, _concatenated(trees), **options)
+        return list(output.split([len(row) for row in rows]))

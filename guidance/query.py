@@ -1,0 +1,320 @@
+"""What rules ask of networks, and how it is answered: each question once, in as few calls as memory allows.
+
+A rule never calls a network. It names *queries*; `evaluate` unites those of the whole stack, groups what one call of one
+network can answer, leaves out the samples that nobody asked for, and counts what it did.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .errors import QueryError, RuleError, nearest
+from .prediction import Level, Parameterization, Prediction
+
+RowMask = Tensor
+"""Which samples a query is wanted for: booleans of shape ``(B,)``. ``None`` in its place means all of them."""
+Queries = Mapping["Query", RowMask | None]
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A change made to the network for one evaluation, e.g. noise on its time embedding. Tensor-free.
+
+    Args:
+        kind: what is changed; a network lists the kinds it can do.
+        amount: how much, in the unit of `kind`.
+    """
+
+    kind: str
+    amount: float = 1.0
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question to a network: hashable, tensor-free; equal queries are evaluated once, whoever asks.
+
+    Args:
+        condition: what the network is told. ``"positive"`` is the prompt; ``"negative"`` the negative prompt, or the
+            empty one where none is given (what classifier-free guidance contrasts with); ``"null"`` always the true
+            empty prompt; ``"negative:0"`` the first of several negatives. The side that owns the network resolves it.
+        model: ``"main"``, or the name of another network of the run.
+        perturbation: a change made to the network, or None.
+        grad: whether the answer must be differentiable with respect to x.
+
+    Cost: one network evaluation for each sample that wants it.
+
+    >>> str(Query("negative:0", model="weak")), Query.of("null@weak")
+    ('negative:0@weak', Query(condition='null', model='weak', perturbation=None, grad=False))
+    """
+
+    condition: str = "positive"
+    model: str = "main"
+    perturbation: Perturbation | None = None
+    grad: bool = False
+
+    def __str__(self) -> str:
+        text = self.condition if self.model == "main" else f"{self.condition}@{self.model}"
+        if self.perturbation:
+            text += f"+{self.perturbation.kind}({self.perturbation.amount:g})"
+        return text + "+grad" * self.grad
+
+    @classmethod
+    def of(cls, text: str | Query) -> Query:
+        """The query that ``"condition"`` or ``"condition@model"`` names; a query passes through.
+
+        Raises:
+            RuleError: the text has another form.
+        """
+        if isinstance(text, Query):
+            return text
+        match = re.fullmatch(r"([A-Za-z_]\w*(?::\d+)?)(?:@([A-Za-z_]\w*))?", text) if isinstance(text, str) else None
+        if not match:
+            raise RuleError(
+                f"a query is written 'condition' or 'condition@model', such as 'null' or 'positive@weak'; got {text!r}"
+            )
+        return cls(match[1], match[2] or "main")
+
+
+POSITIVE = Query("positive")
+NEGATIVE = Query("negative")
+
+
+class Predictions(Mapping[Query, Prediction]):
+    """The answers a rule may read: those it asked for, and no others.
+
+    Rows that a rule did not ask for read as the base prediction, so that a contrast with them is zero there, even when
+    another rule of the stack had them evaluated: what a rule computes does not depend on its neighbours.
+    """
+
+    def __init__(
+        self,
+        answers: Mapping[Query, Prediction],
+        aliases: Mapping[Query, Query],
+        base: Prediction,
+        asker: str = "the run",
+        reads: set[Query] | None = None,
+    ) -> None:
+        self._answers, self._aliases, self._base, self._asker = answers, aliases, base, asker
+        self._reads = reads  # where to note what is read: for `check_rule`
+
+    def __getitem__(self, query: Query) -> Prediction:
+        if self._reads is not None:
+            self._reads.add(query)
+        return self._answer(query)
+
+    def _answer(self, query: Query) -> Prediction:
+        try:
+            return self._answers[self._aliases[query]]
+        except KeyError:
+            asked = ", ".join(sorted(map(str, self._aliases))) or "nothing"
+            raise QueryError(f"{self._asker} reads {str(query)!r} but asked for {asked} at this step") from None
+
+    def __iter__(self) -> Iterator[Query]:
+        return iter(self._aliases)
+
+    def __len__(self) -> int:
+        return len(self._aliases)
+
+    def only(self, queries: Queries, asker: str) -> Predictions:
+        """The part of the answers that `queries` asks for, for the rule that error messages call `asker`."""
+        answers = {}
+        for query, rows in queries.items():
+            answer = self._answer(query)
+            if rows is not None and answer is not self._base:
+                wanted = rows.to(answer.native.device).reshape(-1, *[1] * (answer.native.ndim - 1))
+                native = torch.where(wanted, answer.native, self._base.native)
+                answer = Prediction(native, answer.x, answer.level, answer.parameterization)
+            answers[query] = answer
+        return Predictions(answers, {query: query for query in queries}, self._base, asker, self._reads)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Rows of one query that one network call is to answer; `rows` are sample indices, None means all in order."""
+
+    query: Query
+    rows: tuple[int, ...] | None
+
+
+class Network(ABC):
+    """What stands between queries and a network: an object for each evaluation, made by the side that owns the network.
+
+    Attributes:
+        parameterization: what the network emits.
+        conditions: the conditions it can answer, in the order in which their rows stand in one batch. The order is part
+            of the result: the last bit of a matrix product can depend on it.
+        aliases: other names for some of them, e.g. ``{"negative": "null"}`` where no negative prompt was given.
+        models: names of the networks at hand.
+        perturbations: the kinds of `Perturbation` it can do.
+        differentiable: whether its answers can carry gradients with respect to x.
+    """
+
+    parameterization: Parameterization
+    conditions: Sequence[str] = ("positive",)
+    aliases: Mapping[str, str] = {}
+    models: Sequence[str] = ("main",)
+    perturbations: frozenset[str] = frozenset()
+    differentiable: bool = False
+
+    @abstractmethod
+    def run(self, requests: Sequence[Request]) -> list[Tensor]:
+        """Answer requests that share model, perturbation and grad in one call.
+
+        Returns:
+            One native output for each request, its rows in the order of the request's.
+        """
+
+    def resolve(self, query: Query) -> Query:
+        """The query under the name that this network has for it.
+
+        Raises:
+            QueryError: the network cannot answer it.
+        """
+        condition = self.aliases.get(query.condition, query.condition)
+        for what, name, known in (
+            ("condition", condition, self.conditions),
+            ("model", query.model, self.models),
+            ("perturbation", query.perturbation and query.perturbation.kind, self.perturbations),
+        ):
+            if name is not None and name not in known:
+                raise QueryError(f"nothing here answers {str(query)!r}: unknown {what} {name!r}{nearest(name, known)}")
+        if query.grad and not self.differentiable:
+            raise QueryError(f"nothing here answers {str(query)!r}: this network gives no gradients")
+        return replace(query, condition=condition)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` did: the answers, and their price.
+
+    Attributes:
+        predictions: every query, answered for all samples.
+        asked: each query as the network knows it, with the rows that were evaluated (None: all).
+        calls: network calls.
+        rows: rows over all calls: network evaluations, summed over the samples.
+    """
+
+    predictions: Predictions
+    asked: Mapping[Query, tuple[int, ...] | None]
+    calls: int
+    rows: int
+    batch: int
+
+    def per_sample(self) -> list[int]:
+        """Network evaluations of each sample, length B."""
+        counts = [0] * self.batch
+        for rows in self.asked.values():
+            for sample in range(self.batch) if rows is None else rows:
+                counts[sample] += 1
+        return counts
+
+
+def united(queries: Iterable[Queries]) -> dict[Query, RowMask | None]:
+    """One mapping that asks for everything any of `queries` asks for."""
+    union: dict[Query, RowMask | None] = {}
+    for asked in queries:
+        for query, rows in asked.items():
+            if query in union and rows is not None:
+                before = union[query]
+                rows = None if before is None else before | rows
+            union[query] = rows
+    return union
+
+
+def _rows(mask: RowMask | None, batch: int) -> tuple[int, ...] | None:
+    # The only place where the host waits for a device: which rows to send cannot be known without the mask's values.
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool or mask.shape != (batch,):
+        raise QueryError(f"a row mask has type bool and shape ({batch},), got {mask.dtype} {tuple(mask.shape)}")
+    rows = tuple(mask.nonzero().flatten().tolist())
+    return None if len(rows) == batch else rows
+
+
+def _pieces(requests: Sequence[Request], batch: int, max_rows: int | None) -> Iterator[list[Request]]:
+    """Cut requests into calls of at most `max_rows` rows, in order."""
+    if max_rows is None or sum(batch if r.rows is None else len(r.rows) for r in requests) <= max_rows:
+        yield list(requests)
+        return
+    flat = [(r.query, sample) for r in requests for sample in (range(batch) if r.rows is None else r.rows)]
+    for start in range(0, len(flat), max_rows):
+        piece: dict[Query, list[int]] = {}
+        for query, sample in flat[start : start + max_rows]:
+            piece.setdefault(query, []).append(sample)
+        yield [Request(query, tuple(samples)) for query, samples in piece.items()]
+
+
+def evaluate(
+    network: Network,
+    queries: Queries,
+    x: Tensor,
+    level: Level,
+    *,
+    base: Query = POSITIVE,
+    max_rows: int | None = None,
+) -> Evaluation:
+    """Answer `queries`, and always `base`, at `x`.
+
+    Args:
+        network: who answers.
+        queries: what is asked, each with the samples it is wanted for.
+        x: the noisy samples, shape ``(B, ...)``.
+        level: their level.
+        base: the query whose answer is the unguided estimate; evaluated for every sample.
+        max_rows: at most this many rows in one network call; None for no bound.
+
+    Returns:
+        The answers and what they cost.
+
+    Raises:
+        QueryError: the network cannot answer a query, or a mask has another shape.
+
+    Cost: one network call for each group of queries with the same model, perturbation and grad; more under `max_rows`.
+    """
+    batch = len(x)
+    if max_rows is not None and max_rows < 1:
+        raise QueryError(f"max_rows must be at least 1, got {max_rows!r}")
+    aliases = {query: network.resolve(query) for query in [base, *queries]}
+    wanted = united([{aliases[base]: None}, *({aliases[query]: rows} for query, rows in queries.items())])
+    asked = {query: _rows(rows, batch) for query, rows in wanted.items()}
+
+    groups: dict[tuple[object, ...], list[Request]] = {}
+    for query in sorted(asked, key=lambda query: network.conditions.index(query.condition)):
+        if asked[query] != ():
+            group = (query.model, query.perturbation, query.grad)
+            groups.setdefault(group, []).append(Request(query, asked[query]))
+
+    parts: dict[Query, list[tuple[tuple[int, ...] | None, Tensor]]] = {query: [] for query in asked}
+    calls = rows_run = 0
+    for requests in groups.values():
+        for piece in _pieces(requests, batch, max_rows):
+            for request, output in zip(piece, network.run(piece), strict=True):
+                parts[request.query].append((request.rows, output))
+                rows_run += len(output)
+            calls += 1
+
+    whole = {aliases[base]: _assembled(parts[aliases[base]], None, batch)}
+    for query in asked:
+        if query not in whole:
+            whole[query] = _assembled(parts[query], whole[aliases[base]], batch)
+    answers = {query: Prediction(native, x, level, network.parameterization) for query, native in whole.items()}
+    return Evaluation(Predictions(answers, aliases, answers[aliases[base]]), asked, calls, rows_run, batch)
+
+
+def _assembled(parts: list[tuple[tuple[int, ...] | None, Tensor]], base: Tensor | None, batch: int) -> Tensor:
+    """Put the pieces of one query back together; rows that nobody wanted are those of `base`."""
+    if len(parts) == 1 and parts[0][0] is None:
+        return parts[0][1]
+    if not parts:
+        assert base is not None  # the base query itself always has all its rows
+        return base
+    whole = parts[0][1].new_empty((batch, *parts[0][1].shape[1:])) if base is None else base.clone()
+    for rows, output in parts:
+        whole = whole.index_copy(0, torch.tensor(rows, device=output.device), output)
+    return whole

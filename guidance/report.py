@@ -1,0 +1,94 @@
+"""What a run did, by step and sample: what was asked, what it cost, what the rules had to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .prediction import Level
+from .query import Query
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One evaluation of the stack.
+
+    Attributes:
+        index: step of the sampler.
+        evaluation: evaluation within the step, 0 for all but two-evaluation solvers.
+        level: level of the samples.
+        queries: each query as the network knows it, with the samples it was evaluated for.
+        calls: network calls.
+        rows: rows over all calls.
+        traces: what rules reported, by name: one number for each sample.
+    """
+
+    index: int
+    evaluation: int
+    level: Level
+    queries: Mapping[Query, tuple[int, ...]]
+    calls: int
+    rows: int
+    traces: Mapping[str, Tensor]
+
+    def evaluations(self, batch: int) -> list[int]:
+        """Network evaluations of each sample, length B."""
+        counts = [0] * batch
+        for samples in self.queries.values():
+            for sample in samples:
+                counts[sample] += 1
+        return counts
+
+
+@dataclass
+class Report:
+    """The account of one run.
+
+    The field uses "NFE" for steps, for evaluations of a sample and for network calls; here each has its own number.
+
+    Attributes:
+        stack: the stack's text.
+        batch: samples B.
+        steps: a record for each evaluation of the stack, in order.
+    """
+
+    stack: str
+    batch: int
+    steps: list[StepRecord] = field(default_factory=list)
+
+    @property
+    def evaluations(self) -> list[int]:
+        """Network evaluations of each sample over the run, length B."""
+        totals = [0] * self.batch
+        for record in self.steps:
+            totals = [total + more for total, more in zip(totals, record.evaluations(self.batch), strict=True)]
+        return totals
+
+    @property
+    def calls(self) -> int:
+        """Network calls over the run."""
+        return sum(record.calls for record in self.steps)
+
+    @property
+    def rows(self) -> int:
+        """Rows over all network calls: the evaluations of all samples together."""
+        return sum(record.rows for record in self.steps)
+
+    def trace(self, name: str) -> list[list[float]]:
+        """A rule's trace as numbers: one list for each record that has it, one number for each sample.
+
+        Waits for the device that holds them.
+        """
+        return [record.traces[name].tolist() for record in self.steps if name in record.traces]
+
+    def __str__(self) -> str:
+        evaluations = self.evaluations
+        low, high = min(evaluations, default=0), max(evaluations, default=0)
+        each = f"{low}" if low == high else f"{low} to {high}"
+        steps = len({record.index for record in self.steps})
+        return (
+            f"{self.stack}: {self.batch} samples, {steps} steps, {each} evaluations a sample, "
+            f"{self.calls} network calls, {self.rows} rows"
+        )

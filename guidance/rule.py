@@ -1,0 +1,145 @@
+"""Rule, Estimate and Step: the whole interface that a guidance method implements.
+
+A rule is a frozen dataclass of plain numbers with three pure functions. It holds nothing that changes, so one object
+serves any number of runs at once, prints, compares, pickles, and is written to YAML and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from .prediction import Level, Prediction, Space
+from .query import Predictions, Queries, Query
+
+State = tuple[Any, ...]
+"""What a rule remembers between evaluations: a NamedTuple of tensors, or ``()``."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known before the first step of a run.
+
+    Args:
+        shape: shape of x, batch first.
+        dtype: type of the network's outputs.
+        device: where they are.
+        steps: steps of the scheduler's whole schedule.
+        seeds: one number for each sample, from which all randomness of the run is derived; empty if none was given.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    steps: int = 1
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def batch(self) -> int:
+        """Number of samples B."""
+        return self.shape[0]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a run stands at one evaluation.
+
+    Args:
+        run: the run.
+        index: step of the sampler, 0 <= index < run.steps. Image-to-image starts in the middle.
+        level: level of the samples at this evaluation.
+        evaluation: 0 for the first evaluation of a step; solvers such as Heun's have a second one.
+        step_level: level at the first evaluation of this step.
+    """
+
+    run: Run
+    index: int
+    level: Level
+    evaluation: int = 0
+    step_level: Level | None = None
+
+    @property
+    def progress(self) -> float:
+        """``index / steps``, in [0, 1): the share of the schedule that is done when the step begins."""
+        return self.index / self.run.steps
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What the sampler will be told.
+
+    Args:
+        prediction: where to jump.
+        renoise: what to re-noise with; None for the noise that `prediction` implies.
+        traces: numbers worth reporting, by name: one for each sample, shape ``(B,)``, left on their device.
+    """
+
+    prediction: Prediction
+    renoise: Prediction | None = None
+    traces: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def read(self, space: Space | Literal["any"]) -> Tensor:
+        """The prediction in `space`; see `Prediction.read`."""
+        return self.prediction.read(space)
+
+    def replace(self, space: Space | Literal["any"], value: Tensor, **traces: Tensor) -> Estimate:
+        """The estimate whose prediction reads `value` in `space`, with `traces` added."""
+        return Estimate(self.prediction.replace(space, value), self.renoise, {**self.traces, **traces})
+
+
+class Rule:
+    """One guidance method. Subclasses are frozen dataclasses; `register` gives them a name in text and YAML.
+
+    Class attributes:
+        space: what `update` reads and writes. ``"any"`` says that the result is the same in every space, as for every
+            combination of predictions whose weights sum to one; such a rule works on the network's own output. A rule
+            that lets its user choose makes it a field.
+        neutral_values: parameters at which the rule does nothing, or None where no parameter does that.
+    """
+
+    space: ClassVar[Space | Literal["any"]] = "any"
+    neutral_values: ClassVar[Mapping[str, Any] | None] = None
+
+    def init(self, run: Run) -> State:
+        """The state before the first step."""
+        del run
+        return ()
+
+    def asks(self) -> frozenset[Query]:
+        """Every query that the rule may ask for at some step; what a pipeline must be ready to answer."""
+        return frozenset()
+
+    def queries(self, step: Step, state: State) -> Queries:
+        """The queries that `update` will read at this step, each with the samples it is wanted for (None: all)."""
+        del step, state
+        return dict.fromkeys(self.asks())
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """A better estimate, and the state for the next evaluation. Pure: arguments are left as they are."""
+        raise NotImplementedError
+
+    def neutral(self) -> Self:
+        """The rule with parameters at which it does nothing.
+
+        Raises:
+            NotImplementedError: no parameter turns it off.
+        """
+        if self.neutral_values is None:
+            raise NotImplementedError(f"{type(self).__name__} has no neutral parameters")
+        return dataclasses.replace(self, **self.neutral_values)  # type: ignore[type-var]
+
+    def __or__(self, other: Rule) -> Rule:
+        """``rule | rule``: the stack of the two, left to right."""
+        from .stack import Stack  # the sequence of rules is itself a rule: the two files need one another
+
+        return Stack(self, other) if isinstance(other, Rule) else NotImplemented
+
+    def __str__(self) -> str:
+        from .text import to_text
+
+        return to_text(self)

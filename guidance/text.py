@@ -1,0 +1,126 @@
+"""The text form of a stack: ``"during(cfg(4), sigma=(0.2, 1.6)) | rescale(0.7)"``.
+
+Text is parsed with `ast` and never evaluated: what is not a rule, a literal, or ``|`` between rules is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from typing import Any
+
+from .errors import StackSyntaxError, nearest
+from .registry import STACK, WORDS, entry_of, given, literal, make, rules
+from .rule import Rule
+from .stack import Stack
+
+MAX_TEXT = 10_000  # characters; longer input is no stack, and the parser's recursion stays bounded
+
+
+def to_text(rule: Rule) -> str:
+    """The text that `parse` reads back as an equal rule. ``str(rule)`` is this."""
+    if isinstance(rule, Stack):
+        return " | ".join(map(to_text, rule.rules)) or f"{STACK}()"
+    arguments = [
+        literal(value) if field.default is dataclasses.MISSING else f"{field.name}={literal(value)}"
+        for field, value in given(rule)
+    ]
+    return f"{entry_of(rule).name}({', '.join(arguments)})"
+
+
+def parse(text: str) -> Stack:
+    """Read a stack such as ``"during(cfg(4), sigma=(0.2, 1.6)) | rescale(0.7)"``.
+
+    Calls of registered rules with literal arguments, nested where a rule takes a rule, and ``|`` between the rules of a
+    stack. ``"stack()"`` is the empty one. Rules apply left to right.
+
+    Args:
+        text: the stack's text form; never evaluated.
+
+    Raises:
+        StackSyntaxError: it is something else; the message has the position and the nearest valid name.
+        RuleError: a rule refuses its parameters.
+
+    >>> parse("cfg(7.5) | rescale(0.7)").rules
+    (CFG(scale=7.5, against=Query(condition='negative', model='main', perturbation=None, grad=False)), \
+Rescale(phi=0.7, space='native'))
+    """
+    if not isinstance(text, str):
+        raise StackSyntaxError(f"a stack's text is a str, got {type(text).__name__}")
+    if len(text) > MAX_TEXT:
+        raise StackSyntaxError(f"a stack's text has at most {MAX_TEXT} characters, got {len(text)}")
+    line = " ".join(text.split())
+    if not line:
+        raise StackSyntaxError("the text of a stack is empty; write 'stack()' for the unguided model")
+    try:
+        tree = ast.parse(line, mode="eval").body
+    except SyntaxError as error:
+        raise StackSyntaxError(f"cannot read the stack {line!r} at character {error.offset}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise StackSyntaxError(f"cannot read the stack {line[:60]!r}: {error or type(error).__name__}") from None
+    reader = _Reader(line)
+    value = reader.value(tree)
+    if not isinstance(value, Rule):
+        raise reader.error(tree, "expected a rule such as 'cfg(4)'")
+    return value if isinstance(value, Stack) else Stack(value)
+
+
+class _Reader:
+    """From the syntax tree of `line` to rules."""
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+        self.signatures = {entry.name: entry.signature for entry in rules()}
+
+    def error(self, node: ast.expr, message: str) -> StackSyntaxError:
+        column = len(self.line.encode()[: node.col_offset].decode()) + 1  # ast counts bytes
+        return StackSyntaxError(f"cannot read the stack {self.line!r} at character {column}: {message}")
+
+    def value(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=bool() | int() | float() | str() | None):
+                return node.value
+            case ast.Name() if node.id in WORDS:
+                return WORDS[node.id]
+            case ast.Name():
+                raise self.error(
+                    node, f"{node.id!r} is not a call; rules are written with their arguments{self._hint(node.id)}"
+                )
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
+                operand = self.value(node.operand)
+                if isinstance(operand, bool) or not isinstance(operand, int | float):
+                    raise self.error(node, "a sign stands before numbers only")
+                return -operand if isinstance(node.op, ast.USub) else operand
+            case ast.Tuple() | ast.List():
+                return tuple(self.value(item) for item in node.elts)
+            case ast.BinOp(op=ast.BitOr()):
+                return self._joined(node)
+            case ast.Call(func=ast.Name()):
+                return self._called(node, node.func.id)
+        raise self.error(node, "only rules, literals and '|' between rules are allowed")
+
+    def _hint(self, name: str) -> str:
+        return nearest(name, [*self.signatures, STACK])
+
+    def _joined(self, node: ast.BinOp) -> Stack:
+        sides = []
+        for side in (node.left, node.right):
+            rule = self.value(side)
+            if not isinstance(rule, Rule):
+                raise self.error(side, "'|' stands between rules only")
+            sides.append(rule)
+        return Stack(*sides)
+
+    def _called(self, node: ast.Call, name: str) -> Rule:
+        if name not in self.signatures and name != STACK:
+            raise self.error(node, f"unknown rule {name!r}{self._hint(name)}")
+        positional = [self.value(argument) for argument in node.args]
+        named: dict[str, Any] = {}
+        for keyword in node.keywords:
+            if keyword.arg is None or keyword.arg in named:
+                raise self.error(keyword.value, f"{name} takes its arguments one by one, each once")
+            named[keyword.arg] = self.value(keyword.value)
+        try:
+            return make(name, positional, named)
+        except StackSyntaxError as error:
+            raise self.error(node, str(error)) from None

@@ -1,0 +1,76 @@
+"""Family records: the few facts about a diffusers pipeline that guiding it needs. One place a family.
+
+A record says how the pipeline's own loop calls its denoiser and its scheduler. It holds no guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..guidance.errors import UnsupportedPipelineError
+
+Pipeline = Any  # diffusers' DiffusionPipeline, which has no types
+Call = Mapping[str, Any]
+"""The arguments of one call of a pipeline, by name, defaults filled in."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one pipeline class calls its denoiser and its scheduler.
+
+    Args:
+        pipeline: name of the diffusers class.
+        denoiser: name of the component that predicts.
+        positional: names of the denoiser's arguments that the pipeline gives by position.
+        sample: name of the one that holds the noisy samples.
+        rows: the denoiser's other arguments that have one row for each row of the batch: the only ones that are sliced.
+            A dot goes into a dictionary: ``"added_cond_kwargs.image_embeds"``. A list in one is sliced item by item.
+        halves: the conditions in one batch of the pipeline's own guidance, in order; ``"negative"`` stands for its
+            unconditional half.
+        guided: the arguments with which the pipeline evaluates all halves. The values do not matter beyond that: what
+            it gets back makes its own combination the identity.
+        unguided: the arguments with which it evaluates the positive half only.
+        owned: arguments that a user may not give, since rules replace them: name to the rule that does. The
+            pipeline's default for them is not what the user asked for.
+        scratch: attributes that the pipeline sets on itself from those arguments; restored after the call.
+        branches: whether the pipeline, in the middle of a call, is evaluating all halves.
+        encode: ``encode(pipe, call, text)``: the row arguments, one row each, of another prompt, made by the pipeline's
+            own encoders with the call's own options.
+        cannot: why this pipeline has no unconditional branch, or "".
+    """
+
+    pipeline: str
+    denoiser: str
+    positional: tuple[str, ...]
+    sample: str
+    rows: tuple[str, ...]
+    guided: Mapping[str, Any]
+    unguided: Mapping[str, Any]
+    owned: Mapping[str, str]
+    branches: Callable[[Pipeline], bool]
+    encode: Callable[[Pipeline, Call, str], Mapping[str, Tensor]]
+    cannot: Callable[[Pipeline], str]
+    halves: tuple[str, ...] = ("negative", "positive")
+    scratch: tuple[str, ...] = field(default=())
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family_of(pipe: Pipeline) -> Family:
+    """The record for `pipe`, or for the class whose ``__call__`` it inherits unchanged.
+
+    Raises:
+        UnsupportedPipelineError: there is none.
+    """
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in FAMILIES and getattr(type(pipe), "__call__", None) is getattr(cls, "__call__", None):
+            return FAMILIES[cls.__name__]
+    raise UnsupportedPipelineError(
+        f"guidestack has no family record for {type(pipe).__name__}; it knows {', '.join(sorted(FAMILIES))}. "
+        "docs/families.md says how to write one"
+    )

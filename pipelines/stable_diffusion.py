@@ -1,0 +1,46 @@
+"""Stable Diffusion 1.x and 2.x: one call with [unconditional, conditional], epsilon or v.
+
+Read in diffusers 0.42.1, ``pipelines/stable_diffusion/pipeline_stable_diffusion.py``, denoising loop of ``__call__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .family import FAMILIES, Call, Family, Pipeline
+
+
+def _encode(pipe: Pipeline, call: Call, text: str) -> Mapping[str, Tensor]:
+    embeddings, _ = pipe.encode_prompt(
+        text,
+        pipe._execution_device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+        lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"),
+        clip_skip=call.get("clip_skip"),
+    )
+    return {"encoder_hidden_states": embeddings}
+
+
+def _cannot(pipe: Pipeline) -> str:
+    if pipe.unet.config.time_cond_proj_dim is not None:
+        return "its network takes the guidance scale as an input (guidance-distilled) and has no unconditional branch"
+    return ""
+
+
+FAMILIES["StableDiffusionPipeline"] = Family(
+    pipeline="StableDiffusionPipeline",
+    denoiser="unet",
+    positional=("sample", "timestep"),
+    sample="sample",
+    rows=("encoder_hidden_states", "timestep_cond", "added_cond_kwargs.image_embeds"),
+    guided={"guidance_scale": 2.0, "guidance_rescale": 0.0},
+    unguided={"guidance_scale": 1.0, "guidance_rescale": 0.0},
+    owned={"guidance_scale": "cfg(scale)", "guidance_rescale": "rescale(phi)"},
+    scratch=("_guidance_scale", "_guidance_rescale"),
+    branches=lambda pipe: bool(pipe.do_classifier_free_guidance),
+    encode=_encode,
+    cannot=_cannot,
+)

@@ -1,0 +1,41 @@
+"""The training pictures as latents, on every background, scaled to unit variance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from . import pictures
+from .files import replacing
+from .vocabulary import BACKGROUNDS, concepts
+
+
+def encode(vae: Any, images: Tensor) -> Tensor:
+    """Scaled latent means ``(N, 4, 16, 16)`` of pictures ``(N, 3, 64, 64)`` in [-1, 1]."""
+    return vae.encode(images).latent_dist.mean * vae.config.scaling_factor  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def latents(work: Path) -> int:
+    """Write ``latents.safetensors``: ``(12, N, 4, 16, 16)`` in half precision, backgrounds first; returns N."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(work / "vae", local_files_only=True).eval()
+    rgba, _ = pictures.load(work, concepts())
+    every = []
+    for colour in tqdm(BACKGROUNDS.values(), desc="latents", unit="background"):
+        images = torch.from_numpy(pictures.on_background(rgba, colour)).permute(0, 3, 1, 2) * 2 - 1
+        every.append(torch.cat([encode(vae, part.contiguous()) for part in images.split(64)]).half())
+    with replacing(work / "latents.safetensors") as path:
+        save_file({"latents": torch.stack(every).contiguous()}, path)
+    return len(rgba)
+
+
+def load(work: Path) -> Tensor:
+    """The latents ``(12, N, 4, 16, 16)``."""
+    return load_file(work / "latents.safetensors")["latents"]

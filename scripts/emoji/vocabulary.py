@@ -1,0 +1,78 @@
+"""The words of a prompt: concepts, styles and backgrounds, and the captions made of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+STYLES = {
+    "noto": "@iconify-json/noto",
+    "twemoji": "@iconify-json/twemoji",
+    "flat": "@iconify-json/fluent-emoji-flat",
+    "gradient": "@iconify-json/fluent-emoji",
+}
+"""Style word of the caption: npm package with the drawings."""
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (255, 255, 255),
+    "black": (20, 20, 20),
+    "red": (220, 48, 48),
+    "orange": (245, 148, 36),
+    "yellow": (250, 228, 66),
+    "green": (58, 168, 78),
+    "blue": (52, 115, 218),
+    "purple": (138, 80, 188),
+    "pink": (250, 160, 182),
+    "gray": (152, 152, 152),
+    "brown": (132, 84, 50),
+    "cyan": (90, 208, 222),
+}
+"""Colour word of the caption: sRGB, 0..255."""
+
+EMPTY = 0.10  # share of empty captions, which guidance needs
+WITH_STYLE = 0.90
+WITH_BACKGROUND = 0.92
+WITH_TAGS = 0.15
+
+
+@cache
+def concepts() -> tuple[str, ...]:
+    """The slugs of the 429 concepts that the denoiser learns."""
+    return tuple((Path(__file__).parent / "concepts.txt").read_text().split())
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture of the harvest.
+
+    Args:
+        slug: its concept, a key of the icon sets, e.g. ``cat-face``.
+        label: the concept's name, e.g. ``cat face``.
+        tags: words that people search it by.
+        style: one of `STYLES`.
+    """
+
+    slug: str
+    label: str
+    tags: tuple[str, ...]
+    style: str
+
+
+def caption(label: str, style: str | None = None, background: str | None = None) -> str:
+    """The prompt for a picture: ``cat face, noto style, blue background``."""
+    return ", ".join([label, *([f"{style} style"] if style else []), *([f"{background} background"] if background else [])])
+
+
+def training_caption(drawing: Drawing, background: str, random_: random.Random) -> str:
+    """A caption as the denoiser sees it: parts left out, the label sometimes with or replaced by tags, sometimes empty."""
+    if random_.random() < EMPTY:
+        return ""
+    words = drawing.label
+    if drawing.tags and random_.random() < WITH_TAGS:
+        tags: Sequence[str] = random_.sample(drawing.tags, min(len(drawing.tags), random_.choice((2, 3))))
+        words = " ".join([words, *tags] if random_.random() < 0.5 else tags)
+    style = drawing.style if random_.random() < WITH_STYLE else None
+    return caption(words, style, background if random_.random() < WITH_BACKGROUND else None)
