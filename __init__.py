@@ -11,6 +11,8 @@ from .guidance.rule import Rule
 from .guidance.rules import CFG, During, Rescale
 from .guidance.stack import Stack
 from .guidance.text import parse
+from .pipelines import guide, load_emoji
+from .samplers import sample
 
 __version__ = "0.1.0.dev0"
 
@@ -25,7 +27,10 @@ __all__ = [
     "Stack",
     "citation",
     "from_config",
+    "guide",
+    "load_emoji",
     "parse",
     "register",
+    "sample",
     "to_config",
 ]

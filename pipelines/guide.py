@@ -48,7 +48,9 @@ def guide(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: in
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
     beyond = sorted(str(query) for query in stack.asks() if query.condition != "positive")
     if beyond and (reason := family.cannot(pipe)):
-        raise UnsupportedPipelineError(f"{stack} asks for {', '.join(beyond)}, and this pipeline cannot answer: {reason}")
+        raise UnsupportedPipelineError(
+            f"{stack} asks for {', '.join(beyond)}, and this pipeline cannot answer: {reason}"
+        )
     return GuidedPipeline(pipe, family, stack, max_rows)
 
 
@@ -142,7 +144,9 @@ class _Session:
         wanted = self.guided._conditions()
         if self.negative_given and not any(name.startswith("negative") for name in wanted):
             warnings.warn(
-                f"a negative prompt was given, and no rule of {self.guided.stack} uses it", GuidestackWarning, stacklevel=4
+                f"a negative prompt was given, and no rule of {self.guided.stack} uses it",
+                GuidestackWarning,
+                stacklevel=4,
             )
         if "null" in wanted and self.negative_given:
             with torch.no_grad():

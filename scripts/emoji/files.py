@@ -1,7 +1,8 @@
-"""Files that are either there and whole, or not there."""
+"""Files and folders that are either there and whole, or not there."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,3 +18,20 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to fill, which takes the place of `path` at the end; removed on an error."""
+    beside, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if path.exists():  # a folder that is not empty cannot be renamed over
+            path.rename(old)
+        beside.rename(path)
+    finally:
+        for leftover in (beside, old):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -29,8 +29,8 @@ def latents(work: Path) -> int:
     rgba, _ = pictures.load(work, concepts())
     every = []
     for colour in tqdm(BACKGROUNDS.values(), desc="latents", unit="background"):
-        images = torch.from_numpy(pictures.on_background(rgba, colour)).permute(0, 3, 1, 2) * 2 - 1
-        every.append(torch.cat([encode(vae, part.contiguous()) for part in images.split(64)]).half())
+        images = pictures.to_tensor(pictures.on_background(rgba, colour))
+        every.append(torch.cat([encode(vae, part) for part in images.split(64)]).half())
     with replacing(work / "latents.safetensors") as path:
         save_file({"latents": torch.stack(every).contiguous()}, path)
     return len(rgba)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -40,6 +41,11 @@ def on_background(rgba: Pixels, colour: tuple[int, int, int]) -> NDArray[np.floa
     """Composite pictures ``(..., 4)`` on a colour: ``(..., 3)`` in [0, 1]."""
     opacity = rgba[..., 3:].astype(np.float32) / 255
     return rgba[..., :3].astype(np.float32) / 255 * opacity + np.float32(colour) / 255 * (1 - opacity)
+
+
+def to_tensor(images: NDArray[np.float32]) -> torch.Tensor:
+    """Pictures ``(N, H, W, 3)`` in [0, 1] as the networks take them: ``(N, 3, H, W)`` in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() * 2 - 1
 
 
 def border(pictures: NDArray[np.float32], width: int = 3) -> NDArray[np.float32]:

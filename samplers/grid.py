@@ -1,0 +1,56 @@
+"""Where a sampler evaluates the network: the level of every entry of a scheduler's timesteps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..guidance.errors import UnsupportedSchedulerError
+from ..guidance.prediction import Level
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation of the network: one entry of ``scheduler.timesteps``.
+
+    Args:
+        timestep: the entry.
+        step: step of the sampler it belongs to, from 0.
+        evaluation: 0 for the first evaluation of a step, 1 for the second one of Heun's method and its kind.
+        level: level of the sample that the scheduler is handed there, in the scheduler's own scaling of x.
+    """
+
+    timestep: float
+    step: int
+    evaluation: int
+    level: Level
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The schedule of one run.
+
+    Args:
+        points: a point for each entry of ``scheduler.timesteps``, in order.
+        final: level of the sample that the last step returns.
+    """
+
+    points: tuple[Point, ...]
+    final: Level
+
+    @property
+    def steps(self) -> int:
+        """Steps of the sampler."""
+        return self.points[-1].step + 1
+
+    def position(self, timestep: float) -> int:
+        """Index of the first point at `timestep`: where a run begins that does not begin at 0.
+
+        Raises:
+            UnsupportedSchedulerError: no point is there.
+        """
+        for index, point in enumerate(self.points):
+            if point.timestep == timestep:
+                return index
+        raise UnsupportedSchedulerError(
+            f"timestep {timestep:g} is not on the scheduler's schedule {[point.timestep for point in self.points]}"
+        )

@@ -1,0 +1,197 @@
+"""Levels of the diffusers schedulers: one record for each class says where its levels are to be found.
+
+Three scalings of x are in use. DDIM and its kind, and the DPM-Solver family, keep x variance preserving; Euler, Heun
+and the other k-diffusion samplers keep ``x / alpha``; flow matching keeps ``(1 - s) x0 + s eps``. A record names the
+scaling and how the entries of `timesteps` map to entries of `sigmas`, half steps included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..guidance.errors import UnsupportedSchedulerError, nearest
+from ..guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, V
+from .grid import Grid, Point
+
+Scheduler = Any  # a diffusers scheduler, which has no types
+Scaling = Callable[[Scheduler, float], Level]
+
+
+def _vp(scheduler: Scheduler, sigma: float) -> Level:
+    # These schedulers tabulate sigma/alpha, or the flow's sigma, and keep x in the scaling of the training.
+    if scheduler.config.get("use_flow_sigmas"):
+        return Level.flow(sigma)
+    alpha = 1 / math.sqrt(sigma * sigma + 1)
+    return Level(alpha, sigma * alpha)
+
+
+def _ve(scheduler: Scheduler, sigma: float) -> Level:
+    return Level.ve(sigma)
+
+
+def _flow(scheduler: Scheduler, sigma: float) -> Level:
+    if scheduler.config.get("invert_sigmas"):
+        raise UnsupportedSchedulerError("invert_sigmas=True runs the schedule backwards; its levels are not known")
+    return Level.flow(sigma)
+
+
+def _each(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
+    """One evaluation a step, at the entry of the same index."""
+    return sigmas
+
+
+def _between(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
+    """DPM-Solver-2: every other evaluation at the interpolated sigma of the same entry."""
+    half = _floats(scheduler.sigmas_interpol)
+    return [half[i] if i % 2 else sigma for i, sigma in enumerate(sigmas)]
+
+
+def _between_ancestral(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
+    """The ancestral one keeps the interpolated sigma one entry earlier: it lies below sigma_down, not sigma_next."""
+    half = _floats(scheduler.sigmas_interpol)
+    return [half[i - 1] if i % 2 else sigma for i, sigma in enumerate(sigmas)]
+
+
+def _middle(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
+    """DPM-Solver++ SDE: every other evaluation at the middle of the step in log sigma."""
+    return [math.sqrt(sigmas[i - 1] * sigma) if i % 2 else sigma for i, sigma in enumerate(sigmas)]
+
+
+def _single(index: int, scheduler: Scheduler) -> tuple[int, int]:
+    return index, 0
+
+
+def _pairs(index: int, scheduler: Scheduler) -> tuple[int, int]:
+    return divmod(index, 2)
+
+
+def _pndm(index: int, scheduler: Scheduler) -> tuple[int, int]:
+    # Runge-Kutta warm-up: three steps of four evaluations. Without it the first step is evaluated at both of its ends.
+    warmed = len(scheduler.prk_timesteps) // 4
+    if warmed:
+        return divmod(index, 4) if index < 4 * warmed else (index - 3 * warmed, 0)
+    return (0, index) if index < 2 else (index - 1, 0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where one scheduler class keeps its levels.
+
+    Args:
+        scaling: from an entry of its sigmas to a level; None where it looks up ``alphas_cumprod`` by timestep instead.
+        sigmas: the sigma of each evaluation, from ``scheduler.sigmas``.
+        place: from the index of an entry of ``timesteps`` to (step, evaluation within the step).
+        final: alpha_bar after the last step, of the schedulers that look it up.
+    """
+
+    scaling: Scaling | None
+    sigmas: Callable[[Scheduler, list[float]], list[float]] = _each
+    place: Callable[[int, Scheduler], tuple[int, int]] = _single
+    final: Callable[[Scheduler], float] = lambda scheduler: 1.0
+
+
+def _final_alpha(scheduler: Scheduler) -> float:
+    return float(scheduler.final_alpha_cumprod)
+
+
+RECORDS: dict[str, Record] = {
+    "DDIMScheduler": Record(None, final=_final_alpha),
+    "DDPMScheduler": Record(None),
+    "PNDMScheduler": Record(None, place=_pndm, final=_final_alpha),
+    "LCMScheduler": Record(None),
+    "TCDScheduler": Record(None, final=lambda scheduler: float(scheduler.alphas_cumprod[0])),
+    "DPMSolverMultistepScheduler": Record(_vp),
+    "DPMSolverSinglestepScheduler": Record(_vp),
+    "UniPCMultistepScheduler": Record(_vp),
+    "DEISMultistepScheduler": Record(_vp),
+    "SASolverScheduler": Record(_vp),
+    "EulerDiscreteScheduler": Record(_ve),
+    "EulerAncestralDiscreteScheduler": Record(_ve),
+    "LMSDiscreteScheduler": Record(_ve),
+    "HeunDiscreteScheduler": Record(_ve, place=_pairs),
+    "KDPM2DiscreteScheduler": Record(_ve, _between, _pairs),
+    "KDPM2AncestralDiscreteScheduler": Record(_ve, _between_ancestral, _pairs),
+    "DPMSolverSDEScheduler": Record(_ve, _middle, _pairs),
+    "EDMEulerScheduler": Record(_ve),
+    "EDMDPMSolverMultistepScheduler": Record(_ve),
+    "FlowMatchEulerDiscreteScheduler": Record(_flow),
+    "FlowMatchHeunDiscreteScheduler": Record(_flow, place=_pairs),
+}
+
+
+def supported() -> tuple[str, ...]:
+    """Names of the scheduler classes whose levels are known."""
+    return tuple(sorted(RECORDS))
+
+
+def _record(scheduler: Scheduler) -> tuple[str, Record]:
+    # By name, so that importing this file does not import diffusers. A subclass that steps by its own code is another
+    # scheduler, whose levels nobody has checked.
+    cls = type(scheduler)
+    for base in cls.__mro__:
+        if base.__name__ in RECORDS and getattr(cls, "step", None) is getattr(base, "step", None):
+            return base.__name__, RECORDS[base.__name__]
+    raise UnsupportedSchedulerError(
+        f"the levels of {cls.__name__} are not known{nearest(cls.__name__, RECORDS)} (all: {', '.join(supported())})"
+    )
+
+
+def _floats(values: Any) -> list[float]:
+    return [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+def grid(scheduler: Scheduler) -> Grid:
+    """The level of every evaluation of a run, and of its result.
+
+    Args:
+        scheduler: a diffusers scheduler after ``set_timesteps``.
+
+    Raises:
+        UnsupportedSchedulerError: its levels are not known, or its timesteps are not set.
+
+    Waits once for the device that holds the timesteps; call it once a run.
+    """
+    _, record = _record(scheduler)
+    if getattr(scheduler, "num_inference_steps", None) is None:
+        raise UnsupportedSchedulerError(f"{type(scheduler).__name__} has no timesteps yet; call set_timesteps first")
+    timesteps = _floats(scheduler.timesteps)
+    if record.scaling is None:
+        table = _floats(scheduler.alphas_cumprod)
+        levels = [Level.vp(table[int(timestep)]) for timestep in timesteps]
+        final = Level.vp(record.final(scheduler))
+    else:
+        sigmas = _floats(scheduler.sigmas)
+        levels = [record.scaling(scheduler, sigma) for sigma in record.sigmas(scheduler, sigmas)[: len(timesteps)]]
+        final = record.scaling(scheduler, sigmas[-1])
+    points = [
+        Point(timestep, *record.place(index, scheduler), level)
+        for index, (timestep, level) in enumerate(zip(timesteps, levels, strict=True))
+    ]
+    return Grid(tuple(points), final)
+
+
+_EMITTED = {"epsilon": EPSILON, "sample": X0, "v_prediction": V, "flow_prediction": FLOW}
+
+
+def parameterization(scheduler: Scheduler) -> Parameterization:
+    """What a network emits that runs under `scheduler`, from the scheduler's configuration.
+
+    Raises:
+        UnsupportedSchedulerError: the scheduler or its `prediction_type` is not known.
+    """
+    name, _ = _record(scheduler)
+    if name.startswith("FlowMatch"):
+        return FLOW
+    emitted = scheduler.config.prediction_type
+    if name.startswith("EDM"):
+        names: Sequence[str] = ("epsilon", "v_prediction")
+        if emitted in names:
+            return Parameterization("edm" if emitted == "epsilon" else "edm-v", scheduler.config.sigma_data)
+    elif emitted in _EMITTED:
+        return _EMITTED[emitted]
+    raise UnsupportedSchedulerError(
+        f"{name}: prediction_type {emitted!r} is not known{nearest(str(emitted), _EMITTED)}"
+    )

@@ -1,0 +1,100 @@
+"""A plain sampling loop under a stack, for models that are not pipelines."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance.config import as_stack
+from ..guidance.errors import InputError
+from ..guidance.network import CallableNetwork, Denoiser
+from ..guidance.prediction import Parameterization
+from ..guidance.report import Report
+from ..guidance.rule import Rule, Run
+from ..guidance.run import GuidedRun
+from .levels import grid, parameterization
+from .noise import generators, initial_noise, seeded
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Result of `sample`.
+
+    Attributes:
+        x: the samples, shape ``(B, ...)``.
+        report: what was evaluated.
+    """
+
+    x: Tensor
+    report: Report
+
+
+@torch.no_grad()
+def sample(
+    model: Denoiser | Mapping[str, Denoiser],
+    stack: Rule | str | Mapping[str, Any],
+    scheduler: Any,
+    *,
+    conditions: Mapping[str, Any],
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    steps: int = 25,
+    emits: Parameterization | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    max_rows: int | None = None,
+) -> Sampled:
+    """Sample from a model under a stack.
+
+    Args:
+        model: ``model(x, level, conditions)`` returning a prediction shaped like x, where x is scaled as `level` says
+            (``x = alpha*x0 + sigma*eps``); or several by name, ``"main"`` the one that samples.
+        stack: a stack, a rule, or the text or mapping of one.
+        scheduler: any supported diffusers scheduler; its `set_timesteps` is called.
+        conditions: by name, ``"positive"`` at least: a tensor, or a mapping of tensors, with one row a sample. Where
+            there is no ``"negative"``, that name means ``"null"``.
+        shape: shape of one sample.
+        seeds: one a sample: sample i depends on its own seed alone.
+        steps: steps of the scheduler.
+        emits: what the model emits; by default what the scheduler's configuration says, to which it must agree in any
+            case, since the scheduler reads the same output.
+        dtype: type of x.
+        device: where to sample.
+        max_rows: at most this many rows in one call of the model.
+
+    Raises:
+        InputError: no ``"positive"`` condition, or `emits` contradicts the scheduler.
+        UnsupportedSchedulerError: the scheduler's levels are not known.
+        NonFiniteError: NaN or Inf in a prediction.
+        QueryError: the model cannot answer what the stack asks.
+    """
+    expected = parameterization(scheduler)
+    if emits is not None and emits != expected:
+        raise InputError(f"the model emits {emits.name!r} but the scheduler reads {expected.name!r}; change its config")
+    if "positive" not in conditions:
+        raise InputError(f"conditions need 'positive'; got {sorted(conditions)}")
+    models = model if isinstance(model, Mapping) else {"main": model}
+    aliases = {"negative": "null"} if "negative" not in conditions else {}
+    # In the order of the field, [unconditional, conditional]: a product's last bit can depend on the rows' order.
+    ordered = dict(sorted(conditions.items(), key=lambda item: item[0] == "positive"))
+
+    scheduler.set_timesteps(steps, device=device)
+    schedule = grid(scheduler)
+    own = generators(seeds)
+    x = initial_noise(shape, own, dtype=dtype, device=device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    options: dict[str, Any] = {"generator": own} if takes_generator else {}
+    run = GuidedRun(as_stack(stack), Run(tuple(x.shape), dtype, x.device, schedule.steps, tuple(seeds)), max_rows)
+    with seeded(scheduler, seeds):
+        for timestep, point in zip(scheduler.timesteps, schedule.points, strict=True):
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(x, timestep)  # where some schedulers find their place; models scale x
+            network = CallableNetwork(models, x, point.level, ordered, expected, aliases)
+            estimate = run.estimate(network, x, point.step, point.level, point.evaluation)
+            x = scheduler.step(estimate.prediction.native, timestep, x, **options, return_dict=False)[0]
+    return Sampled(x, run.finish())

@@ -1,0 +1,49 @@
+"""The noise a run starts from: each sample's own, whatever its batch and its device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator a sample, on the CPU: its numbers are the same for every device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def initial_noise(
+    shape: Sequence[int],
+    generators: Sequence[torch.Generator],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Unit-variance noise, shape ``(B, *shape)``: sample i depends on generator i alone.
+
+    Args:
+        shape: shape of one sample.
+        generators: one a sample; their states move on.
+        dtype: type of the result; the draw itself is in float32.
+        device: where to put it.
+    """
+    return torch.stack([torch.randn(tuple(shape), generator=one) for one in generators]).to(device, dtype)
+
+
+@contextmanager
+def seeded(scheduler: Any, seeds: Sequence[int]) -> Iterator[None]:
+    """Let a scheduler that draws its noise from Brownian trees (DPM-Solver++ SDE) draw each sample's from its seed.
+
+    By default it seeds them from the global generator, one for the whole batch. A seed that its user set stays.
+    """
+    if getattr(scheduler, "noise_sampler_seed", 0) is not None:
+        yield
+        return
+    scheduler.noise_sampler_seed = list(seeds)
+    try:
+        yield
+    finally:
+        scheduler.noise_sampler_seed = None

@@ -1,0 +1,135 @@
+"""How often the model draws what was asked: the background, the concept, the style.
+
+A generated picture is compared with the references, all pictures that the denoiser was trained on, drawn on the
+background that its prompt asked for: so every prompt counts, whatever its background.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import features, pictures, sampling
+from .files import replacing
+from .nearest import Share, Vectors, order, shrink
+from .vocabulary import BACKGROUNDS, STYLES, Drawing, caption, concepts
+
+SEED = 7
+Describe = Callable[[NDArray[np.float32]], Vectors]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a prompt asks for."""
+
+    slug: str
+    label: str
+    style: str
+    background: str
+
+    @property
+    def prompt(self) -> str:
+        """The prompt's text."""
+        return caption(self.label, self.style, self.background)
+
+
+def requests(drawings: Sequence[Drawing], count: int, seed: int = SEED) -> list[Request]:
+    """Requests drawn evenly and independently over concepts, styles and backgrounds; a prefix of any longer list."""
+    labels = {drawing.slug: drawing.label for drawing in drawings}
+    random_, slugs = random.Random(seed), sorted(labels)
+    drawn = []
+    for _ in range(count):
+        slug, style, background = (random_.choice(words) for words in (slugs, list(STYLES), list(BACKGROUNDS)))
+        drawn.append(Request(slug, labels[slug], style, background))
+    return drawn
+
+
+def backgrounds_right(made: NDArray[np.float32], asked: Sequence[Request]) -> Share:
+    """How often the border's median is nearest to the colour that was asked for."""
+    named = pictures.nearest_colour(pictures.border(made))
+    return Share(sum(name == request.background for name, request in zip(named, asked, strict=True)), len(asked))
+
+
+def recognized(
+    made: NDArray[np.float32],
+    asked: Sequence[Request],
+    rgba: pictures.Pixels,
+    drawings: Sequence[Drawing],
+    describe: Describe,
+) -> dict[str, Share]:
+    """Whether the nearest references show what was asked for, by what `describe` says of pictures.
+
+    Returns:
+        ``top1``: the nearest reference is of the concept, in whatever style. ``top5``: one of the five nearest is.
+        ``top5_concepts``: the concept is among the five nearest distinct ones. ``style``: of the concept's own
+        pictures, the one in the style is the nearest.
+    """
+    slugs = np.array([drawing.slug for drawing in drawings])
+    styles = np.array([drawing.style for drawing in drawings])
+    right = dict.fromkeys(("top1", "top5", "top5_concepts", "style"), 0)
+    vectors = describe(made)
+    for name, colour in BACKGROUNDS.items():
+        rows = [index for index, request in enumerate(asked) if request.background == name]
+        if not rows:
+            continue
+        ranked = order(vectors[rows], describe(pictures.on_background(rgba, colour)))
+        for request, nearest in zip((asked[row] for row in rows), ranked, strict=True):
+            found = slugs[nearest]
+            right["top1"] += int(found[0] == request.slug)
+            right["top5"] += int(request.slug in found[:5])
+            right["top5_concepts"] += int(request.slug in list(dict.fromkeys(found.tolist()))[:5])
+            right["style"] += int(styles[nearest][found == request.slug][0] == request.style)
+    return {key: Share(value, len(asked)) for key, value in right.items()}
+
+
+def weights_of(folder: Path) -> str:
+    """A short name of a pipeline's weights: what a measurement belongs to."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def measure(
+    work: Path, folder: Path, count: int, seed: int, scale: float, steps: int, with_features: bool, to: Path
+) -> dict[str, Any]:
+    """Measure the pipeline in `folder` and write the figures as JSON."""
+    rgba, drawings = pictures.load(work, concepts())
+    asked = requests(drawings, count, seed)
+    made = sampling.generate(sampling.load(folder), [request.prompt for request in asked], seed, scale, steps)
+    shares = {"background": backgrounds_right(made, asked)}
+    shares |= {f"pixels_{key}": share for key, share in recognized(made, asked, rgba, drawings, shrink).items()}
+    if with_features:
+        net = features.network()
+        by_features = recognized(made, asked, rgba, drawings, lambda images: features.pooled(net, images))
+        shares |= {f"features_{key}": share for key, share in by_features.items()}
+    figures = {
+        "weights": weights_of(folder),
+        "prompts": count,
+        "references": len(drawings),
+        "seed": seed,
+        "scale": scale,
+        "steps": steps,
+        "scheduler": "DPMSolverMultistepScheduler",
+        "shares": {key: share.to_json() for key, share in shares.items()},
+    }
+    with replacing(to) as path:
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for a terminal, each with its 95% interval."""
+    lines = []
+    for key, share in figures["shares"].items():
+        counts = f"{share['right']}/{share['of']}"
+        lines.append(f"{key:24} {share['share']:6.1%}  [{share['low']:.1%}, {share['high']:.1%}]  {counts}")
+    return "\n".join(lines)
