@@ -1,36 +1,62 @@
 """guidestack: guided sampling for diffusion models.
 
-The public names, nothing else. Pipelines, diffusers and transformers are imported when they are first used.
+The public names, nothing else. Each is imported when it is first used, so that `import guidestack` and the command line
+start at once; torch comes with the first name, diffusers and transformers with the first pipeline.
 """
 
-from .guidance.config import from_config, to_config
-from .guidance.errors import GuidestackError, GuidestackWarning
-from .guidance.query import Query
-from .guidance.registry import citation, register
-from .guidance.rule import Rule
-from .guidance.rules import CFG, During, Rescale
-from .guidance.stack import Stack
-from .guidance.text import parse
-from .pipelines import guide, load_emoji
-from .samplers import sample
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .guidance.config import from_config as from_config
+    from .guidance.config import to_config as to_config
+    from .guidance.errors import GuidestackError as GuidestackError
+    from .guidance.errors import GuidestackWarning as GuidestackWarning
+    from .guidance.query import Query as Query
+    from .guidance.registry import citation as citation
+    from .guidance.registry import register as register
+    from .guidance.rule import Rule as Rule
+    from .guidance.rules import CFG as CFG
+    from .guidance.rules import During as During
+    from .guidance.rules import Rescale as Rescale
+    from .guidance.stack import Stack as Stack
+    from .guidance.text import parse as parse
+    from .pipelines import guide as guide
+    from .pipelines import load_emoji as load_emoji
+    from .samplers import sample as sample
 
 __version__ = "0.1.0.dev0"
 
-__all__ = [
-    "CFG",
-    "During",
-    "GuidestackError",
-    "GuidestackWarning",
-    "Query",
-    "Rescale",
-    "Rule",
-    "Stack",
-    "citation",
-    "from_config",
-    "guide",
-    "load_emoji",
-    "parse",
-    "register",
-    "sample",
-    "to_config",
-]
+_HOMES = {
+    "CFG": ".guidance.rules",
+    "During": ".guidance.rules",
+    "GuidestackError": ".guidance.errors",
+    "GuidestackWarning": ".guidance.errors",
+    "Query": ".guidance.query",
+    "Rescale": ".guidance.rules",
+    "Rule": ".guidance.rule",
+    "Stack": ".guidance.stack",
+    "citation": ".guidance.registry",
+    "from_config": ".guidance.config",
+    "guide": ".pipelines",
+    "load_emoji": ".pipelines",
+    "parse": ".guidance.text",
+    "register": ".guidance.registry",
+    "sample": ".samplers",
+    "to_config": ".guidance.config",
+}
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  # the names above, once
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,6 +82,7 @@ def register(name: str, *, cost: str, references: Sequence[str] = ()) -> Callabl
 
 def rules() -> tuple[Entry, ...]:
     """Every registered rule, by name."""
+    importlib.import_module(f"{__package__}.rules")  # the rules import this file to register themselves
     return tuple(_ENTRIES[name] for name in sorted(_ENTRIES))
 
 

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from torch import Tensor
 
 from . import latents, pictures
+from .tokenizer import TOKENS
 from .training import Trainer, generators
 from .vocabulary import BACKGROUNDS, Drawing, concepts, training_caption
 
 BATCH, LEARNING_RATE, SEED = 16, 6e-4, 20261124
-TOKENS = 24  # the longest prompt
+CHECKPOINT = "denoiser.safetensors"
 
 
 def new_text_encoder(vocabulary: int, bos: int, eos: int) -> Any:
@@ -40,8 +42,8 @@ def new_text_encoder(vocabulary: int, bos: int, eos: int) -> Any:
 def new_unet() -> Any:
     """A UNet of 9.0M parameters with fresh weights.
 
-    Attention at 8x8 only (at 16x16 it costs eight times as much a step), and the pooled text through the time embedding:
-    without it colours are learnt in minutes and shapes hardly at all.
+    Attention at 8x8 only (at 16x16 it costs eight times as much a step), and the pooled text through the time
+    embedding: without it colours are learnt in minutes and shapes hardly at all.
     """
     from diffusers import UNet2DConditionModel
 
@@ -89,8 +91,8 @@ def load_or_new(work: Path, init: Path | None) -> tuple[Any, Any, Any]:
     if init is None:
         text_encoder = new_text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
         return tokenizer, text_encoder, new_unet()
-    text_encoder = CLIPTextModel.from_pretrained(init / "text_encoder", dtype=torch.float32)
-    return tokenizer, text_encoder, UNet2DConditionModel.from_pretrained(init / "unet", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(init / "text_encoder").float()
+    return tokenizer, text_encoder, UNet2DConditionModel.from_pretrained(init / "unet").float()
 
 
 def tokens(tokenizer: Any, captions: list[str]) -> Tensor:
@@ -100,7 +102,13 @@ def tokens(tokenizer: Any, captions: list[str]) -> Tensor:
 
 
 def make_loss(
-    unet: Any, text_encoder: Any, tokenizer: Any, data: Tensor, drawings: list[Drawing], alphas_cumprod: Tensor, batch: int
+    unet: Any,
+    text_encoder: Any,
+    tokenizer: Any,
+    data: Tensor,
+    drawings: list[Drawing],
+    alphas_cumprod: Tensor,
+    batch: int,
 ) -> Callable[[int], Tensor]:
     """The loss of a step: mean squared error of v over a random batch of pictures, backgrounds, captions and levels."""
     backgrounds = list(BACKGROUNDS)
@@ -117,7 +125,8 @@ def make_loss(
         alpha = alphas_cumprod[timestep].sqrt().reshape(-1, 1, 1, 1)
         sigma = (1 - alphas_cumprod[timestep]).sqrt().reshape(-1, 1, 1, 1)
         captions = [
-            training_caption(drawings[i], backgrounds[c], caption_random) for i, c in zip(picture.tolist(), colour.tolist())
+            training_caption(drawings[i], backgrounds[c], caption_random)
+            for i, c in zip(picture.tolist(), colour.tolist())
         ]
         with torch.autocast("cpu", torch.bfloat16):
             text = text_encoder(tokens(tokenizer, captions))[0]
@@ -135,22 +144,26 @@ def denoiser(
     warmup: int = 200,
     batch: int = BATCH,
     learning_rate: float = LEARNING_RATE,
+    save_every: float = 300.0,
 ) -> bool:
     """Train, or go on training, ``denoiser.safetensors``; returns whether it reached `steps`."""
     tokenizer, text_encoder, unet = load_or_new(work, init)
     text_encoder.train()
     unet.train()
     _, drawings = pictures.load(work, concepts())
-    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / "denoiser.safetensors", learning_rate)
+    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / CHECKPOINT, learning_rate)
     scheduler = new_scheduler()
     loss_at = make_loss(unet, text_encoder, tokenizer, latents.load(work), drawings, scheduler.alphas_cumprod, batch)
-    return trainer.train(loss_at, steps, decay_from, warmup)
+    return trainer.train(loss_at, steps, decay_from, warmup, save_every)
 
 
-def averaged(work: Path, init: Path | None) -> tuple[Any, Any, Any, int]:
-    """Tokenizer, text encoder and UNet with the averaged weights of the checkpoint, and its step."""
+def averaged(work: Path, init: Path | None) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Tokenizer, text encoder and UNet with the averaged weights of the checkpoint, and how they were made."""
+    if not (work / CHECKPOINT).exists():
+        raise click.ClickException(f"no {work / CHECKPOINT}: run the step `denoiser` first")
     tokenizer, text_encoder, unet = load_or_new(work, init)
-    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / "denoiser.safetensors", LEARNING_RATE)
-    unet.load_state_dict(trainer.averaged("unet"), strict=False)
-    text_encoder.load_state_dict(trainer.averaged("text_encoder"), strict=False)
-    return tokenizer, text_encoder.eval(), unet.eval(), trainer.step
+    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / CHECKPOINT, LEARNING_RATE)
+    for name, module in (("unet", unet), ("text_encoder", text_encoder)):
+        module.load_state_dict(module.state_dict() | trainer.averaged(name))
+    made = {"step": trainer.step, "seconds": round(trainer.seconds), "batch": BATCH, "init": init is not None}
+    return tokenizer, text_encoder.eval(), unet.eval(), made

@@ -12,8 +12,6 @@ from tqdm import tqdm
 
 from . import pictures
 
-MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, per channel, as the network was trained
-
 
 def network() -> Any:
     """EfficientNet-Lite0, whose weights come inside a package."""
@@ -29,10 +27,10 @@ def network() -> Any:
 @torch.no_grad()
 def pooled(net: Any, images: NDArray[np.float32], batch: int = 64) -> NDArray[np.float32]:
     """Unit vectors ``(N, 1280)`` of pictures ``(N, 64, 64, 3)`` in [0, 1], enlarged to 128x128."""
-    mean, spread = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, SPREAD))
     found = []
-    for part in tqdm(pictures.to_tensor(images).split(batch), desc="features", unit="batch", disable=None):
+    # The network was trained on (x - 127) / 128 of bytes: pictures in [-1, 1], to within a hundredth.
+    for part in tqdm(torch.split(pictures.to_tensor(images), batch), desc="features", unit="batch", disable=None):
         enlarged = torch.nn.functional.interpolate(part, size=128, mode="bicubic", align_corners=False)
-        maps = net.extract_features(((enlarged + 1) / 2 - mean) / spread)
+        maps = net.extract_features(enlarged)
         found.append(torch.nn.functional.normalize(maps.mean((2, 3)), dim=1))
     return torch.cat(found).numpy()

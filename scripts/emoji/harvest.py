@@ -81,7 +81,7 @@ def harvest(work: Path) -> int:
         if slug in icons["icons"]
     ]
     if not todo:
-        raise click.ClickException(f"the packages in {modules} hold no emoji that fits; delete the folder and try again")
+        raise click.ClickException(f"no emoji that fits in the packages of {modules}: delete the folder and try again")
     drawn = [draw(sets[drawing.style], drawing.slug) for drawing in tqdm(todo, desc="drawing", unit="picture")]
     pictures.save(work, np.stack(drawn), todo)
     return len(todo)

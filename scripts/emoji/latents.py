@@ -30,7 +30,7 @@ def latents(work: Path) -> int:
     every = []
     for colour in tqdm(BACKGROUNDS.values(), desc="latents", unit="background"):
         images = pictures.to_tensor(pictures.on_background(rgba, colour))
-        every.append(torch.cat([encode(vae, part) for part in images.split(64)]).half())
+        every.append(torch.cat([encode(vae, part) for part in torch.split(images, 64)]).half())
     with replacing(work / "latents.safetensors") as path:
         save_file({"latents": torch.stack(every).contiguous()}, path)
     return len(rgba)
@@ -38,4 +38,4 @@ def latents(work: Path) -> int:
 
 def load(work: Path) -> Tensor:
     """The latents ``(12, N, 4, 16, 16)``."""
-    return load_file(work / "latents.safetensors")["latents"]
+    return load_file(work / "latents.safetensors")["latents"]  # type: ignore[no-any-return]

@@ -22,7 +22,6 @@ from .files import replacing
 from .nearest import Share, Vectors, order, shrink
 from .vocabulary import BACKGROUNDS, STYLES, Drawing, caption, concepts
 
-SEED = 7
 Describe = Callable[[NDArray[np.float32]], Vectors]
 
 
@@ -41,14 +40,21 @@ class Request:
         return caption(self.label, self.style, self.background)
 
 
-def requests(drawings: Sequence[Drawing], count: int, seed: int = SEED) -> list[Request]:
-    """Requests drawn evenly and independently over concepts, styles and backgrounds; a prefix of any longer list."""
+def requests(drawings: Sequence[Drawing], count: int, seed: int, backgrounds: Sequence[str] = ()) -> list[Request]:
+    """Requests drawn evenly and independently over concepts, styles and backgrounds; a prefix of any longer list.
+
+    Args:
+        drawings: what may be asked for.
+        count: of the requests.
+        seed: the same one draws the same requests.
+        backgrounds: colour words to choose from; all twelve if empty.
+    """
     labels = {drawing.slug: drawing.label for drawing in drawings}
     random_, slugs = random.Random(seed), sorted(labels)
     drawn = []
     for _ in range(count):
-        slug, style, background = (random_.choice(words) for words in (slugs, list(STYLES), list(BACKGROUNDS)))
-        drawn.append(Request(slug, labels[slug], style, background))
+        slug, style = random_.choice(slugs), random_.choice(list(STYLES))
+        drawn.append(Request(slug, labels[slug], style, random_.choice(backgrounds or list(BACKGROUNDS))))
     return drawn
 
 
@@ -99,11 +105,19 @@ def weights_of(folder: Path) -> str:
 
 
 def measure(
-    work: Path, folder: Path, count: int, seed: int, scale: float, steps: int, with_features: bool, to: Path
+    work: Path,
+    folder: Path,
+    count: int,
+    seed: int,
+    scale: float,
+    steps: int,
+    backgrounds: Sequence[str],
+    with_features: bool,
+    to: Path,
 ) -> dict[str, Any]:
-    """Measure the pipeline in `folder` and write the figures as JSON."""
+    """Measure the pipeline in `folder` and write the figures as JSON; the arguments are the command's."""
     rgba, drawings = pictures.load(work, concepts())
-    asked = requests(drawings, count, seed)
+    asked = requests(drawings, count, seed, backgrounds)
     made = sampling.generate(sampling.load(folder), [request.prompt for request in asked], seed, scale, steps)
     shares = {"background": backgrounds_right(made, asked)}
     shares |= {f"pixels_{key}": share for key, share in recognized(made, asked, rgba, drawings, shrink).items()}
@@ -114,6 +128,7 @@ def measure(
     figures = {
         "weights": weights_of(folder),
         "prompts": count,
+        "backgrounds": list(backgrounds) or list(BACKGROUNDS),
         "references": len(drawings),
         "seed": seed,
         "scale": scale,

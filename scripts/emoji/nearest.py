@@ -15,13 +15,15 @@ def shrink(pictures: Vectors, size: int = 16) -> Vectors:
     """Pictures ``(N, H, W, 3)`` as vectors ``(N, size * size * 3)``: averages of equal squares."""
     count, height, width, channels = pictures.shape
     squares = pictures.reshape(count, size, height // size, size, width // size, channels)
-    return squares.mean((2, 4)).reshape(count, -1)
+    vectors: Vectors = squares.mean((2, 4)).reshape(count, -1)
+    return vectors
 
 
 def order(made: Vectors, references: Vectors) -> NDArray[np.intp]:
     """References by their Euclidean distance, nearest first: ``(N, D)`` and ``(R, D)`` give ``(N, R)``."""
     away = (made**2).sum(1)[:, None] - 2 * made @ references.T + (references**2).sum(1)
-    return away.argsort(1, kind="stable")
+    ranked: NDArray[np.intp] = away.argsort(1, kind="stable")
+    return ranked
 
 
 @dataclass(frozen=True)

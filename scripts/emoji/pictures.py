@@ -40,7 +40,8 @@ def load(folder: Path, slugs: tuple[str, ...] | None = None) -> tuple[Pixels, li
 def on_background(rgba: Pixels, colour: tuple[int, int, int]) -> NDArray[np.float32]:
     """Composite pictures ``(..., 4)`` on a colour: ``(..., 3)`` in [0, 1]."""
     opacity = rgba[..., 3:].astype(np.float32) / 255
-    return rgba[..., :3].astype(np.float32) / 255 * opacity + np.float32(colour) / 255 * (1 - opacity)
+    shown = rgba[..., :3].astype(np.float32) / 255 * opacity + np.array(colour, np.float32) / 255 * (1 - opacity)
+    return shown.astype(np.float32, copy=False)
 
 
 def to_tensor(images: NDArray[np.float32]) -> torch.Tensor:

@@ -18,7 +18,7 @@ def load(folder: Path) -> Any:
     """The pipeline in `folder`, in float32, with second-order DPM++ whatever the folder's scheduler."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True).to(torch.float32)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe

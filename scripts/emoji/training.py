@@ -11,10 +11,10 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -36,6 +36,22 @@ def generators(seed: int, step: int) -> tuple[torch.Generator, random.Random]:
     """The random numbers of one step."""
     key = seed * 1_000_003 + step
     return torch.Generator().manual_seed(key), random.Random(key)
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """A list that stays empty until a SIGINT or SIGTERM, whose number it then holds; the signals do nothing else."""
+    got: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        got.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield got
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Trainer:
@@ -110,7 +126,8 @@ class Trainer:
 
     def averaged(self, name: str) -> dict[str, Tensor]:
         """The moving average of the parameters of one module."""
-        return {key.removeprefix(f"{name}."): value for key, value in self.average.items() if key.startswith(f"{name}.")}
+        start = f"{name}."
+        return {key.removeprefix(start): value for key, value in self.average.items() if key.startswith(start)}
 
     def train(
         self,
@@ -119,8 +136,6 @@ class Trainer:
         decay_from: int,
         warmup: int,
         save_every: float = 300.0,
-        watch: Callable[[int], Any] | None = None,
-        watch_every: int = 1000,
     ) -> bool:
         """Train until `steps`, a SIGINT or a SIGTERM; saves every `save_every` seconds and at the end.
 
@@ -130,24 +145,17 @@ class Trainer:
             decay_from: the step at which the learning rate begins to fall.
             warmup: steps until the learning rate is at its height.
             save_every: seconds.
-            watch: called every `watch_every` steps, after a save: pictures, a measurement.
-            watch_every: steps.
 
         Returns:
             Whether it reached `steps`.
         """
-        stopped = False
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            nonlocal stopped
-            stopped = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         saved = began = time.monotonic()
         already, running = self.seconds, None
-        log = self.path.with_suffix(".log.jsonl").open("a")
-        bar = tqdm(total=steps, initial=self.step, unit="step", smoothing=0.05, mininterval=5, dynamic_ncols=True)
-        try:
+        with (
+            interruptible() as stopped,
+            self.path.with_suffix(".log.jsonl").open("a") as log,
+            tqdm(total=steps, initial=self.step, unit="step", smoothing=0.05, mininterval=5, dynamic_ncols=True) as bar,
+        ):
             while self.step < steps and not stopped:
                 loss = loss_at(self.step)
                 norm = self.update(loss, rate(self.step, warmup, decay_from, steps))
@@ -160,16 +168,8 @@ class Trainer:
                 if self.step % 50 == 0:
                     row = {"step": self.step, "loss": running, "norm": norm, "seconds": self.seconds}
                     print(json.dumps(row), file=log, flush=True)
-                if watch and self.step % watch_every == 0:
-                    self.save()
-                    watch(self.step)
                 if now - saved > save_every:
                     self.save()
                     saved = now
-        finally:
             self.save()
-            log.close()
-            bar.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
         return self.step >= steps

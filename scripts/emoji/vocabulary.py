@@ -63,11 +63,12 @@ class Drawing:
 
 def caption(label: str, style: str | None = None, background: str | None = None) -> str:
     """The prompt for a picture: ``cat face, noto style, blue background``."""
-    return ", ".join([label, *([f"{style} style"] if style else []), *([f"{background} background"] if background else [])])
+    parts = (label, style and f"{style} style", background and f"{background} background")
+    return ", ".join(part for part in parts if part)
 
 
 def training_caption(drawing: Drawing, background: str, random_: random.Random) -> str:
-    """A caption as the denoiser sees it: parts left out, the label sometimes with or replaced by tags, sometimes empty."""
+    """A caption as the denoiser sees it: parts left out, the label with or replaced by tags, now and then empty."""
     if random_.random() < EMPTY:
         return ""
     words = drawing.label

@@ -1,0 +1,74 @@
+"""The command ``guidestack``. Each subcommand is a file of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "generate": "Make images from prompts, with any stack of guidance rules.",
+    "rules": "List the guidance rules with cost, parameters and paper.",
+    "explain": "Print what a stack will ask for at each step, before anything runs.",
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands cost nothing until they are called: ``--help`` does not import torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name}", __package__)
+        return module.command  # type: ignore[no-any-return]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, Any]:
+        """The command that `args` begin with; an unknown one is refused with the nearest name."""
+        from ..guidance.errors import nearest
+
+        if args and args[0] not in COMMANDS:
+            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="guidestack")
+def group() -> None:
+    """Guided sampling for diffusion models."""
+
+
+def main() -> None:
+    """Run the command line: every expected error is one line and exit status 2, Ctrl-C is 130."""
+    from ..guidance.errors import GuidestackError
+
+    try:
+        group.main(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except GuidestackError as error:
+        _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        print("guidestack: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone: `guidestack rules | head`
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _fail(message: str) -> None:
+    print(f"guidestack: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,45 @@
+"""``guidestack explain``."""
+
+from __future__ import annotations
+
+import click
+
+from ..guidance.config import as_stack
+from ..guidance.plan import Planned, plan
+from ..guidance.registry import citation
+from ..samplers import by_name, grid
+
+
+def schedule(sampler: str, steps: int) -> list[tuple[int, int, object]]:
+    """The levels of a sampler with the bundled model's betas."""
+    scheduler = by_name(sampler, {"beta_schedule": "linear", "timestep_spacing": "trailing"})
+    scheduler.set_timesteps(steps)
+    return [(point.step, point.evaluation, point.level) for point in grid(scheduler).points]
+
+
+def line(planned: Planned) -> str:
+    """One row of the plan."""
+    step = f"{planned.index}" + f".{planned.evaluation}" * bool(planned.evaluation)
+    return f"{step:>6} {planned.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
+
+
+@click.command()
+@click.argument("stack")
+@click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
+@click.option("--sampler", default="dpm++2m", show_default=True, help="Short name of a sampler, e.g. euler-karras.")
+def command(stack: str, steps: int, sampler: str) -> None:
+    """Print what STACK asks for at each step, the evaluations of a sample, and the papers.
+
+    STACK is text such as "during(cfg(4), sigma=(0.2, 5)) | rescale(0.7)". Nothing is run. The noise levels are those of
+    the sampler with linear betas and trailing spacing, as the bundled model has them.
+    """
+    read = as_stack(stack)
+    planned = plan(read, schedule(sampler, steps))  # type: ignore[arg-type]
+    evaluations = sum(len(one.queries) for one in planned)
+    click.echo(f"{read}\n")
+    click.echo(f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries")
+    for one in planned:
+        click.echo(line(one))
+    click.echo(f"\n{evaluations} evaluations a sample in {steps} steps of {sampler}; unguided: {len(planned)}")
+    if papers := citation(read):
+        click.echo(f"\n{papers}")

@@ -1,0 +1,102 @@
+"""``guidestack generate``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..guidance.errors import InputError
+from .recipe import Recipe, recipes
+from .studio import Studio
+
+
+def read_prompts(path: str) -> list[str]:
+    """One prompt a line; empty lines are passed over.
+
+    Raises:
+        InputError: no such file, not UTF-8, or no prompt in it.
+    """
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the prompts from {path!r}: {error.strerror}") from None
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path!r} is not UTF-8 text (byte {error.start}); save it as UTF-8, one prompt a line") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError(f"{path!r} has no prompts; expected one a line")
+    return prompts
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """``HxW`` in pixels.
+
+    Raises:
+        InputError: another form.
+    """
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
+        raise InputError(f"--size is HEIGHTxWIDTH in pixels, such as 64x64; got {text!r}")
+    return int(height), int(width)
+
+
+@click.command()
+@click.argument("prompts", nargs=-1)
+@click.option("--prompts-from", metavar="FILE", help="Prompts from a file, one a line; - for standard input.")
+@click.option("--negative", multiple=True, help="Negative prompt: one for all, or one for each prompt.")
+@click.option(
+    "--guidance", multiple=True, metavar="STACK", help='Stack of rules, e.g. "cfg(4) | rescale(0.7)"; several: a set each.'
+)
+@click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
+@click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
+@click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the first image.")
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Images for each prompt.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images in one call of the network.")
+@click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: the model's]")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
+@click.option("--grid", type=click.Path(path_type=Path), help="Also write one labelled picture of all images here.")
+@click.option("--like", type=click.Path(path_type=Path), help="Make this image again, from what is written in it.")
+@click.option("--overwrite", is_flag=True, help="Make images again that exist.")
+@click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
+def command(**options: Any) -> None:
+    """Make images from PROMPTS.
+
+    Image i depends on its own seed, --seed plus i, whatever --batch is: up to the rounding of the network's matrix
+    products, which with another batch moves a rare pixel by 1 of 255. Every PNG carries what it takes to make it again to
+    the bit (--like). A second run makes only what is missing.
+    """
+    if options["like"]:
+        from .images import read_recipe
+
+        given = click.get_current_context()
+        kept = {"like", "out", "model", "device", "overwrite", "allow_pickle"}
+        for name in options:
+            source = given.get_parameter_source(name)
+            if name not in kept and source is not None and source.name == "COMMANDLINE":
+                raise InputError(f"--like takes everything from the image; drop {name.replace('_', '-')!r}")
+        wanted = [Recipe.read(read_recipe(options["like"]), options["like"])]
+        model = wanted[0].model_to_load(options["model"])
+        studio = Studio(model, wanted[0].dtype, options["device"], options["allow_pickle"])
+        studio.check_same(wanted[0])
+    else:
+        prompts = [*options["prompts"], *(read_prompts(options["prompts_from"]) if options["prompts_from"] else [])]
+        if not prompts:
+            raise InputError('no prompt given; try: guidestack generate "cat face, noto style, blue background"')
+        size = read_size(options["size"])
+        wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
+        studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
+    made = studio.make(wanted, options["out"], options["batch"], options["overwrite"])
+    if options["grid"]:
+        studio.write_grid(wanted, options["out"], options["grid"])
+        click.echo(f"grid: {options['grid']}")
+    click.echo(made)

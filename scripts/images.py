@@ -1,0 +1,103 @@
+"""Image files: written whole or not at all, each with what it takes to make it again; and labelled grids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+
+from ..guidance.errors import InputError
+
+KEY = "guidestack"  # of the text chunk
+
+
+def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) -> None:
+    """Save as PNG under a temporary name beside `path`, then rename; on an error nothing is left.
+
+    Raises:
+        InputError: the file cannot be written: the folder, the rights, a full disk.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    text = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        text.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(beside, format="PNG", pnginfo=text)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --out or make room") from None
+    finally:
+        if beside.exists():
+            beside.unlink()
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """What `write` stored in an image.
+
+    Raises:
+        InputError: no such file, no PNG, or one that guidestack did not make.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = getattr(image, "text", {}).get(KEY)
+    except FileNotFoundError:
+        raise InputError(f"no image at {path}") from None
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+        raise InputError(f"cannot read {path} as a PNG image: {error}") from None
+    try:
+        recipe = json.loads(text or "")
+    except (ValueError, RecursionError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path} does not say how it was made; only images of `guidestack generate` do")
+    return recipe
+
+
+def grid(
+    images: Sequence[Sequence[Image.Image | None]], rows: Sequence[str], columns: Sequence[str], least: int = 128
+) -> Image.Image:
+    """A picture of pictures with a label for each row and column.
+
+    Args:
+        images: rows of images of one size; None leaves a place empty.
+        rows: a label for each row.
+        columns: a label for each column.
+        least: small images are enlarged by a whole factor until they are this wide.
+    """
+    first = next(image for row in images for image in row if image is not None)
+    factor = max(1, -(-least // first.width))
+    width, height, gap = first.width * factor, first.height * factor, 6
+    font = ImageFont.load_default(13)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    heads = [_wrapped(label, width, font, measure) for label in columns]
+    left = max((int(measure.textlength(label, font)) for label in rows), default=0) + 2 * gap
+    top = max((head.count("\n") + 1 for head in heads), default=0) * 16 + gap
+    size = (left + len(columns) * (width + gap), top + len(rows) * (height + gap))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, head in enumerate(heads):
+        draw.multiline_text((left + column * (width + gap), gap // 2), head, "black", font, spacing=2)
+    for row, label in enumerate(rows):
+        y = top + row * (height + gap)
+        draw.text((gap, y + height // 2 - 8), label, "black", font)
+        for column, image in enumerate(images[row]):
+            if image is not None:
+                enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+                sheet.paste(enlarged, (left + column * (width + gap), y))
+    return sheet
+
+
+def _wrapped(text: str, width: int, font: Any, measure: ImageDraw.ImageDraw) -> str:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if measure.textlength(longer, font) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

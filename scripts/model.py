@@ -1,0 +1,116 @@
+"""Loading the model a user names: a folder or a hub id, safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ..guidance.errors import InputError, UnsupportedPipelineError
+from ..pipelines.bundled import EMOJI
+from ..pipelines.family import FAMILIES
+from ..pipelines.guide import guide as guide  # its import enters the family records
+
+PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth", "*.pkl")
+
+
+def quiet() -> None:
+    """Keep the libraries' own notices and progress bars off the terminal."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    logging.getLogger("torchsde").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def check_folder(folder: Path, allow_pickle: bool = False) -> str:
+    """The pipeline class of a model folder.
+
+    Raises:
+        InputError: it is missing or incomplete, or holds pickles only.
+        UnsupportedPipelineError: no family record for its class.
+    """
+    index = folder / "model_index.json"
+    if not folder.is_dir() or not index.is_file():
+        raise InputError(
+            f"no model at {str(folder)!r}: expected a folder with model_index.json, as save_pretrained writes it, "
+            "or the id of a model on the hub"
+        )
+    try:
+        components = json.loads(index.read_text(encoding="utf-8"))
+        name = components["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{index} is no model index: expected JSON with '_class_name'") from None
+    if name not in FAMILIES:
+        raise UnsupportedPipelineError(
+            f"{folder} holds a {name}, which guidestack does not guide yet; it knows {', '.join(sorted(FAMILIES))}"
+        )
+    for part, kind in components.items():
+        if part.startswith("_") or not isinstance(kind, list) or kind[0] is None:
+            continue
+        if not (folder / part).is_dir():
+            raise InputError(f"the model at {folder} is incomplete: no folder {part!r}")
+        weights = not part.endswith(("scheduler", "tokenizer", "feature_extractor"))
+        if weights and not any((folder / part).glob("*.safetensors")):
+            if any(file for pattern in PICKLES for file in (folder / part).glob(pattern)):
+                if not allow_pickle:
+                    raise InputError(
+                        f"{folder / part} holds pickles only, which can run code when they are loaded; convert them to "
+                        "safetensors, or pass --allow-pickle if you trust them"
+                    )
+            else:
+                raise InputError(f"the model at {folder} is incomplete: no weights in {part!r}")
+    return str(name)
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hex digits that change with the model: every file's name and size, and the ends of its contents."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".json", ".safetensors", ".txt", ".bin"} and path.is_file():
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder)}:{size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(1 << 16))
+                file.seek(max(0, size - (1 << 16)))
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def load(name: str | None, dtype: Any, device: str, allow_pickle: bool = False) -> tuple[Any, dict[str, str]]:
+    """The pipeline, and what identifies the model: its name and, of a folder, its fingerprint.
+
+    Args:
+        name: a folder or a hub id; None for the bundled model.
+        dtype: type of the weights.
+        device: where to put it.
+        allow_pickle: load weights that are not safetensors.
+
+    Raises:
+        InputError: the model cannot be loaded.
+        UnsupportedPipelineError: no family record for it.
+    """
+    quiet()
+    from diffusers import DiffusionPipeline
+
+    source = EMOJI if name is None else Path(name)
+    local = name is None or source.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+    if local:
+        check_folder(source, allow_pickle)
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(source if local else name, local_files_only=local, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"cannot load the model {str(name or EMOJI)!r}: {str(error).splitlines()[0]}") from None
+    pipe.set_progress_bar_config(disable=True)
+    identity = {"name": "bundled" if name is None else str(name)}
+    if local:
+        identity["fingerprint"] = fingerprint(source)
+    return pipe.to(device), identity

@@ -1,0 +1,162 @@
+"""A loaded model that makes images from recipes, keeps what is finished, and says what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..guidance.errors import GuidestackError, InputError
+from ..pipelines import guide
+from ..samplers import by_name
+from ..samplers.noise import generators, seeded
+from . import images
+from .model import load
+from .recipe import Recipe
+
+
+class Studio:
+    """A model, and the making of images with it.
+
+    Args:
+        model: folder or hub id; None for the bundled model.
+        dtype: type of the weights, by name.
+        device: where to run.
+        allow_pickle: load weights that are not safetensors.
+
+    Raises:
+        InputError, UnsupportedPipelineError: the model or the device cannot be used.
+    """
+
+    def __init__(self, model: str | None, dtype: str, device: str, allow_pickle: bool = False) -> None:
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        self.pipe, self.identity = load(model, getattr(torch, dtype), device, allow_pickle)
+        self.base_config = dict(self.pipe.scheduler.config)
+        import diffusers
+        import transformers
+
+        self.versions = {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)}
+
+    def check_same(self, recipe: Recipe) -> None:
+        """Refuse to make an image again with another model than made it, and say when the libraries differ.
+
+        Raises:
+            InputError: the fingerprints differ.
+        """
+        made, here = recipe.model.get("fingerprint"), self.identity.get("fingerprint")
+        if made != here:
+            raise InputError(f"the image was made with the model {dict(recipe.model)}, this one is {self.identity}")
+        if recipe.versions != self.versions:
+            click.echo(f"note: made with {dict(recipe.versions)}, here is {self.versions}; bits may differ", err=True)
+
+    def make(self, wanted: Sequence[Recipe], out: Path, batch: int, overwrite: bool) -> str:
+        """Make the images that are missing from `out`; returns one line on what was done.
+
+        Raises:
+            GuidestackError: as the pipeline; what was finished before stays.
+            KeyboardInterrupt: Ctrl-C, after saying what is missing.
+        """
+        wanted = [self._completed(recipe) for recipe in wanted]
+        self._check(wanted)
+        missing = [recipe for recipe in wanted if overwrite or not (out / recipe.filename).exists()]
+        done = evaluations = 0
+        began = time.monotonic()
+        bar = tqdm(total=len(missing), unit="image", dynamic_ncols=True, disable=not missing)
+        try:
+            for group in _batches(missing, batch):
+                finished, spent = self._generate(group)
+                for recipe, image in zip(group, finished, strict=True):
+                    images.write(image, out / recipe.filename, recipe.written())
+                done, evaluations = done + len(group), evaluations + spent
+                bar.set_postfix_str(f"{evaluations / (time.monotonic() - began):.1f} evaluations/s", refresh=False)
+                bar.update(len(group))
+        except (KeyboardInterrupt, GuidestackError):
+            bar.close()
+            click.echo(f"{done} of {len(missing)} images finished in {out}, {len(missing) - done} missing", err=True)
+            raise
+        bar.close()
+        seconds = time.monotonic() - began
+        skipped = f", {len(wanted) - len(missing)} were there already" if len(missing) < len(wanted) else ""
+        return f"{done} images in {out}{skipped}: {evaluations} network evaluations, {seconds:.1f} s"
+
+    def write_grid(self, wanted: Sequence[Recipe], out: Path, path: Path) -> None:
+        """One labelled picture: a row for each stack, a column for each prompt and seed."""
+        wanted = [self._completed(recipe) for recipe in wanted]
+        rows = list(dict.fromkeys(recipe.guidance for recipe in wanted))
+        table = []
+        for stack in rows:
+            files = [out / recipe.filename for recipe in wanted if recipe.guidance == stack]
+            table.append([Image.open(file) for file in files])
+        first = [recipe for recipe in wanted if recipe.guidance == rows[0]]
+        images.write(images.grid(table, rows, [f"{recipe.prompt} ({recipe.seed})" for recipe in first]), path)
+
+    def _completed(self, recipe: Recipe) -> Recipe:
+        return dataclasses.replace(recipe, model=self.identity, versions=self.versions)
+
+    def _check(self, wanted: Sequence[Recipe]) -> None:
+        """Everything that can be refused before the first network call."""
+        factor = self.pipe.vae_scale_factor
+        step = max(8, factor)
+        for size in {recipe.size for recipe in wanted if recipe.size}:
+            if min(size) < step or any(side % step for side in size):
+                raise InputError(f"this model makes sizes that are multiples of {step} pixels; got {size[0]}x{size[1]}")
+        limit = self.pipe.tokenizer.model_max_length
+        for text in dict.fromkeys(text for recipe in wanted for text in (recipe.prompt, recipe.negative)):
+            tokens = self.pipe.tokenizer(text).input_ids
+            if len(tokens) > limit:
+                cut = self.pipe.tokenizer.decode(tokens[limit - 1 : -1])
+                click.echo(f"warning: the prompt {text!r} is longer than {limit} tokens; cut off: {cut!r}", err=True)
+        for recipe in {recipe.guidance: recipe for recipe in wanted}.values():
+            self._use(recipe)
+            guide(self.pipe, recipe.guidance)
+
+    def _use(self, recipe: Recipe) -> None:
+        self.pipe.scheduler = by_name(recipe.sampler, self.base_config)
+
+    def _generate(self, group: Sequence[Recipe]) -> tuple[list[Image.Image], int]:
+        """The images of recipes that differ in prompt, negative and seed only, and the evaluations they cost.
+
+        A group smaller than its recipes' batch is filled up with copies, so that the network sees the same shapes:
+        rounding depends on them, and an image made again by itself is then the same to the bit.
+        """
+        first = group[0]
+        filled = [*group, *[first] * (first.batch - len(group))]
+        self._use(first)
+        guided = guide(self.pipe, first.guidance)
+        seeds = [recipe.seed for recipe in filled]
+        options: dict[str, Any] = {"num_inference_steps": first.steps, "generator": generators(seeds)}
+        if any(recipe.negative for recipe in filled):
+            options["negative_prompt"] = [recipe.negative for recipe in filled]
+        if first.size:
+            options["height"], options["width"] = first.size
+        with seeded(self.pipe.scheduler, seeds), warnings.catch_warnings():
+            warnings.simplefilter("once")
+            try:
+                made = guided([recipe.prompt for recipe in filled], **options).images
+            except torch.OutOfMemoryError as error:
+                raise InputError(f"out of memory on {self.pipe.device}: a smaller --batch or --size needs less") from error
+        report = guided.report
+        return made[: len(group)], sum(report.evaluations[: len(group)]) if report else 0
+
+
+def _batches(wanted: Sequence[Recipe], batch: int) -> Iterator[list[Recipe]]:
+    """Consecutive recipes that one call can make together."""
+    group: list[Recipe] = []
+    for recipe in wanted:
+        if group and (len(group) >= batch or recipe.guidance != group[0].guidance):
+            yield group
+            group = []
+        group.append(recipe)
+    if group:
+        yield group
