@@ -67,3 +67,14 @@ class Stack(Rule):
     def neutral(self) -> Self:
         """Every rule at its neutral parameters."""
         return type(self)(*(rule.neutral() for rule in self.rules))
+
+
+def sole(rule: Rule, wrapper: str) -> Rule:
+    """The rule that a wrapper wraps: a stack of one rule is that rule, so that equal wrappers compare equal.
+
+    Raises:
+        RuleError: `rule` is no rule.
+    """
+    if not isinstance(rule, Rule):
+        raise RuleError(f"{wrapper} wraps a rule, got {rule!r}")
+    return rule.rules[0] if isinstance(rule, Stack) and len(rule.rules) == 1 else rule

@@ -55,14 +55,21 @@ Rescale(phi=0.7, space='native'))
     try:
         tree = ast.parse(line, mode="eval").body
     except SyntaxError as error:
-        raise StackSyntaxError(f"cannot read the stack {line!r} at character {error.offset}: {error.msg}") from None
+        raise StackSyntaxError(
+            f"cannot read the stack {shown(line)} at character {error.offset}: {error.msg}"
+        ) from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise StackSyntaxError(f"cannot read the stack {line[:60]!r}: {error or type(error).__name__}") from None
+        raise StackSyntaxError(f"cannot read the stack {shown(line)}: {error or type(error).__name__}") from None
     reader = _Reader(line)
     value = reader.value(tree)
     if not isinstance(value, Rule):
         raise reader.error(tree, "expected a rule such as 'cfg(4)'")
     return value if isinstance(value, Stack) else Stack(value)
+
+
+def shown(text: str) -> str:
+    """`text` in quotes, cut to what fits into a message."""
+    return repr(text if len(text) <= 80 else f"{text[:79]}…")
 
 
 class _Reader:
@@ -74,7 +81,7 @@ class _Reader:
 
     def error(self, node: ast.expr, message: str) -> StackSyntaxError:
         column = len(self.line.encode()[: node.col_offset].decode()) + 1  # ast counts bytes
-        return StackSyntaxError(f"cannot read the stack {self.line!r} at character {column}: {message}")
+        return StackSyntaxError(f"cannot read the stack {shown(self.line)} at character {column}: {message}")
 
     def value(self, node: ast.expr) -> Any:
         match node:

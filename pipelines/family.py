@@ -6,7 +6,7 @@ A record says how the pipeline's own loop calls its denoiser and its scheduler. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +36,7 @@ class Family:
         unguided: the arguments with which it evaluates the positive half only.
         owned: arguments that a user may not give, since rules replace them: name to the rule that does. The
             pipeline's default for them is not what the user asked for.
+        keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
         scratch: attributes that the pipeline sets on itself from those arguments; restored after the call.
         branches: whether the pipeline, in the middle of a call, is evaluating all halves.
         encode: ``encode(pipe, call, text)``: the row arguments, one row each, of another prompt, made by the pipeline's
@@ -55,7 +56,8 @@ class Family:
     encode: Callable[[Pipeline, Call, str], Mapping[str, Tensor]]
     cannot: Callable[[Pipeline], str]
     halves: tuple[str, ...] = ("negative", "positive")
-    scratch: tuple[str, ...] = field(default=())
+    keywords: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {}
@@ -68,7 +70,7 @@ def family_of(pipe: Pipeline) -> Family:
         UnsupportedPipelineError: there is none.
     """
     for cls in type(pipe).__mro__:
-        if cls.__name__ in FAMILIES and getattr(type(pipe), "__call__", None) is getattr(cls, "__call__", None):
+        if cls.__name__ in FAMILIES and type(pipe).__call__ is cls.__call__:
             return FAMILIES[cls.__name__]
     raise UnsupportedPipelineError(
         f"guidestack has no family record for {type(pipe).__name__}; it knows {', '.join(sorted(FAMILIES))}. "

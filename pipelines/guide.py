@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from ..guidance.config import as_stack
-from ..guidance.errors import GuidanceNotAppliedError, GuidestackWarning, InputError, UnsupportedPipelineError
+from ..guidance.errors import (
+    GuidanceNotAppliedError,
+    GuidestackWarning,
+    InputError,
+    UnsupportedPipelineError,
+    nearest,
+)
 from ..guidance.report import Report
 from ..guidance.rule import Rule, Run
 from ..guidance.run import GuidedRun
@@ -111,7 +117,11 @@ class GuidedPipeline:
         arguments: dict[str, Any] = {}
         for name, value in given.arguments.items():
             kind = signature.parameters[name].kind
-            arguments.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+            more = kind is inspect.Parameter.VAR_KEYWORD
+            if more and (unknown := sorted(set(value) - set(self.family.keywords))):
+                known = [*signature.parameters, *self.family.keywords]
+                raise InputError(f"{type(self.pipe).__name__} has no {unknown[0]!r}{nearest(unknown[0], known)}")
+            arguments.update(value if more else {name: value})
         for name, rule in self.family.owned.items():
             if name in arguments:
                 raise InputError(

@@ -39,6 +39,7 @@ FAMILIES["StableDiffusionPipeline"] = Family(
     guided={"guidance_scale": 2.0, "guidance_rescale": 0.0},
     unguided={"guidance_scale": 1.0, "guidance_rescale": 0.0},
     owned={"guidance_scale": "cfg(scale)", "guidance_rescale": "rescale(phi)"},
+    keywords=("callback", "callback_steps"),
     scratch=("_guidance_scale", "_guidance_rescale"),
     branches=lambda pipe: bool(pipe.do_classifier_free_guidance),
     encode=_encode,

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Self
 
 from ..errors import RuleError
-from ..fields import interval
+from ..fields import interval, set_field
 from ..query import Predictions, Queries, Query
 from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
+from ..stack import sole
 
 KYNKAANNIEMI_2024 = """@inproceedings{kynkaanniemi2024applying,
   title     = {Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models},
@@ -57,8 +58,7 @@ class During(Rule):
     per_step: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rule, Rule):
-            raise RuleError(f"During wraps a rule, got {self.rule!r}")
+        set_field(self, "rule", sole(self.rule, "During"))
         if (self.sigma is None) == (self.progress is None):
             raise RuleError(
                 f"During takes one window, sigma=(lo, hi) or progress=(start, stop); got sigma={self.sigma!r}, "

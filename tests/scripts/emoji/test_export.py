@@ -63,12 +63,20 @@ def test_what_fails_half_way_leaves_the_old_file_and_folder(tmp_path: Path) -> N
     (tmp_path / "file").write_text("old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "inside").write_text("old")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "file") as path:
-        path.write_text("new")
-        raise RuntimeError
-    with pytest.raises(RuntimeError), replacing_folder(tmp_path / "folder") as path:
-        (path / "inside").write_text("new")
-        raise RuntimeError
+
+    def fail_in_file() -> None:
+        with replacing(tmp_path / "file") as path:
+            path.write_text("new")
+            raise RuntimeError
+
+    def fail_in_folder() -> None:
+        with replacing_folder(tmp_path / "folder") as path:
+            (path / "inside").write_text("new")
+            raise RuntimeError
+
+    for fail in (fail_in_file, fail_in_folder):
+        with pytest.raises(RuntimeError):
+            fail()
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "inside").read_text() == "old"
     with replacing_folder(tmp_path / "folder") as path:
         (path / "other").write_text("new")

@@ -1,0 +1,242 @@
+"""Every rule against the table of invariants, with golden values from formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import guidestack as gs
+from guidestack.guidance.errors import RuleCheckError, RuleError
+from guidestack.guidance.prediction import Level
+from guidestack.guidance.query import NEGATIVE, POSITIVE, Predictions, Query
+from guidestack.guidance.registry import rules
+from guidestack.guidance.rule import Estimate, Rule, Run, State, Step
+from guidestack.guidance.testing import LEVELS, Oracle, check_rule, oracle_run
+
+
+def eps(x0: Tensor, x: Tensor, level: Level) -> Tensor:
+    return (x - level.alpha * x0) / level.sigma
+
+
+def cfg(scale: float, against: str = "negative") -> Callable[..., Tensor]:
+    return lambda D, x, level: D(against) + scale * (D("positive") - D(against))
+
+
+def rescaled(phi: float, scale: float, space: str) -> Callable[..., Tensor]:
+    def reference(D: Callable[[str], Tensor], x: Tensor, level: Level) -> Tensor:
+        guided, wanted = cfg(scale)(D, x, level), D("positive")
+        if space == "noise":
+            guided, wanted = eps(guided, x, level), eps(wanted, x, level)
+        out = []
+        for one, other in zip(guided, wanted, strict=True):
+            out.append(phi * one * (other.flatten().std() / one.flatten().std()) + (1 - phi) * one)
+        result = torch.stack(out)
+        return (x - level.sigma * result) / level.alpha if space == "noise" else result
+
+    return reference
+
+
+def windowed(inside: Callable[[Level], bool], reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda D, x, level: reference(D, x, level) if inside(level) else D("positive")
+
+
+TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
+    (gs.CFG(3), cfg(3)),
+    (gs.CFG(0), cfg(0)),
+    (gs.CFG(-1.5), cfg(-1.5)),
+    (gs.CFG(2, against="null"), cfg(2, "null")),
+    (gs.CFG(2, against="positive@weak"), cfg(2, "positive@weak")),
+    (gs.Rescale(0.7), lambda D, x, level: D("positive")),
+    (gs.CFG(3) | gs.Rescale(0.7), rescaled(0.7, 3, "noise")),
+    (gs.CFG(3) | gs.Rescale(1, space="denoised"), rescaled(1, 3, "denoised")),
+    (gs.CFG(3) | gs.Rescale(0.4, space="velocity"), None),
+    (gs.During(gs.CFG(3), sigma=(0.5, 3)), windowed(lambda level: 0.5 < level.k_sigma <= 3, cfg(3))),
+    (gs.During(gs.CFG(3), progress=(0.5, 1)), windowed(lambda level: level in LEVELS[3:], cfg(3))),
+    (
+        gs.During(gs.CFG(3) | gs.Rescale(0.7), sigma=(0.5, float("inf"))),
+        windowed(lambda level: level.k_sigma > 0.5, rescaled(0.7, 3, "noise")),
+    ),
+    (
+        gs.CFG(3) | gs.CFG(2, against="null@weak"),
+        lambda D, x, level: D("positive") + 2 * (D("positive") - D("negative")) + (D("positive") - D("null@weak")),
+    ),
+    (
+        gs.During(gs.CFG(4, against="null"), progress=(0, 0.5)) | gs.CFG(2),
+        lambda D, x, level: (
+            D("positive") + 3 * (D("positive") - D("null")) * (level in LEVELS[:3]) + (D("positive") - D("negative"))
+        ),
+    ),
+    (gs.Stack(), lambda D, x, level: D("positive")),
+]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(("rule", "reference"), TABLE, ids=[str(rule) for rule, _ in TABLE])
+def test_the_twelve_invariants(rule: gs.Rule, reference: Any) -> None:
+    results = check_rule(rule, reference)
+    assert len(results) == 12
+    open_ = [name for name, result in results.items() if result != "passed"]
+    assert all(name.startswith("10.") or (name.startswith("12.") and reference is None) for name in open_), results
+
+
+def test_every_registered_rule_is_in_the_table() -> None:
+    tested = {type(part) for rule, _ in TABLE for part in (rule.rules if isinstance(rule, gs.Stack) else [rule])}
+    assert {entry.rule for entry in rules()} <= tested
+
+
+def test_rules_of_one_kind_commute() -> None:
+    a, b = gs.CFG(3), gs.CFG(2, against="null")
+    for one, other in zip(oracle_run(a | b).outputs, oracle_run(b | a).outputs, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_rescale_reaches_the_standard_deviation_of_the_prompt() -> None:
+    run = oracle_run(gs.CFG(5) | gs.Rescale(1, space="noise"))
+    plain = Oracle()
+    for index, output in enumerate(run.outputs):
+        x = run.inputs[index]
+        wanted = plain.network(x, plain.levels[index])
+        positive = oracle_positive(wanted, x)
+        assert torch.allclose(output.flatten(1).std(1), positive.flatten(1).std(1), rtol=1e-9)
+
+
+def oracle_positive(network: Any, x: Tensor) -> Tensor:
+    from guidestack.guidance.query import Request
+
+    return network.run([Request(POSITIVE, None)])[0]  # type: ignore[no-any-return]
+
+
+def test_rescale_leaves_a_constant_estimate_alone() -> None:
+    from guidestack.guidance.prediction import EPSILON, Prediction
+
+    level = LEVELS[2]
+    x = torch.zeros(2, 3, 4)
+    flat = Prediction(torch.full((2, 3, 4), 0.5), x, level, EPSILON)
+    varied = Prediction(torch.arange(24.0).reshape(2, 3, 4), x, level, EPSILON)
+    predictions = Predictions({POSITIVE: varied}, {POSITIVE: POSITIVE}, varied)
+    step = Step(Run((2, 3, 4)), 0, level)
+    estimate, _ = gs.Rescale(1).update(Estimate(flat), predictions, step, ())
+    assert torch.equal(estimate.prediction.native, flat.native)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gs.CFG("x"), "CFG: scale must be a finite number, got 'x'"),
+        (lambda: gs.CFG(float("nan")), "finite"),
+        (lambda: gs.CFG(True), "finite"),
+        (lambda: gs.CFG(3, against="no such!"), "condition@model"),
+        (lambda: gs.Rescale(1.5), "between 0 and 1, got 1.5"),
+        (lambda: gs.Rescale(0.5, space="score"), "unknown space 'score'"),
+        (lambda: gs.During(gs.CFG(3)), "one window"),
+        (lambda: gs.During(gs.CFG(3), sigma=(0, 1), progress=(0, 1)), "one window"),
+        (lambda: gs.During(gs.CFG(3), sigma=(2, 1)), "0 <= first < second"),
+        (lambda: gs.During(gs.CFG(3), progress=(0, 1.5)), "<= 1"),
+        (lambda: gs.During(3, sigma=(0, 1)), "wraps a rule"),
+        (lambda: gs.During(gs.CFG(3), sigma=(0, 1), per_step=1), "per_step"),
+        (lambda: gs.Stack("cfg(3)"), "Stack takes rules"),
+    ],
+)
+def test_wrong_parameters_are_one_clear_line(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(RuleError) as caught:
+        make()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_window_can_be_held_for_a_whole_step() -> None:
+    run = Run((1,), steps=2)
+    first, second = Level.ve(1.0), Level.ve(0.4)
+    middle = Step(run, 0, second, evaluation=1, step_level=first)
+    window = {"sigma": (0.5, 2.0)}
+    assert not gs.During(gs.CFG(3), **window).inside(middle)
+    assert gs.During(gs.CFG(3), per_step=True, **window).inside(middle)
+
+
+def test_a_window_is_half_open_and_exact() -> None:
+    fifth = gs.During(gs.CFG(3), progress=(0.2, 0.6))
+    inside = [fifth.inside(Step(Run((1,), steps=25), index, LEVELS[0])) for index in range(25)]
+    assert inside == [False] * 5 + [True] * 10 + [False] * 10
+    edm = gs.During(gs.CFG(3), sigma=(0.19, 1.61))
+    assert [edm.inside(Step(Run((1,)), 0, Level.ve(s))) for s in (0.19, 0.2, 1.61, 1.62)] == [False, True, True, False]
+    assert gs.During(gs.CFG(3), sigma=(1, float("inf"))).inside(Step(Run((1,)), 0, Level(0.0, 1.0)))
+
+
+# --- the checks themselves: each broken rule must be caught, by the invariant that it breaks ----------------------
+
+
+@dataclass(frozen=True)
+class Broken(Rule):
+    """CFG with one thing wrong."""
+
+    what: str
+    scale: float = 3.0
+    neutral_values = {"scale": 1.0}  # noqa: RUF012
+    seen = []  # noqa: RUF012
+
+    def asks(self) -> frozenset[Query]:
+        if self.scale == 1 and self.what != "cost":
+            return frozenset()
+        return frozenset({POSITIVE, NEGATIVE, *([Query("null")] if self.what == "unread" else [])})
+
+    def queries(self, step: Step, state: State) -> Any:
+        extra = {Query("null"): None} if self.what == "undeclared" and self.scale != 1 else {}
+        return dict.fromkeys(self.asks()) | extra
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        if self.scale == 1:
+            return estimate, state
+        if self.what == "unasked":
+            return estimate.replace("any", predictions[Query("null")].native), state
+        c, u = predictions[POSITIVE], predictions[NEGATIVE]
+        if self.what == "undeclared":
+            predictions[Query("null")]
+        delta = c.native - u.native
+        if self.what == "sign":
+            delta = -delta
+        if self.what == "base":
+            return estimate.replace("any", c.native + self.scale * delta), state
+        if self.what == "batch":
+            delta = delta / delta.norm()
+        if self.what == "space":
+            delta = delta * (c.native.flatten(1).norm(dim=1) / 5).reshape(-1, 1, 1, 1)
+        if self.what == "in place":
+            u.native.add_(1e-3)
+        if self.what == "memory":
+            self.seen.append(1)
+            delta = delta * (1 + len(self.seen) * 1e-3)
+        if self.what == "dtype":
+            return Estimate(type(c)((u.native + self.scale * delta).float(), c.x, c.level, c.parameterization)), state
+        return estimate.replace("any", u.native + self.scale * delta), state
+
+
+@pytest.mark.parametrize(
+    ("what", "invariant"),
+    [
+        ("cost", "1. neutral"),
+        ("undeclared", "2. reads"),
+        ("unread", "2. reads"),
+        ("unasked", "reads 'null' but asked for"),
+        ("space", "3. same result"),
+        ("in place", "changed its arguments"),
+        ("memory", "two updates differ"),
+        ("batch", "6. a batch"),
+        ("dtype", "7. dtype"),
+        ("sign", "12. golden"),
+        ("base", "12. golden"),
+    ],
+)
+def test_the_checks_catch_what_they_are_for(what: str, invariant: str) -> None:
+    from guidestack.guidance.registry import _ENTRIES, register
+
+    register("broken", cost="2")(Broken)
+    try:
+        with pytest.raises(RuleCheckError) as caught:
+            check_rule(Broken(what), cfg(3))
+        assert invariant in str(caught.value)
+    finally:
+        del _ENTRIES["broken"]

@@ -1,0 +1,279 @@
+"""guide(): what it evaluates, what it refuses, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+import guidestack as gs
+from guidestack.guidance.errors import (
+    GuidanceNotAppliedError,
+    InputError,
+    NonFiniteError,
+    UnsupportedPipelineError,
+    UnsupportedSchedulerError,
+)
+from guidestack.guidance.query import Query
+
+GIVEN: Mapping[str, Any] = {"num_inference_steps": 4, "output_type": "latent"}
+
+
+def seeded(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(sample) for sample in range(count)]
+
+
+def by_hand(pipe: Any, prompts: list[str], negatives: list[str], combine: Any) -> torch.Tensor:
+    """An independent loop: DDIM by its formula, one network call for each prompt, `combine` for the guidance."""
+    x = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in seeded(len(prompts))])
+    pipe.scheduler.set_timesteps(GIVEN["num_inference_steps"])
+    embedded = {
+        name: pipe.encode_prompt(texts, "cpu", 1, False)[0]
+        for name, texts in {"positive": prompts, "negative": negatives, "null": [""] * len(prompts)}.items()
+    }
+    alphas = pipe.scheduler.alphas_cumprod
+    for index, t in enumerate(pipe.scheduler.timesteps):
+        before = int(t) - 1000 // GIVEN["num_inference_steps"]
+        now, then = alphas[int(t)], alphas[before] if before >= 0 else torch.tensor(1.0)
+        with torch.no_grad():
+            eps = combine({name: pipe.unet(x, t, text).sample for name, text in embedded.items()}, index)
+        x = then.sqrt() * (x - (1 - now).sqrt() * eps) / now.sqrt() + (1 - then).sqrt() * eps
+    return x
+
+
+@pytest.fixture
+def plain(pipe: Any) -> Any:
+    from diffusers import DDIMScheduler
+
+    pipe.scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
+    return pipe
+
+
+@pytest.mark.filterwarnings("ignore:a negative prompt was given")  # on purpose: it must not come in by the back door
+@pytest.mark.parametrize(
+    ("stack", "combine"),
+    [
+        (gs.CFG(3), lambda e, i: e["negative"] + 3 * (e["positive"] - e["negative"])),
+        (gs.CFG(3, against="null"), lambda e, i: e["null"] + 3 * (e["positive"] - e["null"])),
+        (
+            gs.CFG(3) | gs.CFG(2, against="null"),
+            lambda e, i: e["positive"] + 2 * (e["positive"] - e["negative"]) + (e["positive"] - e["null"]),
+        ),
+        (
+            gs.During(gs.CFG(3), progress=(0.25, 0.75)),
+            lambda e, i: e["positive"] + 2 * (e["positive"] - e["negative"]) * (i in (1, 2)),
+        ),
+    ],
+    ids=["cfg", "against null", "two contrasts", "window"],
+)
+def test_against_an_independent_loop(plain: Any, stack: gs.Rule, combine: Any) -> None:
+    prompts, negatives = ["a cat", "red", "sea"], ["dog", "blue", "land"]
+    wanted = by_hand(plain, prompts, negatives, combine)
+    seen = gs.guide(plain, stack)(prompts, negative_prompt=negatives, generator=seeded(3), **GIVEN).images
+    assert (seen - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    # The tiny network hears its prompts: another combination is far away.
+    assert (seen - by_hand(plain, prompts, negatives, lambda e, i: e["positive"])).abs().max() > 1e-3
+
+
+def test_outside_its_window_a_rule_costs_nothing(plain: Any) -> None:
+    guided = gs.guide(plain, gs.During(gs.CFG(3), progress=(0.25, 0.75)))
+    guided("a cat", generator=seeded(1), **GIVEN)
+    assert [record.rows for record in guided.report.steps] == [1, 2, 2, 1]
+    assert guided.report.evaluations == [6]
+    assert [sorted(map(str, record.queries)) for record in guided.report.steps[:2]] == [
+        ["positive"],
+        ["null", "positive"],
+    ]
+
+
+def test_the_windows_edges_are_noise_levels(plain: Any) -> None:
+    guided = gs.guide(plain, gs.CFG(2))
+    guided("a cat", generator=seeded(1), **GIVEN)
+    sigmas = [record.level.k_sigma for record in guided.report.steps]
+    inside = gs.guide(plain, gs.During(gs.CFG(2), sigma=(sigmas[2], sigmas[1])))
+    inside("a cat", generator=seeded(1), **GIVEN)
+    assert [record.rows for record in inside.report.steps] == [1, 2, 1, 1]  # open below, closed above
+
+
+def test_max_rows_bounds_every_call(plain: Any) -> None:
+    whole = gs.guide(plain, gs.CFG(3))(["a", "b", "c"], generator=seeded(3), **GIVEN).images
+    for bound, calls in ((1, 6), (2, 3), (4, 2), (6, 1)):
+        guided = gs.guide(plain, gs.CFG(3), max_rows=bound)
+        images = guided(["a", "b", "c"], generator=seeded(3), **GIVEN).images
+        assert (images - whole).abs().max() < 1e-5 * whole.abs().max()
+        assert guided.report.calls == 4 * calls
+        assert guided.report.rows == 24
+
+
+def test_traces_are_one_number_a_sample(plain: Any) -> None:
+    guided = gs.guide(plain, gs.CFG(5) | gs.Rescale(0.7))
+    guided(["a", "b"], generator=seeded(2), **GIVEN)
+    ratios = guided.report.trace("rescale")
+    assert [len(step) for step in ratios] == [2] * 4
+    assert all(ratio > 0 and ratio != 1 for step in ratios for ratio in step)
+
+
+def test_the_query_names_of_the_report(plain: Any) -> None:
+    guided = gs.guide(plain, gs.CFG(3) | gs.CFG(2, against="null"))
+    guided("a", generator=seeded(1), **GIVEN)
+    assert guided.report.evaluations == [8]  # no negative given: both contrasts are the empty prompt, evaluated once
+    assert set(guided.report.steps[0].queries) == {Query("null"), Query("positive")}
+    guided("a", negative_prompt="b", generator=seeded(1), **GIVEN)
+    assert guided.report.evaluations == [12]
+    guided("a", negative_prompt="", generator=seeded(1), **GIVEN)
+    assert guided.report.evaluations == [8]
+
+
+def state(pipe: Any) -> dict[str, Any]:
+    scheduler, unet = pipe.scheduler, pipe.unet
+    return {
+        "components": {name: id(part) for name, part in pipe.components.items()},
+        "types": {name: type(part) for name, part in pipe.components.items()},
+        "config": dict(pipe.config),
+        "scheduler": (dict(scheduler.config), scheduler.step.__func__, scheduler.scale_model_input.__func__),
+        "methods": ("step" in vars(scheduler), "scale_model_input" in vars(scheduler), "forward" in vars(unet)),
+        "hooks": (len(unet._forward_hooks), len(unet._forward_pre_hooks)),
+        "scale": vars(pipe).get("_guidance_scale"),
+        "rescale": vars(pipe).get("_guidance_rescale"),
+    }
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_pipeline_is_left_as_it_was_found(new_pipe: Any, fails: bool, tmp_path: Any) -> None:
+    pipe = new_pipe()
+    before = state(pipe)
+    weights = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+
+    def fail(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if fails and i == 2:
+            raise RuntimeError("on purpose")
+        assert type(pipe.unet).__name__ == "UNet2DConditionModel"
+        assert isinstance(pipe.unet, before["types"]["unet"])
+        return {}
+
+    guided = gs.guide(pipe, gs.CFG(3))
+    if fails:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            guided("a cat", callback_on_step_end=fail, generator=seeded(1), **GIVEN)
+        assert guided.report.evaluations == [6]  # the account of what was done
+    else:
+        guided("a cat", callback_on_step_end=fail, generator=seeded(1), **GIVEN)
+    assert state(pipe) == before
+    assert all(torch.equal(weights[name], value) for name, value in pipe.unet.state_dict().items())
+    pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    # A scale that the user's own call had set survives ours.
+    pipe("a cat", guidance_scale=3.5, **GIVEN)
+    guided("a cat", generator=seeded(1), **GIVEN)
+    assert pipe.guidance_scale == 3.5
+
+
+def test_what_the_stack_decides_cannot_be_given(plain: Any) -> None:
+    guided = gs.guide(plain, gs.CFG(3))
+    with pytest.raises(InputError, match=r"guidance_scale=5.*put cfg\(scale\) into the stack"):
+        guided("a", guidance_scale=5)
+    with pytest.raises(InputError, match=r"rescale\(phi\)"):
+        guided("a", guidance_rescale=0.7)
+    with pytest.raises(InputError, match="no 'negativ_prompt'; did you mean 'negative_prompt'"):
+        guided("a", negativ_prompt="b")
+
+
+def test_an_unused_negative_prompt_is_said(plain: Any) -> None:
+    for stack in (gs.Stack(), gs.CFG(3, against="null")):
+        with pytest.warns(gs.GuidestackWarning, match="negative prompt was given, and no rule"):
+            gs.guide(plain, stack)("a", negative_prompt="b", generator=seeded(1), **GIVEN)
+
+
+def test_what_is_not_supported_is_refused_by_name(new_pipe: Any) -> None:
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel, VQDiffusionScheduler
+
+    unet = UNet2DModel(8, 3, 3, block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownBlock2D",) * 2,
+                       up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    with pytest.raises(UnsupportedPipelineError, match="no family record for DDPMPipeline.*docs/families.md"):
+        gs.guide(DDPMPipeline(unet, DDPMScheduler()), gs.CFG(3))
+    pipe = new_pipe()
+
+    class Mine(type(pipe)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    mine = Mine(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(UnsupportedPipelineError, match="Mine"):
+        gs.guide(mine, gs.CFG(3))
+    pipe.scheduler = VQDiffusionScheduler(num_vec_classes=4)
+    with pytest.raises(UnsupportedSchedulerError, match="VQDiffusionScheduler"):
+        gs.guide(pipe, gs.CFG(3))
+
+
+def test_a_guidance_distilled_network_has_no_unconditional_branch(new_pipe: Any) -> None:
+    pipe = new_pipe(time_cond_proj_dim=8)
+    with pytest.raises(UnsupportedPipelineError, match="guidance-distilled"):
+        gs.guide(pipe, gs.CFG(3))
+    gs.guide(pipe, gs.Stack())("a", generator=seeded(1), **GIVEN)
+
+
+def test_a_denoiser_that_was_never_intercepted_is_an_error(plain: Any) -> None:
+    guided = gs.guide(plain, gs.CFG(3))
+
+    def replace(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe.unet.__class__ = next(cls for cls in type(pipe.unet).__mro__ if cls.__module__.startswith("diffusers"))
+        pipe.unet.__class__ = original
+        return {}
+
+    original = type(plain.unet)
+    with pytest.raises(GuidanceNotAppliedError, match="4 steps and the denoiser was intercepted 1 times"):
+        guided("a", callback_on_step_end=replace, generator=seeded(1), **GIVEN)
+
+
+def test_nan_names_step_query_and_sample(plain: Any) -> None:
+    guided = gs.guide(plain, gs.CFG(3))
+
+    def spoil(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents = tensors["latents"].clone()
+        if i == 1:
+            latents[1] = torch.nan
+        return {"latents": latents}
+
+    with pytest.raises(NonFiniteError, match=r"step 2 of 4 .*samples \[1\]"):
+        guided(["a", "b"], callback_on_step_end=spoil, generator=seeded(2), **GIVEN)
+    huge = gs.guide(plain, "cfg(1e300)")
+    with pytest.raises(NonFiniteError, match=r"guided estimate of cfg\(1e\+300\).*smaller scale"):
+        huge("a", generator=seeded(1), **GIVEN)
+
+
+def test_one_pipeline_twice_at_once_is_refused(plain: Any) -> None:
+    guided = gs.guide(plain, gs.CFG(3))
+
+    def again(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        with pytest.raises(GuidanceNotAppliedError, match="in the middle of another guided call"):
+            guided("a", **GIVEN)
+        return {}
+
+    guided("a", callback_on_step_end=again, generator=seeded(1), **GIVEN)
+    guided("a", generator=seeded(1), **GIVEN)  # and is free again afterwards
+
+
+def test_two_threads_with_two_pipelines_do_not_meet(new_pipe: Any) -> None:
+    pipes = [new_pipe(), new_pipe()]
+    stacks = [gs.CFG(3), gs.CFG(6)]
+    alone = [gs.guide(p, s)("a", generator=seeded(1), **GIVEN).images for p, s in zip(pipes, stacks, strict=True)]
+    together: list[Any] = [None, None]
+
+    def work(which: int) -> None:
+        together[which] = gs.guide(pipes[which], stacks[which])("a", generator=seeded(1), **GIVEN).images
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_every_form_of_a_stack(plain: Any) -> None:
+    wanted = gs.guide(plain, gs.CFG(3))("a", generator=seeded(1), **GIVEN).images
+    for form in ("cfg(3)", {"rules": [{"cfg": {"scale": 3}}]}, gs.Stack(gs.CFG(3))):
+        assert torch.equal(gs.guide(plain, form)("a", generator=seeded(1), **GIVEN).images, wanted)
