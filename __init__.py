@@ -47,7 +47,7 @@ _HOMES = {
     "sample": ".samplers",
     "to_config": ".guidance.config",
 }
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  # the names above, once
+__all__ = [*_HOMES, "__version__"]  # the names above, once
 
 
 def __getattr__(name: str) -> Any:

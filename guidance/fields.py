@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 from .errors import RuleError, nearest
+
+
+def parameters(rule: Any) -> tuple[dataclasses.Field[Any], ...]:
+    """The parameters of a rule or of its class: the fields of its dataclass."""
+    return dataclasses.fields(rule)
 
 
 def set_field(rule: object, name: str, value: Any) -> None:

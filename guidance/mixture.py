@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from .query import Perturbation
 class GaussianMixture:
     r"""Data :math:`x_0 \sim \sum_k w_k\, N(\mu_k, s_k^2 I)` and the exact denoiser of its noisy versions.
 
-    At a level :math:`x = \alpha x_0 + \sigma\epsilon` each component is :math:`N(\alpha\mu_k, \alpha^2 s_k^2 + \sigma^2)`.
+    At a level :math:`x = \alpha x_0 + \sigma\epsilon` component k is :math:`N(\alpha\mu_k, \alpha^2 s_k^2 + \sigma^2)`.
     A *condition* is a row of weights over the components: a class is its components, the empty prompt the weights
     themselves, a negative another class.
 
@@ -120,7 +120,7 @@ class Gaussian1D:
     from infinite noise, DDIM ends with variance ``2^(1-w)``.
     """
 
-    variances = {"positive": 1.0, "null": 2.0, "negative": 2.0}
+    variances: ClassVar[dict[str, float]] = {"positive": 1.0, "null": 2.0, "negative": 2.0}
 
     def denoised(self, condition: Literal["positive", "null", "negative"], x: float, sigma: float) -> float:
         """The posterior mean of one number."""

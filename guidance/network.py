@@ -16,11 +16,12 @@ from .query import Network, Request
 class Denoiser(Protocol):
     """A network as a function.
 
-    It answers ``model(x, level, conditions)`` with a tensor shaped like x, where `conditions` has one row for each row of
-    x. A model that can be perturbed has an attribute `perturbations`, the set of kinds, and takes ``perturbation=``.
+    A model that can be perturbed has an attribute `perturbations`, the set of kinds, and takes ``perturbation=``.
     """
 
-    def __call__(self, x: Tensor, level: Level, conditions: Any, /) -> Tensor: ...
+    def __call__(self, x: Tensor, level: Level, conditions: Any, /) -> Tensor:
+        """The model's output for x, shaped like it; `conditions` has one row for each row of x."""
+        ...
 
 
 def _select(tree: Any, rows: Tensor) -> Any:
@@ -85,4 +86,4 @@ class CallableNetwork(Network):
         first = requests[0].query
         options = {"perturbation": first.perturbation} if first.perturbation else {}
         output = self.functions[first.model](self.x[torch.cat(rows)], self.level, _concatenated(trees), **options)
-        return list(output.split([len(row) for row in rows]))
+        return list(torch.split(output, [len(row) for row in rows]))

@@ -96,7 +96,7 @@ def _v_row(level: Level, sigma_data: float) -> tuple[float, float]:
 
 
 def _edm_row(level: Level, sigma_data: float) -> tuple[float, float]:
-    # The preconditioned network F of Karras et al. 2022, eq. 7: x0 = c_skip*x + c_out*F, hence F = (x0 - c_skip*x)/c_out.
+    # Karras et al. 2022, eq. 7: x0 = c_skip*x + c_out*F, hence the network F is (x0 - c_skip*x) / c_out.
     total = level.sigma * level.sigma + sigma_data * sigma_data
     c_skip = sigma_data * sigma_data / total
     c_out = level.sigma * sigma_data / math.sqrt(total)
@@ -214,8 +214,8 @@ class Prediction:
         level: level of `x`.
         parameterization: what `native` is.
 
-    `denoised` (x0), `noise` (eps) and `velocity` (``eps - x0`` on the flow path, ``alpha*eps - sigma*x0`` elsewhere) are
-    float32 or better; `native` keeps the network's type.
+    `denoised` (x0), `noise` (eps) and `velocity` (``eps - x0`` on the flow path, ``alpha*eps - sigma*x0`` elsewhere)
+    are float32 or better; `native` keeps the network's type.
     """
 
     native: Tensor

@@ -1,7 +1,7 @@
 """What rules ask of networks, and how it is answered: each question once, in as few calls as memory allows.
 
-A rule never calls a network. It names *queries*; `evaluate` unites those of the whole stack, groups what one call of one
-network can answer, leaves out the samples that nobody asked for, and counts what it did.
+A rule never calls a network. It names *queries*; `evaluate` unites those of the whole stack, groups what one call of
+one network can answer, leaves out the samples that nobody asked for, and counts what it did.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Network(ABC):
         for what, name, known in (
             ("condition", condition, self.conditions),
             ("model", query.model, self.models),
-            ("perturbation", query.perturbation and query.perturbation.kind, self.perturbations),
+            ("perturbation", query.perturbation.kind if query.perturbation else None, self.perturbations),
         ):
             if name is not None and name not in known:
                 raise QueryError(f"nothing here answers {str(query)!r}: unknown {what} {name!r}{nearest(name, known)}")

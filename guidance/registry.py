@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .errors import RuleError, StackSyntaxError, nearest
+from .fields import parameters
 from .query import Query
 from .rule import Rule
 from .stack import Stack
@@ -46,7 +47,7 @@ class Entry:
         """Parameters with their defaults, e.g. ``cfg(scale, against='negative')``."""
         parts = [
             f.name if f.default is dataclasses.MISSING else f"{f.name}={literal(f.default)}"
-            for f in dataclasses.fields(self.rule)
+            for f in parameters(self.rule)
         ]
         return f"{self.name}({', '.join(parts)})"
 
@@ -72,7 +73,7 @@ def register(name: str, *, cost: str, references: Sequence[str] = ()) -> Callabl
             raise RuleError(f"a rule's name is an identifier, and not a word of the grammar; got {name!r}")
         if name in _ENTRIES:
             raise RuleError(f"the rule name {name!r} is taken by {_ENTRIES[name].rule.__name__}")
-        if not dataclasses.is_dataclass(rule) or not rule.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        if not getattr(getattr(rule, "__dataclass_params__", None), "frozen", False):
             raise RuleError(f"{rule.__name__} must be a frozen dataclass: put @register above @dataclass(frozen=True)")
         _ENTRIES[name] = Entry(name, rule, cost, tuple(references))
         return rule
@@ -100,7 +101,7 @@ def entry_of(rule: Rule) -> Entry:
 
 def given(rule: Rule) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     """The fields that must be written down to make `rule` again, with their values."""
-    for field in dataclasses.fields(rule):
+    for field in parameters(rule):
         value = getattr(rule, field.name)
         if field.default is dataclasses.MISSING or value != field.default:
             yield field, value
@@ -109,7 +110,7 @@ def given(rule: Rule) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
 def parts(rule: Rule) -> Iterator[Rule]:
     """`rule` and the rules inside it, outermost first."""
     yield rule
-    for field in dataclasses.fields(rule):
+    for field in parameters(rule):
         value = getattr(rule, field.name)
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, Rule):
@@ -141,7 +142,7 @@ def make(name: str, positional: Sequence[Any], named: Mapping[str, Any]) -> Rule
             raise StackSyntaxError(f"{STACK} takes rules only, got the argument {next(iter(named))!r}")
         return Stack(*positional)
     entry = _ENTRIES[name]
-    fields = dataclasses.fields(entry.rule)
+    fields = parameters(entry.rule)
     names = [field.name for field in fields]
     if len(positional) > len(names):
         raise StackSyntaxError(f"{name} takes {len(names)} arguments at most, got {len(positional)}: {entry.signature}")

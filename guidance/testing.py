@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .config import as_stack, from_config, to_config
 from .errors import GuidestackError, RuleCheckError
+from .fields import parameters
 from .mixture import Gaussian1D, GaussianMixture, MixtureDenoiser, gaussian_1d
 from .network import CallableNetwork
 from .prediction import EPSILON, FLOW, X0, Level, Parameterization, Space, V
@@ -118,9 +119,15 @@ class Oracle:
     def conditions(self) -> dict[str, Tensor]:
         """The weights of every condition, one row for each sample; different samples have different prompts."""
         mixture = self.mixture
-        classes = {"null": [()] * 3, "negative": [(1,), (2,), (0, 1)], "positive": [(0,), (1, 3), (2,)]}
-        classes |= {"negative:0": classes["negative"], "negative:1": [(3,), (0,), (1,)]}
-        classes |= {"positive:1": [(1,), (2,), (3,)], "independent": [(2,), (0,), (1,)]}
+        classes: dict[str, list[tuple[int, ...]]] = {
+            "null": [(), (), ()],
+            "negative": [(1,), (2,), (0, 1)],
+            "negative:0": [(1,), (2,), (0, 1)],
+            "negative:1": [(3,), (0,), (1,)],
+            "positive": [(0,), (1, 3), (2,)],
+            "positive:1": [(1,), (2,), (3,)],
+            "independent": [(2,), (0,), (1,)],
+        }
         return {
             name: torch.stack([mixture.condition(*rows[sample]) for sample in self.samples]).to(self.device)
             for name, rows in classes.items()
@@ -209,7 +216,7 @@ def _same(seen: Sequence[Tensor], wanted: Sequence[Tensor], what: str, tolerance
 
 
 def _neutral(rule: Rule, device: str) -> str | None:
-    """neutral parameters give the base prediction exactly, for one evaluation."""
+    """Neutral parameters give the base prediction exactly, for one evaluation."""
     try:
         neutral = rule.neutral()
     except NotImplementedError:
@@ -222,7 +229,7 @@ def _neutral(rule: Rule, device: str) -> str | None:
 
 
 def _declared(rule: Rule, device: str) -> str | None:
-    """reads the queries it declared, all and only those."""
+    """Reads the queries it declared, all and only those."""
     oracle = Oracle(device=device)
     run, x = oracle.begin(rule), oracle.start()
     state, asked = rule.init(run.run), rule.asks()
@@ -252,12 +259,12 @@ def _in_space(rule: Any, space: Space) -> Any:
         return Stack(*(_in_space(part, space) for part in rule.rules))
     if not isinstance(rule, Rule):
         return space if rule == "native" else rule
-    fields = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
+    fields = {field.name: getattr(rule, field.name) for field in parameters(rule)}
     return dataclasses.replace(rule, **{name: _in_space(value, space) for name, value in fields.items()})  # type: ignore[type-var]
 
 
 def _parameterizations(rule: Rule, device: str) -> str | None:
-    """same result from epsilon, x0, v and flow networks."""
+    """Same result from epsilon, x0, v and flow networks."""
     depends = any(getattr(part, "space", None) == "native" for part in parts(rule))
     for family, levels in FAMILIES.items():
         for name, (parameterization, space) in _SPELLING.items():
@@ -275,7 +282,7 @@ def _parameterizations(rule: Rule, device: str) -> str | None:
 
 
 def _pure(rule: Rule, device: str) -> str | None:
-    """update twice gives the same answer and leaves its inputs alone."""
+    """Update twice gives the same answer and leaves its inputs alone."""
     oracle = Oracle(device=device)
     run = oracle.begin(rule)
     x, state = oracle.start(), rule.init(run.run)
@@ -298,7 +305,7 @@ def _pure(rule: Rule, device: str) -> str | None:
 
 
 def _interleaved(rule: Rule, device: str) -> str | None:
-    """interleaved runs equal separate runs."""
+    """Interleaved runs equal separate runs."""
     oracles = [Oracle(device=device), Oracle(samples=(2, 0), device=device)]
     runs, xs = [oracle.begin(rule) for oracle in oracles], [oracle.start() for oracle in oracles]
     outputs: list[list[Tensor]] = [[], []]
@@ -312,7 +319,7 @@ def _interleaved(rule: Rule, device: str) -> str | None:
 
 
 def _per_sample(rule: Rule, device: str) -> str | None:
-    """a batch equals its samples alone, in any order."""
+    """A batch equals its samples alone, in any order."""
     together = oracle_run(rule, Oracle(device=device)).outputs
     for samples in ((0,), (1,), (2,), (2, 0, 1)):
         seen = oracle_run(rule, Oracle(samples=samples, device=device)).outputs
@@ -335,7 +342,7 @@ def _kept(rule: Rule, device: str) -> str | None:
 
 
 def _resumed(rule: Rule, device: str) -> str | None:
-    """a run saved in the middle and resumed ends the same."""
+    """A run saved in the middle and resumed ends the same."""
     oracle = Oracle(device=device)
     straight = oracle_run(rule, oracle).outputs
     run, x, outputs = oracle.begin(rule), oracle.start(), []
@@ -364,7 +371,7 @@ def _written(rule: Rule, device: str) -> str | None:
 
 
 def _perturbed(rule: Rule, device: str) -> str | None:
-    """a perturbed query differs from its unperturbed twin."""
+    """A perturbed query differs from its unperturbed twin."""
     perturbed = [query for query in rule.asks() if query.perturbation]
     if not perturbed:
         return "asks for no perturbed query"
@@ -379,7 +386,7 @@ def _perturbed(rule: Rule, device: str) -> str | None:
 
 
 def _windowed(rule: Rule, device: str) -> str | None:
-    """outside its window a rule asks for nothing, inside it is itself."""
+    """Outside its window a rule asks for nothing, inside it is itself."""
     oracle = Oracle(device=device)
     outside = oracle_run(During(rule, sigma=(1e6, 1e7)), oracle)
     if outside.run.report.evaluations != [len(LEVELS)] * 3:
@@ -391,7 +398,7 @@ def _windowed(rule: Rule, device: str) -> str | None:
 
 
 def _golden(rule: Rule, reference: Reference | None) -> str | None:
-    """golden values on the Gaussian mixture."""
+    """Golden values on the Gaussian mixture."""
     if reference is None:
         return "no reference given"
     oracle = Oracle()

@@ -102,8 +102,8 @@ class _Reader:
                 return tuple(self.value(item) for item in node.elts)
             case ast.BinOp(op=ast.BitOr()):
                 return self._joined(node)
-            case ast.Call(func=ast.Name()):
-                return self._called(node, node.func.id)
+            case ast.Call(func=ast.Name(id=name)):
+                return self._called(node, name)
         raise self.error(node, "only rules, literals and '|' between rules are allowed")
 
     def _hint(self, name: str) -> str:

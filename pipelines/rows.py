@@ -91,10 +91,11 @@ class PipelineNetwork(Network):
             values = [rows[name] for rows in chosen]
             if values[0] is not None:
                 put(arguments, name, join(values))
-        return list(self.call(arguments).split([len(rows[self.row_names[0]]) for rows in chosen]))
+        return list(torch.split(self.call(arguments), [len(rows[self.row_names[0]]) for rows in chosen]))
 
     def _rows(self, request: Request) -> dict[str, Any]:
-        condition, extra = request.query.condition, {}
+        condition = request.query.condition
+        extra: Mapping[str, Tensor] = {}
         if condition not in self.branches:
             extra = self.extra[condition]
             condition = "positive"  # what other prompts do not say (adapters, residuals) is as for the prompt

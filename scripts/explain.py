@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..guidance.config import as_stack
+from ..guidance import presets
 from ..guidance.plan import Planned, plan
 from ..guidance.registry import citation
 from ..samplers import by_name, grid
@@ -20,7 +20,9 @@ def schedule(sampler: str, steps: int) -> list[tuple[int, int, object]]:
 def line(planned: Planned) -> str:
     """One row of the plan."""
     step = f"{planned.index}" + f".{planned.evaluation}" * bool(planned.evaluation)
-    return f"{step:>6} {planned.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
+    return (
+        f"{step:>6} {planned.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
+    )
 
 
 @click.command()
@@ -30,10 +32,11 @@ def line(planned: Planned) -> str:
 def command(stack: str, steps: int, sampler: str) -> None:
     """Print what STACK asks for at each step, the evaluations of a sample, and the papers.
 
-    STACK is text such as "during(cfg(4), sigma=(0.2, 5)) | rescale(0.7)". Nothing is run. The noise levels are those of
+    STACK is text such as "during(cfg(4), sigma=(0.2, 5)) | rescale(0.7)", or @ with a preset's name or file, such as
+    @interval-edm2. Nothing is run. The noise levels are those of
     the sampler with linear betas and trailing spacing, as the bundled model has them.
     """
-    read = as_stack(stack)
+    read = presets.read(stack)
     planned = plan(read, schedule(sampler, steps))  # type: ignore[arg-type]
     evaluations = sum(len(one.queries) for one in planned)
     click.echo(f"{read}\n")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..guidance.errors import InputError
+from .model import notices
 from .recipe import Recipe, recipes
 from .studio import Studio
 
@@ -26,7 +27,9 @@ def read_prompts(path: str) -> list[str]:
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path!r} is not UTF-8 text (byte {error.start}); save it as UTF-8, one prompt a line") from None
+        raise InputError(
+            f"{path!r} is not UTF-8 text (byte {error.start}); save it as UTF-8, one prompt a line"
+        ) from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InputError(f"{path!r} has no prompts; expected one a line")
@@ -52,14 +55,21 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 @click.option("--prompts-from", metavar="FILE", help="Prompts from a file, one a line; - for standard input.")
 @click.option("--negative", multiple=True, help="Negative prompt: one for all, or one for each prompt.")
 @click.option(
-    "--guidance", multiple=True, metavar="STACK", help='Stack of rules, e.g. "cfg(4) | rescale(0.7)"; several: a set each.'
+    "--guidance",
+    multiple=True,
+    metavar="STACK",
+    help='Stack of rules, e.g. "cfg(4) | rescale(0.7)", or @PRESET; several make a set each.  [default: cfg(4)]',
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the first image.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the first image."
+)
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Images for each prompt.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images in one call of the network.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images in one call of the network."
+)
 @click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: the model's]")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
@@ -72,9 +82,14 @@ def command(**options: Any) -> None:
     """Make images from PROMPTS.
 
     Image i depends on its own seed, --seed plus i, whatever --batch is: up to the rounding of the network's matrix
-    products, which with another batch moves a rare pixel by 1 of 255. Every PNG carries what it takes to make it again to
-    the bit (--like). A second run makes only what is missing.
+    products, which with another batch moves a rare pixel by 1 of 255. Every PNG carries what it takes to make it again,
+    to the bit (--like). A second run makes only what is missing.
     """
+    with notices():
+        click.echo(_generate(options))
+
+
+def _generate(options: dict[str, Any]) -> str:
     if options["like"]:
         from .images import read_recipe
 
@@ -98,5 +113,5 @@ def command(**options: Any) -> None:
     made = studio.make(wanted, options["out"], options["batch"], options["overwrite"])
     if options["grid"]:
         studio.write_grid(wanted, options["out"], options["grid"])
-        click.echo(f"grid: {options['grid']}")
-    click.echo(made)
+        made += f"\ngrid: {options['grid']}"
+    return made

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..guidance.errors import InputError, UnsupportedPipelineError
+import click
+
+from ..guidance.errors import GuidestackWarning, InputError, UnsupportedPipelineError
 from ..pipelines.bundled import EMOJI
 from ..pipelines.family import FAMILIES
 from ..pipelines.guide import guide as guide  # its import enters the family records
@@ -17,17 +20,28 @@ from ..pipelines.guide import guide as guide  # its import enters the family rec
 PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth", "*.pkl")
 
 
+@contextmanager
+def notices() -> Iterator[None]:
+    """Show guidestack's own warnings, one line each and once, and keep the libraries' off the terminal."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        click.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("once", category=GuidestackWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
 def quiet() -> None:
-    """Keep the libraries' own notices and progress bars off the terminal."""
+    """Keep the libraries' own log lines and progress bars off the terminal."""
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    logging.getLogger("torchsde").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 def check_folder(folder: Path, allow_pickle: bool = False) -> str:

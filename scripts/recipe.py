@@ -13,6 +13,7 @@ from typing import Any
 
 from ..guidance.config import as_stack
 from ..guidance.errors import GuidestackError, InputError
+from ..guidance.presets import read
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int,
         raise InputError(f"{len(negatives)} --negative for {len(prompts)} prompts; give one for all, or one for each")
     if len(negatives) == 1:
         negatives = negatives * len(prompts)
-    stacks = [str(as_stack(text)) for text in options["guidance"] or ("cfg(4)",)]
+    stacks = [str(read(text)) for text in options["guidance"] or ("cfg(4)",)]
     return [
         Recipe(
             prompt=prompt,

@@ -25,7 +25,8 @@ def command(markdown: bool) -> None:
         for entry in registered():
             number = paper(entry).removeprefix("arXiv:")
             signature = entry.signature.replace("|", "\\|")
-            click.echo(f"| `{signature}` | {entry.summary} | {entry.cost} | [{number}](https://arxiv.org/abs/{number}) |")
+            link = f"[{number}](https://arxiv.org/abs/{number})"
+            click.echo(f"| `{signature}` | {entry.summary} | {entry.cost} | {link} |")
         return
     for entry in registered():
         click.echo(entry.signature)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,12 +139,11 @@ class Studio:
             options["negative_prompt"] = [recipe.negative for recipe in filled]
         if first.size:
             options["height"], options["width"] = first.size
-        with seeded(self.pipe.scheduler, seeds), warnings.catch_warnings():
-            warnings.simplefilter("once")
+        with seeded(self.pipe.scheduler, seeds):
             try:
                 made = guided([recipe.prompt for recipe in filled], **options).images
             except torch.OutOfMemoryError as error:
-                raise InputError(f"out of memory on {self.pipe.device}: a smaller --batch or --size needs less") from error
+                raise InputError(f"out of memory on {self.pipe.device}; try a smaller --batch or --size") from error
         report = guided.report
         return made[: len(group)], sum(report.evaluations[: len(group)]) if report else 0
 

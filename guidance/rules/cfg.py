@@ -51,7 +51,7 @@ class CFG(Rule):
     neutral_values: ClassVar[Mapping[str, Any] | None] = {"scale": 1.0}
 
     scale: float
-    against: Query = NEGATIVE
+    against: Query | str = NEGATIVE
 
     def __post_init__(self) -> None:
         number(self, "scale")
@@ -59,13 +59,13 @@ class CFG(Rule):
 
     def asks(self) -> frozenset[Query]:
         """The prompt and the contrast, unless the scale makes the latter vanish."""
-        return frozenset() if self.scale == 1 else frozenset({POSITIVE, self.against})
+        return frozenset() if self.scale == 1 else frozenset({POSITIVE, Query.of(self.against)})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """The equation above."""
         if self.scale == 1:
             return estimate, state
-        c, u = predictions[POSITIVE], predictions[self.against]
+        c, u = predictions[POSITIVE], predictions[Query.of(self.against)]
         if estimate.prediction is c:
             # Equal to the other branch but for rounding, and rounded as the field's implementations round.
             guided = u.native + self.scale * (c.native - u.native)

@@ -159,7 +159,8 @@ def test_add_noise_reads_back(name: str, options: dict[str, Any]) -> None:
     """x0 and noise come back from what the scheduler's own add_noise made of them, at every step."""
     if name == "SASolverScheduler" and any(options.get(spacing) for spacing in (*SPACINGS, "use_flow_sigmas")):
         # Its add_noise goes by the training timestep, rounded, and knows nothing of its sigmas: read it where it is.
-        pytest.raises(AssertionError, check_add_noise, name, options)
+        with pytest.raises(AssertionError):
+            check_add_noise(name, options)
         return check_add_noise(name, options, by_training_timestep=True)
     return check_add_noise(name, options)
 

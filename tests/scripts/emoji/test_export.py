@@ -6,13 +6,14 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from guidestack.scripts.emoji.card import card
 from guidestack.scripts.emoji.export import make_portable
 from guidestack.scripts.emoji.files import replacing, replacing_folder
 from guidestack.scripts.emoji.measure import weights_of
 from guidestack.scripts.emoji.tokenizer import TOKENS, corpus, train
 from guidestack.scripts.emoji.vocabulary import Drawing
-from safetensors.torch import load_file, save_file
 
 DRAWINGS = [Drawing("cat-face", "cat face", ("pet",), "noto"), Drawing("red-car", "red car", ("drive",), "flat")]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from guidestack.scripts.emoji import pictures
 from guidestack.scripts.emoji.measure import Request, backgrounds_right, recognized, requests
 from guidestack.scripts.emoji.nearest import Share, order, shrink

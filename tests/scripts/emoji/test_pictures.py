@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from guidestack.scripts.emoji import pictures
 from guidestack.scripts.emoji.harvest import slug_of
 from guidestack.scripts.emoji.vocabulary import BACKGROUNDS, Drawing

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from guidestack.scripts.emoji.training import Trainer, generators, rate
 from torch import Tensor, nn
+
+from guidestack.scripts.emoji.training import Trainer, generators, rate
 
 STEPS, DECAY_FROM, WARMUP = 24, 12, 4
 

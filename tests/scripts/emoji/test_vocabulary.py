@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from guidestack.scripts.emoji.vocabulary import BACKGROUNDS, STYLES, Drawing, caption, concepts, training_caption
 
 CAT = Drawing("cat-face", "cat face", ("feline", "kitty", "pet", "whiskers"), "noto")

@@ -1,0 +1,52 @@
+# Every target sets up what it needs; a fresh machine has Python >= 3.11 with pip, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PACKAGES := guidance samplers pipelines configs scripts
+OUT := out/demo
+
+.PHONY: help demo test quick lint types bench clean
+help: ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch  # first and by itself: the pinned one, not the newest with several GB of CUDA packages
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --editable ".[dev]"
+	@mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/guidestack
+	@touch $@
+
+demo: $(VENV)/.installed ## make a labelled picture with the bundled model, at several guidance scales
+	$(BIN)/guidestack generate \
+	  "cat face, noto style, blue background" "hamburger, flat style, white background" \
+	  "rocket, twemoji style, black background" "rose, gradient style, yellow background" \
+	  "penguin, noto style, cyan background" "red heart, flat style, pink background" \
+	  --guidance "stack()" --guidance "cfg(2)" --guidance "cfg(4)" --guidance "cfg(8)" \
+	  --guidance "cfg(8) | rescale(0.7)" \
+	  --steps 20 --seed 1 --batch 3 --out $(OUT) --grid $(OUT)/grid.png
+
+test: lint types $(VENV)/.dev ## everything that must hold: lint, types, all tests
+	$(BIN)/python -m pytest -n 2 -q
+
+quick: $(VENV)/.dev ## the part to run while working, under two minutes
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" tests/guidance tests/samplers
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The package is this folder, whatever its name: a link named guidestack is what the type checker looks at.
+types: $(VENV)/.dev
+	cd $(VENV)/src && ../bin/python -m mypy --config-file "$(CURDIR)/pyproject.toml" \
+	  -m guidestack $(foreach part,$(PACKAGES),-p guidestack.$(part))
+
+bench: $(VENV)/.dev ## time and memory of guide() against the stock pipeline, interleaved
+	$(BIN)/python -m guidestack.scripts.bench
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) .wheel-venv out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,292 @@
+"""The command line as a user meets it: a process, its output, its exit status, the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from guidestack.scripts import cli
+from guidestack.scripts.images import read_recipe
+
+QUICK = ["--steps", "2", "--sampler", "ddim"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """``run(*arguments) -> (exit status, stdout, stderr)``, in this process: loading torch anew takes seconds."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["guidestack", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+def last_line(text: str) -> str:
+    return text.strip().replace("\r", "\n").splitlines()[-1]
+
+
+def picture(path: Path) -> Any:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def pixels(folder: Path) -> dict[str, Any]:
+    return {path.name: picture(path) for path in sorted(folder.glob("*.png"))}
+
+
+def test_images_with_all_it_takes_to_make_them_again(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    options = ["--count", 2, "--batch", 3, "--negative", "dog", "--guidance", "cfg(3) | rescale(0.5)", "--seed", 5]
+    options += ["--model", model_folder, "--out", made, "--size", "24x16", *QUICK]
+    status, out, err = run("generate", "a cat", "red", *options)
+    assert status == 0, err
+    assert "4 images" in out
+    assert "16 network evaluations" in out
+    files = sorted(made.iterdir())
+    assert len(files) == 4
+    assert {read_recipe(path)["seed"] for path in files} == {5, 6, 7, 8}
+    assert picture(files[0]).shape == (24, 16, 3)
+    for path in files:
+        again = tmp_path / "again" / path.stem
+        status, _, err = run("generate", "--like", path, "--model", model_folder, "--out", again)
+        assert status == 0, err
+        assert np.array_equal(picture(again / path.name), picture(path))
+
+
+def test_an_image_is_the_same_in_every_batch(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    sets = []
+    for batch in (1, 2, 5):
+        status, _, err = run("generate", "a", "b", "c", "d", "e", "--batch", batch, "--model", model_folder, "--out",
+                             tmp_path / str(batch), "--guidance", "cfg(3)", *QUICK)  # fmt: skip
+        assert status == 0, err
+        sets.append(pixels(tmp_path / str(batch)))
+    for other in sets[1:]:
+        assert other.keys() == sets[0].keys()
+        for name, image in other.items():
+            away = np.abs(image.astype(int) - sets[0][name].astype(int))
+            assert away.max() <= 1
+            assert (away > 0).mean() < 0.01
+    assert len({image.tobytes() for image in sets[0].values()}) == 5
+
+
+def test_a_second_run_makes_only_what_is_missing(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    command = ["generate", "a cat", "--count", 3, "--model", model_folder, "--out", tmp_path, *QUICK]
+    assert run(*command)[0] == 0
+    files = sorted(tmp_path.iterdir())
+    before = {path: path.stat().st_mtime_ns for path in files}
+    files[1].unlink()
+    status, out, _ = run(*command)
+    assert (status, "1 images" in out, "2 were there already" in out) == (0, True, True)
+    assert files[0].stat().st_mtime_ns == before[files[0]]
+    assert files[1].exists()
+    assert "3 images" in run(*command, "--overwrite")[1]
+    assert "3 images" in run(*command, "--guidance", "cfg(2)")[1]  # another stack is another image
+
+
+def test_a_grid_has_a_row_for_each_stack(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "deep" / "grid.png"
+    status, out, err = run("generate", "a", "b", "--guidance", "stack()", "--guidance", "cfg(3)", "--grid", grid,
+                           "--model", model_folder, "--out", tmp_path, *QUICK)  # fmt: skip
+    assert status == 0, err
+    assert str(grid) in out
+    assert len(list(tmp_path.glob("*.png"))) == 4
+    height, width, _ = picture(grid).shape
+    assert min(height, width) > 2 * 128
+
+
+def test_prompts_from_a_file(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes("\ufeffa cat\n\n  ein Bär \r\n".encode())
+    assert run("generate", "--prompts-from", prompts, "--model", model_folder, "--out", tmp_path, *QUICK)[0] == 0
+    assert sorted(read_recipe(path)["prompt"] for path in tmp_path.glob("*.png")) == ["a cat", "ein Bär"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--guidance", "cgf(4)"], "unknown rule 'cgf'; did you mean 'cfg'?"),
+        (["a", "--guidance", "cfg(4, agianst=1)"], "did you mean 'against'?"),
+        (["a", "--guidance", "cfg(four)"], "at character 5"),
+        (["a", "--guidance", "cfg(4"], "at character 4"),
+        (["a", "--guidance", "__import__('os').system('id')"], "at character 1"),
+        (["a", "--guidance", "@nothing"], "no preset 'nothing'"),
+        ([], "no prompt given"),
+        (["a", "--prompts-from", "/nowhere/prompts"], "cannot read the prompts"),
+        (["a", "--model", "/nowhere/model"], "no model at '/nowhere/model'"),
+        (["a", "--sampler", "eular"], "unknown sampler 'eular'; did you mean 'euler'?"),
+        (["a", "--sampler", "ddim-karras"], "drop '-karras'"),
+        (["a", "--size", "64"], "HEIGHTxWIDTH"),
+        (["a", "--size", "60x64"], "multiples of 8 pixels; got 60x64"),
+        (["a", "--size", "0x64"], "multiples of 8"),
+        (["a", "--steps", "0"], "--steps"),
+        (["a", "--seed", "-1"], "--seed"),
+        (["a", "--batch", "x"], "--batch"),
+        (["a", "--device", "nowhere"], "device 'nowhere' cannot be used"),
+        (["a", "--negative", "b", "--negative", "c"], "2 --negative for 1 prompts"),
+        (["a", "--out", "/proc/nothing"], "cannot write"),
+        (["--like", "/nowhere/x.png"], "no image at"),
+        (["a", "--like", "x.png"], "drop 'prompts'"),
+        (["a", "--nonsense"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    run: Any, model_folder: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    more = [] if "--model" in arguments or "--like" in arguments else ["--model", str(model_folder)]
+    more += [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    more += [] if "--steps" in arguments or "--like" in arguments else ["--steps", "2"]
+    status, out, err = run("generate", *arguments, *more)
+    assert status == 2
+    assert message in last_line(err), err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_prompt_files_that_are_none(run: Any, tmp_path: Path) -> None:
+    for content, message in ((b"caf\xe9", "not UTF-8 text (byte 3)"), (b"\n  \n", "has no prompts")):
+        path = tmp_path / "prompts"
+        path.write_bytes(content)
+        status, _, err = run("generate", "--prompts-from", path)
+        assert (status, message in err) == (2, True), err
+
+
+def test_model_folders_that_are_none(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    def broken(change: Any) -> str:
+        folder = tmp_path / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(model_folder, folder)
+        change(folder)
+        status, _, err = run("generate", "a", "--model", folder, "--out", tmp_path / "out", *QUICK)
+        assert status == 2
+        return last_line(err)
+
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    index = json.loads((model_folder / "model_index.json").read_text())
+    other = json.dumps(index | {"_class_name": "DDPMPipeline"})
+    assert "incomplete: no folder 'unet'" in broken(lambda f: shutil.rmtree(f / "unet"))
+    assert "incomplete: no weights in 'unet'" in broken(lambda f: (f / weights).unlink())
+    assert "pickles only" in broken(lambda f: (f / weights).rename(f / "unet" / "diffusion_pytorch_model.bin"))
+    assert "cannot load the model" in broken(lambda f: (f / weights).write_bytes(b"no safetensors"))
+    assert "no model index" in broken(lambda f: (f / "model_index.json").write_text("[]"))
+    assert "DDPMPipeline, which guidestack does not guide" in broken(
+        lambda f: (f / "model_index.json").write_text(other)
+    )
+
+
+def test_a_long_prompt_says_what_was_cut(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    status, _, err = run("generate", "a cat and two big dogs", "--model", model_folder, "--out", tmp_path, *QUICK)
+    assert status == 0
+    assert "longer than 16 tokens; cut off: 'ogs'" in err
+
+
+def test_a_nan_keeps_what_is_finished(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    status, _, err = run("generate", "a", "--guidance", "cfg(2)", "--guidance", "cfg(1e300)", "--model", model_folder,
+                         "--out", tmp_path, *QUICK)  # fmt: skip
+    assert status == 2
+    assert "NaN or Inf at step 0 of 2" in last_line(err)
+    assert "1 of 2 images finished" in err
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_ctrl_c_keeps_what_is_finished(
+    run: Any, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from guidestack.scripts import studio
+
+    original, calls = studio.images.write, []
+
+    def write(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(studio.images, "write", write)
+    status, _, err = run("generate", "a", "b", "c", "--model", model_folder, "--out", tmp_path, *QUICK)
+    assert status == 130
+    assert "1 of 3 images finished" in err
+    assert "2 missing" in err
+    assert [path.suffix for path in tmp_path.iterdir()] == [".png"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    run: Any, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, path: Any, **options: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    status, _, err = run("generate", "a", "--model", model_folder, "--out", tmp_path, *QUICK)
+    assert status == 2
+    assert "No space left on device" in last_line(err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_of_others_are_untrusted(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    from guidestack.scripts.images import write
+
+    assert run("generate", "a", "--model", model_folder, "--out", tmp_path, *QUICK)[0] == 0
+    (good,) = tmp_path.glob("*.png")
+    recipe = read_recipe(good)
+    for change, message in (
+        ({"guidance": "__import__('os')"}, "unknown rule"),
+        ({"steps": "2"}, "does not say how it was made in a form"),
+        ({"steps": 10**9}, "out of range"),
+        ({"extra": 1}, "does not say how"),
+        ({"dtype": "float8"}, "does not say how"),
+        ({"model": {"name": "bundled", "fingerprint": "0"}}, "was made with the model"),
+    ):
+        write(Image.new("RGB", (8, 8)), tmp_path / "x.png", recipe | change)
+        status, _, err = run("generate", "--like", tmp_path / "x.png", "--model", model_folder, "--out", tmp_path / "o")
+        assert (status, message in last_line(err)) == (2, True), err
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert "does not say how it was made" in run("generate", "--like", tmp_path / "plain.png")[2]
+    (tmp_path / "no.png").write_text("no image")
+    assert "cannot read" in run("generate", "--like", tmp_path / "no.png")[2]
+    assert "say where that is with --model" in run("generate", "--like", good)[2]
+
+
+def test_rules_and_explain(run: Any) -> None:
+    status, out, _ = run("rules")
+    assert status == 0
+    assert "cfg(scale, against='negative')" in out
+    assert "arXiv:2207.12598" in out
+    assert run("rules", "--markdown")[1].startswith("| rule |")
+    status, out, _ = run(
+        "explain", "during(cfg(4), progress=(0.25, 0.75)) | rescale(0.7)", "--steps", 4, "--sampler", "heun"
+    )
+    assert status == 0
+    rows = [line.split() for line in out.splitlines() if line[:6].strip().replace(".", "").isdigit()]
+    assert [(row[0], row[2]) for row in rows] == [
+        ("0", "1"), ("0.1", "1"), ("1", "2"), ("1.1", "2"), ("2", "2"), ("2.1", "2"), ("3", "1"),
+    ]  # fmt: skip
+    assert "11 evaluations a sample in 4 steps of heun; unguided: 7" in out
+    assert "kynkaanniemi2024applying" in out
+    assert run("explain", "cfg(1)", "--steps", 3)[1].count("positive") == 3
+    assert run("explain", "@interval-edm2")[0] == 0
+    assert run("explain", "cgf(1)")[0] == 2
+    assert run("expalin")[2].strip().endswith("did you mean 'explain'?")
+
+
+def test_help_is_there_for_everything(run: Any) -> None:
+    for arguments in (["--help"], ["generate", "--help"], ["rules", "-h"], ["explain", "-h"]):
+        status, out, _ = run(*arguments)
+        assert status == 0
+        assert "Usage: guidestack" in out
+    assert run("--version")[0] == 0

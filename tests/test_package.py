@@ -1,0 +1,95 @@
+"""The package as a whole: its public names, its docstrings, and what importing it costs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import guidestack as gs
+
+ROOT = Path(gs.__file__).parent
+MODULES = sorted(
+    module.name
+    for part in ("guidance", "samplers", "pipelines", "scripts")
+    for module in pkgutil.walk_packages([str(ROOT / part)], f"guidestack.{part}.")
+    if not module.name.endswith("__main__")
+)
+
+
+def test_the_public_names_are_the_contracts() -> None:
+    wanted = {"Stack", "CFG", "Rescale", "During", "Query", "Rule", "parse", "from_config", "to_config", "citation"}
+    wanted |= {"register", "guide", "load_emoji", "sample", "GuidestackError", "GuidestackWarning", "__version__"}
+    assert set(gs.__all__) == wanted
+    assert set(dir(gs)) == wanted
+    for name in gs.__all__:
+        value = getattr(gs, name)
+        assert isinstance(value, str) or (value.__doc__ or "").strip(), f"{name} has no docstring"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = gs.nothing
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+def test_rules_have_examples() -> None:
+    from guidestack.guidance.registry import rules
+
+    for entry in rules():
+        assert ">>>" in (entry.rule.__doc__ or ""), entry.name
+        for section in ("Args:", "Queries:", "State:", "References:"):
+            assert section in (entry.rule.__doc__ or ""), (entry.name, section)
+
+
+def loaded(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has after `code`."""
+    report = "import sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; {report}"], capture_output=True, text=True, check=True, cwd=Path.home()
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_brings_no_more_than_is_used() -> None:
+    heavy = {"torch", "diffusers", "transformers", "accelerate", "numpy"}
+    assert not loaded("import guidestack") & heavy
+    assert not loaded("import guidestack.scripts.cli") & heavy
+    everything = "import guidestack as gs; [getattr(gs, name) for name in gs.__all__]"
+    assert not loaded(everything) & {"diffusers", "transformers", "accelerate"}
+    assert not loaded("import guidestack.samplers, guidestack.guidance.testing") & {"diffusers", "transformers"}
+
+
+def test_every_preset_is_a_stack_with_a_source() -> None:
+    from guidestack.guidance.errors import InputError
+    from guidestack.guidance.presets import FOLDER, load_preset, names
+
+    assert names()
+    for name in names():
+        assert load_preset(name).rules
+        assert "arXiv:" in (FOLDER / f"{name}.yaml").read_text().splitlines()[0]
+    with pytest.raises(InputError, match="no preset 'recsale'; did you mean 'rescale'"):
+        load_preset("recsale")
+    with pytest.raises(InputError, match="cannot read the preset"):
+        load_preset("/nowhere/x.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [*a]", "!!python/object/apply:os.system ['id']", "rules: [", "x" * 200_000, "3"]
+)
+def test_presets_are_untrusted(tmp_path: Path, text: str) -> None:
+    from guidestack.guidance.errors import StackSyntaxError
+    from guidestack.guidance.presets import load_preset
+
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(StackSyntaxError) as caught:
+        load_preset(path)
+    assert "\n" not in str(caught.value)
