@@ -43,14 +43,17 @@ class Grid:
         return self.points[-1].step + 1
 
     def position(self, timestep: float) -> int:
-        """Index of the first point at `timestep`: where a run begins that does not begin at 0.
+        """Index of the point where a run begins that begins at `timestep`, which is not 0 in image-to-image.
+
+        A second evaluation often has the timestep of the step that follows (Heun's is at the end of its step). A run
+        begins with a step, so of all points at `timestep` this is the first with the lowest `evaluation`.
 
         Raises:
             UnsupportedSchedulerError: no point is there.
         """
-        for index, point in enumerate(self.points):
-            if point.timestep == timestep:
-                return index
-        raise UnsupportedSchedulerError(
-            f"timestep {timestep:g} is not on the scheduler's schedule {[point.timestep for point in self.points]}"
-        )
+        found = [index for index, point in enumerate(self.points) if point.timestep == timestep]
+        if not found:
+            raise UnsupportedSchedulerError(
+                f"timestep {timestep:g} is not on the scheduler's schedule {[point.timestep for point in self.points]}"
+            )
+        return min(found, key=lambda index: self.points[index].evaluation)

@@ -23,6 +23,12 @@ Scaling = Callable[[Scheduler, float], Level]
 def _vp(scheduler: Scheduler, sigma: float) -> Level:
     # These schedulers tabulate sigma/alpha, or the flow's sigma, and keep x in the scaling of the training.
     if scheduler.config.get("use_flow_sigmas"):
+        if sigma > 1:
+            # diffusers 0.42.1 converts the respaced ones for UniPC with Karras only; the others step with alpha < 0.
+            raise UnsupportedSchedulerError(
+                f"{type(scheduler).__name__}: sigma {sigma:g} is off the flow's path, which ends at 1; use_flow_sigmas "
+                "does not go with Karras, exponential or beta sigmas: switch one of them off"
+            )
         return Level.flow(sigma)
     alpha = 1 / math.sqrt(sigma * sigma + 1)
     return Level(alpha, sigma * alpha)
@@ -143,6 +149,14 @@ def _floats(values: Any) -> list[float]:
     return [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 
 
+def _is_set(scheduler: Scheduler) -> bool:
+    # DDPM and EDM do not count the steps of a schedule that they were given; before set_timesteps, all the training
+    # steps are there.
+    if getattr(scheduler, "num_inference_steps", None) is not None:
+        return True
+    return len(scheduler.timesteps) != scheduler.config.num_train_timesteps
+
+
 def grid(scheduler: Scheduler) -> Grid:
     """The level of every evaluation of a run, and of its result.
 
@@ -150,12 +164,12 @@ def grid(scheduler: Scheduler) -> Grid:
         scheduler: a diffusers scheduler after ``set_timesteps``.
 
     Raises:
-        UnsupportedSchedulerError: its levels are not known, or its timesteps are not set.
+        UnsupportedSchedulerError: its levels are not known or not on its path, or its timesteps are not set.
 
     Waits once for the device that holds the timesteps; call it once a run.
     """
     _, record = _record(scheduler)
-    if getattr(scheduler, "num_inference_steps", None) is None:
+    if not _is_set(scheduler):
         raise UnsupportedSchedulerError(f"{type(scheduler).__name__} has no timesteps yet; call set_timesteps first")
     timesteps = _floats(scheduler.timesteps)
     if record.scaling is None:
@@ -165,7 +179,8 @@ def grid(scheduler: Scheduler) -> Grid:
     else:
         sigmas = _floats(scheduler.sigmas)
         levels = [record.scaling(scheduler, sigma) for sigma in record.sigmas(scheduler, sigmas)[: len(timesteps)]]
-        final = record.scaling(scheduler, sigmas[-1])
+        # Not the last entry: Euler's log_linear interpolation makes one sigma more than it steps to.
+        final = record.scaling(scheduler, sigmas[len(timesteps)])
     points = [
         Point(timestep, *record.place(index, scheduler), level)
         for index, (timestep, level) in enumerate(zip(timesteps, levels, strict=True))
@@ -180,7 +195,7 @@ def parameterization(scheduler: Scheduler) -> Parameterization:
     """What a network emits that runs under `scheduler`, from the scheduler's configuration.
 
     Raises:
-        UnsupportedSchedulerError: the scheduler or its `prediction_type` is not known.
+        UnsupportedSchedulerError: the scheduler or its `prediction_type` is not known, or contradicts its sigmas.
     """
     name, _ = _record(scheduler)
     if name.startswith("FlowMatch"):
@@ -191,6 +206,10 @@ def parameterization(scheduler: Scheduler) -> Parameterization:
         if emitted in names:
             return Parameterization("edm" if emitted == "epsilon" else "edm-v", scheduler.config.sigma_data)
     elif emitted in _EMITTED:
+        flow = bool(scheduler.config.get("use_flow_sigmas"))
+        if (emitted == "flow_prediction" and not flow) or (emitted == "v_prediction" and flow):
+            # diffusers runs it, and reads x0 from the formula of one path with the sigmas of the other.
+            raise UnsupportedSchedulerError(f"{name}: prediction_type {emitted!r} needs use_flow_sigmas={not flow}")
         return _EMITTED[emitted]
     raise UnsupportedSchedulerError(
         f"{name}: prediction_type {emitted!r} is not known{nearest(str(emitted), _EMITTED)}"

@@ -40,6 +40,8 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     *(("EulerDiscreteScheduler", {"prediction_type": p}) for p in ("epsilon", "v_prediction")),
     *(("EulerDiscreteScheduler", {spacing: True}) for spacing in SPACINGS),
     *(("EulerDiscreteScheduler", {"timestep_spacing": s}) for s in ("leading", "trailing")),
+    ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}),
+    ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
     (
         "EulerDiscreteScheduler",
         {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
@@ -277,6 +279,52 @@ def test_position_of_a_run_that_begins_in_the_middle() -> None:
     assert schedule.position(float(scheduler.timesteps[4])) == 4
     with pytest.raises(UnsupportedSchedulerError, match="not on the scheduler's schedule"):
         schedule.position(12345.0)
+
+
+def test_a_run_may_begin_with_any_step_of_two_evaluations() -> None:
+    """Heun's timesteps stand twice in its schedule: at the end of one step and at the start of the next."""
+    scheduler = scheduler_for("HeunDiscreteScheduler", {}, 5)
+    schedule = grid(scheduler)
+    for index, point in enumerate(schedule.points):
+        if point.evaluation == 0:
+            assert schedule.position(float(scheduler.timesteps[index])) == index
+
+
+def test_timesteps_and_sigmas_of_the_users_own() -> None:
+    ddpm = diffusers.DDPMScheduler()
+    with pytest.raises(UnsupportedSchedulerError, match="set_timesteps"):
+        grid(ddpm)
+    ddpm.set_timesteps(timesteps=[900, 500, 20])
+    assert [point.level.alpha for point in grid(ddpm).points] == [
+        pytest.approx(math.sqrt(float(ddpm.alphas_cumprod[t]))) for t in (900, 500, 20)
+    ]
+    edm = diffusers.EDMEulerScheduler()
+    edm.set_timesteps(sigmas=[0.0, 0.5, 1.0])  # places on its Karras ramp
+    levels = [point.level.sigma for point in grid(edm).points]
+    assert levels[0] == pytest.approx(edm.config.sigma_max)
+    assert levels[-1] == pytest.approx(edm.config.sigma_min)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "use_flow_sigmas=True"),
+        ("UniPCMultistepScheduler", {"prediction_type": "v_prediction", "use_flow_sigmas": True}, "=False"),
+    ],
+)
+def test_a_prediction_of_one_path_on_the_sigmas_of_another(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedSchedulerError, match=message):
+        parameterization(getattr(diffusers, name)(**options))
+
+
+def test_levels_off_the_path_of_the_flow() -> None:
+    options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "use_exponential_sigmas": True}
+    with pytest.raises(UnsupportedSchedulerError, match="off the flow's path"):
+        grid(scheduler_for("DPMSolverMultistepScheduler", options, 5))
+    backwards = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    backwards.set_timesteps(5)
+    with pytest.raises(UnsupportedSchedulerError, match="invert_sigmas"):
+        grid(backwards)
 
 
 def test_what_is_not_known_is_refused_by_name() -> None:
