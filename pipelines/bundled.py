@@ -22,7 +22,5 @@ def load_emoji(dtype: torch.dtype = torch.float32, device: str | torch.device = 
     """
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(
-        EMOJI, torch_dtype=dtype, local_files_only=True, use_safetensors=True
-    )
+    pipe = StableDiffusionPipeline.from_pretrained(EMOJI, dtype=dtype, local_files_only=True, use_safetensors=True)
     return pipe.to(device)

@@ -299,7 +299,7 @@ def test_timesteps_and_sigmas_of_the_users_own() -> None:
         pytest.approx(math.sqrt(float(ddpm.alphas_cumprod[t]))) for t in (900, 500, 20)
     ]
     edm = diffusers.EDMEulerScheduler()
-    edm.set_timesteps(sigmas=[0.0, 0.5, 1.0])  # places on its Karras ramp
+    edm.set_timesteps(sigmas=torch.tensor([0.0, 0.5, 1.0]))  # places on its Karras ramp
     levels = [point.level.sigma for point in grid(edm).points]
     assert levels[0] == pytest.approx(edm.config.sigma_max)
     assert levels[-1] == pytest.approx(edm.config.sigma_min)
