@@ -18,8 +18,16 @@ if TYPE_CHECKING:
     from .guidance.registry import citation as citation
     from .guidance.registry import register as register
     from .guidance.rule import Rule as Rule
+    from .guidance.rules import APG as APG
     from .guidance.rules import CFG as CFG
+    from .guidance.rules import ICG as ICG
+    from .guidance.rules import TSG as TSG
+    from .guidance.rules import AdaptiveGuidance as AdaptiveGuidance
+    from .guidance.rules import CFGPlusPlus as CFGPlusPlus
     from .guidance.rules import During as During
+    from .guidance.rules import PerpNeg as PerpNeg
+    from .guidance.rules import Prefix as Prefix
+    from .guidance.rules import Renoise as Renoise
     from .guidance.rules import Rescale as Rescale
     from .guidance.stack import Stack as Stack
     from .guidance.text import parse as parse
@@ -30,7 +38,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "APG": ".guidance.rules",
+    "AdaptiveGuidance": ".guidance.rules",
     "CFG": ".guidance.rules",
+    "CFGPlusPlus": ".guidance.rules",
+    "ICG": ".guidance.rules",
+    "PerpNeg": ".guidance.rules",
+    "Prefix": ".guidance.rules",
+    "Renoise": ".guidance.rules",
+    "TSG": ".guidance.rules",
     "During": ".guidance.rules",
     "GuidestackError": ".guidance.errors",
     "GuidestackWarning": ".guidance.errors",

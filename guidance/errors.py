@@ -78,7 +78,8 @@ class GuidestackWarning(UserWarning):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Say which valid name is meant: ``"; did you mean 'cfg'?"``, or list the valid names when none is near."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    if close := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
+        # Of several near ones the one with the same letters in another order: transposing is the commonest slip.
+        swapped = [one for one in close if sorted(one) == sorted(name)]
+        return f"; did you mean {(swapped or close)[0]!r}?"
     return f"; expected one of: {', '.join(names)}" if names else "; none is expected here"

@@ -62,3 +62,30 @@ def interval(rule: object, name: str, low: float, high: float) -> None:
         bounds = f"{low:g} <= first < second" + ("" if math.isinf(high) else f" <= {high:g}")
         raise RuleError(f"{type(rule).__name__}: {name} must be two numbers, {bounds}; got {value!r}")
     set_field(rule, name, (float(value[0]), float(value[1])))
+
+
+def strengths(rule: object, name: str) -> None:
+    """Make parameter `name` a float >= 0, or a tuple of such floats.
+
+    Raises:
+        RuleError: it is something else.
+    """
+    value = getattr(rule, name)
+    several = isinstance(value, tuple | list)
+    for one in value if several else (value,):
+        if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one) or one < 0:
+            raise RuleError(
+                f"{type(rule).__name__}: {name} must be one number >= 0, or one for each prompt; got {value!r}"
+            )
+    set_field(rule, name, tuple(map(float, value)) if several else float(value))
+
+
+def whole(rule: object, name: str, low: int) -> None:
+    """Check that parameter `name` is a whole number, at least `low`.
+
+    Raises:
+        RuleError: it is something else.
+    """
+    value = getattr(rule, name)
+    if type(value) is not int or value < low:
+        raise RuleError(f"{type(rule).__name__}: {name} must be a whole number, {low} at least; got {value!r}")

@@ -7,6 +7,7 @@ checked against formulas instead of against another implementation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -39,7 +40,7 @@ class GaussianMixture:
     def example(cls, shape: tuple[int, ...] = (2, 3, 3), components: int = 4) -> GaussianMixture:
         """A mixture in float64 with components of different places, widths and weights; always the same one."""
         index = torch.arange(components * math.prod(shape), dtype=torch.float64)
-        means = (index * 1.7).sin().reshape(components, *shape)
+        means = 0.5 * (index * 1.7).sin().reshape(components, *shape)
         stds = 0.3 + 0.2 * torch.arange(components, dtype=torch.float64)
         weights = 1.0 + torch.arange(components, dtype=torch.float64)
         return cls(means, stds, weights / weights.sum())
@@ -95,21 +96,38 @@ class MixtureDenoiser:
         parameterization: what the network emits.
         widen: factor on the mixture's stds: other than 1 for a worse network.
 
-    It can be perturbed: ``Perturbation("widen", amount)`` multiplies the stds by ``1 + amount`` for one evaluation.
+    It can be perturbed: ``"widen"`` multiplies the stds by ``1 + amount`` for one evaluation; ``"time"`` and
+    ``"conditioning"`` let it believe in a noise level of ``exp(amount * n)`` times the true one, n a normal number for
+    each sample.
     """
 
     mixture: GaussianMixture
     parameterization: Parameterization = EPSILON
     widen: float = 1.0
-    perturbations = frozenset({"widen"})
+    perturbations = frozenset({"widen", "time", "conditioning"})
 
     def __call__(
-        self, x: Tensor, level: Level, conditions: Tensor, /, perturbation: Perturbation | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        conditions: Tensor,
+        /,
+        perturbation: Perturbation | None = None,
+        generators: Sequence[torch.Generator] = (),
     ) -> Tensor:
         """The native output for x, shape ``(B, ...)``, in the type of x; computed in the mixture's type."""
         wide = x.to(self.mixture.means.dtype)
-        widen = self.widen * (1 + perturbation.amount if perturbation else 1)
-        denoised = self.mixture.denoised(wide, level, conditions.to(wide.dtype), widen)
+        conditions = conditions.to(wide.dtype)
+        if perturbation and perturbation.kind != "widen":
+            rows = []
+            for row, condition, generator in zip(wide, conditions, generators, strict=True):
+                away = math.exp(perturbation.amount * float(torch.randn((), generator=generator)))
+                believed = Level.ve(level.k_sigma * away)
+                rows.append(self.mixture.denoised(row[None] / level.alpha, believed, condition[None], self.widen))
+            denoised = torch.cat(rows)
+        else:
+            widen = self.widen * (1 + perturbation.amount if perturbation else 1)
+            denoised = self.mixture.denoised(wide, level, conditions, widen)
         return convert(denoised, wide, level, X0, self.parameterization).to(x.dtype)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import QueryError
+from .keyed import Keys
 from .prediction import Level, Parameterization
 from .query import Network, Request
 
@@ -16,7 +17,8 @@ from .query import Network, Request
 class Denoiser(Protocol):
     """A network as a function.
 
-    A model that can be perturbed has an attribute `perturbations`, the set of kinds, and takes ``perturbation=``.
+    A model that can be perturbed has an attribute `perturbations`, the set of kinds, and takes ``perturbation=`` and
+    ``generators=``, one for each row, from which its randomness must come.
     """
 
     def __call__(self, x: Tensor, level: Level, conditions: Any, /) -> Tensor:
@@ -52,8 +54,11 @@ class CallableNetwork(Network):
         x: noisy samples, shape ``(B, ...)``.
         level: their level.
         conditions: by name, in the order of the rows of a batch: a tensor, or a mapping of tensors, one row a sample.
+            Or a function that draws a random one, ``draw(generators)`` with a generator for each sample; it is called
+            ``"independent"``, or ``"independent:SOURCE"``.
         parameterization: what the models emit.
         aliases: other names for some conditions.
+        keys: where randomness comes from; by default the samples have the seeds 0, 1, ...
 
     Raises:
         QueryError: a condition has another number of rows than x.
@@ -67,23 +72,43 @@ class CallableNetwork(Network):
         conditions: Mapping[str, Any],
         parameterization: Parameterization,
         aliases: Mapping[str, str] | None = None,
+        keys: Keys | None = None,
     ) -> None:
+        self.functions, self.x, self.level, self.trees = models, x, level, dict(conditions)
+        self.keys = keys or Keys(tuple(range(len(x))))
         for name, tree in conditions.items():
-            if counts := _row_counts(tree) - {len(x)}:
-                raise QueryError(f"condition {name!r} has {counts.pop()} rows, the batch has {len(x)}")
-        self.functions, self.x, self.level, self.trees = models, x, level, conditions
+            if not callable(tree):
+                self._check(name, tree)
         self.parameterization = parameterization
         self.conditions = tuple(conditions)
         self.aliases = aliases or {}
         self.models = tuple(models)
         self.perturbations = frozenset().union(*(getattr(model, "perturbations", ()) for model in models.values()))
 
+    def _check(self, name: str, tree: Any) -> None:
+        if counts := _row_counts(tree) - {len(self.x)}:
+            raise QueryError(f"condition {name!r} has {counts.pop()} rows, the batch has {len(self.x)}")
+
+    def _tree(self, name: str) -> Any:
+        tree = self.trees[name]
+        if callable(tree):
+            tree = self.trees[name] = tree(self.keys.generators(range(len(self.x)), name))
+            self._check(name, tree)
+        return tree
+
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
         """Concatenate the rows, call the model once, split the answer."""
-        everyone = torch.arange(len(self.x), device=self.x.device)
-        rows = [everyone if r.rows is None else torch.tensor(r.rows, device=self.x.device) for r in requests]
-        trees = [_select(self.trees[r.query.condition], row) for r, row in zip(requests, rows, strict=True)]
+        samples = [range(len(self.x)) if r.rows is None else r.rows for r in requests]
+        rows = [torch.tensor(one, device=self.x.device) for one in samples]
+        trees = [_select(self._tree(r.query.condition), row) for r, row in zip(requests, rows, strict=True)]
         first = requests[0].query
-        options = {"perturbation": first.perturbation} if first.perturbation else {}
+        options: dict[str, Any] = {}
+        if first.perturbation:
+            options["perturbation"] = first.perturbation
+            options["generators"] = [
+                generator
+                for r, one in zip(requests, samples, strict=True)
+                for generator in self.keys.generators(one, f"{first.perturbation.kind} {r.query.condition}")
+            ]
         output = self.functions[first.model](self.x[torch.cat(rows)], self.level, _concatenated(trees), **options)
         return list(torch.split(output, [len(row) for row in rows]))

@@ -244,6 +244,12 @@ class Prediction:
             value = convert(value, self.x, self.level, target, self.parameterization)
         return Prediction(value.to(self.native.dtype), self.x, self.level, self.parameterization)
 
+    def where(self, samples: Tensor, other: Prediction) -> Prediction:
+        """Take this answer for `samples`, booleans of shape ``(B,)``, and `other`, of the same x, for the rest."""
+        wanted = samples.to(self.native.device).reshape(-1, *[1] * (self.native.ndim - 1))
+        native = torch.where(wanted, self.native, other.native)
+        return Prediction(native, self.x, self.level, self.parameterization)
+
     @property
     def denoised(self) -> Tensor:
         """The clean sample x0 that the answer implies."""

@@ -27,12 +27,19 @@ class Perturbation:
     """A change made to the network for one evaluation, e.g. noise on its time embedding. Tensor-free.
 
     Args:
-        kind: what is changed; a network lists the kinds it can do.
-        amount: how much, in the unit of `kind`.
+        kind: what is changed; a network lists the kinds it can do. ``"time"``: noise is added to the embedding of the
+            time, ``"conditioning"``: to its sum with those of the class or the pooled text.
+        amount: how much, in the unit of `kind`; for the two above, the noise's standard deviation in those of the
+            embedding.
+        blocks: only in the first so many blocks of the network (of a UNet's encoder and of its decoder); 0 for all.
     """
 
     kind: str
     amount: float = 1.0
+    blocks: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}({self.amount:.4g}{f', blocks={self.blocks}' if self.blocks else ''})"
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,9 @@ class Query:
     Args:
         condition: what the network is told. ``"positive"`` is the prompt; ``"negative"`` the negative prompt, or the
             empty one where none is given (what classifier-free guidance contrasts with); ``"null"`` always the true
-            empty prompt; ``"negative:0"`` the first of several negatives. The side that owns the network resolves it.
+            empty prompt; ``"negative:0"`` the first of several negatives, ``"positive:1"`` the first positive beside
+            the prompt; ``"independent:tokens"`` a random condition, drawn anew at every evaluation. The side that owns
+            the network resolves it.
         model: ``"main"``, or the name of another network of the run.
         perturbation: a change made to the network, or None.
         grad: whether the answer must be differentiable with respect to x.
@@ -61,7 +70,7 @@ class Query:
     def __str__(self) -> str:
         text = self.condition if self.model == "main" else f"{self.condition}@{self.model}"
         if self.perturbation:
-            text += f"+{self.perturbation.kind}({self.perturbation.amount:g})"
+            text += f"+{self.perturbation}"
         return text + "+grad" * self.grad
 
     @classmethod
@@ -73,12 +82,26 @@ class Query:
         """
         if isinstance(text, Query):
             return text
-        match = re.fullmatch(r"([A-Za-z_]\w*(?::\d+)?)(?:@([A-Za-z_]\w*))?", text) if isinstance(text, str) else None
+        match = re.fullmatch(r"([A-Za-z_]\w*(?::\w+)?)(?:@([A-Za-z_]\w*))?", text) if isinstance(text, str) else None
         if not match:
             raise RuleError(
                 f"a query is written 'condition' or 'condition@model', such as 'null' or 'positive@weak'; got {text!r}"
             )
         return cls(match[1], match[2] or "main")
+
+
+ANY = ":each"
+"""In `Rule.asks`, ``"negative:each"`` stands for as many negatives as the run has."""
+
+
+def covered(query: Query, asked: Iterable[Query]) -> bool:
+    """Whether `asked`, what a rule says it may ask for, has `query`: whatever the number, and the amount perturbed."""
+
+    def general(one: Query) -> Query:
+        perturbation = replace(one.perturbation, amount=1.0) if one.perturbation else None
+        return replace(one, condition=re.sub(r":\d+$", ANY, one.condition), perturbation=perturbation)
+
+    return query in (asked := set(asked)) or general(query) in set(map(general, asked))
 
 
 POSITIVE = Query("positive")
@@ -121,15 +144,18 @@ class Predictions(Mapping[Query, Prediction]):
     def __len__(self) -> int:
         return len(self._aliases)
 
+    def given(self, query: Query, answer: Prediction) -> Predictions:
+        """These answers, with `answer` for `query` whether it was asked for or not."""
+        answers = {**{self._aliases[one]: self._answer(one) for one in self._aliases}, query: answer}
+        return Predictions(answers, {**self._aliases, query: query}, self._base, self._asker, self._reads)
+
     def only(self, queries: Queries, asker: str) -> Predictions:
         """The part of the answers that `queries` asks for, for the rule that error messages call `asker`."""
         answers = {}
         for query, rows in queries.items():
             answer = self._answer(query)
             if rows is not None and answer is not self._base:
-                wanted = rows.to(answer.native.device).reshape(-1, *[1] * (answer.native.ndim - 1))
-                native = torch.where(wanted, answer.native, self._base.native)
-                answer = Prediction(native, answer.x, answer.level, answer.parameterization)
+                answer = answer.where(rows, self._base)
             answers[query] = answer
         return Predictions(answers, {query: query for query in queries}, self._base, asker, self._reads)
 

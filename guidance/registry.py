@@ -107,16 +107,6 @@ def given(rule: Rule) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
             yield field, value
 
 
-def parts(rule: Rule) -> Iterator[Rule]:
-    """`rule` and the rules inside it, outermost first."""
-    yield rule
-    for field in parameters(rule):
-        value = getattr(rule, field.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, Rule):
-                yield from parts(part)
-
-
 def literal(value: Any) -> str:
     """The text of a parameter's value."""
     if isinstance(value, Rule):
@@ -167,7 +157,7 @@ def citation(stack: Rule) -> str:
     @article{ho2022classifier,
     """
     references: dict[str, None] = {}
-    for rule in parts(stack):
+    for rule in stack.parts():
         if not isinstance(rule, Stack):
             references.update(dict.fromkeys(entry_of(rule).references))
     return "\n\n".join(references)

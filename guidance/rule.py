@@ -7,7 +7,7 @@ serves any number of runs at once, prints, compares, pickles, and is written to 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,6 +31,9 @@ class Run:
         device: where they are.
         steps: steps of the scheduler's whole schedule.
         seeds: one number for each sample, from which all randomness of the run is derived; empty if none was given.
+        negatives: how many negative prompts each sample has, which answer ``"negative:0"`` and on; empty if it is 1.
+        positives: how many positives each sample has beside its prompt, ``"positive:1"`` and on; empty if none has any.
+        identity: what a fitted rule was fitted for, by name: the model's fingerprint, the scheduler; empty if unknown.
     """
 
     shape: tuple[int, ...]
@@ -38,11 +41,18 @@ class Run:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     steps: int = 1
     seeds: tuple[int, ...] = ()
+    negatives: tuple[int, ...] = ()
+    positives: tuple[int, ...] = ()
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
         """Number of samples B."""
         return self.shape[0]
+
+    def mask(self, samples: Iterable[bool]) -> Tensor:
+        """A row mask of these booleans, on the host: no device need be waited for to read it."""
+        return torch.tensor(list(samples), dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Step:
         level: level of the samples at this evaluation.
         evaluation: 0 for the first evaluation of a step; solvers such as Heun's have a second one.
         step_level: level at the first evaluation of this step.
+        time: the network's time as a share of its training schedule, t/T in [0, 1]; None where the sampler has none.
     """
 
     run: Run
@@ -62,6 +73,7 @@ class Step:
     level: Level
     evaluation: int = 0
     step_level: Level | None = None
+    time: float | None = None
 
     @property
     def progress(self) -> float:
@@ -91,6 +103,13 @@ class Estimate:
         """The estimate whose prediction reads `value` in `space`, with `traces` added."""
         return Estimate(self.prediction.replace(space, value), self.renoise, {**self.traces, **traces})
 
+    def where(self, samples: Tensor, other: Estimate) -> Estimate:
+        """Take this estimate for `samples`, booleans of shape ``(B,)``, `other` for the rest; traces are both's."""
+        renoise = None
+        if self.renoise is not None or other.renoise is not None:
+            renoise = (self.renoise or self.prediction).where(samples, other.renoise or other.prediction)
+        return Estimate(self.prediction.where(samples, other.prediction), renoise, {**other.traces, **self.traces})
+
 
 class Rule:
     """One guidance method. Subclasses are frozen dataclasses; `register` gives them a name in text and YAML.
@@ -104,6 +123,16 @@ class Rule:
 
     space: ClassVar[Space | Literal["any"]] = "any"
     neutral_values: ClassVar[Mapping[str, Any] | None] = None
+
+    @property
+    def contrast(self) -> Query | None:
+        """The query whose answer the rule leads away from; None where it leads away from none."""
+        return None
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the rule sets what the sampler re-noises with."""
+        return False
 
     def init(self, run: Run) -> State:
         """The state before the first step."""
@@ -122,6 +151,15 @@ class Rule:
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """A better estimate, and the state for the next evaluation. Pure: arguments are left as they are."""
         raise NotImplementedError
+
+    def parts(self) -> Iterator[Rule]:
+        """The rule and the rules inside it, outermost first."""
+        yield self
+        for one in dataclasses.fields(self):  # type: ignore[arg-type]  # every rule is a dataclass
+            value = getattr(self, one.name)
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, Rule):
+                    yield from part.parts()
 
     def neutral(self) -> Self:
         """The rule with parameters at which it does nothing.

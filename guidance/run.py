@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .errors import NonFiniteError
 from .prediction import Level
-from .query import POSITIVE, Evaluation, Network, evaluate
+from .query import POSITIVE, Evaluation, Network, covered, evaluate
 from .report import Report, StepRecord
 from .rule import Estimate, Run, State, Step
 from .stack import Stack
@@ -33,7 +33,15 @@ class GuidedRun:
         self._step_level: Level | None = None
         self._unchecked: list[tuple[Step, Evaluation, Estimate, Tensor]] = []
 
-    def estimate(self, network: Network, x: Tensor, index: int, level: Level, evaluation: int = 0) -> Estimate:
+    def estimate(
+        self,
+        network: Network,
+        x: Tensor,
+        index: int,
+        level: Level,
+        evaluation: int = 0,
+        time: float | None = None,
+    ) -> Estimate:
         """The guided estimate at one evaluation.
 
         Args:
@@ -42,6 +50,7 @@ class GuidedRun:
             index: step of the sampler.
             level: level of `x`.
             evaluation: evaluation within the step.
+            time: the network's time as a share of its training schedule.
 
         Raises:
             NonFiniteError: NaN or Inf in a prediction or in the estimate; on an accelerator it is raised by `finish`,
@@ -50,7 +59,7 @@ class GuidedRun:
         """
         if evaluation == 0 or self._step_level is None:
             self._step_level = level
-        step = Step(self.run, index, level, evaluation, self._step_level)
+        step = Step(self.run, index, level, evaluation, self._step_level, time)
         done = evaluate(network, self.stack.queries(step, self.state), x, level, max_rows=self.max_rows)
         first = Estimate(done.predictions[POSITIVE])
         estimate, self.state = self.stack.update(first, done.predictions, step, self.state)
@@ -92,7 +101,9 @@ class GuidedRun:
         where = f"step {step.index} of {self.run.steps} (sigma/alpha {step.level.k_sigma:.4g})"
         for query, prediction in done.predictions.items():
             if samples := _broken(prediction.native):
-                askers = [str(rule) for rule in self.stack.rules if query in rule.asks()] or ["the unguided model"]
+                askers = [str(rule) for rule in self.stack.rules if covered(query, rule.asks())] or [
+                    "the unguided model"
+                ]
                 raise NonFiniteError(
                     f"NaN or Inf at {where} in the network's answer to {str(query)!r}, asked by {', '.join(askers)}, "
                     f"samples {samples}; try a wider dtype (float32) or another sampler"

@@ -38,10 +38,25 @@ class Stack(Rule):
             if not isinstance(rule, Rule):
                 raise RuleError(f"Stack takes rules, got {rule!r}; `parse` reads the text form of a stack")
             flat.extend(rule.rules if isinstance(rule, Stack) else [rule])
+        renoising = [rule for rule in flat if rule.renoises]
+        if len(renoising) > 1:
+            raise RuleError(
+                f"{renoising[0]} and {renoising[1]} both decide what the sampler re-noises with; keep one of them"
+            )
         object.__setattr__(self, "rules", tuple(flat))
 
     def __repr__(self) -> str:
         return f"Stack({', '.join(map(repr, self.rules))})"
+
+    @property
+    def contrast(self) -> Query | None:
+        """That of the first rule that has one."""
+        return next((rule.contrast for rule in self.rules if rule.contrast), None)
+
+    @property
+    def renoises(self) -> bool:
+        """Whether one of the rules does."""
+        return any(rule.renoises for rule in self.rules)
 
     def init(self, run: Run) -> State:
         """The states of the rules, in their order."""

@@ -5,17 +5,21 @@ A record says how the pipeline's own loop calls its denoiser and its scheduler. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from ..guidance.errors import UnsupportedPipelineError
 
 Pipeline = Any  # diffusers' DiffusionPipeline, which has no types
 Call = Mapping[str, Any]
-"""The arguments of one call of a pipeline, by name, defaults filled in."""
+"""The arguments of one call of a pipeline, by name."""
+Rows = Mapping[str, Any]
+"""Row arguments of a denoiser, by name."""
+Draw = Callable[[Rows, Sequence[torch.Generator]], Rows]
+"""Makes the row arguments of a random condition."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,11 @@ class Family:
             pipeline's default for them is not what the user asked for.
         keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
         scratch: attributes that the pipeline sets on itself from those arguments; restored after the call.
-        branches: whether the pipeline, in the middle of a call, is evaluating all halves.
-        encode: ``encode(pipe, call, text)``: the row arguments, one row each, of another prompt, made by the pipeline's
-            own encoders with the call's own options.
+        branches: whether the pipeline, in the middle of a call, is evaluating all halves; given it and the call.
+        encode: ``encode(pipe, call, texts)``: the row arguments, one row a text, of other prompts, made by the
+            pipeline's own encoders with the call's own options. None where there are no texts.
+        random: for each source that `ICG` may name: ``draw(pipe, rows, generators)``, the row arguments of a random
+            condition, one row a sample, given those of the prompt and a generator for each sample.
         cannot: why this pipeline has no unconditional branch, or "".
     """
 
@@ -52,9 +58,10 @@ class Family:
     guided: Mapping[str, Any]
     unguided: Mapping[str, Any]
     owned: Mapping[str, str]
-    branches: Callable[[Pipeline], bool]
-    encode: Callable[[Pipeline, Call, str], Mapping[str, Tensor]]
+    branches: Callable[[Pipeline, Call], bool]
     cannot: Callable[[Pipeline], str]
+    encode: Callable[[Pipeline, Call, Sequence[str]], Rows] | None = None
+    random: Mapping[str, Callable[[Pipeline, Rows, Sequence[torch.Generator]], Rows]] = field(default_factory=dict)
     halves: tuple[str, ...] = ("negative", "positive")
     keywords: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()

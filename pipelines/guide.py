@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,14 +20,20 @@ from ..guidance.errors import (
     UnsupportedPipelineError,
     nearest,
 )
+from ..guidance.keyed import Keys
 from ..guidance.report import Report
-from ..guidance.rule import Rule, Run
+from ..guidance.rule import Estimate, Rule, Run
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack
 from ..samplers import Grid, grid, parameterization
-from . import stable_diffusion as stable_diffusion  # each family's file enters its record
-from .family import Call, Family, Pipeline, family_of
+from ..samplers.renoise import Renoising
+from . import ddpm as ddpm  # each family's file enters its record
+from . import dit as dit
+from . import stable_diffusion as stable_diffusion
+from . import time_embedding
+from .family import Call, Family, Pipeline, Rows, family_of
 from .intercept import calling, exclusively, method, restored
+from .prompts import EXTRA, Prompts, encode, per_prompt
 from .rows import PipelineNetwork
 
 
@@ -52,12 +59,32 @@ def guide(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: in
     """
     family, stack = family_of(pipe), as_stack(stack)
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
-    beyond = sorted(str(query) for query in stack.asks() if query.condition != "positive")
-    if beyond and (reason := family.cannot(pipe)):
-        raise UnsupportedPipelineError(
-            f"{stack} asks for {', '.join(beyond)}, and this pipeline cannot answer: {reason}"
-        )
+    _answerable(pipe, family, stack)
     return GuidedPipeline(pipe, family, stack, max_rows)
+
+
+def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
+    """Refuse what the pipeline cannot answer, before anything runs.
+
+    Raises:
+        UnsupportedPipelineError: it cannot.
+    """
+    denoiser = getattr(pipe, family.denoiser)
+    beyond = sorted({query.condition for query in stack.asks()} - {"positive"})
+    if beyond and (reason := family.cannot(pipe)):
+        raise UnsupportedPipelineError(f"{stack} asks for {', '.join(beyond)}; this pipeline cannot answer: {reason}")
+    for condition in beyond:
+        kind, _, which = condition.partition(":")
+        if kind == "independent" and which not in family.random:
+            known = ", ".join(repr(source) for source in family.random)
+            raise UnsupportedPipelineError(
+                f"{type(pipe).__name__} has no random condition from source={which!r}; it has {known}"
+            )
+        if which == "each" and family.encode is None:
+            raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has none")
+    for query in stack.asks():
+        if query.perturbation:
+            time_embedding.check(denoiser, query.perturbation)
 
 
 class GuidedPipeline:
@@ -81,7 +108,9 @@ class GuidedPipeline:
 
         Args:
             *args: the pipeline's own arguments.
-            **kwargs: the pipeline's own arguments, without those that the stack decides (`guidance_scale`, ...).
+            **kwargs: the pipeline's own arguments, without those that the stack decides (`guidance_scale`, ...). Under
+                a stack with `PerpNeg`, ``negative_prompt`` may be a list of texts for each prompt, and so may
+                ``extra_prompt``: positives beside the prompt.
 
         Returns:
             What the pipeline returns.
@@ -92,9 +121,12 @@ class GuidedPipeline:
             GuidanceNotAppliedError: the call ended and the guidance had not happened, or the pipeline is in use.
             QueryError: the pipeline cannot answer what the stack asks.
         """
+        kwargs = dict(kwargs)
+        extra = kwargs.pop(EXTRA, None)
         call = self._call(args, kwargs)
+        prompts = self._prompts(call, extra)
         self.report = None
-        session = _Session(self, call)
+        session = _Session(self, call, prompts)
         denoiser, scheduler = getattr(self.pipe, self.family.denoiser), self.pipe.scheduler
         with ExitStack() as hooks:
             hooks.enter_context(exclusively(denoiser, scheduler))
@@ -131,6 +163,27 @@ class GuidedPipeline:
         wanted = self.family.guided if self._conditions() - {"positive"} else self.family.unguided
         return {**arguments, **wanted}
 
+    def _prompts(self, call: dict[str, Any], extra: Any) -> Prompts | None:
+        """The prompts beside the first, under a stack that asks for them; the pipeline keeps the first negative.
+
+        Raises:
+            InputError: several are given and no rule asks for them, or they do not fit to the prompts.
+        """
+        negative = call.get("negative_prompt")
+        if "negative:each" not in self._conditions():
+            nested = isinstance(negative, list | tuple) and any(isinstance(one, list | tuple) for one in negative)
+            if nested or extra is not None:
+                what = EXTRA if extra is not None else "a list of negatives for each prompt"
+                raise InputError(f"{what} was given, and no rule of {self.stack} uses it; perpneg(scale) does")
+            return None
+        prompts = Prompts(per_prompt(negative, call, "negative_prompt"), per_prompt(extra, call, EXTRA))
+        if negative is not None:
+            firsts = [one[0] if one else "" for one in prompts.negatives]
+            call["negative_prompt"] = firsts[0] if isinstance(call.get("prompt"), str) else firsts
+        elif call.get("negative_prompt_embeds") is not None:
+            prompts = Prompts([["(embedded)"]] * len(prompts.negatives), prompts.positives)
+        return prompts
+
     def _conditions(self) -> set[str]:
         return {query.condition for query in self.stack.asks()}
 
@@ -138,11 +191,14 @@ class GuidedPipeline:
 class _Session:
     """One call: what the hooks have to remember from one to the next."""
 
-    def __init__(self, guided: GuidedPipeline, call: Call) -> None:
+    def __init__(self, guided: GuidedPipeline, call: Call, prompts: Prompts | None) -> None:
         self.guided, self.pipe, self.family, self.call_arguments = guided, guided.pipe, guided.family, call
+        self.prompts = prompts
         self.negative_given = _given(call.get("negative_prompt")) or call.get("negative_prompt_embeds") is not None
         self.emitted = parameterization(guided.pipe.scheduler)
-        self.extra: dict[str, Mapping[str, Tensor]] = {}
+        self.extra: dict[str, Rows] = {}
+        self.renoising: Renoising | None = None
+        self.estimate: Estimate | None = None
         self.grid: Grid | None = None
         self.position = 0
         self.fired = self.stepped = 0
@@ -159,8 +215,9 @@ class _Session:
                 stacklevel=4,
             )
         if "null" in wanted and self.negative_given:
-            with torch.no_grad():
-                self.extra["null"] = self.family.encode(self.pipe, self.call_arguments, "")
+            self.extra["null"] = encode(self.pipe, self.family, self.call_arguments, [""])
+        if self.prompts is not None:
+            self.extra |= self.prompts.encoded(self.pipe, self.family, self.call_arguments)
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -174,15 +231,38 @@ class _Session:
         return scale_model_input
 
     def watch_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Count the steps: the position in the schedule is known without asking a device."""
+        """Count the steps, by which the position in the schedule is known without asking a device; and re-noise."""
+        names = list(inspect.signature(step).parameters)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
+            if self.renoising is None:
+                result = step(*args, **kwargs)
+            else:
+                given = dict(zip(names, args, strict=False)) | kwargs
+                result = self._renoised(step, given)
             self.position += 1
             self.stepped += 1
             return result
 
         return counted
+
+    def _renoised(self, step: Callable[..., Any], given: dict[str, Any]) -> Any:
+        """A step whose re-noising prediction is not where it jumps."""
+        assert self.renoising is not None  # the caller saw to it
+        assert self.estimate is not None  # the denoiser was called before
+        sample = given["sample"]
+        batch = len(self.estimate.prediction.native)
+        copies = len(sample) // batch  # some pipelines hand over both halves
+        told, at = self.renoising.before(self.estimate, sample[:batch])
+        if self.renoising.offset is not None:
+            given = {**given, "model_output": torch.cat([told] * copies), "sample": torch.cat([at] * copies)}
+        result = step(**given)
+        reached = result[0]
+        moved = torch.cat([self.renoising.after(reached[:batch])] * copies)
+        if isinstance(result, tuple):
+            return (moved, *result[1:])
+        result.prev_sample = moved
+        return result
 
     def denoise(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer the pipeline's call of its denoiser with the guided estimate in every half."""
@@ -195,18 +275,41 @@ class _Session:
             rest[:] = [output]
             return output[0]  # type: ignore[no-any-return]  # the prediction, of a tuple and of a model output alike
 
-        both = self.family.branches(self.pipe)
+        both = self.family.branches(self.pipe, self.call_arguments)
         branches = tuple(self._named(half) for half in self.family.halves) if both else ("positive",)
         sample = arguments[self.family.sample]
         batch = len(sample) // len(branches)
         run, schedule = self._begin(sample, batch, arguments)
         point = schedule.points[self.position]
         aliases = {} if self.negative_given else {"negative": "null"}
-        network = PipelineNetwork(self.family, call, arguments, branches, batch, self.extra, aliases, self.emitted)
+        if self.prompts is not None and "negative:0" not in self.extra:
+            aliases["negative:0"] = "negative" if self.negative_given else "null"
+        keys = Keys(self._seeds(batch), point.step, point.evaluation)
+        random = {
+            f"independent:{source}": functools.partial(draw, self.pipe) for source, draw in self.family.random.items()
+        }
+        perturb = functools.partial(time_embedding.perturbed, getattr(self.pipe, self.family.denoiser))
+        network = PipelineNetwork(
+            self.family,
+            call,
+            arguments,
+            branches,
+            batch,
+            self.extra,
+            aliases,
+            self.emitted,
+            keys,
+            random,
+            perturb,
+        )
         x = self.x if self.x is not None else sample
-        estimate = run.estimate(network, x[:batch], point.step, point.level, point.evaluation)
+        estimate = run.estimate(network, x[:batch], point.step, point.level, point.evaluation, point.time)
         self.fired += 1
-        value = torch.cat([estimate.prediction.native] * len(branches))
+        self.estimate = estimate
+        told = (estimate.renoise or estimate.prediction).native
+        if network.rest is not None:
+            told = torch.cat([told, network.rest], 1)
+        value = torch.cat([told] * len(branches))
         output = rest[0]
         return (value, *output[1:]) if isinstance(output, tuple) else type(output)(value)
 
@@ -217,16 +320,28 @@ class _Session:
         """The run and the schedule; made at the first evaluation, when the pipeline has set its timesteps."""
         if self.run is None or self.grid is None:
             self.grid = grid(self.pipe.scheduler)
-            self.position = self.grid.position(float(arguments["timestep"]))
-            run = Run((batch, *sample.shape[1:]), sample.dtype, sample.device, self.grid.steps, self._seeds(batch))
+            timestep = arguments["timestep"]
+            self.position = self.grid.position(float(timestep.flatten()[0] if torch.is_tensor(timestep) else timestep))
+            counts = self._counts(batch)
+            run = Run(
+                (batch, *sample.shape[1:]), sample.dtype, sample.device, self.grid.steps, self._seeds(batch), *counts
+            )
+            if self.guided.stack.renoises:
+                self.renoising = Renoising(self.pipe.scheduler, self.grid, self.emitted, self.position)
             self.run = GuidedRun(self.guided.stack, run, self.guided.max_rows)
             self.guided.report = self.run.report
         return self.run, self.grid
 
+    def _counts(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if self.prompts is None:
+            return (), ()
+        repeats = batch // len(self.prompts.negatives)
+        return self.prompts.counts("negatives", repeats), self.prompts.counts("positives", repeats)
+
     def _seeds(self, batch: int) -> tuple[int, ...]:
         generator = self.call_arguments.get("generator")
         if generator is None:
-            return ()
+            return tuple(range(batch))
         if isinstance(generator, list | tuple):
             return tuple(one.initial_seed() for one in generator)
         return tuple(generator.initial_seed() + sample for sample in range(batch))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
-from ..guidance.query import Network, Request
-from .family import Family
+from ..guidance.query import POSITIVE, Network, Perturbation, Request
+from .family import Draw, Family
+from .time_embedding import KINDS
 
 Index = slice | Tensor
 
@@ -60,9 +63,17 @@ class PipelineNetwork(Network):
         arguments: what the pipeline calls it with.
         branches: the conditions of the pipeline's batch, in order.
         batch: samples B.
-        extra: further conditions: row arguments with one row each.
+        extra: further conditions: row arguments with one row each, or with one for each sample.
         aliases: other names for some conditions.
         parameterization: what the denoiser emits.
+        keys: where randomness comes from.
+        random: conditions that are drawn anew at each evaluation: ``draw(rows, generators)`` makes row arguments, one
+            row a sample, given those of the prompt.
+        perturb: a context in which the denoiser answers perturbed, given the perturbation and a generator for each
+            row.
+
+    Attributes:
+        rest: channels of the prompt's answer beyond those of the sample (learned variances), or None.
     """
 
     def __init__(
@@ -75,14 +86,42 @@ class PipelineNetwork(Network):
         extra: Mapping[str, Mapping[str, Tensor]],
         aliases: Mapping[str, str],
         parameterization: Parameterization,
+        keys: Keys,
+        random: Mapping[str, Draw],
+        perturb: Callable[[Perturbation, Sequence[torch.Generator]], AbstractContextManager[None]],
     ) -> None:
-        self.call, self.arguments, self.branches, self.batch, self.extra = call, arguments, branches, batch, extra
+        self.call, self.arguments, self.branches, self.batch, self.extra = call, arguments, branches, batch, dict(extra)
         self.row_names = (family.sample, *family.rows)
-        self.conditions = (*branches, *(name for name in extra if name not in branches))
+        self.conditions = (*branches, *(name for name in extra if name not in branches), *random)
         self.aliases, self.parameterization = aliases, parameterization
+        self.keys, self.random, self.perturb = keys, random, perturb
+        self.perturbations = KINDS
+        self.channels = arguments[family.sample].shape[1]
+        self.rest: Tensor | None = None
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
         """One call of the denoiser."""
+        perturbation = requests[0].query.perturbation
+        if perturbation is None:
+            return self._run(requests)
+        generators = [
+            generator
+            for r in requests
+            for generator in self.keys.generators(
+                range(self.batch) if r.rows is None else r.rows, f"{perturbation.kind} {r.query.condition}"
+            )
+        ]
+        with self.perturb(perturbation, generators):
+            return self._run(requests)
+
+    def _run(self, requests: Sequence[Request]) -> list[Tensor]:
+        outputs = self._outputs(requests)
+        for request, output in zip(requests, outputs, strict=True):
+            if output.shape[1] > self.channels and request.query == POSITIVE and request.rows is None:
+                self.rest = output[:, self.channels :]
+        return [output[:, : self.channels] for output in outputs]
+
+    def _outputs(self, requests: Sequence[Request]) -> list[Tensor]:
         if tuple(r.query.condition for r in requests) == self.branches and all(r.rows is None for r in requests):
             return list(self.call(self.arguments).chunk(len(requests)))
         chosen = [self._rows(request) for request in requests]
@@ -97,6 +136,10 @@ class PipelineNetwork(Network):
         condition = request.query.condition
         extra: Mapping[str, Tensor] = {}
         if condition not in self.branches:
+            if condition in self.random and condition not in self.extra:
+                prompt = self._rows(Request(POSITIVE, None))
+                generators = self.keys.generators(range(self.batch), condition)
+                self.extra[condition] = self.random[condition](prompt, generators)
             extra = self.extra[condition]
             condition = "positive"  # what other prompts do not say (adapters, residuals) is as for the prompt
         start = self.branches.index(condition) * self.batch
@@ -106,4 +149,9 @@ class PipelineNetwork(Network):
             index = torch.tensor([start + row for row in request.rows], device=device)
         rows = {name: take(look_up(self.arguments, name), index) for name in self.row_names}
         count = len(rows[self.row_names[0]])
-        return rows | {name: value.expand(count, *value.shape[1:]) for name, value in extra.items()}
+        for name, value in extra.items():
+            if len(value) == 1:
+                rows[name] = value.expand(count, *value.shape[1:])
+            else:
+                rows[name] = value if request.rows is None else value[list(request.rows)]
+        return rows

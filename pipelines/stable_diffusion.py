@@ -5,16 +5,16 @@ Read in diffusers 0.42.1, ``pipelines/stable_diffusion/pipeline_stable_diffusion
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from torch import Tensor
+import torch
 
-from .family import FAMILIES, Call, Family, Pipeline
+from .family import FAMILIES, Call, Family, Pipeline, Rows
 
 
-def _encode(pipe: Pipeline, call: Call, text: str) -> Mapping[str, Tensor]:
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str]) -> Rows:
     embeddings, _ = pipe.encode_prompt(
-        text,
+        list(texts),
         pipe._execution_device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
@@ -30,6 +30,20 @@ def _cannot(pipe: Pipeline) -> str:
     return ""
 
 
+def _tokens(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator]) -> Rows:
+    prompt = rows["encoder_hidden_states"]
+    vocabulary, length = pipe.text_encoder.config.vocab_size, prompt.shape[1]
+    ids = torch.stack([torch.randint(vocabulary, (length,), generator=one) for one in generators])
+    embeddings = pipe.text_encoder(ids.to(prompt.device), attention_mask=None)[0]
+    return {"encoder_hidden_states": embeddings.to(prompt)}
+
+
+def _gaussian(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator]) -> Rows:
+    prompt = rows["encoder_hidden_states"]
+    normal = torch.stack([torch.randn(prompt.shape[1:], generator=one) for one in generators])
+    return {"encoder_hidden_states": normal.to(prompt) * prompt.float().std(dim=(1, 2), keepdim=True).to(prompt.dtype)}
+
+
 FAMILIES["StableDiffusionPipeline"] = Family(
     pipeline="StableDiffusionPipeline",
     denoiser="unet",
@@ -41,7 +55,8 @@ FAMILIES["StableDiffusionPipeline"] = Family(
     owned={"guidance_scale": "cfg(scale)", "guidance_rescale": "rescale(phi)"},
     keywords=("callback", "callback_steps"),
     scratch=("_guidance_scale", "_guidance_rescale"),
-    branches=lambda pipe: bool(pipe.do_classifier_free_guidance),
+    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    random={"tokens": _tokens, "gaussian": _gaussian},
     cannot=_cannot,
 )

@@ -17,12 +17,15 @@ class Point:
         step: step of the sampler it belongs to, from 0.
         evaluation: 0 for the first evaluation of a step, 1 for the second one of Heun's method and its kind.
         level: level of the sample that the scheduler is handed there, in the scheduler's own scaling of x.
+        time: the timestep as a share of the training schedule, in [0, 1]; None where timesteps are something else
+            (EDM).
     """
 
     timestep: float
     step: int
     evaluation: int
     level: Level
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,14 @@ class Grid:
     def steps(self) -> int:
         """Steps of the sampler."""
         return self.points[-1].step + 1
+
+    def after(self, index: int) -> Level:
+        """Level of the sample that the scheduler returns at point `index`."""
+        return self.points[index + 1].level if index + 1 < len(self.points) else self.final
+
+    def ends_step(self, index: int) -> bool:
+        """Whether point `index` is the last evaluation of its step."""
+        return index + 1 == len(self.points) or self.points[index + 1].step != self.points[index].step
 
     def position(self, timestep: float) -> int:
         """Index of the point where a run begins that begins at `timestep`, which is not 0 in image-to-image.

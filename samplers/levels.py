@@ -91,32 +91,43 @@ class Record:
         sigmas: the sigma of each evaluation, from ``scheduler.sigmas``.
         place: from the index of an entry of ``timesteps`` to (step, evaluation within the step).
         final: alpha_bar after the last step, of the schedulers that look it up.
+        remembers: whether it keeps samples, or noise derived from samples, over more than one step. Predictions of x0
+            do not count: they are true wherever the sample is moved.
     """
 
     scaling: Scaling | None
     sigmas: Callable[[Scheduler, list[float]], list[float]] = _each
     place: Callable[[int, Scheduler], tuple[int, int]] = _single
     final: Callable[[Scheduler], float] = lambda scheduler: 1.0
+    remembers: Callable[[Scheduler], bool] = lambda scheduler: False
 
 
 def _final_alpha(scheduler: Scheduler) -> float:
     return float(scheduler.final_alpha_cumprod)
 
 
+def _always(scheduler: Scheduler) -> bool:
+    return True
+
+
+def _in_noise(scheduler: Scheduler) -> bool:
+    return not str(scheduler.config.get("algorithm_type")).endswith("++")
+
+
 RECORDS: dict[str, Record] = {
     "DDIMScheduler": Record(None, final=_final_alpha),
     "DDPMScheduler": Record(None),
-    "PNDMScheduler": Record(None, place=_pndm, final=_final_alpha),
+    "PNDMScheduler": Record(None, place=_pndm, final=_final_alpha, remembers=_always),
     "LCMScheduler": Record(None),
     "TCDScheduler": Record(None, final=lambda scheduler: float(scheduler.alphas_cumprod[0])),
-    "DPMSolverMultistepScheduler": Record(_vp),
-    "DPMSolverSinglestepScheduler": Record(_vp),
-    "UniPCMultistepScheduler": Record(_vp),
-    "DEISMultistepScheduler": Record(_vp),
-    "SASolverScheduler": Record(_vp),
+    "DPMSolverMultistepScheduler": Record(_vp, remembers=_in_noise),
+    "DPMSolverSinglestepScheduler": Record(_vp, remembers=_always),
+    "UniPCMultistepScheduler": Record(_vp, remembers=_always),
+    "DEISMultistepScheduler": Record(_vp, remembers=_always),
+    "SASolverScheduler": Record(_vp, remembers=_always),
     "EulerDiscreteScheduler": Record(_ve),
     "EulerAncestralDiscreteScheduler": Record(_ve),
-    "LMSDiscreteScheduler": Record(_ve),
+    "LMSDiscreteScheduler": Record(_ve, remembers=_always),
     "HeunDiscreteScheduler": Record(_ve, place=_pairs),
     "KDPM2DiscreteScheduler": Record(_ve, _between, _pairs),
     "KDPM2AncestralDiscreteScheduler": Record(_ve, _between_ancestral, _pairs),
@@ -154,7 +165,7 @@ def _is_set(scheduler: Scheduler) -> bool:
     # steps are there.
     if getattr(scheduler, "num_inference_steps", None) is not None:
         return True
-    return len(scheduler.timesteps) != scheduler.config.num_train_timesteps
+    return bool(len(scheduler.timesteps) != scheduler.config.num_train_timesteps)
 
 
 def grid(scheduler: Scheduler) -> Grid:
@@ -181,11 +192,18 @@ def grid(scheduler: Scheduler) -> Grid:
         levels = [record.scaling(scheduler, sigma) for sigma in record.sigmas(scheduler, sigmas)[: len(timesteps)]]
         # Not the last entry: Euler's log_linear interpolation makes one sigma more than it steps to.
         final = record.scaling(scheduler, sigmas[len(timesteps)])
+    # EDM schedulers count in log sigma.
+    training = None if hasattr(scheduler.config, "sigma_data") else scheduler.config.num_train_timesteps
     points = [
-        Point(timestep, *record.place(index, scheduler), level)
+        Point(timestep, *record.place(index, scheduler), level, training and timestep / training)
         for index, (timestep, level) in enumerate(zip(timesteps, levels, strict=True))
     ]
     return Grid(tuple(points), final)
+
+
+def remembers(scheduler: Scheduler) -> bool:
+    """Whether `scheduler` keeps samples, or noise derived from samples, over more than one step."""
+    return _record(scheduler)[1].remembers(scheduler)
 
 
 _EMITTED = {"epsilon": EPSILON, "sample": X0, "v_prediction": V, "flow_prediction": FLOW}

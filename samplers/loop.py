@@ -12,13 +12,16 @@ from torch import Tensor
 
 from ..guidance.config import as_stack
 from ..guidance.errors import InputError
+from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
 from ..guidance.prediction import Parameterization
 from ..guidance.report import Report
 from ..guidance.rule import Rule, Run
+from ..guidance.rules.icg import SOURCES
 from ..guidance.run import GuidedRun
 from .levels import grid, parameterization
 from .noise import generators, initial_noise, seeded
+from .renoise import Renoising
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ def sample(
     seeds: Sequence[int],
     steps: int = 25,
     emits: Parameterization | None = None,
+    negatives: Sequence[int] | None = None,
+    positives: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     max_rows: int | None = None,
@@ -57,12 +62,15 @@ def sample(
         stack: a stack, a rule, or the text or mapping of one.
         scheduler: any supported diffusers scheduler; its `set_timesteps` is called.
         conditions: by name, ``"positive"`` at least: a tensor, or a mapping of tensors, with one row a sample. Where
-            there is no ``"negative"``, that name means ``"null"``.
+            there is no ``"negative"``, that name means ``"negative:0"``, or ``"null"`` if that is not there either.
+            ``"independent"`` is a function ``draw(generators)`` that returns such rows at random.
         shape: shape of one sample.
         seeds: one a sample: sample i depends on its own seed alone.
         steps: steps of the scheduler.
         emits: what the model emits; by default what the scheduler's configuration says, to which it must agree in any
             case, since the scheduler reads the same output.
+        negatives: how many of the conditions ``"negative:0"``, ``"negative:1"``, ... each sample has; all by default.
+        positives: how many of ``"positive:1"``, ... each sample has beside its prompt; all by default.
         dtype: type of x.
         device: where to sample.
         max_rows: at most this many rows in one call of the model.
@@ -79,7 +87,9 @@ def sample(
     if "positive" not in conditions:
         raise InputError(f"conditions need 'positive'; got {sorted(conditions)}")
     models = model if isinstance(model, Mapping) else {"main": model}
-    aliases = {"negative": "null"} if "negative" not in conditions else {}
+    batch = len(seeds)
+    counts = (_counts("negative", negatives, conditions, batch), _counts("positive", positives, conditions, batch))
+    aliases = _aliases(conditions)
     # In the order of the field, [unconditional, conditional]: a product's last bit can depend on the rows' order.
     ordered = dict(sorted(conditions.items(), key=lambda item: item[0] == "positive"))
 
@@ -87,14 +97,42 @@ def sample(
     schedule = grid(scheduler)
     own = generators(seeds)
     x = initial_noise(shape, own, dtype=dtype, device=device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    stack = as_stack(stack)
+    renoising = Renoising(scheduler, schedule, expected) if stack.renoises else None
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"generator": own} if takes_generator else {}
-    run = GuidedRun(as_stack(stack), Run(tuple(x.shape), dtype, x.device, schedule.steps, tuple(seeds)), max_rows)
+    run = GuidedRun(stack, Run(tuple(x.shape), dtype, x.device, schedule.steps, tuple(seeds), *counts), max_rows)
     with seeded(scheduler, seeds):
         for timestep, point in zip(scheduler.timesteps, schedule.points, strict=True):
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, timestep)  # where some schedulers find their place; models scale x
-            network = CallableNetwork(models, x, point.level, ordered, expected, aliases)
-            estimate = run.estimate(network, x, point.step, point.level, point.evaluation)
-            x = scheduler.step(estimate.prediction.native, timestep, x, **options, return_dict=False)[0]
+            keys = Keys(tuple(seeds), point.step, point.evaluation)
+            network = CallableNetwork(models, x, point.level, ordered, expected, aliases, keys)
+            estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time)
+            told, at = renoising.before(estimate, x) if renoising else (estimate.prediction.native, x)
+            x = scheduler.step(told, timestep, at, **options, return_dict=False)[0]
+            x = renoising.after(x) if renoising else x
     return Sampled(x, run.finish())
+
+
+def _counts(kind: str, given: Sequence[int] | None, conditions: Mapping[str, Any], batch: int) -> tuple[int, ...]:
+    """How many numbered conditions of a kind each sample has."""
+    here = sum(name.startswith(f"{kind}:") for name in conditions)
+    here = max(here, kind == "negative" and "negative" in conditions)
+    if given is None:
+        return (here,) * batch
+    if len(given) != batch or max(given) > here or min(given) < 0:
+        raise InputError(f"expected the number of {kind} conditions of {batch} samples, 0 to {here} each; got {given}")
+    return tuple(given)
+
+
+def _aliases(conditions: Mapping[str, Any]) -> dict[str, str]:
+    """Names that stand for other conditions."""
+    aliases = {}
+    if "negative" not in conditions:
+        aliases["negative"] = "negative:0" if "negative:0" in conditions else "null"
+    elif "negative:0" not in conditions:
+        aliases["negative:0"] = "negative"
+    if "independent" in conditions:
+        aliases |= {f"independent:{source}": "independent" for source in SOURCES}
+    return aliases

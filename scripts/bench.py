@@ -1,7 +1,7 @@
 """``python -m guidestack.scripts.bench``: wall time and peak memory of guide() over the stock pipeline's.
 
-Runs are interleaved in one process and compared pair by pair, so that a machine whose speed drifts does not matter much;
-the median of the ratios is the figure. Peak memory is measured in a process of its own for each side.
+Runs are interleaved in one process and compared pair by pair, so that a machine whose speed drifts matters
+little; the median of the ratios is the figure. Peak memory is measured in a process of its own for each side.
 """
 
 from __future__ import annotations

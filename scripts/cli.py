@@ -54,7 +54,7 @@ def main() -> None:
     from ..guidance.errors import GuidestackError
 
     try:
-        group.main(standalone_mode=False)
+        group.main(prog_name="guidestack", standalone_mode=False)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:

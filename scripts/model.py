@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from ..guidance.errors import GuidestackWarning, InputError, UnsupportedPipelineError
+from ..pipelines import guide as guide  # its import enters the family records
 from ..pipelines.bundled import EMOJI
 from ..pipelines.family import FAMILIES
-from ..pipelines.guide import guide as guide  # its import enters the family records
 
 PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth", "*.pkl")
 
@@ -65,6 +65,10 @@ def check_folder(folder: Path, allow_pickle: bool = False) -> str:
     if name not in FAMILIES:
         raise UnsupportedPipelineError(
             f"{folder} holds a {name}, which guidestack does not guide yet; it knows {', '.join(sorted(FAMILIES))}"
+        )
+    if FAMILIES[name].encode is None:
+        raise UnsupportedPipelineError(
+            f"{folder} holds a {name}, which takes no prompts; guidestack.guide() guides it from Python"
         )
     for part, kind in components.items():
         if part.startswith("_") or not isinstance(kind, list) or kind[0] is None:

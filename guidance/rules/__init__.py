@@ -1,7 +1,25 @@
 """The rules, one method a file; importing this package registers them."""
 
+from .adaptive import AdaptiveGuidance, Prefix
+from .apg import APG
 from .cfg import CFG
+from .cfg_pp import CFGPlusPlus, Renoise
 from .during import During
+from .icg import ICG
+from .perp_neg import PerpNeg
 from .rescale import Rescale
+from .tsg import TSG
 
-__all__ = ["CFG", "During", "Rescale"]
+__all__ = [
+    "APG",
+    "CFG",
+    "ICG",
+    "TSG",
+    "AdaptiveGuidance",
+    "CFGPlusPlus",
+    "During",
+    "PerpNeg",
+    "Prefix",
+    "Renoise",
+    "Rescale",
+]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..fields import number, set_field
+from ..prediction import Prediction
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
 from ..registry import register
 from ..rule import Estimate, Rule, State, Step
@@ -17,6 +18,14 @@ HO_SALIMANS_2022 = """@article{ho2022classifier,
   journal = {arXiv preprint arXiv:2207.12598},
   year    = {2022}
 }"""
+
+
+def extrapolated(estimate: Estimate, c: Prediction, u: Prediction, scale: float) -> Estimate:
+    """``u + scale*(c - u)``; on an estimate that earlier rules already improved, ``estimate + (scale - 1)*(c - u)``."""
+    if estimate.prediction is c:
+        # Equal to the other branch but for rounding, and rounded as the field's implementations round.
+        return estimate.replace("any", u.native + scale * (c.native - u.native))
+    return estimate.replace("any", estimate.read("any") + (scale - 1) * (c.native - u.native))
 
 
 @register("cfg", cost="2; 1 at scale 1", references=(HO_SALIMANS_2022,))
@@ -57,18 +66,17 @@ class CFG(Rule):
         number(self, "scale")
         set_field(self, "against", Query.of(self.against))
 
+    @property
+    def contrast(self) -> Query:
+        """`against`."""
+        return Query.of(self.against)
+
     def asks(self) -> frozenset[Query]:
         """The prompt and the contrast, unless the scale makes the latter vanish."""
-        return frozenset() if self.scale == 1 else frozenset({POSITIVE, Query.of(self.against)})
+        return frozenset() if self.scale == 1 else frozenset({POSITIVE, self.contrast})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """The equation above."""
         if self.scale == 1:
             return estimate, state
-        c, u = predictions[POSITIVE], predictions[Query.of(self.against)]
-        if estimate.prediction is c:
-            # Equal to the other branch but for rounding, and rounded as the field's implementations round.
-            guided = u.native + self.scale * (c.native - u.native)
-        else:
-            guided = estimate.read("any") + (self.scale - 1) * (c.native - u.native)
-        return estimate.replace("any", guided), state
+        return extrapolated(estimate, predictions[POSITIVE], predictions[self.contrast], self.scale), state

@@ -71,6 +71,16 @@ class During(Rule):
         else:
             interval(self, "progress", 0.0, 1.0)
 
+    @property
+    def contrast(self) -> Query | None:
+        """That of the rule."""
+        return self.rule.contrast
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.renoises
+
     def inside(self, step: Step) -> bool:
         """Whether `step` lies in the window."""
         if self.progress is not None:

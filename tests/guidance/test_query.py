@@ -123,7 +123,7 @@ def test_what_cannot_be_answered_is_said() -> None:
         done.predictions.only({POSITIVE: None}, "mine")[NEGATIVE]
 
 
-@pytest.mark.parametrize("text", ["", "a b", "a@", "@a", "a:b", 3, None])
+@pytest.mark.parametrize("text", ["", "a b", "a@", "@a", "a:b:c", 3, None])
 def test_queries_are_read_strictly(text: object) -> None:
     with pytest.raises(RuleError, match="condition@model"):
         Query.of(text)  # type: ignore[arg-type]

@@ -188,12 +188,10 @@ def test_an_unused_negative_prompt_is_said(plain: Any) -> None:
 
 
 def test_what_is_not_supported_is_refused_by_name(new_pipe: Any) -> None:
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel, VQDiffusionScheduler
+    from diffusers import VQDiffusionScheduler
 
-    unet = UNet2DModel(8, 3, 3, block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownBlock2D",) * 2,
-                       up_block_types=("UpBlock2D",) * 2)  # fmt: skip
-    with pytest.raises(UnsupportedPipelineError, match=r"no family record for DDPMPipeline.*docs/families\.md"):
-        gs.guide(DDPMPipeline(unet, DDPMScheduler()), gs.CFG(3))
+    with pytest.raises(UnsupportedPipelineError, match=r"no family record for object.*docs/families\.md"):
+        gs.guide(object(), gs.CFG(3))
     pipe = new_pipe()
 
     class Mine(type(pipe)):  # type: ignore[misc]

@@ -177,15 +177,17 @@ def test_model_folders_that_are_none(run: Any, model_folder: Path, tmp_path: Pat
 
     weights = "unet/diffusion_pytorch_model.safetensors"
     index = json.loads((model_folder / "model_index.json").read_text())
-    other = json.dumps(index | {"_class_name": "DDPMPipeline"})
+    other = json.dumps(index | {"_class_name": "VQDiffusionPipeline"})
+    promptless = json.dumps(index | {"_class_name": "DDPMPipeline"})
     assert "incomplete: no folder 'unet'" in broken(lambda f: shutil.rmtree(f / "unet"))
     assert "incomplete: no weights in 'unet'" in broken(lambda f: (f / weights).unlink())
     assert "pickles only" in broken(lambda f: (f / weights).rename(f / "unet" / "diffusion_pytorch_model.bin"))
     assert "cannot load the model" in broken(lambda f: (f / weights).write_bytes(b"no safetensors"))
     assert "no model index" in broken(lambda f: (f / "model_index.json").write_text("[]"))
-    assert "DDPMPipeline, which guidestack does not guide" in broken(
+    assert "VQDiffusionPipeline, which guidestack does not guide" in broken(
         lambda f: (f / "model_index.json").write_text(other)
     )
+    assert "DDPMPipeline, which takes no prompts" in broken(lambda f: (f / "model_index.json").write_text(promptless))
 
 
 def test_a_long_prompt_says_what_was_cut(run: Any, model_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""Reductions of each sample by itself. There is no reduction over the batch anywhere in this project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def own_axes(value: Tensor) -> tuple[int, ...]:
+    """All axes but the batch's."""
+    return tuple(range(1, value.ndim))
+
+
+def dot(a: Tensor, b: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """Inner product over `axes` (all but the first unless told), which stay with size 1.
+
+    Multiplied and summed, not by a matrix product: those are allowed to round to TF32 on some devices.
+    """
+    return (a * b).sum(dim=tuple(axes) if axes else own_axes(a), keepdim=True)
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``, and 0 where the denominator is 0."""
+    safe = torch.where(denominator == 0, torch.ones_like(denominator), denominator)
+    return torch.where(denominator == 0, torch.zeros_like(numerator), numerator / safe)

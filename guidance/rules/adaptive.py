@@ -1,0 +1,226 @@
+"""Adaptive Guidance: stop guiding a sample once guidance has nothing more to say (Castillo et al. 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ..errors import RuleError
+from ..fields import choice, number, set_field, whole
+from ..per_sample import dot
+from ..prediction import SPACES, Space
+from ..query import POSITIVE, Predictions, Queries, Query, covered
+from ..registry import register
+from ..rule import Estimate, Rule, Run, State, Step
+from ..stack import sole
+
+CASTILLO_2023 = """@inproceedings{castillo2025adaptive,
+  title     = {Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models},
+  author    = {Castillo, Angela and Kohler, Jonas and P{\\'e}rez, Juan C. and P{\\'e}rez, Juan Pablo and
+               Pumarola, Albert
+               and Ghanem, Bernard and Arbel{\\'a}ez, Pablo and Thabet, Ali},
+  booktitle = {AAAI Conference on Artificial Intelligence},
+  year      = {2025},
+  note      = {arXiv:2312.12487}
+}"""
+
+
+class Stopping(NamedTuple):
+    """What Adaptive Guidance remembers.
+
+    Attributes:
+        crossed: samples that have reached the threshold, booleans of shape ``(B,)``; never unset within a run.
+        guiding: samples that are guided in the present step, likewise; held over its evaluations.
+        inner: the state of the wrapped rule.
+    """
+
+    crossed: Tensor
+    guiding: Tensor
+    inner: State
+
+
+def masked(queries: Queries, samples: Tensor) -> dict[Query, Tensor]:
+    """`queries` for `samples` at most, booleans of shape ``(B,)`` on the host."""
+    return {query: samples if rows is None else rows.cpu() & samples for query, rows in queries.items()}
+
+
+@register("adaptive", cost="that of the rule until a sample stops, then 1", references=(CASTILLO_2023,))
+@dataclass(frozen=True)
+class AdaptiveGuidance(Rule):
+    r"""Adaptive Guidance: apply `rule` to each sample until conditional and unconditional predictions agree.
+
+    .. math:: \gamma_t = \frac{\langle\epsilon_c, \epsilon_u\rangle}{\lVert\epsilon_c\rVert\,\lVert\epsilon_u\rVert}
+
+    From the first step with :math:`\gamma_t \ge \bar\gamma` on, a sample is not guided and its queries are no more
+    evaluated. Each sample decides for itself.
+
+    Args:
+        rule: any rule that leads away from a query, a stack included.
+        threshold: :math:`\bar\gamma` in [-1, 1], or above 1 to never stop. It means something in one `space` only; the
+            paper's 0.991 to 0.996 are of noise predictions.
+        space: in which the cosine is taken.
+        crossing: what the step gets in which a sample reaches the threshold and whose evaluations are paid:
+            ``"conditional"``, as the paper's formula has it, or ``"guided"``, as a widely used implementation does.
+        against: the query that u answers; None for the one that `rule` leads away from.
+
+    Queries: those of `rule`, for the samples that have not stopped. Where `rule` does not ask for u (outside a window),
+    nothing is measured and nothing decided. With a solver that evaluates twice a step the first decides for both.
+
+    State: two booleans a sample, and that of `rule`. Traces ``cosine`` (NaN where it is not measured) and ``guiding``
+    (1 or 0). Reading which samples are left waits for the device once a step.
+
+    References:
+        Castillo et al., "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models",
+        arXiv:2312.12487, eqs. 6-7.
+
+    >>> from guidestack import AdaptiveGuidance, CFG
+    >>> print(AdaptiveGuidance(CFG(7.5), threshold=0.994))
+    adaptive(cfg(7.5), threshold=0.994)
+    """
+
+    rule: Rule
+    threshold: float = 0.991
+    space: Space = "noise"  # type: ignore[misc]  # the user's choice, so a field instead of a class attribute
+    crossing: str = "conditional"
+    against: Query | str | None = None
+
+    def __post_init__(self) -> None:
+        set_field(self, "rule", sole(self.rule, "AdaptiveGuidance"))
+        if number(self, "threshold") < -1:
+            raise RuleError(f"AdaptiveGuidance: threshold is a cosine, -1 at least; got {self.threshold!r}")
+        choice(self, "space", SPACES)
+        choice(self, "crossing", ("conditional", "guided"))
+        if self.against is not None:
+            set_field(self, "against", Query.of(self.against))
+        if self.contrast is None:
+            raise RuleError(
+                f"AdaptiveGuidance compares the prompt with what its rule leads away from, and {self.rule} leads away "
+                "from nothing; put it outside, behind the adaptive rule"
+            )
+
+    @property
+    def contrast(self) -> Query | None:
+        """What the cosine is taken with."""
+        return self.rule.contrast if self.against is None else Query.of(self.against)
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.renoises
+
+    def init(self, run: Run) -> State:
+        """Nobody has stopped."""
+        nobody = torch.zeros(run.batch, dtype=torch.bool, device=run.device)
+        return Stopping(nobody, ~nobody, self.rule.init(run))
+
+    def asks(self) -> frozenset[Query]:
+        """Whatever the rule may ask for."""
+        return self.rule.asks()
+
+    def _guiding(self, step: Step, state: Any) -> Tensor:
+        """Who is guided at this evaluation, as far as is known before it."""
+        return state.guiding if step.evaluation else ~state.crossed  # type: ignore[no-any-return]
+
+    def _contrast_of(self, asked: Queries) -> Query | None:
+        """The contrast as the rule asks for it at this step, with this step's amount of perturbation."""
+        assert self.contrast is not None  # refused at construction
+        return next((query for query in asked if covered(query, {self.contrast})), None)
+
+    def queries(self, step: Step, state: State) -> Queries:
+        """The queries of the rule for the samples that are guided still."""
+        assert isinstance(state, Stopping)
+        return masked(self.rule.queries(step, state.inner), self._guiding(step, state).cpu())
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """The rule's update for the samples that are guided, nothing for the others."""
+        assert isinstance(state, Stopping)
+        asked = self.rule.queries(step, state.inner)
+        guiding, crossed, traces = self._guiding(step, state), state.crossed, {}
+        contrast = self._contrast_of(asked)
+        if not step.evaluation and contrast is not None and POSITIVE in asked:
+            c, u = (predictions[query].read(self.space) for query in (POSITIVE, contrast))
+            cosine = (dot(c, u) / (dot(c, c) * dot(u, u)).sqrt()).flatten()
+            traces["cosine"] = torch.where(guiding, cosine, torch.full_like(cosine, torch.nan))
+            crossed = crossed | (guiding & (cosine >= self.threshold))
+            if self.crossing == "conditional":
+                guiding = guiding & ~crossed
+        guided, inner = self.rule.update(estimate, predictions, step, state.inner)
+        traces["guiding"] = guiding.to(torch.float32)
+        merged = guided.where(guiding, estimate)
+        merged = Estimate(merged.prediction, merged.renoise, {**merged.traces, **traces})
+        return merged, Stopping(crossed, guiding, inner)
+
+    def neutral(self) -> Self:
+        """Around the neutral form of its rule."""
+        return type(self)(self.rule.neutral(), self.threshold, self.space, self.crossing, self.against)
+
+
+@register("prefix", cost="that of the rule in the first steps, then 1", references=(CASTILLO_2023,))
+@dataclass(frozen=True)
+class Prefix(Rule):
+    """Apply `rule` in the first `steps` steps of a run and not after: Adaptive Guidance without measuring.
+
+    Args:
+        rule: any rule, a stack included.
+        steps: how many, counted from the step at which the run begins, which in image-to-image is not the schedule's
+            first. 0 is never.
+
+    Queries: those of `rule` in these steps; none after.
+
+    State: the steps that are left, and that of `rule`.
+
+    References:
+        Castillo et al., arXiv:2312.12487, section 4: guidance matters in the first steps and can be dropped after.
+
+    >>> from guidestack import CFG, Prefix
+    >>> print(Prefix(CFG(7.5), steps=10))
+    prefix(cfg(7.5), 10)
+    """
+
+    rule: Rule
+    steps: int
+
+    def __post_init__(self) -> None:
+        set_field(self, "rule", sole(self.rule, "Prefix"))
+        whole(self, "steps", 0)
+
+    @property
+    def contrast(self) -> Query | None:
+        """That of the rule."""
+        return self.rule.contrast
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.renoises
+
+    def init(self, run: Run) -> State:
+        """No step done: the index of the run's first step is not known yet."""
+        return (None, self.rule.init(run))
+
+    def asks(self) -> frozenset[Query]:
+        """Whatever the rule may ask for."""
+        return self.rule.asks() if self.steps else frozenset()
+
+    def _inside(self, step: Step, state: State) -> bool:
+        first = step.index if state[0] is None else state[0]
+        return step.index - first < self.steps
+
+    def queries(self, step: Step, state: State) -> Queries:
+        """The queries of the rule in the first steps, none after."""
+        return self.rule.queries(step, state[1]) if self._inside(step, state) else {}
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """The rule's update in the first steps, nothing after."""
+        first = step.index if state[0] is None else state[0]
+        inner = state[1]
+        if self._inside(step, state):
+            estimate, inner = self.rule.update(estimate, predictions, step, inner)
+        return estimate, (first, inner)
+
+    def neutral(self) -> Self:
+        """Around the neutral form of its rule."""
+        return type(self)(self.rule.neutral(), self.steps)

@@ -1,0 +1,151 @@
+"""Perp-Neg: negative prompts that cannot undo the positive one (Armandpour et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..errors import RuleError
+from ..fields import number, strengths
+from ..per_sample import dot, ratio
+from ..prediction import wide
+from ..query import POSITIVE, Predictions, Queries, Query
+from ..registry import register
+from ..rule import Estimate, Rule, Run, State, Step
+
+ARMANDPOUR_2023 = """@article{armandpour2023reimagine,
+  title   = {Re-imagine the Negative Prompt Algorithm: Transform 2D Diffusion into 3D, alleviate Janus problem and
+             Beyond},
+  author  = {Armandpour, Mohammadreza and Sadeghian, Ali and Zheng, Huangjie and Sadeghian, Amir and Zhou, Mingyuan},
+  journal = {arXiv preprint arXiv:2304.04968},
+  year    = {2023}
+}"""
+
+ORIGIN = Query("null")  # the true empty prompt, never the negative one
+
+
+@register("perpneg", cost="1 + positives + negatives", references=(ARMANDPOUR_2023,))
+@dataclass(frozen=True)
+class PerpNeg(Rule):
+    r"""Perp-Neg: away from the part of each negative prompt that is perpendicular to the prompt.
+
+    .. math::
+        \tilde\epsilon = \epsilon_u + s\,\Big[e_p + \sum_j w^+_j\, e_j^{\perp} - \sum_i w_i\, e_i^{\perp}\Big],\qquad
+        e_k = \epsilon_k - \epsilon_u,\quad e^{\perp} = e - \frac{\langle e, e_p\rangle}{\langle e_p, e_p\rangle} e_p
+
+    where u is the true empty prompt, p the prompt, j further positives, i the negatives; inner products are taken
+    within each sample. Whatever the negatives, the component along :math:`e_p` is s.
+
+    On an estimate that earlier rules already improved it adds the same difference from :math:`\epsilon_p`.
+
+    Args:
+        scale: s, any finite number. 1 with all weights 0 does nothing.
+        weights: strengths :math:`w_i \ge 0`: one number for all negatives, or one for each.
+        positive_weights: strengths :math:`w^+_j \ge 0` of the positives beside the prompt, likewise. The prompt's own
+            weight is 1.
+
+    Queries: "positive", "null", each negative and each further positive, for the samples that have them: 2 + n
+    evaluations a step for a sample with n of these, in one batched call.
+
+    State: none. Space: any: the coefficient is a ratio of products of differences. Where :math:`e_p = 0` nothing is
+    projected away.
+
+    References:
+        Armandpour et al., "Re-imagine the Negative Prompt Algorithm", arXiv:2304.04968, eq. 7 and Algorithm 1.
+
+    >>> from guidestack import PerpNeg, parse
+    >>> parse("perpneg(7.5, weights=(1, 0.5))") == PerpNeg(7.5, weights=(1.0, 0.5)) | parse("stack()")
+    True
+    """
+
+    neutral_values: ClassVar[Mapping[str, Any] | None] = {"scale": 1.0, "weights": 0.0, "positive_weights": 0.0}
+
+    scale: float
+    weights: float | tuple[float, ...] = 1.0
+    positive_weights: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self) -> None:
+        number(self, "scale")
+        strengths(self, "weights")
+        strengths(self, "positive_weights")
+
+    @property
+    def contrast(self) -> Query:
+        """The empty prompt."""
+        return ORIGIN
+
+    def _named(self, run: Run) -> dict[Query, tuple[float, tuple[int, ...]]]:
+        """Each further prompt with its signed weight and how many of its kind each sample has."""
+        named: dict[Query, tuple[float, tuple[int, ...]]] = {}
+        for kind, sign, first, own, counts in (
+            ("positive", 1.0, 1, self.positive_weights, run.positives or (0,) * run.batch),
+            ("negative", -1.0, 0, self.weights, run.negatives or (1,) * run.batch),
+        ):
+            for index in range(max(counts, default=0)):
+                weight = own[index] if isinstance(own, tuple) else own
+                if weight:
+                    named[Query(f"{kind}:{index + first}")] = (sign * weight, tuple(n - index for n in counts))
+        return named
+
+    def init(self, run: Run) -> State:
+        """Nothing to remember; the number of weights is checked against the number of prompts.
+
+        Samples with fewer prompts than there are weights use the first ones: a batch may mix them.
+
+        Raises:
+            RuleError: a sample has more prompts than there are weights.
+        """
+        for what, own, counts in (
+            ("negative", self.weights, run.negatives or (1,) * run.batch),
+            ("further positive", self.positive_weights, run.positives or (0,)),
+        ):
+            if isinstance(own, tuple) and len(own) < max(counts, default=0):
+                raise RuleError(
+                    f"PerpNeg has {len(own)} weights for {max(counts, default=0)} {what} prompts; give one for each, "
+                    "or one number for all"
+                )
+        return ()
+
+    def _is_neutral(self) -> bool:
+        def silent(own: float | tuple[float, ...]) -> bool:
+            return not any(own) if isinstance(own, tuple) else own == 0
+
+        return self.scale == 1 and silent(self.weights) and silent(self.positive_weights)
+
+    def asks(self) -> frozenset[Query]:
+        """The prompt, the empty prompt, and all negatives and further positives that the run has."""
+        if self._is_neutral():
+            return frozenset()
+        return frozenset({POSITIVE, ORIGIN, Query("negative:each"), Query("positive:each")})
+
+    def queries(self, step: Step, state: State) -> Queries:
+        """Each further prompt for the samples that have it."""
+        if self._is_neutral():
+            return {}
+        asked: dict[Query, Tensor | None] = {POSITIVE: None, ORIGIN: None}
+        for query, (_, left) in self._named(step.run).items():
+            asked[query] = None if min(left) > 0 else step.run.mask(n > 0 for n in left)
+        return asked
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """The equation above. A sample without a negative reads the prompt there, whose perpendicular part is 0."""
+        if self._is_neutral():
+            return estimate, state
+        c, u = predictions[POSITIVE], predictions[ORIGIN]
+        computed = wide(c.native.dtype)
+        u_native = u.native.to(computed)
+        e_p = c.native.to(computed) - u_native
+        guided = e_p
+        # Projection is linear: the weighted sum of the others is projected once.
+        others: Tensor | None = None
+        for query, (weight, _) in self._named(step.run).items():
+            part = weight * (predictions[query].native.to(computed) - u_native)
+            others = part if others is None else others + part
+        if others is not None:
+            guided = e_p + others - ratio(dot(others, e_p), dot(e_p, e_p)) * e_p
+        if estimate.prediction is c:
+            return estimate.replace("any", u_native + self.scale * guided), state
+        return estimate.replace("any", estimate.read("any").to(computed) + self.scale * guided - e_p), state

@@ -1,0 +1,37 @@
+"""DiT, class-conditional: one call with [conditional, unconditional], epsilon with learned variances.
+
+Read in diffusers 0.42.1, ``pipelines/dit/pipeline_dit.py``. The pipeline hands the scheduler both halves of the batch
+and keeps the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .family import FAMILIES, Family, Pipeline, Rows
+
+
+def _class(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator]) -> Rows:
+    # The embedding has one more entry, the null class, which stands last.
+    labels = rows["class_labels"]
+    classes = pipe.transformer.config.num_embeds_ada_norm
+    drawn = torch.stack([torch.randint(classes, (), generator=one) for one in generators])
+    return {"class_labels": drawn.to(labels)}
+
+
+FAMILIES["DiTPipeline"] = Family(
+    pipeline="DiTPipeline",
+    denoiser="transformer",
+    positional=("hidden_states",),
+    sample="hidden_states",
+    rows=("timestep", "class_labels"),
+    halves=("positive", "negative"),
+    guided={"guidance_scale": 2.0},
+    unguided={"guidance_scale": 1.0},
+    owned={"guidance_scale": "cfg(scale)"},
+    branches=lambda pipe, call: call["guidance_scale"] > 1,
+    random={"class": _class},
+    cannot=lambda pipe: "",
+)

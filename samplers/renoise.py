@@ -1,0 +1,114 @@
+"""Stepping with a separate re-noising prediction, for any scheduler as it is.
+
+A rule such as CFG++ says where to jump, D, and what to re-noise with, R. The scheduler runs on R, and what is between
+the two is added once a step:
+
+    x' = solver(R) + alpha' (D - R),    alpha' that of the level just reached.
+
+Most schedulers may be handed x' as it is. Some remember samples, or noise that they derived from samples, over more
+than one step; a sample that was moved behind their back would not fit to these (UniPC's corrector even forgets it).
+They solve for ``y = x - offset`` instead, which nobody moves, and the offset goes on as the solver itself would take it
+with a denoiser that always answers 0. What that does is seen on a copy of the scheduler that runs beside on two
+numbers, whose difference is free of the noise that a solver may add.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance.errors import UnsupportedSchedulerError
+from ..guidance.prediction import X0, Level, Parameterization, convert
+from ..guidance.rule import Estimate
+from .grid import Grid
+from .levels import remembers
+
+
+class Renoising:
+    """The steps of one run under a stack that re-noises.
+
+    Args:
+        scheduler: any supported scheduler, after ``set_timesteps``.
+        schedule: its grid.
+        emits: what the network emits.
+        begin: index of the schedule's point at which the run begins.
+
+    Raises:
+        UnsupportedSchedulerError: the scheduler thresholds by quantiles, which depend on D and R each in its own way.
+
+    Call `before` and `after` around each ``scheduler.step``.
+    """
+
+    def __init__(self, scheduler: Any, schedule: Grid, emits: Parameterization, begin: int = 0) -> None:
+        if scheduler.config.get("thresholding"):
+            raise UnsupportedSchedulerError(
+                f"{type(scheduler).__name__} with thresholding=True changes what it is told; a rule that re-noises "
+                "needs thresholding=False"
+            )
+        self.schedule, self.emits, self.position = schedule, emits, begin
+        config = scheduler.config
+        self.clip = float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample") else None
+        self.homogeneous = _Homogeneous(scheduler, emits) if remembers(scheduler) else None
+        self.offset: Tensor | None = None
+        self.added: Tensor | None = None
+
+    def before(self, estimate: Estimate, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the scheduler is to be told: a network output, and a sample.
+
+        Args:
+            estimate: the guided estimate at `x`.
+            x: the samples.
+        """
+        point = self.schedule.points[self.position]
+        base = estimate.renoise or estimate.prediction
+        self.added = None
+        if estimate.renoise is not None and self.schedule.ends_step(self.position):
+            self.added = self._clipped(estimate.prediction.denoised) - self._clipped(base.denoised)
+        if self.homogeneous is None or self.offset is None:
+            return base.native, x
+        y = x - self.offset
+        return convert(base.denoised, y, point.level, X0, self.emits).to(x.dtype), y.to(x.dtype)
+
+    def after(self, x: Tensor) -> Tensor:
+        """The samples, from what the scheduler returned."""
+        point, reached = self.schedule.points[self.position], self.schedule.after(self.position)
+        offset = None
+        if self.homogeneous is not None:
+            factor = self.homogeneous.step(self.position, point.level)
+            offset = None if self.offset is None else factor * self.offset
+        if self.added is not None:
+            added = reached.alpha * self.added
+            offset = added if offset is None else offset + added
+        self.offset = offset if self.homogeneous is not None else None
+        self.position += 1
+        return x if offset is None else (x + offset).to(x.dtype)
+
+    def _clipped(self, denoised: Tensor) -> Tensor:
+        # As the scheduler itself does it to what it is told.
+        return denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
+
+
+class _Homogeneous:
+    """A copy of a scheduler whose network always answers x0 = 0: how a step scales what is in the sample."""
+
+    def __init__(self, scheduler: Any, emits: Parameterization) -> None:
+        self.scheduler, self.emits = copy.deepcopy(scheduler), emits
+        self.timesteps = self.scheduler.timesteps.cpu()
+        self.numbers = torch.tensor([1.0, 0.0], dtype=torch.float64).reshape(2, 1, 1, 1)
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        # The same noise for both numbers, which their difference does not have.
+        self.options = {"generator": [torch.Generator().manual_seed(0) for _ in range(2)]} if takes_generator else {}
+
+    def step(self, position: int, level: Level) -> float:
+        """The factor of one evaluation."""
+        timestep, before = self.timesteps[position], self.numbers
+        if hasattr(self.scheduler, "scale_model_input"):
+            self.scheduler.scale_model_input(before, timestep)
+        output = convert(torch.zeros_like(before), before, level, X0, self.emits)
+        self.numbers = self.scheduler.step(output, timestep, before, **self.options, return_dict=False)[0].double()
+        size = float(before[0] - before[1])
+        return float(self.numbers[0] - self.numbers[1]) / size if size else 0.0
