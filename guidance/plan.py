@@ -28,15 +28,33 @@ class Planned:
     queries: tuple[Query, ...]
 
 
-def plan(stack: Stack, levels: Sequence[tuple[int, int, Level]]) -> list[Planned]:
-    """What `stack` asks for at each of `levels`: (step, evaluation within the step, level).
+@dataclass(frozen=True)
+class When:
+    """One evaluation of a schedule.
+
+    Args:
+        index: step of the sampler.
+        evaluation: evaluation within the step.
+        level: level of the samples.
+        time: the network's time as a share of its training schedule; None where the sampler has none.
+    """
+
+    index: int
+    evaluation: int
+    level: Level
+    time: float | None = None
+
+
+def plan(stack: Stack, schedule: Sequence[When]) -> list[Planned]:
+    """What `stack` asks for at each evaluation of `schedule`.
 
     The negative prompt counts as one condition with the empty one: what `guide` evaluates where none is given.
     """
-    run = Run(shape=(1,), steps=max((index for index, _, _ in levels), default=0) + 1)
+    run = Run(shape=(1,), steps=max((when.index for when in schedule), default=0) + 1)
     state, planned, step_level = stack.init(run), [], None
-    for index, evaluation, level in levels:
+    for when in schedule:
+        index, evaluation, level = when.index, when.evaluation, when.level
         step_level = level if evaluation == 0 or step_level is None else step_level
-        queries = stack.queries(Step(run, index, level, evaluation, step_level), state)
+        queries = stack.queries(Step(run, index, level, evaluation, step_level, when.time), state)
         planned.append(Planned(index, evaluation, level, tuple(sorted({POSITIVE, *queries}, key=str))))
     return planned

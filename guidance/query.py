@@ -39,7 +39,9 @@ class Perturbation:
     blocks: int = 0
 
     def __str__(self) -> str:
-        return f"{self.kind}({self.amount:.4g}{f', blocks={self.blocks}' if self.blocks else ''})"
+        rounded = f"{self.amount:.4g}"
+        amount = rounded if float(rounded) == self.amount else repr(self.amount)
+        return f"{self.kind}({amount}{f', blocks={self.blocks}' if self.blocks else ''})"
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,31 @@ class Query:
 
     @classmethod
     def of(cls, text: str | Query) -> Query:
-        """The query that ``"condition"`` or ``"condition@model"`` names; a query passes through.
+        """The query with this text, as `str` writes it: ``"condition"``, ``"condition@model"``, and behind that a
+        perturbation, ``"positive+time(1.5)"``, and ``"+grad"``; a query passes through.
 
         Raises:
             RuleError: the text has another form.
         """
         if isinstance(text, Query):
             return text
-        match = re.fullmatch(r"([A-Za-z_]\w*(?::\w+)?)(?:@([A-Za-z_]\w*))?", text) if isinstance(text, str) else None
+        match = _QUERY.fullmatch(text) if isinstance(text, str) else None
         if not match:
             raise RuleError(
-                f"a query is written 'condition' or 'condition@model', such as 'null' or 'positive@weak'; got {text!r}"
+                "a query is written 'condition', 'condition@model' or 'condition+perturbation(amount)', such as "
+                f"'null', 'positive@weak' or 'positive+time(1)'; got {text!r}"
             )
-        return cls(match[1], match[2] or "main")
+        perturbation = None
+        if match["kind"]:
+            perturbation = Perturbation(match["kind"], float(match["amount"]), int(match["blocks"] or 0))
+        return cls(match["condition"], match["model"] or "main", perturbation, bool(match["grad"]))
+
+
+_QUERY = re.compile(
+    r"(?P<condition>[A-Za-z_]\w*(:\w+)?)(@(?P<model>[A-Za-z_]\w*))?"
+    r"(\+(?P<kind>[A-Za-z_]\w*)\((?P<amount>\d+(\.\d*)?(e[-+]?\d+)?)(, blocks=(?P<blocks>\d+))?\))?"
+    r"(?P<grad>\+grad)?"
+)
 
 
 ANY = ":each"
@@ -106,6 +120,7 @@ def covered(query: Query, asked: Iterable[Query]) -> bool:
 
 POSITIVE = Query("positive")
 NEGATIVE = Query("negative")
+NULL = Query("null")
 
 
 class Predictions(Mapping[Query, Prediction]):

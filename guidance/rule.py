@@ -103,6 +103,10 @@ class Estimate:
         """The estimate whose prediction reads `value` in `space`, with `traces` added."""
         return Estimate(self.prediction.replace(space, value), self.renoise, {**self.traces, **traces})
 
+    def without_traces(self) -> Estimate:
+        """The estimate with nothing reported yet."""
+        return Estimate(self.prediction, self.renoise) if self.traces else self
+
     def where(self, samples: Tensor, other: Estimate) -> Estimate:
         """Take this estimate for `samples`, booleans of shape ``(B,)``, `other` for the rest; traces are both's."""
         renoise = None
@@ -119,10 +123,12 @@ class Rule:
             combination of predictions whose weights sum to one; such a rule works on the network's own output. A rule
             that lets its user choose makes it a field.
         neutral_values: parameters at which the rule does nothing, or None where no parameter does that.
+        whole_stack: whether no other rule may stand beside or around it; what it is combined with goes inside.
     """
 
     space: ClassVar[Space | Literal["any"]] = "any"
     neutral_values: ClassVar[Mapping[str, Any] | None] = None
+    whole_stack: ClassVar[bool] = False
 
     @property
     def contrast(self) -> Query | None:
@@ -133,6 +139,16 @@ class Rule:
     def renoises(self) -> bool:
         """Whether the rule sets what the sampler re-noises with."""
         return False
+
+    @property
+    def refines(self) -> bool:
+        """Whether the rule only reshapes what rules before it made, and does nothing where none did."""
+        return False
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rule changes where the sampler jumps, by itself."""
+        return not self.refines
 
     def init(self, run: Run) -> State:
         """The state before the first step."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
-from .errors import RuleError
+from .errors import CompositionError, RuleError
 from .query import Predictions, Queries, Query, united
 from .rule import Estimate, Rule, Run, State, Step
 
@@ -38,15 +40,21 @@ class Stack(Rule):
             if not isinstance(rule, Rule):
                 raise RuleError(f"Stack takes rules, got {rule!r}; `parse` reads the text form of a stack")
             flat.extend(rule.rules if isinstance(rule, Stack) else [rule])
-        renoising = [rule for rule in flat if rule.renoises]
-        if len(renoising) > 1:
-            raise RuleError(
-                f"{renoising[0]} and {renoising[1]} both decide what the sampler re-noises with; keep one of them"
-            )
+        _compatible(flat)
         object.__setattr__(self, "rules", tuple(flat))
 
     def __repr__(self) -> str:
         return f"Stack({', '.join(map(repr, self.rules))})"
+
+    @property
+    def refines(self) -> bool:
+        """Whether one of its rules does, with nothing before it to reshape."""
+        return _idle(self.rules) is not None
+
+    @property
+    def moves(self) -> bool:
+        """Whether one of its rules does."""
+        return any(rule.moves for rule in self.rules)
 
     @property
     def contrast(self) -> Query | None:
@@ -72,16 +80,66 @@ class Stack(Rule):
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """Apply the rules in order; each sees the answers it asked for itself."""
-        after = []
-        for rule, own in zip(self.rules, state, strict=True):
+        after, traces = [], dict(estimate.traces)
+        for rule, own, suffix in zip(self.rules, state, self._suffixes, strict=True):
             answers = predictions.only(rule.queries(step, own), asker=str(rule))
-            estimate, own = rule.update(estimate, answers, step, own)
+            estimate, own = rule.update(estimate.without_traces(), answers, step, own)
+            traces |= {name + suffix: value for name, value in estimate.traces.items()}
             after.append(own)
-        return estimate, tuple(after)
+        return Estimate(estimate.prediction, estimate.renoise, traces), tuple(after)
+
+    @cached_property
+    def _suffixes(self) -> tuple[str, ...]:
+        """What is added to the names of each rule's traces: its place, where rules of one kind stand in several."""
+        kinds = [{type(part) for part in rule.parts()} for rule in self.rules]
+        return tuple(
+            f".{place + 1}" if any(own & other for j, other in enumerate(kinds) if j != place) else ""
+            for place, own in enumerate(kinds)
+        )
 
     def neutral(self) -> Self:
         """Every rule at its neutral parameters."""
         return type(self)(*(rule.neutral() for rule in self.rules))
+
+
+def _idle(rules: Sequence[Rule]) -> Rule | None:
+    """The first rule that reshapes what rules before it made and has none before it that made anything."""
+    for rule in rules:
+        if rule.refines:
+            return rule
+        if rule.moves:
+            return None
+    return None
+
+
+def _compatible(rules: Sequence[Rule]) -> None:
+    """Refuse a sequence of rules of which one would be ignored or run on what it was not made for.
+
+    Raises:
+        CompositionError: naming both parties.
+    """
+    renoising = [rule for rule in rules if rule.renoises]
+    if len(renoising) > 1:
+        raise CompositionError(
+            f"{renoising[0]} and {renoising[1]} both decide what the sampler re-noises with; keep one of them"
+        )
+    if len(rules) > 1 and (idle := _idle(rules)):
+        other = next((rule for rule in rules if rule.moves), None)
+        if other:
+            raise CompositionError(
+                f"{idle} stands before {other} and has nothing to work on yet; write {other} | {idle}"
+            )
+        raise CompositionError(
+            f"{idle} has nothing to work on beside {next(rule for rule in rules if rule is not idle)}; put a rule such "
+            "as cfg(3) before it"
+        )
+    for rule in rules:
+        if len(rules) > 1 and rule.whole_stack:
+            other = next(one for one in rules if one is not rule)
+            raise CompositionError(
+                f"{rule} was fitted for runs of its own rule alone and cannot stand beside {other}; put {other} inside "
+                "it and fit for that"
+            )
 
 
 def sole(rule: Rule, wrapper: str) -> Rule:
@@ -89,7 +147,14 @@ def sole(rule: Rule, wrapper: str) -> Rule:
 
     Raises:
         RuleError: `rule` is no rule.
+        CompositionError: it must be the whole stack.
     """
     if not isinstance(rule, Rule):
         raise RuleError(f"{wrapper} wraps a rule, got {rule!r}")
+    for part in rule.parts():
+        if part.whole_stack:
+            raise CompositionError(
+                f"{wrapper} around {part}: it was fitted for whole runs of its own rule alone; put {wrapper} inside it "
+                "and fit for that"
+            )
     return rule.rules[0] if isinstance(rule, Stack) and len(rule.rules) == 1 else rule

@@ -110,13 +110,16 @@ class _Reader:
         return nearest(name, [*self.signatures, STACK])
 
     def _joined(self, node: ast.BinOp) -> Stack:
-        sides = []
-        for side in (node.left, node.right):
+        sides, rules = [node.right], []
+        while isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.BitOr):
+            node = node.left
+            sides.append(node.right)
+        for side in reversed([*sides, node.left]):
             rule = self.value(side)
             if not isinstance(rule, Rule):
                 raise self.error(side, "'|' stands between rules only")
-            sides.append(rule)
-        return Stack(*sides)
+            rules.append(rule)
+        return Stack(*rules)  # at once: a rule may need one that stands further on
 
     def _called(self, node: ast.Call, name: str) -> Rule:
         if name not in self.signatures and name != STACK:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import click
 
 from ..guidance import presets
-from ..guidance.plan import Planned, plan
+from ..guidance.plan import Planned, When, plan
 from ..guidance.registry import citation
 from ..samplers import by_name, grid
 
 
-def schedule(sampler: str, steps: int) -> list[tuple[int, int, object]]:
-    """The levels of a sampler with the bundled model's betas."""
+def schedule(sampler: str, steps: int) -> list[When]:
+    """The evaluations of a sampler with the bundled model's betas."""
     scheduler = by_name(sampler, {"beta_schedule": "linear", "timestep_spacing": "trailing"})
     scheduler.set_timesteps(steps)
-    return [(point.step, point.evaluation, point.level) for point in grid(scheduler).points]
+    return [When(point.step, point.evaluation, point.level, point.time) for point in grid(scheduler).points]
 
 
 def line(planned: Planned) -> str:
@@ -37,7 +37,7 @@ def command(stack: str, steps: int, sampler: str) -> None:
     the sampler with linear betas and trailing spacing, as the bundled model has them.
     """
     read = presets.read(stack)
-    planned = plan(read, schedule(sampler, steps))  # type: ignore[arg-type]
+    planned = plan(read, schedule(sampler, steps))
     evaluations = sum(len(one.queries) for one in planned)
     click.echo(f"{read}\n")
     click.echo(f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries")

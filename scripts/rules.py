@@ -28,8 +28,14 @@ def markdown() -> str:
 
 @click.command()
 @click.option("--markdown", "as_markdown", is_flag=True, help="As the table of the README.")
-def command(as_markdown: bool) -> None:
+@click.option("--compositions", is_flag=True, help="Which rules go with which, as docs/compositions.md.")
+def command(as_markdown: bool, compositions: bool) -> None:
     """List the guidance rules: parameters, cost in evaluations a step, paper."""
+    if compositions:
+        from .compositions import markdown as tables
+
+        click.echo(tables(), nl=False)
+        return
     if as_markdown:
         click.echo(markdown())
         return

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ..errors import RuleError
+from ..errors import CompositionError, RuleError
 from ..fields import choice, number, set_field, whole
 from ..per_sample import dot
 from ..prediction import SPACES, Space
@@ -96,10 +96,21 @@ class AdaptiveGuidance(Rule):
         if self.against is not None:
             set_field(self, "against", Query.of(self.against))
         if self.contrast is None:
-            raise RuleError(
-                f"AdaptiveGuidance compares the prompt with what its rule leads away from, and {self.rule} leads away "
-                "from nothing; put it outside, behind the adaptive rule"
+            raise CompositionError(
+                f"adaptive compares the prompt with what its rule leads away from, and {self.rule} leads away from "
+                f"nothing; put it behind: adaptive(...) | {self.rule}"
             )
+        asked = self.rule.asks()
+        if self.against is not None and asked and not covered(self.contrast, asked):
+            raise CompositionError(
+                f"adaptive: against={str(self.contrast)!r} is not asked by {self.rule}, which asks for "
+                f"{', '.join(sorted(map(str, asked)))}; name one of these"
+            )
+        for part in self.rule.parts():
+            if isinstance(part, AdaptiveGuidance):
+                raise CompositionError(
+                    f"adaptive around {self.rule}: both decide when a sample stops; keep one of the two"
+                )
 
     @property
     def contrast(self) -> Query | None:
@@ -196,6 +207,16 @@ class Prefix(Rule):
     def renoises(self) -> bool:
         """Whether the rule does."""
         return self.rule.renoises
+
+    @property
+    def refines(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.refines
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.moves
 
     def init(self, run: Run) -> State:
         """No step done: the index of the run's first step is not known yet."""

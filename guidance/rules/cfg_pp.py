@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ..errors import RuleError
 from ..fields import number, set_field
-from ..query import NEGATIVE, POSITIVE, Predictions, Query
+from ..query import NEGATIVE, NULL, POSITIVE, Predictions, Query
 from ..registry import register
 from ..rule import Estimate, Rule, State, Step
 from .cfg import extrapolated
@@ -160,7 +160,7 @@ class Renoise(Rule):
 
     neutral_values: ClassVar[Mapping[str, Any] | None] = None
 
-    query: Query | str = "null"
+    query: Query | str = NULL
 
     def __post_init__(self) -> None:
         set_field(self, "query", Query.of(self.query))
@@ -169,6 +169,11 @@ class Renoise(Rule):
     def renoises(self) -> bool:
         """It does."""
         return True
+
+    @property
+    def moves(self) -> bool:
+        """It does not."""
+        return False
 
     def asks(self) -> frozenset[Query]:
         """`query`."""

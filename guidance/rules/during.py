@@ -81,6 +81,16 @@ class During(Rule):
         """Whether the rule does."""
         return self.rule.renoises
 
+    @property
+    def refines(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.refines
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.moves
+
     def inside(self, step: Step) -> bool:
         """Whether `step` lies in the window."""
         if self.progress is not None:

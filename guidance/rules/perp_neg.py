@@ -12,7 +12,7 @@ from ..errors import RuleError
 from ..fields import number, strengths
 from ..per_sample import dot, ratio
 from ..prediction import wide
-from ..query import POSITIVE, Predictions, Queries, Query
+from ..query import NULL, POSITIVE, Predictions, Queries, Query
 from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 
@@ -24,7 +24,7 @@ ARMANDPOUR_2023 = """@article{armandpour2023reimagine,
   year    = {2023}
 }"""
 
-ORIGIN = Query("null")  # the true empty prompt, never the negative one
+ORIGIN = NULL  # the true empty prompt, never the negative one
 
 
 @register("perpneg", cost="1 + positives + negatives", references=(ARMANDPOUR_2023,))

@@ -66,6 +66,11 @@ class Rescale(Rule):
         number(self, "phi", 0.0, 1.0)
         choice(self, "space", SPACES)
 
+    @property
+    def refines(self) -> bool:
+        """It does: of the prompt's own prediction the ratio is 1."""
+        return True
+
     def asks(self) -> frozenset[Query]:
         """The prompt, whose standard deviation is the measure."""
         return frozenset() if self.phi == 0 else frozenset({POSITIVE})

@@ -10,18 +10,51 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import guidestack as gs
-from guidestack.guidance.errors import GuidestackError, StackSyntaxError
+from guidestack.guidance.errors import CompositionError, GuidestackError, StackSyntaxError
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 spans = st.tuples(st.floats(0, 5), st.floats(6, 1e9) | st.just(float("inf")))
-simple = st.builds(gs.CFG, numbers, st.sampled_from(["negative", "null", "negative:3", "positive@weak"])) | st.builds(
-    gs.Rescale, st.floats(0, 1), st.sampled_from(["native", "denoised", "noise", "velocity"])
+spaces = st.sampled_from(["native", "denoised", "noise", "velocity"])
+strengths = st.floats(0, 9) | st.lists(st.floats(0, 9), min_size=1, max_size=3).map(tuple)
+queries = st.sampled_from(
+    ["negative", "null", "negative:3", "positive@weak", "positive+time(1.5)", "null@weak+widen(0.123456789, blocks=2)"]
 )
-stacks = st.recursive(
-    simple,
-    lambda inner: st.builds(gs.During, inner, sigma=spans) | st.lists(inner, max_size=3).map(lambda r: gs.Stack(*r)),
-    max_leaves=5,
+simple = st.one_of(
+    st.builds(gs.CFG, numbers, queries),
+    st.builds(gs.Rescale, st.floats(0, 1), spaces),
+    st.builds(gs.PerpNeg, numbers, strengths, strengths),
+    st.builds(gs.APG, numbers, numbers, st.floats(0.1, 99) | st.none(), st.floats(-0.9, 0.9), against=queries),
+    st.builds(gs.CFGPlusPlus, st.floats(0, 1), queries),
+    st.builds(gs.Renoise, queries),
+    st.builds(gs.ICG, numbers, st.sampled_from(["tokens", "gaussian", "class"])),
+    st.builds(gs.TSG, numbers, st.floats(0, 9), st.floats(0, 3), st.sampled_from([(0.0, 1.0), (0.2, 0.8)])),
 )
+
+
+def stack_of(rules: list[gs.Rule]) -> gs.Stack | None:
+    try:
+        return gs.Stack(*rules)
+    except CompositionError:
+        return None
+
+
+def adaptive_of(rule: gs.Rule, threshold: float) -> gs.Rule | None:
+    try:
+        return gs.AdaptiveGuidance(rule, threshold)
+    except CompositionError:
+        return None
+
+
+def extended(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.builds(gs.During, inner, sigma=spans),
+        st.builds(gs.Prefix, inner, st.integers(0, 9)),
+        st.builds(adaptive_of, inner, st.floats(-1, 2)).filter(lambda rule: rule is not None),
+        st.lists(inner, max_size=3).map(stack_of).filter(lambda rule: rule is not None),
+    )
+
+
+stacks = st.recursive(simple, extended, max_leaves=5)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -1,0 +1,143 @@
+"""Every combination of the tables: each part has an effect, and what is reported is what the networks did."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import guidestack as gs
+from guidestack.guidance import composition
+from guidestack.guidance.errors import CompositionError
+from guidestack.guidance.mixture import MixtureDenoiser
+from guidestack.guidance.testing import LEVELS, Oracle, oracle_run
+from guidestack.scripts import compositions
+
+EVERY = list(dict.fromkeys(composition.every()))
+REFUSED = [text for text in EVERY if not composition.attempt(text).works]
+WORKING = [text for text in EVERY if text not in REFUSED]
+
+
+@cache
+def samples(rule: gs.Rule) -> Tensor:
+    """x at every step, which both where to jump and what to re-noise with decide: the last one one step on."""
+    oracle = Oracle()
+    run, x, seen = oracle.begin(rule), oracle.start(), []
+    for index in range(len(LEVELS)):
+        _, x = oracle.step(run, x, index)
+        seen.append(x)
+    return torch.stack(seen)
+
+
+def without_one(stack: gs.Rule) -> Iterator[gs.Rule]:
+    """The stack with one of its parts left out: a rule of a sequence, or a wrapper around its rule."""
+    if isinstance(stack, gs.Stack):
+        for place, rule in enumerate(stack.rules):
+            before, after = stack.rules[:place], stack.rules[place + 1 :]
+            for less in (gs.Stack(), *without_one(rule)):
+                with suppress(CompositionError):  # a refused one is nothing that the whole could be mistaken for
+                    yield gs.Stack(*before, less, *after)
+    elif isinstance(inner := getattr(stack, "rule", None), gs.Rule):
+        yield inner
+        for less in without_one(inner):
+            with suppress(CompositionError):
+                yield dataclasses.replace(stack, rule=less)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("text", WORKING)
+def test_no_part_is_ignored(text: str) -> None:
+    stack = gs.parse(text)
+    whole, others = samples(stack), list(without_one(stack))
+    assert others
+    same = [str(less) for less in others if not (samples(less) - whole).abs().max() > 1e-6]
+    # A window in a window, and a wrapper that stops later than the one inside it, change nothing, as they should.
+    assert not same or text in REDUNDANT, same
+
+
+REDUNDANT = {
+    "during(during(cfg(3), sigma=(0.5, 6)), sigma=(0.5, 6))",
+    "prefix(prefix(cfg(3), 2), 2)",
+    *(composition.nested(outer, inner) for outer in composition.WRAPPERS[2:] for inner in composition.WRAPPERS[:2]),
+    *(composition.nested(outer, inner) for outer in composition.WRAPPERS[:2] for inner in composition.WRAPPERS[2:]),
+}
+
+
+@pytest.mark.parametrize("text", WORKING)
+def test_evaluations_counted_are_evaluations_made(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    original = MixtureDenoiser.__call__
+
+    def counting(self: Any, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        rows.append(len(x))
+        return original(self, x, *arguments, **options)
+
+    monkeypatch.setattr(MixtureDenoiser, "__call__", counting)
+    report = oracle_run(gs.parse(text)).run.report
+    assert sum(rows) == report.rows == sum(report.evaluations)
+    assert len(rows) == report.calls
+
+
+@pytest.mark.parametrize("text", WORKING)
+def test_a_sample_is_the_same_alone(text: str) -> None:
+    together = oracle_run(gs.parse(text), Oracle()).outputs
+    for sample in range(3):
+        alone = oracle_run(gs.parse(text), Oracle(samples=(sample,))).outputs
+        for one, all_ in zip(alone, together, strict=True):
+            assert torch.allclose(one[0], all_[sample], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_a_refusal_is_one_line_that_names_both(text: str) -> None:
+    reason = composition.attempt(text).reason
+    assert "\n" not in reason
+    parties = (
+        text.split(" | ") if " | " in text and "adaptive" not in text else ["adaptive", text.split("adaptive(")[-1]]
+    )
+    for party in parties:
+        assert party.split("(")[0] in reason, party
+
+
+def test_the_page_is_what_the_command_prints() -> None:
+    page = Path(gs.__file__).parent / "docs" / "compositions.md"
+    assert page.read_text() == compositions.markdown(), "run: guidestack rules --compositions > docs/compositions.md"
+
+
+def test_every_rule_is_in_the_tables() -> None:
+    from guidestack.guidance.registry import rules
+
+    seen = {type(part) for text in WORKING for part in gs.parse(text).parts()}
+    assert {entry.rule for entry in rules()} <= seen | {gs.Stack}
+
+
+def test_traces_of_two_rules_of_one_kind_are_told_apart() -> None:
+    stack = gs.parse("cfg(3) | rescale(0.7) | cfg(2, against='null') | rescale(0.4) | apg(2, radius=1)")
+    traces = oracle_run(stack).run.report.steps[0].traces
+    assert set(traces) == {"rescale.2", "rescale.4", "apg_clip"}
+    assert set(oracle_run(gs.parse("cfg(3) | rescale(0.7)")).run.report.steps[0].traces) == {"rescale"}
+    assert not torch.equal(traces["rescale.2"], traces["rescale.4"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "adaptive(cfg(3), against='null')",
+            "against='null' is not asked by cfg(3), which asks for negative, positive",
+        ),
+        ("adaptive(prefix(adaptive(cfg(3)), 2))", "both decide when a sample stops"),
+        ("during(cfgpp(0.5), progress=(0, 0.5)) | renoise()", "both decide what the sampler re-noises with"),
+        ("during(rescale(0.5), progress=(0, 0.5)) | cfg(3)", "write cfg(3) | during(rescale(0.5)"),
+        ("renoise() | rescale(0.5) | cfg(2)", "write cfg(2) | rescale(0.5)"),
+    ],
+)
+def test_what_is_hidden_in_wrappers_is_refused_too(text: str, message: str) -> None:
+    with pytest.raises(CompositionError) as caught:
+        gs.parse(text)
+    assert message in str(caught.value)
