@@ -5,27 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .prediction import Level
-from .query import POSITIVE, Query
-from .rule import Run, Step
+import torch
+
+from .prediction import EPSILON, Level, Prediction
+from .query import POSITIVE, Predictions, Query
+from .rule import Estimate, Run, Step
 from .stack import Stack
 
-
-@dataclass(frozen=True)
-class Planned:
-    """One evaluation of the stack.
-
-    Attributes:
-        index: step of the sampler.
-        evaluation: evaluation within the step.
-        level: level of the samples.
-        queries: what is evaluated for each sample; at most this, where a rule decides as it goes.
-    """
-
-    index: int
-    evaluation: int
-    level: Level
-    queries: tuple[Query, ...]
+SHAPE = (1, 2, 1, 1, 1)  # as many axes as samples have anywhere, and two numbers, of which a deviation can be taken
 
 
 @dataclass(frozen=True)
@@ -45,16 +32,43 @@ class When:
     time: float | None = None
 
 
+@dataclass(frozen=True)
+class Planned:
+    """One evaluation of the stack.
+
+    Attributes:
+        when: where in the schedule.
+        queries: what is evaluated for each sample; at most this, where a rule decides as it goes.
+        asking: places in the stack of the rules that ask for something.
+    """
+
+    when: When
+    queries: tuple[Query, ...]
+    asking: frozenset[int]
+
+
 def plan(stack: Stack, schedule: Sequence[When]) -> list[Planned]:
     """What `stack` asks for at each evaluation of `schedule`.
 
-    The negative prompt counts as one condition with the empty one: what `guide` evaluates where none is given.
+    The negative prompt counts as one condition with the empty one: what `guide` evaluates where none is given. The
+    stack's state is carried along on answers that are all 0, on which no rule finds a reason to stop early.
     """
-    run = Run(shape=(1,), steps=max((when.index for when in schedule), default=0) + 1)
+    run = Run(SHAPE, steps=max((when.index for when in schedule), default=0) + 1)
     state, planned, step_level = stack.init(run), [], None
     for when in schedule:
-        index, evaluation, level = when.index, when.evaluation, when.level
-        step_level = level if evaluation == 0 or step_level is None else step_level
-        queries = stack.queries(Step(run, index, level, evaluation, step_level, when.time), state)
-        planned.append(Planned(index, evaluation, level, tuple(sorted({POSITIVE, *queries}, key=str))))
+        step_level = when.level if when.evaluation == 0 or step_level is None else step_level
+        step = Step(run, when.index, when.level, when.evaluation, step_level, when.time)
+        each = [rule.queries(step, own) for rule, own in zip(stack.rules, state, strict=True)]
+        queries = {POSITIVE, *(query for one in each for query in one)}
+        asking = frozenset(place for place, one in enumerate(each) if one)
+        planned.append(Planned(when, tuple(sorted(queries, key=str)), asking))
+        nothing = Prediction(torch.zeros(SHAPE), torch.zeros(SHAPE), when.level, EPSILON)
+        answers = Predictions(dict.fromkeys(queries, nothing), {query: query for query in queries}, nothing)
+        state = stack.update(Estimate(nothing), answers, step, state)[1]
     return planned
+
+
+def never_asking(stack: Stack, planned: Sequence[Planned]) -> list[int]:
+    """Places of the rules that could ask for something and do so nowhere in the plan: outside their windows."""
+    asking = frozenset().union(*(one.asking for one in planned))
+    return [place for place, rule in enumerate(stack.rules) if rule.asks() and place not in asking]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from ..guidance import presets
-from ..guidance.plan import Planned, When, plan
+from ..guidance.composition import remarks
+from ..guidance.plan import Planned, When, never_asking, plan
 from ..guidance.registry import citation
+from ..guidance.rules import AdaptiveGuidance
 from ..samplers import by_name, grid
 
 
@@ -19,10 +21,9 @@ def schedule(sampler: str, steps: int) -> list[When]:
 
 def line(planned: Planned) -> str:
     """One row of the plan."""
-    step = f"{planned.index}" + f".{planned.evaluation}" * bool(planned.evaluation)
-    return (
-        f"{step:>6} {planned.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
-    )
+    when = planned.when
+    step = f"{when.index}" + f".{when.evaluation}" * bool(when.evaluation)
+    return f"{step:>6} {when.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
 
 
 @click.command()
@@ -33,8 +34,9 @@ def command(stack: str, steps: int, sampler: str) -> None:
     """Print what STACK asks for at each step, the evaluations of a sample, and the papers.
 
     STACK is text such as "during(cfg(4), sigma=(0.2, 5)) | rescale(0.7)", or @ with a preset's name or file, such as
-    @interval-edm2. Nothing is run. The noise levels are those of
-    the sampler with linear betas and trailing spacing, as the bundled model has them.
+    @interval-edm2. Nothing is run. The noise levels are those of the sampler with linear betas and trailing spacing, as
+    the bundled model has them. A stack whose rules do not go together is refused, naming them; `guidestack rules
+    --compositions` has the table.
     """
     read = presets.read(stack)
     planned = plan(read, schedule(sampler, steps))
@@ -43,6 +45,13 @@ def command(stack: str, steps: int, sampler: str) -> None:
     click.echo(f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries")
     for one in planned:
         click.echo(line(one))
-    click.echo(f"\n{evaluations} evaluations a sample in {steps} steps of {sampler}; unguided: {len(planned)}")
+    bound = "at most " * any(isinstance(part, AdaptiveGuidance) for part in read.parts())
+    click.echo(f"\n{bound}{evaluations} evaluations a sample in {steps} steps of {sampler}; unguided: {len(planned)}")
+    if len(read.rules) > 1 or len(list(read.parts())) > 2:
+        click.echo("composition: these rules go together")
+    for remark in remarks(read):
+        click.echo(f"note: {remark}")
+    for place in never_asking(read, planned):
+        click.echo(f"note: {read.rules[place]} asks for nothing at any of these steps: its window lies outside of them")
     if papers := citation(read):
         click.echo(f"\n{papers}")

@@ -1,0 +1,39 @@
+"""The plan of a stack: what it says before anything runs is what a run then asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+import guidestack as gs
+from guidestack.guidance import composition
+from guidestack.guidance.plan import When, never_asking, plan
+from guidestack.guidance.testing import LEVELS, Oracle, oracle_run
+
+SCHEDULE = [When(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
+
+
+@pytest.mark.parametrize("text", [text for text in composition.every() if composition.attempt(text).works])
+def test_a_plan_is_what_a_run_asks_for(text: str) -> None:
+    stack = gs.parse(text)
+    planned = plan(stack, SCHEDULE)
+    records = oracle_run(stack).run.report.steps
+    for one, record in zip(planned, records, strict=True):
+        asked = {query for query in record.queries if record.queries[query]}
+        seen = {str(query).replace("independent:tokens", "independent") for query in one.queries}
+        numbered = {
+            name for name in map(str, asked) if name in ("negative:1", "positive:1")
+        }
+        wanted = set(map(str, asked)) - numbered
+        assert wanted <= seen
+        if not any(isinstance(part, gs.AdaptiveGuidance) for part in stack.parts()):
+            assert seen == wanted
+
+
+def test_a_window_outside_of_the_schedule_is_noticed() -> None:
+    stack = gs.parse("cfg(2) | during(cfg(3), sigma=(1e5, 1e6)) | rescale(0.5) | cfg(1)")
+    assert never_asking(stack, plan(stack, SCHEDULE)) == [1]
+
+
+def test_a_prefix_ends() -> None:
+    asked = [len(one.queries) for one in plan(gs.parse("prefix(cfg(3), 2)"), SCHEDULE)]
+    assert asked == [2, 2, 1, 1, 1, 1]
