@@ -1,4 +1,4 @@
-"""Which rules go with which: every pair tried on the oracle, and what is worth saying about a stack before it runs.
+"""Which rules go with which: every pair tried on the oracle.
 
 What cannot work is refused when a stack is made (`stack.Stack`, the wrappers' constructors); this file only looks.
 """
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .errors import CompositionError
-from .rule import Rule
 from .testing import Oracle, oracle_run
 from .text import parse
 
@@ -99,10 +98,3 @@ def every() -> Iterator[str]:
         for other in WRAPPERS:
             yield nested(wrapper, other)
     yield from STACKS
-
-
-def remarks(stack: Rule) -> list[str]:
-    """What a user should know of a stack that runs, and may not do what was meant: one line each."""
-    if stack.refines:
-        return [f"{stack} has nothing to work on: it reshapes what rules before it made; write cfg(...) | {stack}"]
-    return []

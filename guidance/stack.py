@@ -158,3 +158,10 @@ def sole(rule: Rule, wrapper: str) -> Rule:
                 "and fit for that"
             )
     return rule.rules[0] if isinstance(rule, Stack) and len(rule.rules) == 1 else rule
+
+
+def remarks(stack: Rule) -> list[str]:
+    """What a user should know of a stack that runs, and may not do what was meant: one line each."""
+    if stack.refines:
+        return [f"{stack} has nothing to work on: it reshapes what rules before it made; write cfg(...) | {stack}"]
+    return []

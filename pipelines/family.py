@@ -48,6 +48,8 @@ class Family:
         random: for each source that `ICG` may name: ``draw(pipe, rows, generators)``, the row arguments of a random
             condition, one row a sample, given those of the prompt and a generator for each sample.
         cannot: why this pipeline has no unconditional branch, or "".
+        embedded: name of the argument with the guidance scale that this pipeline's network takes as an input, having
+            been distilled from guided runs, or "". It stays the user's.
     """
 
     pipeline: str
@@ -63,6 +65,7 @@ class Family:
     encode: Callable[[Pipeline, Call, Sequence[str]], Rows] | None = None
     random: Mapping[str, Callable[[Pipeline, Rows, Sequence[torch.Generator]], Rows]] = field(default_factory=dict)
     halves: tuple[str, ...] = ("negative", "positive")
+    embedded: Callable[[Pipeline], str] = lambda pipe: ""
     keywords: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
 

@@ -24,7 +24,7 @@ from ..guidance.keyed import Keys
 from ..guidance.report import Report
 from ..guidance.rule import Estimate, Rule, Run
 from ..guidance.run import GuidedRun
-from ..guidance.stack import Stack
+from ..guidance.stack import Stack, remarks
 from ..samplers import Grid, grid, parameterization
 from ..samplers.renoise import Renoising
 from . import ddpm as ddpm  # each family's file enters its record
@@ -71,8 +71,10 @@ def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
     """
     denoiser = getattr(pipe, family.denoiser)
     beyond = sorted({query.condition for query in stack.asks()} - {"positive"})
-    if beyond and (reason := family.cannot(pipe)):
-        raise UnsupportedPipelineError(f"{stack} asks for {', '.join(beyond)}; this pipeline cannot answer: {reason}")
+    unconditional = [condition for condition in beyond if not condition.startswith("independent:")]
+    if unconditional and (reason := family.cannot(pipe)):
+        asked = ", ".join(unconditional)
+        raise UnsupportedPipelineError(f"{stack} asks for {asked}; this pipeline cannot answer: {reason}")
     for condition in beyond:
         kind, _, which = condition.partition(":")
         if kind == "independent" and which not in family.random:
@@ -154,13 +156,24 @@ class GuidedPipeline:
                 known = [*signature.parameters, *self.family.keywords]
                 raise InputError(f"{type(self.pipe).__name__} has no {unknown[0]!r}{nearest(unknown[0], known)}")
             arguments.update(value if more else {name: value})
+        embedded = self.family.embedded(self.pipe)
         for name, rule in self.family.owned.items():
-            if name in arguments:
+            if name in arguments and name != embedded:
                 raise InputError(
                     f"{name}={arguments[name]!r} was given to a guided pipeline, whose guidance is {self.stack}; "
                     f"leave it out and put {rule} into the stack instead"
                 )
-        wanted = self.family.guided if self._conditions() - {"positive"} else self.family.unguided
+        wanted = dict(self.family.guided if self._conditions() - {"positive"} else self.family.unguided)
+        if embedded:
+            scale = arguments.get(embedded, signature.parameters[embedded].default)
+            wanted[embedded] = scale
+            if self.stack.asks():
+                _warn(
+                    f"this network was distilled from guided runs and takes their scale as an input: "
+                    f"{embedded}={scale:g} is embedded, and {self.stack} guides on top of it"
+                )
+        for remark in remarks(self.stack):
+            _warn(remark)
         return {**arguments, **wanted}
 
     def _prompts(self, call: dict[str, Any], extra: Any) -> Prompts | None:
@@ -209,11 +222,7 @@ class _Session:
         """Encode the prompts that the stack asks for and the pipeline does not evaluate by itself."""
         wanted = self.guided._conditions()
         if self.negative_given and not any(name.startswith("negative") for name in wanted):
-            warnings.warn(
-                f"a negative prompt was given, and no rule of {self.guided.stack} uses it",
-                GuidestackWarning,
-                stacklevel=4,
-            )
+            _warn(f"a negative prompt was given, and no rule of {self.guided.stack} uses it")
         if "null" in wanted and self.negative_given:
             self.extra["null"] = encode(self.pipe, self.family, self.call_arguments, [""])
         if self.prompts is not None:
@@ -359,6 +368,10 @@ class _Session:
                 f"{self.fired} times; the images are not guided as asked. Was the denoiser replaced during the call?"
             )
         self.run.finish()
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, GuidestackWarning, stacklevel=4)  # at the line that calls the guided pipeline
 
 
 def _given(negative: Any) -> bool:

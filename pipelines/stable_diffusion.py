@@ -24,8 +24,12 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str]) -> Rows:
     return {"encoder_hidden_states": embeddings}
 
 
+def _embedded(pipe: Pipeline) -> str:
+    return "guidance_scale" if pipe.unet.config.time_cond_proj_dim is not None else ""
+
+
 def _cannot(pipe: Pipeline) -> str:
-    if pipe.unet.config.time_cond_proj_dim is not None:
+    if _embedded(pipe):
         return "its network takes the guidance scale as an input (guidance-distilled) and has no unconditional branch"
     return ""
 
@@ -59,4 +63,5 @@ FAMILIES["StableDiffusionPipeline"] = Family(
     encode=_encode,
     random={"tokens": _tokens, "gaussian": _gaussian},
     cannot=_cannot,
+    embedded=_embedded,
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from ..guidance import presets
-from ..guidance.composition import remarks
 from ..guidance.plan import Planned, When, never_asking, plan
 from ..guidance.registry import citation
 from ..guidance.rules import AdaptiveGuidance
+from ..guidance.stack import remarks
 from ..samplers import by_name, grid
 
 

@@ -210,7 +210,19 @@ def test_a_guidance_distilled_network_has_no_unconditional_branch(new_pipe: Any)
     pipe = new_pipe(time_cond_proj_dim=8)
     with pytest.raises(UnsupportedPipelineError, match="guidance-distilled"):
         gs.guide(pipe, gs.CFG(3))
-    gs.guide(pipe, gs.Stack())("a", generator=seeded(1), **GIVEN)
+    stock = pipe("a", guidance_scale=5.0, generator=seeded(1), **GIVEN).images
+    ours = gs.guide(pipe, gs.Stack())("a", guidance_scale=5.0, generator=seeded(1), **GIVEN).images
+    assert torch.equal(stock, ours)
+    for stack in (gs.TSG(3), gs.ICG(3)):  # these need no unconditional branch
+        guided = gs.guide(pipe, stack)
+        with pytest.warns(gs.GuidestackWarning, match=r"guidance_scale=7\.5 is embedded, and .* on top"):
+            guided("a", generator=seeded(1), **GIVEN)
+        assert guided.report.evaluations == [8]
+
+
+def test_a_rescale_with_nothing_to_rescale_is_said(plain: Any) -> None:
+    with pytest.warns(gs.GuidestackWarning, match="has nothing to work on"):
+        gs.guide(plain, gs.Rescale(0.5))("a", generator=seeded(1), **GIVEN)
 
 
 def test_a_denoiser_that_was_never_intercepted_is_an_error(plain: Any) -> None:
