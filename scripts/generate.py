@@ -53,7 +53,12 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 @click.command()
 @click.argument("prompts", nargs=-1)
 @click.option("--prompts-from", metavar="FILE", help="Prompts from a file, one a line; - for standard input.")
-@click.option("--negative", multiple=True, help="Negative prompt: one for all, or one for each prompt.")
+@click.option(
+    "--negative",
+    multiple=True,
+    help="Negative prompt: one for all, or one for each prompt; under perpneg several, as 'a | b'.",
+)
+@click.option("--extra-prompt", multiple=True, help="Under perpneg: positives beside the prompt, as for --negative.")
 @click.option(
     "--guidance",
     multiple=True,

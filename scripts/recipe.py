@@ -14,6 +14,8 @@ from typing import Any
 from ..guidance.config import as_stack
 from ..guidance.errors import GuidestackError, InputError
 from ..guidance.presets import read
+from ..guidance.rule import Rule
+from ..guidance.rules import PerpNeg
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Recipe:
 
     Args:
         prompt: the prompt.
-        negative: the negative prompt, or "".
+        negative: the negative prompt, or ""; under Perp-Neg several, with ``|`` between them.
+        extra: under Perp-Neg, positives beside the prompt, likewise.
         guidance: the stack's text.
         sampler: short name of the sampler.
         steps: steps of the sampler.
@@ -36,6 +39,7 @@ class Recipe:
 
     prompt: str
     negative: str
+    extra: str
     guidance: str
     sampler: str
     steps: int
@@ -45,6 +49,16 @@ class Recipe:
     batch: int = 1
     model: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def several(self) -> bool:
+        """Whether the stack takes several negatives, and positives beside the prompt."""
+        return takes_several(as_stack(self.guidance))
+
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt that is encoded."""
+        return [self.prompt, *(split(self.negative) if self.several else [self.negative]), *split(self.extra)]
 
     @property
     def filename(self) -> str:
@@ -65,7 +79,15 @@ class Recipe:
         Raises:
             InputError: a value is missing or of another kind.
         """
-        kinds = {"prompt": str, "negative": str, "guidance": str, "sampler": str, "steps": int, "seed": int}
+        kinds = {
+            "prompt": str,
+            "negative": str,
+            "extra": str,
+            "guidance": str,
+            "sampler": str,
+            "steps": int,
+            "seed": int,
+        }
         kinds |= {"dtype": str, "batch": int, "model": dict, "versions": dict}
         size = mapping.get("size")
         good = all(type(mapping.get(name)) is kind for name, kind in kinds.items()) and (
@@ -95,24 +117,68 @@ class Recipe:
         return given
 
 
+def takes_several(stack: Rule) -> bool:
+    """Whether a rule of `stack` asks for each of several negatives."""
+    return any(query.condition == "negative:each" for query in stack.asks())
+
+
+def split(text: str) -> list[str]:
+    """The texts between the bars of ``"a | b"``."""
+    return [part.strip() for part in text.split("|") if part.strip()]
+
+
+def _for_each(texts: Sequence[str], prompts: Sequence[str], option: str) -> list[str]:
+    """A text for each prompt, from one for all or one for each.
+
+    Raises:
+        InputError: another number of them.
+    """
+    given = list(texts) or [""]
+    if len(given) not in (1, len(prompts)):
+        raise InputError(f"{len(given)} {option} for {len(prompts)} prompts; give one for all, or one for each")
+    return given * len(prompts) if len(given) == 1 else given
+
+
+def _check_several(stack: Rule, negatives: Sequence[str], extras: Sequence[str]) -> None:
+    """Check that the prompts beside the first fit to the stack.
+
+    Raises:
+        InputError: positives that no rule uses, or another number of weights than of negatives.
+    """
+    if any(extras) and not takes_several(stack):
+        raise InputError(f"--extra-prompt was given, and no rule of {stack} uses it; perpneg(scale) does")
+    for rule in stack.parts():
+        if isinstance(rule, PerpNeg):
+            for what, weights, texts in (
+                ("--negative", rule.weights, negatives),
+                ("--extra-prompt", rule.positive_weights, extras),
+            ):
+                most = max(len(split(text)) for text in texts)
+                if isinstance(weights, tuple) and len(weights) != most:
+                    raise InputError(
+                        f"{rule} has {len(weights)} weights and {what} {most} texts at most; give one weight for each, "
+                        "or one number for all (several texts are written 'a | b')"
+                    )
+
+
 def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int, int] | None) -> list[Recipe]:
     """A recipe for each image: every stack with every prompt, `count` times; the seed goes up from image to image.
 
     Raises:
-        InputError: the negatives fit neither all prompts nor each.
+        InputError: the negatives or the further positives fit neither all prompts nor each, or not to the stack.
         StackSyntaxError, RuleError: a stack cannot be read.
     """
-    negatives = list(options["negative"]) or [""]
-    if len(negatives) not in (1, len(prompts)):
-        raise InputError(f"{len(negatives)} --negative for {len(prompts)} prompts; give one for all, or one for each")
-    if len(negatives) == 1:
-        negatives = negatives * len(prompts)
-    stacks = [str(read(text)) for text in options["guidance"] or ("cfg(4)",)]
+    negatives = _for_each(options["negative"], prompts, "--negative")
+    extras = _for_each(options["extra_prompt"], prompts, "--extra-prompt")
+    stacks = [read(text) for text in options["guidance"] or ("cfg(4)",)]
+    for stack in stacks:
+        _check_several(stack, negatives, extras)
     return [
         Recipe(
             prompt=prompt,
             negative=negative,
-            guidance=stack,
+            extra=extra,
+            guidance=str(stack),
             sampler=options["sampler"],
             steps=options["steps"],
             # The same for every stack: what differs between two sets is then the guidance alone.
@@ -122,6 +188,6 @@ def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int,
             batch=options["batch"],
         )
         for stack in stacks
-        for index, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True))
+        for index, (prompt, negative, extra) in enumerate(zip(prompts, negatives, extras, strict=True))
         for copy in range(options["count"])
     ]

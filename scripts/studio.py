@@ -19,7 +19,7 @@ from ..samplers import by_name
 from ..samplers.noise import generators, seeded
 from . import images
 from .model import load
-from .recipe import Recipe
+from .recipe import Recipe, split
 
 
 class Studio:
@@ -111,7 +111,7 @@ class Studio:
             if min(size) < step or any(side % step for side in size):
                 raise InputError(f"this model makes sizes that are multiples of {step} pixels; got {size[0]}x{size[1]}")
         limit = self.pipe.tokenizer.model_max_length
-        for text in dict.fromkeys(text for recipe in wanted for text in (recipe.prompt, recipe.negative)):
+        for text in dict.fromkeys(text for recipe in wanted for text in recipe.texts):
             tokens = self.pipe.tokenizer(text).input_ids
             if len(tokens) > limit:
                 cut = self.pipe.tokenizer.decode(tokens[limit - 1 : -1])
@@ -135,7 +135,10 @@ class Studio:
         guided = guide(self.pipe, first.guidance)
         seeds = [recipe.seed for recipe in filled]
         options: dict[str, Any] = {"num_inference_steps": first.steps, "generator": generators(seeds)}
-        if any(recipe.negative for recipe in filled):
+        if first.several:
+            options["negative_prompt"] = [split(recipe.negative) for recipe in filled]
+            options["extra_prompt"] = [split(recipe.extra) for recipe in filled]
+        elif any(recipe.negative for recipe in filled):
             options["negative_prompt"] = [recipe.negative for recipe in filled]
         if first.size:
             options["height"], options["width"] = first.size

@@ -83,6 +83,19 @@ def test_an_image_is_the_same_in_every_batch(run: Any, model_folder: Path, tmp_p
     assert len({image.tobytes() for image in sets[0].values()}) == 5
 
 
+def test_several_negatives_under_perp_neg(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    options = ["--negative", "dog | red", "--negative", "sea", "--extra-prompt", "big", "--extra-prompt", ""]
+    options += ["--model", model_folder, "--guidance", "perpneg(3, weights=(1, 0.5))", *QUICK]
+    status, out, err = run("generate", "a cat", "blue", *options, "--batch", 2, "--out", tmp_path / "both")
+    assert status == 0, err
+    assert "16 network evaluations" in out  # two steps of 2 + 3 and of 2 + 1
+    first = next(path for path in (tmp_path / "both").iterdir() if "a-cat" in path.name)
+    assert (read_recipe(first)["negative"], read_recipe(first)["extra"]) == ("dog | red", "big")
+    status, _, err = run("generate", "--like", first, "--model", model_folder, "--out", tmp_path / "again")
+    assert status == 0, err
+    assert np.array_equal(picture(tmp_path / "again" / first.name), picture(first))
+
+
 def test_a_second_run_makes_only_what_is_missing(run: Any, model_folder: Path, tmp_path: Path) -> None:
     command = ["generate", "a cat", "--count", 3, "--model", model_folder, "--out", tmp_path, *QUICK]
     assert run(*command)[0] == 0
@@ -137,6 +150,18 @@ def test_prompts_from_a_file(run: Any, model_folder: Path, tmp_path: Path) -> No
         (["a", "--batch", "x"], "--batch"),
         (["a", "--device", "nowhere"], "device 'nowhere' cannot be used"),
         (["a", "--negative", "b", "--negative", "c"], "2 --negative for 1 prompts"),
+        (["a", "--extra-prompt", "b"], "no rule of cfg(4) uses it; perpneg(scale) does"),
+        (
+            ["a", "--negative", "b | c", "--guidance", "perpneg(3, weights=(1, 1, 1))"],
+            "has 3 weights and --negative 2 texts at most",
+        ),
+        (["a", "--guidance", "perpneg(3, positive_weights=(1,))"], "1 weights and --extra-prompt 0 texts"),
+        (["a", "--guidance", "icg(3, source='class')"], "no random condition from source='class'"),
+        (["a", "--guidance", "cfgpp(7.5)"], "a CFG scale of 7.5 corresponds to 0.6"),
+        (["a", "--guidance", "apg(4, radius=0)"], "radius must be above 0"),
+        (["a", "--guidance", "apg(4, momentum=1)"], "momentum must be in (-1, 1)"),
+        (["a", "--guidance", "adaptive(cfg(4), threshold=-2)"], "threshold is a cosine"),
+        (["a", "--guidance", "rescale(0.7) | cfg(4)"], "write cfg(4) | rescale(0.7)"),
         (["a", "--out", "/proc/nothing"], "cannot write"),
         (["--like", "/nowhere/x.png"], "no image at"),
         (["a", "--like", "x.png"], "drop 'prompts'"),
