@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -136,6 +136,7 @@ class Parameterization:
     Args:
         name: one of the above.
         sigma_data: standard deviation of the data that ``edm`` preconditions with; unused by the others.
+        sign: -1 for a network that emits minus that, which its pipeline negates before the scheduler sees it.
 
     Raises:
         RuleError: an unknown name, or a `sigma_data` that is not positive.
@@ -143,6 +144,7 @@ class Parameterization:
 
     name: str
     sigma_data: float = 0.5
+    sign: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in _ROWS:
@@ -152,7 +154,12 @@ class Parameterization:
 
     def row(self, level: Level) -> tuple[float, float]:
         """The weights (p, q) of x0 and eps at `level`."""
-        return _ROWS[self.name](level, self.sigma_data)
+        p, q = _ROWS[self.name](level, self.sigma_data)
+        return (p, q) if self.sign == 1 else (-p, -q)
+
+    def negated(self) -> Parameterization:
+        """Minus the same."""
+        return replace(self, sign=-self.sign)
 
 
 EPSILON = Parameterization("epsilon")

@@ -194,6 +194,7 @@ class Network(ABC):
         models: names of the networks at hand.
         perturbations: the kinds of `Perturbation` it can do.
         differentiable: whether its answers can carry gradients with respect to x.
+        together: whether one call can answer several conditions.
     """
 
     parameterization: Parameterization
@@ -202,10 +203,11 @@ class Network(ABC):
     models: Sequence[str] = ("main",)
     perturbations: frozenset[str] = frozenset()
     differentiable: bool = False
+    together: bool = True
 
     @abstractmethod
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Answer requests that share model, perturbation and grad in one call.
+        """Answer requests that share model, perturbation and grad (and condition, if not `together`) in one call.
 
         Returns:
             One native output for each request, its rows in the order of the request's.
@@ -328,7 +330,7 @@ def evaluate(
     groups: dict[tuple[object, ...], list[Request]] = {}
     for query in sorted(asked, key=lambda query: network.conditions.index(query.condition)):
         if asked[query] != ():
-            group = (query.model, query.perturbation, query.grad)
+            group = (query.model, query.perturbation, query.grad, None if network.together else query.condition)
             groups.setdefault(group, []).append(Request(query, asked[query]))
 
     parts: dict[Query, list[tuple[tuple[int, ...] | None, Tensor]]] = {query: [] for query in asked}

@@ -29,15 +29,21 @@ class Family:
     Args:
         pipeline: name of the diffusers class.
         denoiser: name of the component that predicts.
+        others: names of components that may be there and predict in its place in a part of a run (Wan 2.2).
         positional: names of the denoiser's arguments that the pipeline gives by position.
         sample: name of the one that holds the noisy samples.
         rows: the denoiser's other arguments that have one row for each row of the batch: the only ones that are sliced.
             A dot goes into a dictionary: ``"added_cond_kwargs.image_embeds"``. A list in one is sliced item by item.
-        halves: the conditions in one batch of the pipeline's own guidance, in order; ``"negative"`` stands for its
-            unconditional half.
+        halves: the conditions of the pipeline's own guidance, in order; ``"negative"`` stands for its unconditional
+            one.
+        sequential: whether it evaluates them in one call each, one after the other, instead of in one batch.
+        timestep: name of the denoiser's argument with the time.
+        clock: from that argument to the scheduler's timestep.
+        negates: whether it negates what the denoiser returns before the scheduler gets it.
         guided: the arguments with which the pipeline evaluates all halves. The values do not matter beyond that: what
             it gets back makes its own combination the identity.
         unguided: the arguments with which it evaluates the positive half only.
+        filled: the arguments that it needs beside `guided` where the user gives none: an empty negative prompt.
         owned: arguments that a user may not give, since rules replace them: name to the rule that does. The
             pipeline's default for them is not what the user asked for.
         keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
@@ -65,6 +71,12 @@ class Family:
     encode: Callable[[Pipeline, Call, Sequence[str]], Rows] | None = None
     random: Mapping[str, Callable[[Pipeline, Rows, Sequence[torch.Generator]], Rows]] = field(default_factory=dict)
     halves: tuple[str, ...] = ("negative", "positive")
+    filled: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    sequential: bool = False
+    timestep: str = "timestep"
+    clock: Callable[[float], float] = lambda timestep: timestep
+    negates: bool = False
     embedded: Callable[[Pipeline], str] = lambda pipe: ""
     keywords: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..guidance.config import as_stack
-from ..guidance.errors import (
-    GuidanceNotAppliedError,
-    GuidestackWarning,
-    InputError,
-    UnsupportedPipelineError,
-    nearest,
-)
-from ..guidance.keyed import Keys
+from ..guidance.errors import InputError, UnsupportedPipelineError, nearest
 from ..guidance.report import Report
-from ..guidance.rule import Estimate, Rule, Run
+from ..guidance.rule import Rule
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack, remarks
-from ..samplers import Grid, grid, parameterization
-from ..samplers.renoise import Renoising
+from ..samplers import parameterization
 from . import ddpm as ddpm  # each family's file enters its record
 from . import dit as dit
 from . import stable_diffusion as stable_diffusion
 from . import time_embedding
-from .family import Call, Family, Pipeline, Rows, family_of
+from .family import Family, Pipeline, family_of
 from .intercept import calling, exclusively, method, restored
-from .prompts import EXTRA, Prompts, encode, per_prompt
-from .rows import PipelineNetwork
+from .prompts import EXTRA, Prompts, per_prompt
+from .session import Session, warn
 
 
 def guide(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: int | None = None) -> GuidedPipeline:
@@ -69,7 +57,6 @@ def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
     Raises:
         UnsupportedPipelineError: it cannot.
     """
-    denoiser = getattr(pipe, family.denoiser)
     beyond = sorted({query.condition for query in stack.asks()} - {"positive"})
     unconditional = [condition for condition in beyond if not condition.startswith("independent:")]
     if unconditional and (reason := family.cannot(pipe)):
@@ -86,7 +73,14 @@ def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
             raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has none")
     for query in stack.asks():
         if query.perturbation:
-            time_embedding.check(denoiser, query.perturbation)
+            for denoiser in denoisers_of(pipe, family):
+                time_embedding.check(denoiser, query.perturbation)
+
+
+def denoisers_of(pipe: Pipeline, family: Family) -> list[Any]:
+    """The components of `pipe` that predict."""
+    found = [getattr(pipe, name, None) for name in (family.denoiser, *family.others)]
+    return [component for component in found if component is not None]
 
 
 class GuidedPipeline:
@@ -95,12 +89,12 @@ class GuidedPipeline:
     Attributes:
         pipe: the pipeline, unchanged.
         stack: the stack.
-        report: the account of the last call, up to where it got; None before the first.
+        run: the run of the last call, up to where it got, with its state; None before the first evaluation.
     """
 
     def __init__(self, pipe: Pipeline, family: Family, stack: Stack, max_rows: int | None = None) -> None:
         self.pipe, self.family, self.stack, self.max_rows = pipe, family, stack, max_rows
-        self.report: Report | None = None
+        self.run: GuidedRun | None = None
 
     def __repr__(self) -> str:
         return f"guide({type(self.pipe).__name__}, {str(self.stack)!r})"
@@ -127,19 +121,29 @@ class GuidedPipeline:
         extra = kwargs.pop(EXTRA, None)
         call = self._call(args, kwargs)
         prompts = self._prompts(call, extra)
-        self.report = None
-        session = _Session(self, call, prompts)
-        denoiser, scheduler = getattr(self.pipe, self.family.denoiser), self.pipe.scheduler
-        with ExitStack() as hooks:
-            hooks.enter_context(exclusively(denoiser, scheduler))
-            hooks.enter_context(restored(self.pipe, self.family.scratch))
-            session.encode()
-            hooks.enter_context(calling(denoiser, session.denoise))
-            hooks.enter_context(method(scheduler, "scale_model_input", session.watch_input))
-            hooks.enter_context(method(scheduler, "step", session.watch_step))
-            output = self.pipe(**call)
+        self.run = None
+        session = Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows)
+        denoisers, scheduler = denoisers_of(self.pipe, self.family), self.pipe.scheduler
+        try:
+            with ExitStack() as hooks:
+                hooks.enter_context(exclusively(*denoisers, scheduler))
+                hooks.enter_context(restored(self.pipe, self.family.scratch))
+                session.encode()
+                for denoiser in denoisers:
+                    hooks.enter_context(calling(denoiser, functools.partial(session.denoise, denoiser)))
+                if hasattr(scheduler, "scale_model_input"):
+                    hooks.enter_context(method(scheduler, "scale_model_input", session.watch_input))
+                hooks.enter_context(method(scheduler, "step", session.watch_step))
+                output = self.pipe(**call)
+        finally:
+            self.run = session.run
         session.finish()
         return output
+
+    @property
+    def report(self) -> Report | None:
+        """The account of the last call, up to where it got; None before the first."""
+        return self.run.report if self.run else None
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments to call the pipeline with, by name."""
@@ -168,12 +172,14 @@ class GuidedPipeline:
             scale = arguments.get(embedded, signature.parameters[embedded].default)
             wanted[embedded] = scale
             if self.stack.asks():
-                _warn(
+                warn(
                     f"this network was distilled from guided runs and takes their scale as an input: "
                     f"{embedded}={scale:g} is embedded, and {self.stack} guides on top of it"
                 )
         for remark in remarks(self.stack):
-            _warn(remark)
+            warn(remark)
+        if self._conditions() - {"positive"}:
+            wanted |= {name: value for name, value in self.family.filled.items() if arguments.get(name) is None}
         return {**arguments, **wanted}
 
     def _prompts(self, call: dict[str, Any], extra: Any) -> Prompts | None:
@@ -199,180 +205,3 @@ class GuidedPipeline:
 
     def _conditions(self) -> set[str]:
         return {query.condition for query in self.stack.asks()}
-
-
-class _Session:
-    """One call: what the hooks have to remember from one to the next."""
-
-    def __init__(self, guided: GuidedPipeline, call: Call, prompts: Prompts | None) -> None:
-        self.guided, self.pipe, self.family, self.call_arguments = guided, guided.pipe, guided.family, call
-        self.prompts = prompts
-        self.negative_given = _given(call.get("negative_prompt")) or call.get("negative_prompt_embeds") is not None
-        self.emitted = parameterization(guided.pipe.scheduler)
-        self.extra: dict[str, Rows] = {}
-        self.renoising: Renoising | None = None
-        self.estimate: Estimate | None = None
-        self.grid: Grid | None = None
-        self.position = 0
-        self.fired = self.stepped = 0
-        self.x: Tensor | None = None
-        self.run: GuidedRun | None = None
-
-    def encode(self) -> None:
-        """Encode the prompts that the stack asks for and the pipeline does not evaluate by itself."""
-        wanted = self.guided._conditions()
-        if self.negative_given and not any(name.startswith("negative") for name in wanted):
-            _warn(f"a negative prompt was given, and no rule of {self.guided.stack} uses it")
-        if "null" in wanted and self.negative_given:
-            self.extra["null"] = encode(self.pipe, self.family, self.call_arguments, [""])
-        if self.prompts is not None:
-            self.extra |= self.prompts.encoded(self.pipe, self.family, self.call_arguments)
-
-    # --- hooks ---------------------------------------------------------------------------------------------------
-
-    def watch_input(self, scale: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Take x where the scheduler is handed it: the denoiser sees only what comes out."""
-
-        def scale_model_input(sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            self.x = sample
-            return scale(sample, *args, **kwargs)
-
-        return scale_model_input
-
-    def watch_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Count the steps, by which the position in the schedule is known without asking a device; and re-noise."""
-        names = list(inspect.signature(step).parameters)
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            if self.renoising is None:
-                result = step(*args, **kwargs)
-            else:
-                given = dict(zip(names, args, strict=False)) | kwargs
-                result = self._renoised(step, given)
-            self.position += 1
-            self.stepped += 1
-            return result
-
-        return counted
-
-    def _renoised(self, step: Callable[..., Any], given: dict[str, Any]) -> Any:
-        """A step whose re-noising prediction is not where it jumps."""
-        assert self.renoising is not None  # the caller saw to it
-        assert self.estimate is not None  # the denoiser was called before
-        sample = given["sample"]
-        batch = len(self.estimate.prediction.native)
-        copies = len(sample) // batch  # some pipelines hand over both halves
-        told, at = self.renoising.before(self.estimate, sample[:batch])
-        if self.renoising.offset is not None:
-            given = {**given, "model_output": torch.cat([told] * copies), "sample": torch.cat([at] * copies)}
-        result = step(**given)
-        reached = result[0]
-        moved = torch.cat([self.renoising.after(reached[:batch])] * copies)
-        if isinstance(result, tuple):
-            return (moved, *result[1:])
-        result.prev_sample = moved
-        return result
-
-    def denoise(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answer the pipeline's call of its denoiser with the guided estimate in every half."""
-        arguments = dict(zip(self.family.positional, args, strict=False)) | kwargs
-        rest: list[Any] = []  # what the denoiser returns beside its prediction: nothing, in the families known so far
-
-        def call(named: dict[str, Any]) -> Tensor:
-            positional = [named[name] for name in self.family.positional[: len(args)]]
-            output = original(*positional, **{name: value for name, value in named.items() if name in kwargs})
-            rest[:] = [output]
-            return output[0]  # type: ignore[no-any-return]  # the prediction, of a tuple and of a model output alike
-
-        both = self.family.branches(self.pipe, self.call_arguments)
-        branches = tuple(self._named(half) for half in self.family.halves) if both else ("positive",)
-        sample = arguments[self.family.sample]
-        batch = len(sample) // len(branches)
-        run, schedule = self._begin(sample, batch, arguments)
-        point = schedule.points[self.position]
-        aliases = {} if self.negative_given else {"negative": "null"}
-        if self.prompts is not None and "negative:0" not in self.extra:
-            aliases["negative:0"] = "negative" if self.negative_given else "null"
-        keys = Keys(self._seeds(batch), point.step, point.evaluation)
-        random = {
-            f"independent:{source}": functools.partial(draw, self.pipe) for source, draw in self.family.random.items()
-        }
-        perturb = functools.partial(time_embedding.perturbed, getattr(self.pipe, self.family.denoiser))
-        network = PipelineNetwork(
-            self.family,
-            call,
-            arguments,
-            branches,
-            batch,
-            self.extra,
-            aliases,
-            self.emitted,
-            keys,
-            random,
-            perturb,
-        )
-        x = self.x if self.x is not None else sample
-        estimate = run.estimate(network, x[:batch], point.step, point.level, point.evaluation, point.time)
-        self.fired += 1
-        self.estimate = estimate
-        told = (estimate.renoise or estimate.prediction).native
-        if network.rest is not None:
-            told = torch.cat([told, network.rest], 1)
-        value = torch.cat([told] * len(branches))
-        output = rest[0]
-        return (value, *output[1:]) if isinstance(output, tuple) else type(output)(value)
-
-    def _named(self, half: str) -> str:
-        return half if half == "positive" or self.negative_given else "null"
-
-    def _begin(self, sample: Tensor, batch: int, arguments: Mapping[str, Any]) -> tuple[GuidedRun, Grid]:
-        """The run and the schedule; made at the first evaluation, when the pipeline has set its timesteps."""
-        if self.run is None or self.grid is None:
-            self.grid = grid(self.pipe.scheduler)
-            timestep = arguments["timestep"]
-            self.position = self.grid.position(float(timestep.flatten()[0] if torch.is_tensor(timestep) else timestep))
-            counts = self._counts(batch)
-            run = Run(
-                (batch, *sample.shape[1:]), sample.dtype, sample.device, self.grid.steps, self._seeds(batch), *counts
-            )
-            if self.guided.stack.renoises:
-                self.renoising = Renoising(self.pipe.scheduler, self.grid, self.emitted, self.position)
-            self.run = GuidedRun(self.guided.stack, run, self.guided.max_rows)
-            self.guided.report = self.run.report
-        return self.run, self.grid
-
-    def _counts(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        if self.prompts is None:
-            return (), ()
-        repeats = batch // len(self.prompts.negatives)
-        return self.prompts.counts("negatives", repeats), self.prompts.counts("positives", repeats)
-
-    def _seeds(self, batch: int) -> tuple[int, ...]:
-        generator = self.call_arguments.get("generator")
-        if generator is None:
-            return tuple(range(batch))
-        if isinstance(generator, list | tuple):
-            return tuple(one.initial_seed() for one in generator)
-        return tuple(generator.initial_seed() + sample for sample in range(batch))
-
-    def finish(self) -> None:
-        """Check that everything happened that was asked for.
-
-        Raises:
-            GuidanceNotAppliedError: the denoiser was not called through its hook at every step.
-            NonFiniteError: NaN or Inf on an accelerator.
-        """
-        if self.run is None or self.fired < self.stepped:
-            raise GuidanceNotAppliedError(
-                f"{self.guided!r}: the scheduler made {self.stepped} steps and the denoiser was intercepted "
-                f"{self.fired} times; the images are not guided as asked. Was the denoiser replaced during the call?"
-            )
-        self.run.finish()
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, GuidestackWarning, stacklevel=4)  # at the line that calls the guided pipeline
-
-
-def _given(negative: Any) -> bool:
-    return any(negative) if isinstance(negative, list | tuple) else bool(negative)

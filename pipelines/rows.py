@@ -51,26 +51,65 @@ def put(arguments: dict[str, Any], path: str, value: Any) -> None:
     arguments[last] = value
 
 
-class PipelineNetwork(Network):
-    """A pipeline's denoiser in the middle of the pipeline's own call.
-
-    When everything the pipeline itself would evaluate is wanted, and nothing else, the denoiser gets the very arguments
-    that the pipeline made. Otherwise the wanted rows are taken from them, and rows of other prompts added.
+class Branch:
+    """One call that a pipeline makes of its denoiser.
 
     Args:
         family: the pipeline's record.
-        call: the denoiser, as it is without guidestack: ``call(**arguments)``, returning the native output.
-        arguments: what the pipeline calls it with.
-        branches: the conditions of the pipeline's batch, in order.
+        module: the denoiser.
+        original: its call, as it is without guidestack.
+        args: what the pipeline gives it by position.
+        kwargs: and by name.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        module: Any,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.module = module
+        self.original, self.given, self.named = original, family.positional[: len(args)], tuple(kwargs)
+        self.arguments: dict[str, Any] = dict(zip(family.positional, args, strict=False)) | kwargs
+        self.sample: Tensor = self.arguments[family.sample]
+        self._output: Any = None
+
+    def call(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The denoiser's native output for other arguments of the same names."""
+        positional = [arguments[name] for name in self.given]
+        output = self.original(*positional, **{name: arguments[name] for name in self.named})
+        self._output = output
+        return output[0]  # type: ignore[no-any-return]  # the prediction, of a tuple and of a model output alike
+
+    def returned(self, value: Tensor) -> Any:
+        """`value` in the form in which the denoiser returns its prediction; after at least one `call`."""
+        output = self._output
+        return (value, *output[1:]) if isinstance(output, tuple) else type(output)(value)
+
+
+class PipelineNetwork(Network):
+    """A pipeline's denoiser in the middle of the pipeline's own call.
+
+    When everything the pipeline itself would evaluate in a call is wanted, and nothing else, the denoiser gets the very
+    arguments that the pipeline made. Otherwise the wanted rows are taken from them, and rows of other prompts added.
+
+    Args:
+        family: the pipeline's record.
+        branches: the conditions that the pipeline evaluates, in its order, each with the call that has its rows: one
+            for all, or one for each.
         batch: samples B.
         extra: further conditions: row arguments with one row each, or with one for each sample.
         aliases: other names for some conditions.
         parameterization: what the denoiser emits.
+        channels: size of axis 1 of the samples; what an answer has beyond it is kept in `rest`.
         keys: where randomness comes from.
         random: conditions that are drawn anew at each evaluation: ``draw(rows, generators)`` makes row arguments, one
             row a sample, given those of the prompt.
         perturb: a context in which the denoiser answers perturbed, given the perturbation and a generator for each
             row.
+        answered: native outputs of conditions that were evaluated already, for all samples.
 
     Attributes:
         rest: channels of the prompt's answer beyond those of the sample (learned variances), or None.
@@ -79,24 +118,26 @@ class PipelineNetwork(Network):
     def __init__(
         self,
         family: Family,
-        call: Callable[[dict[str, Any]], Tensor],
-        arguments: dict[str, Any],
-        branches: tuple[str, ...],
+        branches: Mapping[str, Branch],
         batch: int,
-        extra: Mapping[str, Mapping[str, Tensor]],
+        *,
+        extra: Mapping[str, Mapping[str, Any]],
         aliases: Mapping[str, str],
         parameterization: Parameterization,
+        channels: int,
         keys: Keys,
         random: Mapping[str, Draw],
         perturb: Callable[[Perturbation, Sequence[torch.Generator]], AbstractContextManager[None]],
+        answered: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.call, self.arguments, self.branches, self.batch, self.extra = call, arguments, branches, batch, dict(extra)
+        self.branches, self.batch, self.extra = branches, batch, dict(extra)
         self.row_names = (family.sample, *family.rows)
         self.conditions = (*branches, *(name for name in extra if name not in branches), *random)
-        self.aliases, self.parameterization = aliases, parameterization
+        self.aliases, self.parameterization, self.channels = aliases, parameterization, channels
         self.keys, self.random, self.perturb = keys, random, perturb
         self.perturbations = KINDS
-        self.channels = arguments[family.sample].shape[1]
+        self.together = len(set(map(id, branches.values()))) == 1
+        self.answered = answered or {}
         self.rest: Tensor | None = None
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
@@ -122,19 +163,25 @@ class PipelineNetwork(Network):
         return [output[:, : self.channels] for output in outputs]
 
     def _outputs(self, requests: Sequence[Request]) -> list[Tensor]:
-        if tuple(r.query.condition for r in requests) == self.branches and all(r.rows is None for r in requests):
-            return list(self.call(self.arguments).chunk(len(requests)))
+        first = requests[0].query
+        branch = self.branches.get(first.condition, self.branches["positive"])
+        if all(request.rows is None for request in requests):
+            if not first.perturbation and len(requests) == 1 and first.condition in self.answered:
+                return [self.answered[first.condition]]
+            whole = tuple(name for name, one in self.branches.items() if one is branch)
+            if tuple(request.query.condition for request in requests) == whole:
+                return list(branch.call(branch.arguments).chunk(len(requests)))
         chosen = [self._rows(request) for request in requests]
-        arguments = dict(self.arguments)
+        arguments = dict(branch.arguments)
         for name in self.row_names:
             values = [rows[name] for rows in chosen]
             if values[0] is not None:
                 put(arguments, name, join(values))
-        return list(torch.split(self.call(arguments), [len(rows[self.row_names[0]]) for rows in chosen]))
+        return list(torch.split(branch.call(arguments), [len(rows[self.row_names[0]]) for rows in chosen]))
 
     def _rows(self, request: Request) -> dict[str, Any]:
         condition = request.query.condition
-        extra: Mapping[str, Tensor] = {}
+        extra: Mapping[str, Any] = {}
         if condition not in self.branches:
             if condition in self.random and condition not in self.extra:
                 prompt = self._rows(Request(POSITIVE, None))
@@ -142,12 +189,12 @@ class PipelineNetwork(Network):
                 self.extra[condition] = self.random[condition](prompt, generators)
             extra = self.extra[condition]
             condition = "positive"  # what other prompts do not say (adapters, residuals) is as for the prompt
-        start = self.branches.index(condition) * self.batch
+        branch = self.branches[condition]
+        start = [name for name, one in self.branches.items() if one is branch].index(condition) * self.batch
         index: Index = slice(start, start + self.batch)
         if request.rows is not None:
-            device = self.arguments[self.row_names[0]].device
-            index = torch.tensor([start + row for row in request.rows], device=device)
-        rows = {name: take(look_up(self.arguments, name), index) for name in self.row_names}
+            index = torch.tensor([start + row for row in request.rows], device=branch.sample.device)
+        rows = {name: take(look_up(branch.arguments, name), index) for name in self.row_names}
         count = len(rows[self.row_names[0]])
         for name, value in extra.items():
             if len(value) == 1:

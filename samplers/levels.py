@@ -82,6 +82,12 @@ def _pndm(index: int, scheduler: Scheduler) -> tuple[int, int]:
     return (0, index) if index < 2 else (index - 1, 0)
 
 
+def _orders(index: int, scheduler: Scheduler) -> tuple[int, int]:
+    # DPM-Solver, single step: orders 1, 2, ... make up one step, each of them from where that step began.
+    orders = scheduler.order_list
+    return orders[: index + 1].count(1) - 1, orders[index] - 1
+
+
 @dataclass(frozen=True)
 class Record:
     """Where one scheduler class keeps its levels.
@@ -121,7 +127,7 @@ RECORDS: dict[str, Record] = {
     "LCMScheduler": Record(None),
     "TCDScheduler": Record(None, final=lambda scheduler: float(scheduler.alphas_cumprod[0])),
     "DPMSolverMultistepScheduler": Record(_vp, remembers=_in_noise),
-    "DPMSolverSinglestepScheduler": Record(_vp, remembers=_always),
+    "DPMSolverSinglestepScheduler": Record(_vp, place=_orders),
     "UniPCMultistepScheduler": Record(_vp, remembers=_always),
     "DEISMultistepScheduler": Record(_vp, remembers=_always),
     "SASolverScheduler": Record(_vp, remembers=_always),

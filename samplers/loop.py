@@ -98,7 +98,7 @@ def sample(
     own = generators(seeds)
     x = initial_noise(shape, own, dtype=dtype, device=device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
     stack = as_stack(stack)
-    renoising = Renoising(scheduler, schedule, expected) if stack.renoises else None
+    renoising = Renoising(scheduler, schedule) if stack.renoises else None
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"generator": own} if takes_generator else {}
     run = GuidedRun(stack, Run(tuple(x.shape), dtype, x.device, schedule.steps, tuple(seeds), *counts), max_rows)

@@ -5,11 +5,14 @@ the two is added once a step:
 
     x' = solver(R) + alpha' (D - R),    alpha' that of the level just reached.
 
+A solver that evaluates several times a step gets it with the last evaluation, and D and R are that evaluation's.
+
 Most schedulers may be handed x' as it is. Some remember samples, or noise that they derived from samples, over more
 than one step; a sample that was moved behind their back would not fit to these (UniPC's corrector even forgets it).
-They solve for ``y = x - offset`` instead, which nobody moves, and the offset goes on as the solver itself would take it
-with a denoiser that always answers 0. What that does is seen on a copy of the scheduler that runs beside on two
-numbers, whose difference is free of the noise that a solver may add.
+They solve for ``y = x - offset`` instead, which nobody moves, told the x0 that R answers at x; the offset goes on as the
+solver itself would take it with a denoiser that always answers 0. What that does is seen on a copy of the scheduler that
+runs beside on two numbers, whose difference is free of the noise that a solver may add. For a solver that remembers x0
+only, both ways are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ from ..guidance.errors import UnsupportedSchedulerError
 from ..guidance.prediction import X0, Level, Parameterization, convert
 from ..guidance.rule import Estimate
 from .grid import Grid
-from .levels import remembers
+from .levels import parameterization, remembers
+
+HOOKED = ("step", "scale_model_input", "set_timesteps")
+"""Methods of a scheduler that a guided call replaces on the object, for its length."""
 
 
 class Renoising:
@@ -34,7 +40,6 @@ class Renoising:
     Args:
         scheduler: any supported scheduler, after ``set_timesteps``.
         schedule: its grid.
-        emits: what the network emits.
         begin: index of the schedule's point at which the run begins.
 
     Raises:
@@ -43,16 +48,17 @@ class Renoising:
     Call `before` and `after` around each ``scheduler.step``.
     """
 
-    def __init__(self, scheduler: Any, schedule: Grid, emits: Parameterization, begin: int = 0) -> None:
+    def __init__(self, scheduler: Any, schedule: Grid, begin: int = 0) -> None:
         if scheduler.config.get("thresholding"):
             raise UnsupportedSchedulerError(
                 f"{type(scheduler).__name__} with thresholding=True changes what it is told; a rule that re-noises "
                 "needs thresholding=False"
             )
-        self.schedule, self.emits, self.position = schedule, emits, begin
+        self.schedule, self.position = schedule, begin
+        self.emits = parameterization(scheduler)  # not the network's: a pipeline may negate between the two
         config = scheduler.config
         self.clip = float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample") else None
-        self.homogeneous = _Homogeneous(scheduler, emits) if remembers(scheduler) else None
+        self.homogeneous = _Homogeneous(scheduler, self.emits) if remembers(scheduler) else None
         self.offset: Tensor | None = None
         self.added: Tensor | None = None
 
@@ -97,7 +103,12 @@ class _Homogeneous:
 
     def __init__(self, scheduler: Any, emits: Parameterization) -> None:
         self.scheduler, self.emits = copy.deepcopy(scheduler), emits
-        self.timesteps = self.scheduler.timesteps.cpu()
+        for name, value in list(vars(self.scheduler).items()):
+            if name in HOOKED:  # a guided call's hooks, which lead to the original
+                delattr(self.scheduler, name)
+            elif isinstance(value, Tensor):  # to where the numbers are, so that no step waits for a device
+                setattr(self.scheduler, name, value.cpu())
+        self.timesteps = self.scheduler.timesteps
         self.numbers = torch.tensor([1.0, 0.0], dtype=torch.float64).reshape(2, 1, 1, 1)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         # The same noise for both numbers, which their difference does not have.

@@ -1,0 +1,254 @@
+"""One guided call of a pipeline: what its hooks do, and what they remember from one to the next."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance.errors import GuidanceNotAppliedError, GuidestackWarning
+from ..guidance.keyed import Keys
+from ..guidance.prediction import Parameterization
+from ..guidance.rule import Estimate, Run
+from ..guidance.run import GuidedRun
+from ..guidance.stack import Stack
+from ..samplers import Grid, grid, parameterization
+from ..samplers.renoise import Renoising
+from . import time_embedding
+from .family import Call, Family, Pipeline, Rows
+from .prompts import Prompts, encode
+from .rows import Branch, PipelineNetwork
+
+
+def warn(message: str) -> None:
+    """Warn at the line that calls the guided pipeline, from a method of `GuidedPipeline` or `Session` that it calls."""
+    warnings.warn(message, GuidestackWarning, stacklevel=4)
+
+
+class Session:
+    """One call.
+
+    Args:
+        pipe: the pipeline.
+        family: its record.
+        stack: the stack.
+        call: the arguments that the pipeline is called with.
+        prompts: the prompts beside the first, under a stack that asks for them.
+        max_rows: at most this many rows in one call of the denoiser.
+
+    Attributes:
+        run: the run; None before the first evaluation.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        family: Family,
+        stack: Stack,
+        call: Call,
+        prompts: Prompts | None,
+        max_rows: int | None,
+    ) -> None:
+        self.pipe, self.family, self.stack, self.call = pipe, family, stack, call
+        self.prompts, self.max_rows = prompts, max_rows
+        self.negative_given = _given(call.get("negative_prompt")) or call.get("negative_prompt_embeds") is not None
+        self.emitted = self._emitted()
+        self.extra: dict[str, Rows] = {}
+        self.renoising: Renoising | None = None
+        self.estimate: Estimate | None = None
+        self.grid: Grid | None = None
+        self.position = 0
+        self.fired = self.stepped = 0
+        self.x: Tensor | None = None
+        self.run: GuidedRun | None = None
+        self.waiting: list[tuple[Branch, Tensor, Tensor]] = []
+
+    def _emitted(self) -> Parameterization:
+        emitted = parameterization(self.pipe.scheduler)
+        return emitted.negated() if self.family.negates else emitted
+
+    def encode(self) -> None:
+        """Encode the prompts that the stack asks for and the pipeline does not evaluate by itself."""
+        wanted = {query.condition for query in self.stack.asks()}
+        if self.negative_given and not any(name.startswith("negative") for name in wanted):
+            warn(f"a negative prompt was given, and no rule of {self.stack} uses it")
+        if "null" in wanted and self.negative_given:
+            self.extra["null"] = encode(self.pipe, self.family, self.call, [""])
+        if self.prompts is not None:
+            self.extra |= self.prompts.encoded(self.pipe, self.family, self.call)
+
+    # --- hooks ---------------------------------------------------------------------------------------------------
+
+    def watch_input(self, scale: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Take x where the scheduler is handed it: the denoiser sees only what comes out."""
+
+        def scale_model_input(sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            self.x = sample
+            return scale(sample, *args, **kwargs)
+
+        return scale_model_input
+
+    def watch_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Count the steps, by which the position in the schedule is known without asking a device; and re-noise."""
+        names = list(inspect.signature(step).parameters)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if self.renoising is None:
+                result = step(*args, **kwargs)
+            else:
+                given = dict(zip(names, args, strict=False)) | kwargs
+                result = self._renoised(step, given)
+            self.position += 1
+            self.stepped += 1
+            return result
+
+        return counted
+
+    def _renoised(self, step: Callable[..., Any], given: dict[str, Any]) -> Any:
+        """A step whose re-noising prediction is not where it jumps."""
+        assert self.renoising is not None  # the caller saw to it
+        assert self.estimate is not None  # the denoiser was called before
+        sample = given["sample"]
+        batch = len(self.estimate.prediction.native)
+        copies = len(sample) // batch  # some pipelines hand over both halves
+        told, at = self.renoising.before(self.estimate, sample[:batch])
+        if self.renoising.offset is not None:
+            given = {**given, "model_output": torch.cat([told] * copies), "sample": torch.cat([at] * copies)}
+        result = step(**given)
+        reached = result[0]
+        moved = torch.cat([self.renoising.after(reached[:batch])] * copies)
+        if isinstance(result, tuple):
+            return (moved, *result[1:])
+        result.prev_sample = moved
+        return result
+
+    def denoise(self, module: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer the pipeline's call of its denoiser with the guided estimate."""
+        branch = Branch(self.family, module, original, args, kwargs)
+        both = self.family.branches(self.pipe, self.call)
+        if self.family.sequential and both:
+            return self._one_of_several(branch)
+        return self._all_at_once(branch, both)
+
+    def _all_at_once(self, branch: Branch, both: bool) -> Any:
+        """A call with all conditions in one batch: the estimate goes into every part of it."""
+        names = tuple(map(self._named, self.family.halves)) if both else ("positive",)
+        told = self._evaluated(dict.fromkeys(names, branch), branch, len(branch.sample) // len(names))
+        return branch.returned(torch.cat([told] * len(names)))
+
+    def _one_of_several(self, branch: Branch) -> Any:
+        """A call with one of the conditions that the pipeline evaluates one after the other.
+
+        All but the last get their own answer, in a tensor that is filled with the estimate when the last one is there.
+        """
+        names = tuple(map(self._named, self.family.halves))
+        if len(self.waiting) + 1 < len(names):
+            answer = branch.call(branch.arguments)
+            shell = answer.clone()
+            self.waiting.append((branch, answer, shell))
+            return branch.returned(shell)
+        waited, self.waiting = self.waiting, []
+        branches = dict(zip(names, [*(one for one, _, _ in waited), branch], strict=True))
+        answered = dict(zip(names, (answer for _, answer, _ in waited)))
+        told = self._evaluated(branches, branch, len(branch.sample), answered)
+        for _, _, shell in waited:
+            shell.copy_(told)
+        return waited[0][0].returned(told)
+
+    def _evaluated(
+        self, branches: Mapping[str, Branch], branch: Branch, batch: int, answered: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The stack's estimate, as the scheduler is to be told it."""
+        run, schedule = self._begin(branch, batch)
+        point = schedule.points[self.position]
+        x = (self.x if self.x is not None else branch.sample)[:batch]
+        aliases = {} if self.negative_given else {"negative": "null"}
+        if self.prompts is not None and "negative:0" not in self.extra:
+            aliases["negative:0"] = "negative" if self.negative_given else "null"
+        network = PipelineNetwork(
+            self.family,
+            branches,
+            batch,
+            extra=self.extra,
+            aliases=aliases,
+            parameterization=self.emitted,
+            channels=x.shape[1],
+            keys=Keys(run.run.seeds, point.step, point.evaluation),
+            random={
+                f"independent:{name}": functools.partial(draw, self.pipe) for name, draw in self.family.random.items()
+            },
+            perturb=functools.partial(time_embedding.perturbed, branch.module),
+            answered=answered,
+        )
+        estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time)
+        self.fired += 1
+        self.estimate = estimate
+        told = (estimate.renoise or estimate.prediction).native
+        return told if network.rest is None else torch.cat([told, network.rest], 1)
+
+    def _named(self, half: str) -> str:
+        return half if half != "negative" or self.negative_given else "null"
+
+    def _begin(self, branch: Branch, batch: int) -> tuple[GuidedRun, Grid]:
+        """The run and the schedule; made at the first evaluation, when the pipeline has set its timesteps."""
+        if self.run is None or self.grid is None:
+            scheduler, sample = self.pipe.scheduler, branch.sample
+            self.grid = grid(scheduler)
+            self.position = self._position(scheduler, branch)
+            run = Run(
+                (batch, *sample.shape[1:]),
+                sample.dtype,
+                sample.device,
+                self.grid.steps,
+                self._seeds(batch),
+                *self._counts(batch),
+            )
+            if self.stack.renoises:
+                self.renoising = Renoising(scheduler, self.grid, self.position)
+            self.run = GuidedRun(self.stack, run, self.max_rows)
+        return self.run, self.grid
+
+    def _position(self, scheduler: Any, branch: Branch) -> int:
+        """Where in the schedule the pipeline begins; not at 0 in image-to-image."""
+        timestep = branch.arguments[self.family.timestep]
+        told = float(timestep.flatten()[0] if torch.is_tensor(timestep) else timestep)
+        assert self.grid is not None  # the caller made it
+        return self.grid.position(self.family.clock(told))
+
+    def _counts(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if self.prompts is None:
+            return (), ()
+        repeats = batch // len(self.prompts.negatives)
+        return self.prompts.counts("negatives", repeats), self.prompts.counts("positives", repeats)
+
+    def _seeds(self, batch: int) -> tuple[int, ...]:
+        generator = self.call.get("generator")
+        if generator is None:
+            return tuple(range(batch))
+        if isinstance(generator, list | tuple):
+            return tuple(one.initial_seed() for one in generator)
+        return tuple(generator.initial_seed() + sample for sample in range(batch))
+
+    def finish(self) -> None:
+        """Check that everything happened that was asked for.
+
+        Raises:
+            GuidanceNotAppliedError: the denoiser was not called through its hook at every step.
+            NonFiniteError: NaN or Inf on an accelerator.
+        """
+        if self.run is None or self.fired < self.stepped:
+            raise GuidanceNotAppliedError(
+                f"{self.stack} on {type(self.pipe).__name__}: the scheduler made {self.stepped} steps and the denoiser "
+                f"was intercepted {self.fired} times; the images are not guided as asked. Was the denoiser replaced "
+                "during the call?"
+            )
+        self.run.finish()
+
+
+def _given(negative: Any) -> bool:
+    return any(negative) if isinstance(negative, list | tuple) else bool(negative)
