@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from .guidance.rules import AdaptiveGuidance as AdaptiveGuidance
     from .guidance.rules import CFGPlusPlus as CFGPlusPlus
     from .guidance.rules import During as During
+    from .guidance.rules import LinearAG as LinearAG
     from .guidance.rules import PerpNeg as PerpNeg
     from .guidance.rules import Prefix as Prefix
     from .guidance.rules import Renoise as Renoise
+    from .guidance.rules import Renorm as Renorm
     from .guidance.rules import Rescale as Rescale
     from .guidance.stack import Stack as Stack
     from .guidance.text import parse as parse
@@ -43,9 +45,11 @@ _HOMES = {
     "CFG": ".guidance.rules",
     "CFGPlusPlus": ".guidance.rules",
     "ICG": ".guidance.rules",
+    "LinearAG": ".guidance.rules",
     "PerpNeg": ".guidance.rules",
     "Prefix": ".guidance.rules",
     "Renoise": ".guidance.rules",
+    "Renorm": ".guidance.rules",
     "TSG": ".guidance.rules",
     "During": ".guidance.rules",
     "GuidestackError": ".guidance.errors",

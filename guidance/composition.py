@@ -24,8 +24,11 @@ RULES = (
     "icg(3)",
     "tsg(3, strength=0.8)",
     "rescale(0.7)",
+    "renorm()",
 )
 """An example of each rule that stands by itself."""
+
+REFINING = ("rescale(0.7)", "renorm()")
 
 WRAPPERS = ("during({}, sigma=(0.5, 6))", "prefix({}, 2)", "adaptive({}, threshold=0.95, space='denoised')")
 """An example of each rule around another."""
@@ -79,7 +82,7 @@ def pair(first: str, second: str) -> str:
 def around(wrapper: str, inner: str) -> str:
     """The text of a wrapper around a rule; around one that refines others, behind a rule for it to refine."""
     text = wrapper.format(inner)
-    return f"{BEHIND} | {text}" if inner == "rescale(0.7)" else text
+    return f"{BEHIND} | {text}" if inner in REFINING else text
 
 
 def nested(outer: str, inner: str) -> str:

@@ -89,3 +89,33 @@ def whole(rule: object, name: str, low: int) -> None:
     value = getattr(rule, name)
     if type(value) is not int or value < low:
         raise RuleError(f"{type(rule).__name__}: {name} must be a whole number, {low} at least; got {value!r}")
+
+
+def sample_axes(rule: object, name: str) -> None:
+    """Make parameter `name` None or a tuple of axes, none of which is the batch's.
+
+    Raises:
+        RuleError: it is something else.
+    """
+    value = getattr(rule, name)
+    if value is None:
+        return
+    good = isinstance(value, tuple | list) and all(type(axis) is int and axis for axis in value)
+    if not good or not value or len(set(value)) < len(value):
+        raise RuleError(
+            f"{type(rule).__name__}: {name} are different whole numbers, none of them the batch's 0; got {value!r}"
+        )
+    set_field(rule, name, tuple(value))
+
+
+def axes_in(rule: object, name: str, shape: tuple[int, ...]) -> None:
+    """Check that samples of a batch of `shape` have the axes that parameter `name` counts.
+
+    Raises:
+        RuleError: they have not.
+    """
+    for axis in getattr(rule, name) or ():
+        if not (0 < axis < len(shape) or -len(shape) < axis < 0):
+            raise RuleError(
+                f"{type(rule).__name__}: samples of shape {shape[1:]} with a batch axis have no axis {axis}"
+            )

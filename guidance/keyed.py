@@ -2,6 +2,27 @@
 
 What a sample draws depends on nothing else: not on its neighbours in the batch, not on the device, not on which rules
 drew before, and a run that is resumed in the middle draws what it would have drawn.
+
+Anybody can draw the same numbers. The generator of a sample is::
+
+    text = repr((seed, step, evaluation, purpose))         # such as "(7, 0, 0, 'independent:tokens')"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+where step counts the sampler's steps from 0, evaluation those within a step. From it comes one draw, on the CPU and in
+float32, whatever the model's device and type:
+
+==================================  =================================================================================
+purpose                             draw
+==================================  =================================================================================
+``"independent:tokens"``            ``torch.randint(vocabulary, (length,))``, the token ids of a random text
+``"independent:gaussian"``          ``torch.randn(length, size)``, the shape of the prompt's embedding
+``"independent:class"``             ``torch.randint(classes, ())``
+``"time positive"``                 ``torch.randn(size)``, the size of the embedding to which it is added; the
+                                    perturbation's kind and the condition
+==================================  =================================================================================
+
+A random condition that was given to `sample` has the name that it has there as its purpose, and draws what it draws.
 """
 
 from __future__ import annotations
@@ -11,12 +32,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 def keyed(seed: int, *key: object) -> torch.Generator:
     """A generator on the CPU whose numbers are a function of `seed` and `key`, plain numbers and strings."""
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+    # A seed may come as a number of numpy's, which reads as another text.
+    digest = hashlib.blake2b(repr((int(seed), *key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def normal(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal numbers in float32, shape ``(len(generators), *shape)``: row i from generator i alone.
+
+    Drawn on the CPU; no step waits for the device to which they are sent.
+    """
+    drawn = torch.stack([torch.randn(tuple(shape), generator=one) for one in generators])
+    return drawn.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

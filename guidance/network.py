@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import QueryError
 from .keyed import Keys
 from .prediction import Level, Parameterization
-from .query import Network, Request
+from .query import Network, Request, sent
 
 
 class Denoiser(Protocol):
@@ -99,7 +99,7 @@ class CallableNetwork(Network):
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
         """Concatenate the rows, call the model once, split the answer."""
         samples = [range(len(self.x)) if r.rows is None else r.rows for r in requests]
-        rows = [torch.tensor(one, device=self.x.device) for one in samples]
+        rows = [sent(one, self.x.device) for one in samples]
         trees = [_select(self._tree(r.query.condition), row) for r, row in zip(requests, rows, strict=True)]
         first = requests[0].query
         options: dict[str, Any] = {}

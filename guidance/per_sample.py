@@ -21,6 +21,12 @@ def dot(a: Tensor, b: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     return (a * b).sum(dim=tuple(axes) if axes else own_axes(a), keepdim=True)
 
 
+def norm(value: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """Euclidean norm over `axes` (all but the first unless told), which stay with size 1; one pass over the tensor."""
+    size: Tensor = torch.linalg.vector_norm(value, dim=tuple(axes) if axes else own_axes(value), keepdim=True)
+    return size
+
+
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, and 0 where the denominator is 0."""
     safe = torch.where(denominator == 0, torch.ones_like(denominator), denominator)

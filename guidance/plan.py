@@ -53,7 +53,7 @@ def plan(stack: Stack, schedule: Sequence[When]) -> list[Planned]:
     The negative prompt counts as one condition with the empty one: what `guide` evaluates where none is given. The
     stack's state is carried along on answers that are all 0, on which no rule finds a reason to stop early.
     """
-    run = Run(SHAPE, steps=max((when.index for when in schedule), default=0) + 1)
+    run = Run(SHAPE, steps=max((when.index for when in schedule), default=0) + 1, identity=None)
     state, planned, step_level = stack.init(run), [], None
     for when in schedule:
         step_level = when.level if when.evaluation == 0 or step_level is None else step_level

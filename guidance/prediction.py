@@ -201,7 +201,7 @@ def convert(value: Tensor, x: Tensor, level: Level, source: Parameterization, ta
     det = alpha * q - sigma * p
     # target = p2*x0 + q2*eps with x0 and eps of the module's docstring, collected into one weight for x and one for o:
     # no intermediate that could overflow or cancel, and two passes over the tensors.
-    return _over(p2 * q - q2 * p, det) * x + _over(q2 * alpha - p2 * sigma, det) * o
+    return torch.add(_over(p2 * q - q2 * p, det) * x, o, alpha=_over(q2 * alpha - p2 * sigma, det))
 
 
 def _over(numerator: float, denominator: float) -> float:
@@ -253,7 +253,7 @@ class Prediction:
 
     def where(self, samples: Tensor, other: Prediction) -> Prediction:
         """Take this answer for `samples`, booleans of shape ``(B,)``, and `other`, of the same x, for the rest."""
-        wanted = samples.to(self.native.device).reshape(-1, *[1] * (self.native.ndim - 1))
+        wanted = samples.to(self.native.device, non_blocking=True).reshape(-1, *[1] * (self.native.ndim - 1))
         native = torch.where(wanted, self.native, other.native)
         return Prediction(native, self.x, self.level, self.parameterization)
 

@@ -359,5 +359,11 @@ def _assembled(parts: list[tuple[tuple[int, ...] | None, Tensor]], base: Tensor 
         return base
     whole = parts[0][1].new_empty((batch, *parts[0][1].shape[1:])) if base is None else base.clone()
     for rows, output in parts:
-        whole = whole.index_copy(0, torch.tensor(rows, device=output.device), output)
+        assert rows is not None  # else it was the only piece
+        whole = whole.index_copy(0, sent(rows, output.device), output)
     return whole
+
+
+def sent(rows: Sequence[int], device: torch.device) -> Tensor:
+    """Row numbers on `device`, for which no step waits."""
+    return torch.tensor(rows).to(device, non_blocking=True)

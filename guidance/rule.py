@@ -33,7 +33,8 @@ class Run:
         seeds: one number for each sample, from which all randomness of the run is derived; empty if none was given.
         negatives: how many negative prompts each sample has, which answer ``"negative:0"`` and on; empty if it is 1.
         positives: how many positives each sample has beside its prompt, ``"positive:1"`` and on; empty if none has any.
-        identity: what a fitted rule was fitted for, by name: the model's fingerprint, the scheduler; empty if unknown.
+        identity: what a fitted rule is held to, by name: the model's fingerprint, the scheduler, ... Filled where a
+            rule has `needs_identity`; None where nothing will run and there is nothing to hold it to: a plan.
     """
 
     shape: tuple[int, ...]
@@ -43,7 +44,7 @@ class Run:
     seeds: tuple[int, ...] = ()
     negatives: tuple[int, ...] = ()
     positives: tuple[int, ...] = ()
-    identity: Mapping[str, str] = field(default_factory=dict)
+    identity: Mapping[str, str] | None = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -124,11 +125,13 @@ class Rule:
             that lets its user choose makes it a field.
         neutral_values: parameters at which the rule does nothing, or None where no parameter does that.
         whole_stack: whether no other rule may stand beside or around it; what it is combined with goes inside.
+        needs_identity: whether it wants to know what runs, in `Run.identity`; finding that out costs a little.
     """
 
     space: ClassVar[Space | Literal["any"]] = "any"
     neutral_values: ClassVar[Mapping[str, Any] | None] = None
     whole_stack: ClassVar[bool] = False
+    needs_identity: ClassVar[bool] = False
 
     @property
     def contrast(self) -> Query | None:

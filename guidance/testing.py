@@ -50,6 +50,8 @@ _SPELLING: dict[str, tuple[Parameterization, Space]] = {
     "v": (V, "velocity"),
     "flow": (FLOW, "velocity"),
 }
+IDENTITY = {"model": "oracle", "scheduler": "DDIM", "levels": "oracle", "negative": "empty"}
+"""What a rule that is fitted on the oracle is fitted for."""
 EXACT = 1e-9  # relative, in float64: conversions lose a few digits where alpha or sigma is small
 
 
@@ -165,6 +167,7 @@ class Oracle:
             self.seeds,
             tuple(negatives[sample] for sample in self.samples),
             tuple(positives[sample] for sample in self.samples),
+            IDENTITY,
         )
         return GuidedRun(as_stack(rule), run)
 
@@ -425,6 +428,8 @@ def _perturbed(rule: Rule, device: str) -> str | None:
 
 def _windowed(rule: Rule, device: str) -> str | None:
     """Outside its window a rule asks for nothing, inside it is itself."""
+    if any(part.whole_stack for part in rule.parts()):
+        return "must be the whole stack"
     oracle = Oracle(device=device)
     outside = oracle_run(During(rule, sigma=(1e6, 1e7)), oracle)
     if outside.run.report.evaluations != [len(LEVELS)] * 3:

@@ -20,7 +20,7 @@ MAX_TEXT = 10_000  # characters; longer input is no stack, and the parser's recu
 def to_text(rule: Rule) -> str:
     """The text that `parse` reads back as an equal rule. ``str(rule)`` is this."""
     if isinstance(rule, Stack):
-        return " | ".join(map(to_text, rule.rules)) or f"{STACK}()"
+        return " | ".join(map(str, rule.rules)) or f"{STACK}()"
     arguments = [
         literal(value) if field.default is dataclasses.MISSING else f"{field.name}={literal(value)}"
         for field, value in given(rule)

@@ -18,7 +18,14 @@ def _class(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator]) ->
     labels = rows["class_labels"]
     classes = pipe.transformer.config.num_embeds_ada_norm
     drawn = torch.stack([torch.randint(classes, (), generator=one) for one in generators])
-    return {"class_labels": drawn.to(labels)}
+    return {"class_labels": drawn.to(labels.device, labels.dtype, non_blocking=True)}
+
+
+def _cannot(pipe: Pipeline) -> str:
+    # DiTPipeline.__call__ has the number written out.
+    if (classes := pipe.transformer.config.num_embeds_ada_norm) != 1000:
+        return f"it takes entry 1000 of the class embedding for the empty one, and this network's is {classes}"
+    return ""
 
 
 FAMILIES["DiTPipeline"] = Family(
@@ -33,5 +40,5 @@ FAMILIES["DiTPipeline"] = Family(
     owned={"guidance_scale": "cfg(scale)"},
     branches=lambda pipe, call: call["guidance_scale"] > 1,
     random={"class": _class},
-    cannot=lambda pipe: "",
+    cannot=_cannot,
 )

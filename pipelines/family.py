@@ -34,23 +34,33 @@ class Family:
         sample: name of the one that holds the noisy samples.
         rows: the denoiser's other arguments that have one row for each row of the batch: the only ones that are sliced.
             A dot goes into a dictionary: ``"added_cond_kwargs.image_embeds"``. A list in one is sliced item by item.
+        axes: the axis of the rows, of those of `rows` that do not have them on axis 0.
+        listed: those of `rows` that are lists with an entry for each row; other lists hold tensors that have rows.
+        unpack: from what the denoiser is handed as samples, and returns, to a tensor ``(B, ...)``.
+        pack: and back.
+        padded: those of `rows` whose length, axis 1, depends on the prompts, with a mask among them: they are padded
+            with zeros to stand in one batch.
         halves: the conditions of the pipeline's own guidance, in order; ``"negative"`` stands for its unconditional
             one.
         sequential: whether it evaluates them in one call each, one after the other, instead of in one batch.
         timestep: name of the denoiser's argument with the time.
-        clock: from that argument to the scheduler's timestep.
+        clock: from that argument to the scheduler's timestep, given the pipeline.
         negates: whether it negates what the denoiser returns before the scheduler gets it.
         guided: the arguments with which the pipeline evaluates all halves. The values do not matter beyond that: what
             it gets back makes its own combination the identity.
         unguided: the arguments with which it evaluates the positive half only.
         filled: the arguments that it needs beside `guided` where the user gives none: an empty negative prompt.
+        own: text of the rules that its own guidance applies behind its combination of two predictions.
+        completed: ``completed(arguments, rows)``: those of `encode` with what depends on the samples, given the
+            arguments of the pipeline's call for the prompt.
         owned: arguments that a user may not give, since rules replace them: name to the rule that does. The
             pipeline's default for them is not what the user asked for.
         keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
         scratch: attributes that the pipeline sets on itself from those arguments; restored after the call.
         branches: whether the pipeline, in the middle of a call, is evaluating all halves; given it and the call.
-        encode: ``encode(pipe, call, texts)``: the row arguments, one row a text, of other prompts, made by the
-            pipeline's own encoders with the call's own options. None where there are no texts.
+        encode: ``encode(pipe, call, texts, as_prompt)``: the row arguments, one row a text, of other prompts, made by
+            the pipeline's own encoders with the call's own options, as it does for prompts or as for negative ones.
+            None where there are no texts.
         random: for each source that `ICG` may name: ``draw(pipe, rows, generators)``, the row arguments of a random
             condition, one row a sample, given those of the prompt and a generator for each sample.
         cannot: why this pipeline has no unconditional branch, or "".
@@ -68,14 +78,21 @@ class Family:
     owned: Mapping[str, str]
     branches: Callable[[Pipeline, Call], bool]
     cannot: Callable[[Pipeline], str]
-    encode: Callable[[Pipeline, Call, Sequence[str]], Rows] | None = None
+    encode: Callable[[Pipeline, Call, Sequence[str], bool], Rows] | None = None
     random: Mapping[str, Callable[[Pipeline, Rows, Sequence[torch.Generator]], Rows]] = field(default_factory=dict)
     halves: tuple[str, ...] = ("negative", "positive")
+    axes: Mapping[str, int] = field(default_factory=dict)
+    listed: tuple[str, ...] = ()
+    unpack: Callable[[Any], torch.Tensor] = lambda samples: samples
+    pack: Callable[[torch.Tensor], Any] = lambda samples: samples
+    padded: tuple[str, ...] = ()
+    own: str = ""
+    completed: Callable[[Mapping[str, Any], Rows], Rows] = lambda arguments, rows: rows
     filled: Mapping[str, Any] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     sequential: bool = False
     timestep: str = "timestep"
-    clock: Callable[[float], float] = lambda timestep: timestep
+    clock: Callable[[Pipeline, float], float] = lambda pipe, timestep: timestep
     negates: bool = False
     embedded: Callable[[Pipeline], str] = lambda pipe: ""
     keywords: tuple[str, ...] = ()
@@ -98,3 +115,9 @@ def family_of(pipe: Pipeline) -> Family:
         f"guidestack has no family record for {type(pipe).__name__}; it knows {', '.join(sorted(FAMILIES))}. "
         "docs/families.md says how to write one"
     )
+
+
+def denoisers_of(pipe: Pipeline, family: Family) -> list[Any]:
+    """The components of `pipe` that predict."""
+    found = [getattr(pipe, name, None) for name in (family.denoiser, *family.others)]
+    return [component for component in found if component is not None]

@@ -15,11 +15,33 @@ from ..guidance.rule import Rule
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack, remarks
 from ..samplers import parameterization
-from . import ddpm as ddpm  # each family's file enters its record
+from . import aura_flow as aura_flow  # each family's file enters its record
+from . import chroma as chroma
+from . import cogvideox as cogvideox
+from . import cogview4 as cogview4
+from . import ddpm as ddpm
 from . import dit as dit
+from . import flux as flux
+from . import flux2 as flux2
+from . import hidream as hidream
+from . import hunyuan_dit as hunyuan_dit
+from . import hunyuan_video as hunyuan_video
+from . import kandinsky3 as kandinsky3
+from . import kolors as kolors
+from . import ltx as ltx
+from . import lumina2 as lumina2
+from . import mochi as mochi
+from . import pixart as pixart
+from . import qwen_image as qwen_image
+from . import sana as sana
+from . import stable_audio as stable_audio
 from . import stable_diffusion as stable_diffusion
+from . import stable_diffusion_3 as stable_diffusion_3
+from . import stable_diffusion_xl as stable_diffusion_xl
 from . import time_embedding
-from .family import Family, Pipeline, family_of
+from . import wan as wan
+from . import z_image as z_image
+from .family import Family, Pipeline, denoisers_of, family_of
 from .intercept import calling, exclusively, method, restored
 from .prompts import EXTRA, Prompts, per_prompt
 from .session import Session, warn
@@ -65,7 +87,7 @@ def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
     for condition in beyond:
         kind, _, which = condition.partition(":")
         if kind == "independent" and which not in family.random:
-            known = ", ".join(repr(source) for source in family.random)
+            known = ", ".join(repr(source) for source in family.random) or "none"
             raise UnsupportedPipelineError(
                 f"{type(pipe).__name__} has no random condition from source={which!r}; it has {known}"
             )
@@ -75,12 +97,6 @@ def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
         if query.perturbation:
             for denoiser in denoisers_of(pipe, family):
                 time_embedding.check(denoiser, query.perturbation)
-
-
-def denoisers_of(pipe: Pipeline, family: Family) -> list[Any]:
-    """The components of `pipe` that predict."""
-    found = [getattr(pipe, name, None) for name in (family.denoiser, *family.others)]
-    return [component for component in found if component is not None]
 
 
 class GuidedPipeline:
@@ -121,8 +137,11 @@ class GuidedPipeline:
         extra = kwargs.pop(EXTRA, None)
         call = self._call(args, kwargs)
         prompts = self._prompts(call, extra)
+        return self._run(Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows))
+
+    def _run(self, session: Session) -> Any:
+        """Call the pipeline with the hooks of a session."""
         self.run = None
-        session = Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows)
         denoisers, scheduler = denoisers_of(self.pipe, self.family), self.pipe.scheduler
         try:
             with ExitStack() as hooks:
@@ -131,10 +150,10 @@ class GuidedPipeline:
                 session.encode()
                 for denoiser in denoisers:
                     hooks.enter_context(calling(denoiser, functools.partial(session.denoise, denoiser)))
-                if hasattr(scheduler, "scale_model_input"):
-                    hooks.enter_context(method(scheduler, "scale_model_input", session.watch_input))
-                hooks.enter_context(method(scheduler, "step", session.watch_step))
-                output = self.pipe(**call)
+                for name, watch in session.watched.items():
+                    if hasattr(scheduler, name):
+                        hooks.enter_context(method(scheduler, name, watch))
+                output = self.pipe(**session.call)
         finally:
             self.run = session.run
         session.finish()
@@ -167,7 +186,9 @@ class GuidedPipeline:
                     f"{name}={arguments[name]!r} was given to a guided pipeline, whose guidance is {self.stack}; "
                     f"leave it out and put {rule} into the stack instead"
                 )
-        wanted = dict(self.family.guided if self._conditions() - {"positive"} else self.family.unguided)
+        # A random condition is made from the prompt's rows: for it alone, no other half need be encoded and carried on.
+        halves = {one for one in self._conditions() - {"positive"} if not one.startswith("independent")}
+        wanted = dict(self.family.guided if halves else self.family.unguided)
         if embedded:
             scale = arguments.get(embedded, signature.parameters[embedded].default)
             wanted[embedded] = scale
@@ -178,8 +199,11 @@ class GuidedPipeline:
                 )
         for remark in remarks(self.stack):
             warn(remark)
-        if self._conditions() - {"positive"}:
-            wanted |= {name: value for name, value in self.family.filled.items() if arguments.get(name) is None}
+        if halves:
+            prompt = arguments.get("prompt")
+            for name, value in self.family.filled.items():
+                if arguments.get(name) is None and arguments.get(f"{name}_embeds") is None:
+                    wanted[name] = [value] * len(prompt) if isinstance(prompt, list | tuple) else value
         return {**arguments, **wanted}
 
     def _prompts(self, call: dict[str, Any], extra: Any) -> Prompts | None:
@@ -201,6 +225,8 @@ class GuidedPipeline:
             call["negative_prompt"] = firsts[0] if isinstance(call.get("prompt"), str) else firsts
         elif call.get("negative_prompt_embeds") is not None:
             prompts = Prompts([["(embedded)"]] * len(prompts.negatives), prompts.positives)
+        for remark in prompts.unused_weights(self.stack):
+            warn(remark)
         return prompts
 
     def _conditions(self) -> set[str]:

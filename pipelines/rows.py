@@ -7,29 +7,45 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
-from ..guidance.query import POSITIVE, Network, Perturbation, Request
+from ..guidance.query import POSITIVE, Network, Perturbation, Request, sent
 from .family import Draw, Family
 from .time_embedding import KINDS
 
 Index = slice | Tensor
 
 
-def take(value: Any, index: Index) -> Any:
-    """The rows of a per-row argument: a tensor, None, or a list of them."""
+def take(value: Any, index: Index, axis: int = 0, listed: bool = False) -> Any:
+    """The rows of a per-row argument: a tensor, None, a list of tensors, or a list with an entry a row (`listed`)."""
+    if value is None:
+        return None
+    if listed:
+        return value[index] if isinstance(index, slice) else [value[row] for row in index.tolist()]
     if isinstance(value, list | tuple):
         return type(value)(take(item, index) for item in value)
-    return None if value is None else value[index]
+    if axis:
+        return value[(slice(None),) * axis + (index,)]
+    return value[index]
 
 
-def join(values: Sequence[Any]) -> Any:
+def join(values: Sequence[Any], axis: int = 0, listed: bool = False) -> Any:
     """Per-row arguments one below the other."""
+    if values[0] is None:
+        return None
+    if listed:
+        return [row for value in values for row in value]
     if isinstance(values[0], list | tuple):
         return type(values[0])(join(items) for items in zip(*values, strict=True))
-    return None if values[0] is None else torch.cat(list(values)) if len(values) > 1 else values[0]
+    return torch.cat(list(values), axis) if len(values) > 1 else values[0]
+
+
+def padded(values: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors with zeros behind on axis 1, as long as the longest."""
+    longest = max(value.shape[1] for value in values)
+    return [nn.functional.pad(value, [0] * (2 * value.ndim - 3) + [longest - value.shape[1]]) for value in values]
 
 
 def look_up(arguments: Mapping[str, Any], path: str) -> Any:
@@ -73,7 +89,8 @@ class Branch:
         self.module = module
         self.original, self.given, self.named = original, family.positional[: len(args)], tuple(kwargs)
         self.arguments: dict[str, Any] = dict(zip(family.positional, args, strict=False)) | kwargs
-        self.sample: Tensor = self.arguments[family.sample]
+        self.sample = family.unpack(self.arguments[family.sample])
+        self.family = family
         self._output: Any = None
 
     def call(self, arguments: Mapping[str, Any]) -> Tensor:
@@ -81,12 +98,12 @@ class Branch:
         positional = [arguments[name] for name in self.given]
         output = self.original(*positional, **{name: arguments[name] for name in self.named})
         self._output = output
-        return output[0]  # type: ignore[no-any-return]  # the prediction, of a tuple and of a model output alike
+        return self.family.unpack(output[0])  # the prediction, of a tuple and of a model output alike
 
     def returned(self, value: Tensor) -> Any:
         """`value` in the form in which the denoiser returns its prediction; after at least one `call`."""
-        output = self._output
-        return (value, *output[1:]) if isinstance(output, tuple) else type(output)(value)
+        output, packed = self._output, self.family.pack(value)
+        return (packed, *output[1:]) if isinstance(output, tuple) else type(output)(packed)
 
 
 class PipelineNetwork(Network):
@@ -131,7 +148,7 @@ class PipelineNetwork(Network):
         answered: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.branches, self.batch, self.extra = branches, batch, dict(extra)
-        self.row_names = (family.sample, *family.rows)
+        self.family, self.row_names = family, (family.sample, *family.rows)
         self.conditions = (*branches, *(name for name in extra if name not in branches), *random)
         self.aliases, self.parameterization, self.channels = aliases, parameterization, channels
         self.keys, self.random, self.perturb = keys, random, perturb
@@ -158,9 +175,16 @@ class PipelineNetwork(Network):
     def _run(self, requests: Sequence[Request]) -> list[Tensor]:
         outputs = self._outputs(requests)
         for request, output in zip(requests, outputs, strict=True):
-            if output.shape[1] > self.channels and request.query == POSITIVE and request.rows is None:
-                self.rest = output[:, self.channels :]
+            if output.shape[1] > self.channels and request.query == POSITIVE:
+                self._keep(output[:, self.channels :], request.rows)
         return [output[:, : self.channels] for output in outputs]
+
+    def _keep(self, rest: Tensor, rows: tuple[int, ...] | None) -> None:
+        """The prompt's channels beyond those of the sample; under `max_rows` they come in pieces."""
+        if rows is not None:
+            before = rest.new_empty((self.batch, *rest.shape[1:])) if self.rest is None else self.rest
+            rest = before.index_copy(0, sent(rows, rest.device), rest)
+        self.rest = rest
 
     def _outputs(self, requests: Sequence[Request]) -> list[Tensor]:
         first = requests[0].query
@@ -174,10 +198,27 @@ class PipelineNetwork(Network):
         chosen = [self._rows(request) for request in requests]
         arguments = dict(branch.arguments)
         for name in self.row_names:
-            values = [rows[name] for rows in chosen]
-            if values[0] is not None:
-                put(arguments, name, join(values))
+            if look_up(arguments, name) is not None:
+                values = [rows[name] for rows in chosen]
+                put(arguments, name, self._joined(name, values))
         return list(torch.split(branch.call(arguments), [len(rows[self.row_names[0]]) for rows in chosen]))
+
+    def _joined(self, name: str, values: list[Any]) -> Any:
+        family = self.family
+        if name == family.sample:
+            return family.pack(join(values))
+        if name in family.padded:
+            values = padded(values)
+        return join(values, family.axes.get(name, 0), name in family.listed)
+
+    def _whole(self, branch: Branch, name: str) -> Any:
+        """A row argument with all its rows: some pipelines leave it to the network to repeat a single one."""
+        if name == self.family.sample:
+            return branch.sample
+        value = look_up(branch.arguments, name)
+        if isinstance(value, Tensor) and name not in self.family.axes and len(value) == 1 < len(branch.sample):
+            return value.expand(len(branch.sample), *value.shape[1:])
+        return value
 
     def _rows(self, request: Request) -> dict[str, Any]:
         condition = request.query.condition
@@ -187,18 +228,21 @@ class PipelineNetwork(Network):
                 prompt = self._rows(Request(POSITIVE, None))
                 generators = self.keys.generators(range(self.batch), condition)
                 self.extra[condition] = self.random[condition](prompt, generators)
-            extra = self.extra[condition]
+            extra = self.family.completed(self.branches["positive"].arguments, self.extra[condition])
             condition = "positive"  # what other prompts do not say (adapters, residuals) is as for the prompt
         branch = self.branches[condition]
         start = [name for name, one in self.branches.items() if one is branch].index(condition) * self.batch
         index: Index = slice(start, start + self.batch)
         if request.rows is not None:
-            index = torch.tensor([start + row for row in request.rows], device=branch.sample.device)
-        rows = {name: take(look_up(branch.arguments, name), index) for name in self.row_names}
-        count = len(rows[self.row_names[0]])
+            index = sent([start + row for row in request.rows], branch.sample.device)
+        axes, listed = self.family.axes, self.family.listed
+        rows = {
+            name: take(self._whole(branch, name), index, axes.get(name, 0), name in listed) for name in self.row_names
+        }
+        wanted: Index = slice(0, self.batch) if request.rows is None else sent(request.rows, branch.sample.device)
         for name, value in extra.items():
-            if len(value) == 1:
-                rows[name] = value.expand(count, *value.shape[1:])
-            else:
-                rows[name] = value if request.rows is None else value[list(request.rows)]
+            axis, is_list = axes.get(name, 0), name in listed
+            if value is not None and (len(value) if is_list else value.shape[axis]) == 1 < self.batch:
+                value = list(value) * self.batch if is_list else value.repeat_interleave(self.batch, axis)
+            rows[name] = take(value, wanted, axis, is_list)
         return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,17 +18,21 @@ from ..guidance.prediction import Parameterization
 from ..guidance.rule import Estimate, Run
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack
-from ..samplers import Grid, grid, parameterization
+from ..samplers import Grid, fingerprint, grid, parameterization, scheduler_identity
 from ..samplers.renoise import Renoising
 from . import time_embedding
-from .family import Call, Family, Pipeline, Rows
+from .family import Call, Family, Pipeline, Rows, denoisers_of
 from .prompts import Prompts, encode
 from .rows import Branch, PipelineNetwork
 
+PACKAGE = __name__.partition(".")[0]
 
 def warn(message: str) -> None:
-    """Warn at the line that calls the guided pipeline, from a method of `GuidedPipeline` or `Session` that it calls."""
-    warnings.warn(message, GuidestackWarning, stacklevel=4)
+    """Warn at the line that calls into the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(f"{PACKAGE}."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, GuidestackWarning, stacklevel=level)
 
 
 class Session:
@@ -83,6 +88,11 @@ class Session:
             self.extra |= self.prompts.encoded(self.pipe, self.family, self.call)
 
     # --- hooks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def watched(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+        """What to replace the scheduler's methods with for the length of the call, by name."""
+        return {"scale_model_input": self.watch_input, "step": self.watch_step}
 
     def watch_input(self, scale: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Take x where the scheduler is handed it: the denoiser sees only what comes out."""
@@ -164,9 +174,9 @@ class Session:
         self, branches: Mapping[str, Branch], branch: Branch, batch: int, answered: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The stack's estimate, as the scheduler is to be told it."""
-        run, schedule = self._begin(branch, batch)
-        point = schedule.points[self.position]
         x = (self.x if self.x is not None else branch.sample)[:batch]
+        run, schedule = self._begin(branch, x)
+        point = schedule.points[self.position]
         aliases = {} if self.negative_given else {"negative": "null"}
         if self.prompts is not None and "negative:0" not in self.extra:
             aliases["negative:0"] = "negative" if self.negative_given else "null"
@@ -194,31 +204,42 @@ class Session:
     def _named(self, half: str) -> str:
         return half if half != "negative" or self.negative_given else "null"
 
-    def _begin(self, branch: Branch, batch: int) -> tuple[GuidedRun, Grid]:
+    def _begin(self, branch: Branch, x: Tensor) -> tuple[GuidedRun, Grid]:
         """The run and the schedule; made at the first evaluation, when the pipeline has set its timesteps."""
         if self.run is None or self.grid is None:
-            scheduler, sample = self.pipe.scheduler, branch.sample
-            self.grid = grid(scheduler)
-            self.position = self._position(scheduler, branch)
+            scheduler, batch = self.pipe.scheduler, len(x)
+            self.grid = self.grid or grid(scheduler)
+            self.position = self._position(self.grid, branch)
             run = Run(
-                (batch, *sample.shape[1:]),
-                sample.dtype,
-                sample.device,
+                tuple(x.shape),
+                branch.sample.dtype,
+                x.device,
                 self.grid.steps,
                 self._seeds(batch),
                 *self._counts(batch),
+                identity=self._identity(self.grid) if any(part.needs_identity for part in self.stack.parts()) else {},
             )
             if self.stack.renoises:
                 self.renoising = Renoising(scheduler, self.grid, self.position)
             self.run = GuidedRun(self.stack, run, self.max_rows)
         return self.run, self.grid
 
-    def _position(self, scheduler: Any, branch: Branch) -> int:
+    def _identity(self, schedule: Grid) -> dict[str, str]:
+        """What fitted rules are held to."""
+        return {
+            "model": model_identity(self.pipe, self.family),
+            "negative": "given" if self.negative_given else "empty",
+            **scheduler_identity(self.pipe.scheduler, schedule),
+        }
+
+    def _position(self, schedule: Grid, branch: Branch) -> int:
         """Where in the schedule the pipeline begins; not at 0 in image-to-image."""
+        begin = getattr(self.pipe.scheduler, "begin_index", None)
+        if begin is not None:  # the pipeline told the scheduler
+            return int(begin)
         timestep = branch.arguments[self.family.timestep]
         told = float(timestep.flatten()[0] if torch.is_tensor(timestep) else timestep)
-        assert self.grid is not None  # the caller made it
-        return self.grid.position(self.family.clock(told))
+        return schedule.position(self.family.clock(self.pipe, told))
 
     def _counts(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if self.prompts is None:
@@ -247,7 +268,18 @@ class Session:
                 f"was intercepted {self.fired} times; the images are not guided as asked. Was the denoiser replaced "
                 "during the call?"
             )
-        self.run.finish()
+        report = self.run.finish()
+        for name, guiding in report.steps[0].traces.items():
+            if name.startswith("guiding") and not guiding.any():
+                warn(
+                    f"{self.stack} stopped guiding every sample at the first step, so that nothing was guided: its "
+                    "threshold is for another model or space; look at the trace 'cosine', or try space='denoised'"
+                )
+
+
+def model_identity(pipe: Pipeline, family: Family) -> str:
+    """The fingerprints of the components of `pipe` that predict."""
+    return " ".join(map(fingerprint, denoisers_of(pipe, family)))
 
 
 def _given(negative: Any) -> bool:

@@ -5,39 +5,73 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..guidance.errors import UnsupportedPipelineError
+from ..guidance.errors import GuidanceNotAppliedError, UnsupportedPipelineError
+from ..guidance.keyed import normal
 from ..guidance.query import Perturbation
 
 KINDS = frozenset({"time", "conditioning"})
 
-
-def _is_embedder(name: str, module: nn.Module) -> bool:
-    # SDXL's add_embedding and the guidance embedder of distilled models are of the same class, and embed other things.
-    last = name.rsplit(".", 1)[-1]
-    return type(module).__name__ == "TimestepEmbedding" and last in {
-        "time_embedding",
-        "timestep_embedder",
-        "time_embed",
+_EMBEDDERS = frozenset({"time_embedding", "timestep_embedder", "time_embed", "time_embedder", "time_step_proj"})
+"""Names of the network over the sinusoids, a ``TimestepEmbedding``. SDXL's ``add_embedding`` and the guidance embedder
+of distilled models are of the same class, and embed other things."""
+_SUMS = frozenset(
+    {
+        "CombinedTimestepLabelEmbeddings",  # DiT: time + class
+        "CombinedTimestepTextProjEmbeddings",  # SD3, Flux: time + pooled text
+        "CombinedTimestepGuidanceTextProjEmbeddings",  # Flux: time + guidance scale + pooled text
+        "PixArtAlphaCombinedTimestepSizeEmbeddings",  # PixArt: time + size and aspect of the picture
     }
+)
+"""Classes that embed the time and return its sum with what else they embed."""
 
 
-def _transformer_blocks(denoiser: nn.Module) -> list[nn.Module]:
-    """Blocks of a transformer that embed the time each for itself (DiT)."""
+@dataclass(frozen=True)
+class _Places:
+    """Where a denoiser has the embedding of its time.
+
+    Args:
+        embedders: the networks that make it.
+        sums: the modules that return it with other embeddings added.
+        own: blocks of a transformer that embed the time each for itself (DiT).
+        encoder: blocks of a UNet that are handed the sum of its embeddings as ``temb``.
+        middle: likewise.
+        decoder: likewise.
+    """
+
+    embedders: list[nn.Module]
+    sums: list[nn.Module]
+    own: list[nn.Module]
+    encoder: list[nn.Module]
+    middle: list[nn.Module]
+    decoder: list[nn.Module]
+
+
+def _places(denoiser: nn.Module) -> _Places:
+    named = [(name.rsplit(".", 1)[-1], module) for name, module in denoiser.named_modules()]
+    encoder = list(getattr(denoiser, "down_blocks", None) or ())
+    decoder = list(getattr(denoiser, "up_blocks", None) or ())
+    middle = [block] if (block := getattr(denoiser, "mid_block", None)) is not None else []
+    if not encoder or not decoder or not all("temb" in _arguments(block) for block in encoder + middle + decoder):
+        encoder, middle, decoder = [], [], []
     blocks = getattr(denoiser, "transformer_blocks", None) or ()
-    return [block for block in blocks if hasattr(getattr(block, "norm1", None), "emb")]
+    return _Places(
+        [module for name, module in named if name in _EMBEDDERS and type(module).__name__ == "TimestepEmbedding"],
+        [module for _, module in named if type(module).__name__ in _SUMS],
+        [block for block in blocks if type(getattr(getattr(block, "norm1", None), "emb", None)).__name__ in _SUMS],
+        encoder,
+        middle,
+        decoder,
+    )
 
 
-def _encoder_decoder(denoiser: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module], Sequence[nn.Module]]:
-    """Blocks of a UNet: encoder, middle, decoder; each is handed the sum of its embeddings."""
-    if not hasattr(denoiser, "down_blocks") or not hasattr(denoiser, "up_blocks"):
-        return (), (), ()
-    middle = getattr(denoiser, "mid_block", None)
-    return list(denoiser.down_blocks), [middle] if middle is not None else [], list(denoiser.up_blocks)  # type: ignore[arg-type]
+def _arguments(block: nn.Module) -> list[str]:
+    return list(inspect.signature(block.forward).parameters)
 
 
 def check(denoiser: nn.Module, perturbation: Perturbation) -> None:
@@ -46,21 +80,31 @@ def check(denoiser: nn.Module, perturbation: Perturbation) -> None:
     Raises:
         UnsupportedPipelineError: its time embedding is not found, or it has no such blocks.
     """
-    name = type(denoiser).__name__
-    if not any(_is_embedder(*item) for item in denoiser.named_modules()):
+    name, places = type(denoiser).__name__, _places(denoiser)
+    if not places.embedders:
         raise UnsupportedPipelineError(f"the time embedding of {name} was not found: time-step guidance cannot use it")
-    encoder, _, decoder = _encoder_decoder(denoiser)
-    blocks = _transformer_blocks(denoiser)
-    if perturbation.kind == "conditioning" and not encoder and not blocks:
-        raise UnsupportedPipelineError(f"where {name} adds other embeddings to that of the time was not found")
-    if perturbation.blocks:
-        most = len(blocks) or min(len(encoder), len(decoder))
-        if not most:
-            raise UnsupportedPipelineError(f"{name} embeds the time once for all: blocks must be 0, all of them")
-        if perturbation.blocks > most:
-            raise UnsupportedPipelineError(
-                f"{name} has {most} blocks (of a UNet: on each side), got {perturbation.blocks}"
-            )
+    if perturbation.kind == "conditioning" and not places.sums and not places.encoder:
+        raise UnsupportedPipelineError(
+            f"where {name} adds other embeddings to that of the time was not found; use stage='time'"
+        )
+    if not perturbation.blocks:
+        return
+    most = len(places.own) or min(len(places.encoder), len(places.decoder))
+    if not most:
+        raise UnsupportedPipelineError(
+            f"{name} embeds the time once for all its blocks: blocks must be 0, all of them; got {perturbation.blocks}"
+        )
+    if perturbation.blocks > most:
+        raise UnsupportedPipelineError(
+            f"{name} has {most} blocks{'' if places.own else ' on each side'}, got blocks={perturbation.blocks}"
+        )
+    config: Any = denoiser.config
+    if perturbation.kind == "time" and (config.get("time_embedding_act_fn") or config.get("class_embeddings_concat")):
+        # What the blocks are handed is not the embedding plus something.
+        raise UnsupportedPipelineError(
+            f"{name} changes the time's embedding before its blocks get it: blocks must be 0, all of them, or "
+            f"stage='conditioning'; got blocks={perturbation.blocks}"
+        )
 
 
 class _Noise:
@@ -68,14 +112,31 @@ class _Noise:
 
     def __init__(self, amount: float, generators: Sequence[torch.Generator]) -> None:
         self.amount, self.generators = amount, generators
-        self.draw: Tensor | None = None
+        self.draws: dict[int, Tensor] = {}
 
     def of(self, embedding: Tensor) -> Tensor:
-        """The noise to add to `embedding`, ``(rows, D)`` or ``(1, D)``; in standard deviations of each row's own."""
-        if self.draw is None or self.draw.shape[1] != embedding.shape[1]:
-            rows = [torch.randn(embedding.shape[1], generator=one) for one in self.generators]
-            self.draw = torch.stack(rows).to(embedding.device, embedding.dtype)
-        return self.amount * embedding.float().std(dim=1, keepdim=True).to(embedding.dtype) * self.draw
+        """The noise to add to `embedding`, ``(rows, ..., D)``; in standard deviations of each row's own.
+
+        A row's embedding may stand once for all rows, or several times in a row (the frames of a video).
+        """
+        size = embedding.shape[-1]
+        if size not in self.draws:
+            self.draws[size] = normal(self.generators, (size,), embedding.device)
+        draw = self.draws[size].reshape(len(self.generators), *[1] * (embedding.ndim - 2), size)
+        wide = embedding.float()
+        std = wide.std(dim=tuple(range(1, wide.ndim)), keepdim=True)
+        return (self.amount * std * _spread(draw, len(embedding))).to(embedding.dtype)
+
+
+def _spread(value: Tensor, rows: int) -> Tensor:
+    """`value`, ``(n, ...)``, for an embedding of `rows` rows: n of them, one for all, or several for each."""
+    each, left = divmod(rows, len(value))
+    if left and rows != 1:
+        raise UnsupportedPipelineError(
+            f"the time's embedding has {rows} rows and the batch {len(value)}: time-step guidance cannot tell whose "
+            "they are"
+        )
+    return value.repeat_interleave(each, 0) if each > 1 else value
 
 
 @contextmanager
@@ -86,43 +147,60 @@ def perturbed(denoiser: nn.Module, perturbation: Perturbation, generators: Seque
         denoiser: a diffusers UNet or transformer for which `check` passed.
         perturbation: what and how much.
         generators: one for each row of the batch that is about to be run.
+
+    Raises:
+        GuidanceNotAppliedError: the denoiser ran and its time embedding did not, as of a graph compiled before.
     """
     noise = _Noise(perturbation.amount, generators)
     with ExitStack() as hooks:
-        for handle in _hooks(denoiser, perturbation, noise):
+        for handle in _hooks(_places(denoiser), perturbation, noise):
             hooks.callback(handle.remove)
+        if _compiled(denoiser):
+            # A compiled graph does not see hooks that came after it, and would not forget those that it saw.
+            hooks.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+    if not noise.draws:
+        raise GuidanceNotAppliedError(
+            f"a pass of {type(denoiser).__name__} did not come by its time embedding, so that {perturbation} did "
+            "nothing; was its forward compiled or replaced?"
+        )
 
 
-def _hooks(denoiser: nn.Module, perturbation: Perturbation, noise: _Noise) -> Iterator[Any]:
+def _compiled(denoiser: nn.Module) -> bool:
+    return any(
+        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        for module in denoiser.modules()
+    )
+
+
+def _hooks(places: _Places, perturbation: Perturbation, noise: _Noise) -> Iterator[Any]:
+    """Put the hooks on; yields their handles."""
+
     def add(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
         return output + noise.of(output)
 
-    encoder, middle, decoder = _encoder_decoder(denoiser)
-    blocks = _transformer_blocks(denoiser)
-    embedders = [module for name, module in denoiser.named_modules() if _is_embedder(name, module)]
-    if not perturbation.blocks and (perturbation.kind == "time" or not (encoder or blocks)):
-        for embedder in embedders:
-            yield embedder.register_forward_hook(add)
-    elif blocks:
-        for block in blocks[: perturbation.blocks or None]:
+    first = perturbation.blocks
+    if first and places.own:
+        for block in places.own[:first]:
             embedding: Any = block.norm1.emb  # type: ignore[union-attr]
             site = embedding if perturbation.kind == "conditioning" else embedding.timestep_embedder
             # The last layer of a DiT borrows the embedding of the first block: it is no block, hence once a pass.
-            yield site.register_forward_hook(_once(add) if perturbation.blocks else add)
+            yield site.register_forward_hook(_once(add))
+    elif not first and (perturbation.kind == "time" or not places.encoder):
+        for module in places.embedders if perturbation.kind == "time" else places.sums:
+            yield module.register_forward_hook(add)
     else:
-        first = perturbation.blocks
-        chosen = [*encoder[:first], *decoder[:first]] if first else [*encoder, *middle, *decoder]
-        size: list[Tensor] = []
+        of_time: list[Tensor] = []
         if perturbation.kind == "time":
 
             def note(module: nn.Module, arguments: Any, output: Tensor) -> None:
-                size[:] = [noise.of(output)]
+                of_time[:] = [noise.of(output)]
 
-            for embedder in embedders:
+            for embedder in places.embedders:
                 yield embedder.register_forward_hook(note)
-        for block in chosen:
-            yield block.register_forward_pre_hook(_replacing_temb(block, noise, size), with_kwargs=True)
+        sides = [*places.encoder[:first], *places.decoder[:first]]
+        for block in sides if first else [*places.encoder, *places.middle, *places.decoder]:
+            yield block.register_forward_pre_hook(_adding(block, noise, of_time), with_kwargs=True)
 
 
 def _once(hook: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
@@ -135,12 +213,13 @@ def _once(hook: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
     return first
 
 
-def _replacing_temb(block: nn.Module, noise: _Noise, size: list[Tensor]) -> Callable[..., Any]:
-    names = list(inspect.signature(block.forward).parameters)
+def _adding(block: nn.Module, noise: _Noise, of_time: list[Tensor]) -> Callable[..., Any]:
+    """A hook that adds noise to the ``temb`` that a UNet's block is called with: `of_time`, or noise in its measure."""
+    names = _arguments(block)
 
     def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        temb: Any = (dict(zip(names, args, strict=False)) | kwargs)["temb"]
-        added = temb + (size[0] if size else noise.of(temb))
+        temb: Tensor = (dict(zip(names, args, strict=False)) | kwargs)["temb"]
+        added = temb + (_spread(of_time[0], len(temb)) if of_time else noise.of(temb))
         if "temb" in kwargs:
             return args, {**kwargs, "temb": added}
         place = names.index("temb")

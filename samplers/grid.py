@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ..guidance.errors import UnsupportedSchedulerError
 from ..guidance.prediction import Level
 
+ROUNDING = 2.0**-8
+"""Pipelines in bfloat16 hand their denoiser timesteps that are rounded to 8 bits."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -62,8 +65,9 @@ class Grid:
         Raises:
             UnsupportedSchedulerError: no point is there.
         """
-        found = [index for index, point in enumerate(self.points) if point.timestep == timestep]
-        if not found:
+        away = [abs(point.timestep - timestep) for point in self.points]
+        found = [index for index, distance in enumerate(away) if distance == min(away)]
+        if min(away) > ROUNDING * abs(timestep):
             raise UnsupportedSchedulerError(
                 f"timestep {timestep:g} is not on the scheduler's schedule {[point.timestep for point in self.points]}"
             )

@@ -39,9 +39,8 @@ def _ve(scheduler: Scheduler, sigma: float) -> Level:
 
 
 def _flow(scheduler: Scheduler, sigma: float) -> Level:
-    if scheduler.config.get("invert_sigmas"):
-        raise UnsupportedSchedulerError("invert_sigmas=True runs the schedule backwards; its levels are not known")
-    return Level.flow(sigma)
+    # Mochi's schedule is turned round: it counts from 0 at pure noise to 1, and its network emits x0 - eps.
+    return Level.flow(1 - sigma if scheduler.config.get("invert_sigmas") else sigma)
 
 
 def _each(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
@@ -122,6 +121,7 @@ def _in_noise(scheduler: Scheduler) -> bool:
 
 RECORDS: dict[str, Record] = {
     "DDIMScheduler": Record(None, final=_final_alpha),
+    "CogVideoXDDIMScheduler": Record(None, final=_final_alpha),
     "DDPMScheduler": Record(None),
     "PNDMScheduler": Record(None, place=_pndm, final=_final_alpha, remembers=_always),
     "LCMScheduler": Record(None),
@@ -223,7 +223,7 @@ def parameterization(scheduler: Scheduler) -> Parameterization:
     """
     name, _ = _record(scheduler)
     if name.startswith("FlowMatch"):
-        return FLOW
+        return FLOW.negated() if scheduler.config.get("invert_sigmas") else FLOW
     emitted = scheduler.config.prediction_type
     if name.startswith("EDM"):
         names: Sequence[str] = ("epsilon", "v_prediction")

@@ -19,6 +19,7 @@ from ..guidance.report import Report
 from ..guidance.rule import Rule, Run
 from ..guidance.rules.icg import SOURCES
 from ..guidance.run import GuidedRun
+from .identity import scheduler_identity
 from .levels import grid, parameterization
 from .noise import generators, initial_noise, seeded
 from .renoise import Renoising
@@ -47,12 +48,14 @@ def sample(
     shape: Sequence[int],
     seeds: Sequence[int],
     steps: int = 25,
+    start: Tensor | None = None,
     emits: Parameterization | None = None,
     negatives: Sequence[int] | None = None,
     positives: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     max_rows: int | None = None,
+    identity: Mapping[str, str] | None = None,
 ) -> Sampled:
     """Sample from a model under a stack.
 
@@ -67,6 +70,8 @@ def sample(
         shape: shape of one sample.
         seeds: one a sample: sample i depends on its own seed alone.
         steps: steps of the scheduler.
+        start: the samples to begin with, shape ``(B, *shape)``, at the first level of the schedule, such as `invert`
+            returns; by default noise from the seeds.
         emits: what the model emits; by default what the scheduler's configuration says, to which it must agree in any
             case, since the scheduler reads the same output.
         negatives: how many of the conditions ``"negative:0"``, ``"negative:1"``, ... each sample has; all by default.
@@ -74,6 +79,8 @@ def sample(
         dtype: type of x.
         device: where to sample.
         max_rows: at most this many rows in one call of the model.
+        identity: what is known of the model, for rules that were fitted for one: ``{"model": name or fingerprint}``.
+            The scheduler, its levels and whether there is a negative are added.
 
     Raises:
         InputError: no ``"positive"`` condition, or `emits` contradicts the scheduler.
@@ -97,11 +104,20 @@ def sample(
     schedule = grid(scheduler)
     own = generators(seeds)
     x = initial_noise(shape, own, dtype=dtype, device=device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    if start is not None:
+        if start.shape != x.shape:
+            raise InputError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}")
+        x = start.to(x)
     stack = as_stack(stack)
     renoising = Renoising(scheduler, schedule) if stack.renoises else None
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"generator": own} if takes_generator else {}
-    run = GuidedRun(stack, Run(tuple(x.shape), dtype, x.device, schedule.steps, tuple(seeds), *counts), max_rows)
+    known: dict[str, str] = {}
+    if any(part.needs_identity for part in stack.parts()):
+        given = "given" if {"negative", "negative:0"} & set(conditions) else "empty"
+        known = {**scheduler_identity(scheduler, schedule), "negative": given, **(identity or {})}
+    about = Run(tuple(x.shape), dtype, x.device, schedule.steps, tuple(seeds), *counts, identity=known)
+    run = GuidedRun(stack, about, max_rows)
     with seeded(scheduler, seeds):
         for timestep, point in zip(scheduler.timesteps, schedule.points, strict=True):
             if hasattr(scheduler, "scale_model_input"):

@@ -9,10 +9,10 @@ A solver that evaluates several times a step gets it with the last evaluation, a
 
 Most schedulers may be handed x' as it is. Some remember samples, or noise that they derived from samples, over more
 than one step; a sample that was moved behind their back would not fit to these (UniPC's corrector even forgets it).
-They solve for ``y = x - offset`` instead, which nobody moves, told the x0 that R answers at x; the offset goes on as the
-solver itself would take it with a denoiser that always answers 0. What that does is seen on a copy of the scheduler that
-runs beside on two numbers, whose difference is free of the noise that a solver may add. For a solver that remembers x0
-only, both ways are the same.
+They solve for ``y = x - offset`` instead, which nobody moves, told the x0 that R answers at x; the offset goes on as
+the solver itself would take it with a denoiser that always answers 0. What that does is seen on a copy of the scheduler
+that runs beside on two numbers, whose difference is free of the noise that a solver may add. For a solver that
+remembers nothing but x0, both ways are the same.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 
 from ..guidance.errors import UnsupportedSchedulerError
-from ..guidance.prediction import X0, Level, Parameterization, convert
+from ..guidance.prediction import X0, Level, convert
 from ..guidance.rule import Estimate
 from .grid import Grid
 from .levels import parameterization, remembers
 
+UNCLIPPED = frozenset({"CogVideoXDDIMScheduler", "TCDScheduler"})
+"""They have the option `clip_sample`, and clip nothing (diffusers 0.42.1)."""
 HOOKED = ("step", "scale_model_input", "set_timesteps")
 """Methods of a scheduler that a guided call replaces on the object, for its length."""
 
@@ -56,9 +58,10 @@ class Renoising:
             )
         self.schedule, self.position = schedule, begin
         self.emits = parameterization(scheduler)  # not the network's: a pipeline may negate between the two
-        config = scheduler.config
-        self.clip = float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample") else None
-        self.homogeneous = _Homogeneous(scheduler, self.emits) if remembers(scheduler) else None
+        names = {cls.__name__ for cls in type(scheduler).__mro__}
+        clips = scheduler.config.get("clip_sample") and not UNCLIPPED & names
+        self.clip = float(scheduler.config.get("clip_sample_range") or 1.0) if clips else None
+        self.homogeneous = _Homogeneous(scheduler) if remembers(scheduler) else None
         self.offset: Tensor | None = None
         self.added: Tensor | None = None
 
@@ -101,13 +104,17 @@ class Renoising:
 class _Homogeneous:
     """A copy of a scheduler whose network always answers x0 = 0: how a step scales what is in the sample."""
 
-    def __init__(self, scheduler: Any, emits: Parameterization) -> None:
-        self.scheduler, self.emits = copy.deepcopy(scheduler), emits
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, self.emits = copy.deepcopy(scheduler), parameterization(scheduler)
         for name, value in list(vars(self.scheduler).items()):
             if name in HOOKED:  # a guided call's hooks, which lead to the original
                 delattr(self.scheduler, name)
             elif isinstance(value, Tensor):  # to where the numbers are, so that no step waits for a device
                 setattr(self.scheduler, name, value.cpu())
+        if type(scheduler).__name__ != "PNDMScheduler":  # which is never told x0
+            # An exact 0: what the scheduler made of another form would differ from it by its float32 tables.
+            self.scheduler.register_to_config(prediction_type="sample")
+            self.emits = X0
         self.timesteps = self.scheduler.timesteps
         self.numbers = torch.tensor([1.0, 0.0], dtype=torch.float64).reshape(2, 1, 1, 1)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters

@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": "Make images from prompts, with any stack of guidance rules.",
     "rules": "List the guidance rules with cost, parameters and paper.",
     "explain": "Print what a stack will ask for at each step, before anything runs.",
+    "fit-linear-ag": "Fit the coefficients of linear_ag on runs of a model.",
 }
 
 
@@ -26,7 +27,7 @@ class Lazy(click.Group):
         """The command of that name."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".{cmd_name}", __package__)
+        module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
         return module.command  # type: ignore[no-any-return]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -58,16 +58,24 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
+LINE = 16  # pixels from one line of text to the next
+
+
 def grid(
-    images: Sequence[Sequence[Image.Image | None]], rows: Sequence[str], columns: Sequence[str], least: int = 128
+    images: Sequence[Sequence[Image.Image | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    least: int = 128,
+    captions: Sequence[Sequence[str]] | None = None,
 ) -> Image.Image:
     """A picture of pictures with a label for each row and column.
 
     Args:
         images: rows of images of one size; None leaves a place empty.
-        rows: a label for each row.
+        rows: a label for each row; a long one is wrapped.
         columns: a label for each column.
         least: small images are enlarged by a whole factor until they are this wide.
+        captions: a line under each image, in the order of `images`.
     """
     first = next(image for row in images for image in row if image is not None)
     factor = max(1, -(-least // first.width))
@@ -75,20 +83,27 @@ def grid(
     font = ImageFont.load_default(13)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     heads = [_wrapped(label, width, font, measure) for label in columns]
-    left = max((int(measure.textlength(label, font)) for label in rows), default=0) + 2 * gap
-    top = max((head.count("\n") + 1 for head in heads), default=0) * 16 + gap
-    size = (left + len(columns) * (width + gap), top + len(rows) * (height + gap))
-    sheet = Image.new("RGB", size, "white")
+    sides = [_wrapped(label, 2 * width, font, measure) for label in rows]
+    left = (
+        max((int(measure.textlength(line, font)) for side in sides for line in side.split("\n")), default=0) + 2 * gap
+    )
+    top = max((head.count("\n") + 1 for head in heads), default=0) * LINE + gap
+    pitch = height + gap + (LINE if captions else 0)
+    sheet = Image.new("RGB", (left + len(columns) * (width + gap), top + len(rows) * pitch), "white")
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         draw.multiline_text((left + column * (width + gap), gap // 2), head, "black", font, spacing=2)
-    for row, label in enumerate(rows):
-        y = top + row * (height + gap)
-        draw.text((gap, y + height // 2 - 8), label, "black", font)
+    for row, label in enumerate(sides):
+        y = top + row * pitch
+        draw.multiline_text(
+            (gap, y + height // 2 - LINE // 2 * (label.count("\n") + 1)), label, "black", font, spacing=2
+        )
         for column, image in enumerate(images[row]):
+            x = left + column * (width + gap)
             if image is not None:
-                enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-                sheet.paste(enlarged, (left + column * (width + gap), y))
+                sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
+            if captions:
+                draw.text((x, y + height), captions[row][column], "black", font)
     return sheet
 
 

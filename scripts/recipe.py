@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..guidance import linear
 from ..guidance.config import as_stack
 from ..guidance.errors import GuidestackError, InputError
 from ..guidance.presets import read
 from ..guidance.rule import Rule
-from ..guidance.rules import PerpNeg
+from ..guidance.rules import LinearAG, PerpNeg
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,15 @@ class Recipe:
         if not (1 <= mapping["steps"] <= 1000 and 1 <= mapping["batch"] <= 1024 and 0 <= mapping["seed"] < 2**63):
             raise InputError(f"{path}: steps, batch or seed is out of range")
         try:
-            as_stack(mapping["guidance"])
+            stack = as_stack(mapping["guidance"])
         except GuidestackError as error:
             raise InputError(f"{path}: {error}") from None
+        for part in stack.parts():
+            if isinstance(part, LinearAG) and part.coefficients.endswith(linear.SUFFIX):
+                raise InputError(
+                    f"{path} names the file {part.coefficients!r}, and an image does not choose what is read; make it "
+                    "again with its prompt, seed and --guidance"
+                )
         return cls(**{**mapping, "size": tuple(size) if size else None})
 
     def model_to_load(self, given: str | None) -> str | None:

@@ -77,6 +77,73 @@ def make_stable_diffusion(**unet_options: Any) -> Any:
     return pipe.to("cpu")
 
 
+def make_dit(out_channels: int = 8, **options: Any) -> Any:
+    """A DiTPipeline with random weights, 1000 classes, learned variances and 8x8 latents; 16x16 pictures."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    given = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 4, "num_layers": 2}
+    transformer = DiTTransformer2DModel(**given, out_channels=out_channels, sample_size=8, **options)
+    vae = AutoencoderKL(
+        sample_size=16,
+        block_out_channels=(4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        latent_channels=4,
+    )
+    # In training a class is left out now and then.
+    pipe = DiTPipeline(transformer.eval(), vae, DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_unconditional(cls: str = "DDIMPipeline", **options: Any) -> Any:
+    """A DDPMPipeline or DDIMPipeline with random weights; 8x8 pictures."""
+    import diffusers
+
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        **options,
+    )
+    scheduler = getattr(diffusers, cls.replace("Pipeline", "Scheduler"))(clip_sample=False)
+    pipe = getattr(diffusers, cls)(unet, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def _shared_dit() -> Any:
+    return make_dit()
+
+
+@pytest.fixture
+def dit(_shared_dit: Any) -> Any:
+    """The tiny DiT with a scheduler of its own, DDIM."""
+    from diffusers import DDIMScheduler
+
+    _shared_dit.scheduler = DDIMScheduler(clip_sample=False)
+    return _shared_dit
+
+
+@pytest.fixture(scope="session")
+def _shared_unconditional() -> dict[str, Any]:
+    return {name: make_unconditional(name) for name in ("DDPMPipeline", "DDIMPipeline")}
+
+
+@pytest.fixture(params=["DDPMPipeline", "DDIMPipeline"])
+def unconditional(request: pytest.FixtureRequest, _shared_unconditional: dict[str, Any]) -> Any:
+    """Both tiny unconditional pipelines, one after the other."""
+    return _shared_unconditional[request.param]
+
+
 @pytest.fixture(scope="session")
 def _shared_pipe() -> Any:
     return make_stable_diffusion()

@@ -24,7 +24,7 @@ MODULES = sorted(
 
 def test_the_public_names_are_the_contracts() -> None:
     wanted = {"Stack", "CFG", "Rescale", "During", "Query", "Rule", "parse", "from_config", "to_config", "citation"}
-    wanted |= {"PerpNeg", "APG", "CFGPlusPlus", "Renoise", "AdaptiveGuidance", "Prefix", "ICG", "TSG"}
+    wanted |= {"PerpNeg", "APG", "CFGPlusPlus", "Renoise", "Renorm", "AdaptiveGuidance", "LinearAG", "Prefix", "ICG", "TSG"}
     wanted |= {"register", "guide", "load_emoji", "sample", "GuidestackError", "GuidestackWarning", "__version__"}
     assert set(gs.__all__) == wanted
     assert set(dir(gs)) == wanted

@@ -6,7 +6,9 @@ from .cfg import CFG
 from .cfg_pp import CFGPlusPlus, Renoise
 from .during import During
 from .icg import ICG
+from .linear_ag import LinearAG
 from .perp_neg import PerpNeg
+from .renorm import Renorm
 from .rescale import Rescale
 from .tsg import TSG
 
@@ -18,8 +20,10 @@ __all__ = [
     "AdaptiveGuidance",
     "CFGPlusPlus",
     "During",
+    "LinearAG",
     "PerpNeg",
     "Prefix",
     "Renoise",
+    "Renorm",
     "Rescale",
 ]

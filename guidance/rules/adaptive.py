@@ -61,7 +61,8 @@ class AdaptiveGuidance(Rule):
         rule: any rule that leads away from a query, a stack included.
         threshold: :math:`\bar\gamma` in [-1, 1], or above 1 to never stop. It means something in one `space` only; the
             paper's 0.991 to 0.996 are of noise predictions.
-        space: in which the cosine is taken.
+        space: in which the cosine is taken. Near pure noise all noise predictions are alike, whatever the prompt: of a
+            network whose schedule begins there (SNR below 1e-3 or so) take ``"denoised"``, with a threshold of its own.
         crossing: what the step gets in which a sample reaches the threshold and whose evaluations are paid:
             ``"conditional"``, as the paper's formula has it, or ``"guided"``, as a widely used implementation does.
         against: the query that u answers; None for the one that `rule` leads away from.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
-from ..fields import choice, number, set_field
-from ..per_sample import dot, ratio
-from ..prediction import wide
+from ..fields import axes_in, choice, number, sample_axes, set_field
+from ..per_sample import dot, norm, ratio
+from ..prediction import X0, Prediction, convert, wide
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
 from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
@@ -94,11 +94,7 @@ class APG(Rule):
         if abs(number(self, "momentum")) >= 1:
             raise RuleError(f"APG: momentum must be in (-1, 1), or the sum of the updates grows; got {self.momentum!r}")
         choice(self, "radius_unit", ("absolute", "per_sqrt_dim"))
-        if self.axes is not None:
-            whole = isinstance(self.axes, tuple | list) and all(type(axis) is int for axis in self.axes)
-            if not whole or not self.axes or 0 in self.axes or len(set(self.axes)) < len(self.axes):
-                raise RuleError(f"APG: axes are different whole numbers, none of them the batch's 0; got {self.axes!r}")
-            set_field(self, "axes", tuple(self.axes))
+        sample_axes(self, "axes")
         set_field(self, "against", Query.of(self.against))
 
     @property
@@ -112,9 +108,7 @@ class APG(Rule):
         Raises:
             RuleError: samples have no such axis.
         """
-        for axis in self.axes or ():
-            if not (0 < axis < len(run.shape) or -len(run.shape) < axis < 0):
-                raise RuleError(f"APG: samples of shape {run.shape[1:]} with a batch axis have no axis {axis}")
+        axes_in(self, "axes", run.shape)
         if not self.momentum or self.scale == 1:
             return ()
         return Momentum(torch.zeros(run.shape, dtype=wide(run.dtype), device=run.device))
@@ -127,24 +121,42 @@ class APG(Rule):
         """The equations above. Trace ``apg_clip``: the factor of the clip (the smallest, if `axes` leave several)."""
         if self.scale == 1:
             return estimate, state
-        denoised = predictions[POSITIVE].denoised
-        difference = denoised - predictions[self.contrast].denoised
+        prompt, contrast = predictions[POSITIVE], predictions[self.contrast]
+        to_denoised, to_native = _slopes(prompt)
+        denoised = prompt.denoised
+        computed = denoised.dtype
+        # D_c - D_u, from which x cancels: nothing but the prompt's own prediction has to be converted. The tensor is new
+        # and ours until it is the state; what a step costs is passes over memory.
+        difference = (prompt.native.to(computed) - contrast.native.to(computed)).mul_(to_denoised)
         if isinstance(state, Momentum):
             # At the first evaluation the sum is 0: nothing of the momentum is in it yet.
-            difference = difference + self.momentum * state.average
+            difference.add_(state.average, alpha=self.momentum)
             state = Momentum(difference)
-        traces = {}
+        weight = (self.scale - 1) * to_native
+        factor, traces = difference.new_full((), weight), {}
         if self.radius is not None:
             clip = self._clip(difference)
-            difference = difference * clip
             traces["apg_clip"] = clip.flatten(1).amin(1)
-        parallel = ratio(dot(difference, denoised), dot(denoised, denoised)) * denoised
-        added = (self.scale - 1) * (difference + (self.eta - 1) * parallel)
-        return estimate.replace("denoised", estimate.read("denoised") + added, **traces), state
+            if self.axes is None:
+                factor = weight * clip  # one number a sample: projection is linear
+            else:
+                difference = difference * clip
+        # d_perp + eta*d_par = d + (eta - 1)*d_par
+        along = (self.eta - 1) * ratio(dot(difference, denoised), norm(denoised).square())
+        update = torch.addcmul(difference, denoised, along)
+        guided = torch.addcmul(estimate.read("any").to(computed), update, factor)
+        return estimate.replace("any", guided, **traces), state
 
     def _clip(self, difference: Tensor) -> Tensor:
         assert self.radius is not None  # asked for only then
-        square = dot(difference, difference, self.axes)
-        elements = difference.numel() / square.numel()
+        size = norm(difference, self.axes)
+        elements = difference.numel() / size.numel()
         radius = self.radius * (math.sqrt(elements) if self.radius_unit == "per_sqrt_dim" else 1.0)
-        return (radius / square.sqrt()).clamp(max=1)  # a difference of 0 gives inf, and stays as it is
+        return (radius / size).clamp(max=1)  # a difference of 0 gives inf, and stays as it is
+
+
+def _slopes(prediction: Prediction) -> tuple[float, float]:
+    """What 1 more of the network's output is more of the denoised sample, and the other way round."""
+    one, x = torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu")  # no device need be waited for
+    level, native = prediction.level, prediction.parameterization
+    return float(convert(one, x, level, native, X0)), float(convert(one, x, level, X0, native))

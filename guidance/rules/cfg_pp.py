@@ -120,8 +120,13 @@ class CFGPlusPlus(Rule):
 
         Args:
             k_sigma: k, sigma/alpha before the step; may be infinite.
-            after: k', sigma/alpha after the step, below k. Of an ancestral step the part before fresh noise is added.
+            after: k', sigma/alpha after the step, in [0, k). Of an ancestral step the part before fresh noise is added.
+
+        Raises:
+            RuleError: the step leads to no lower level.
         """
+        if not 0 <= after < k_sigma:
+            raise RuleError(f"a step leads from a noise level k to a lower one k'; got {k_sigma:g}, {after:g}")
         return self.scale if math.isinf(k_sigma) else self.scale * k_sigma / (k_sigma - after)
 
     def asks(self) -> frozenset[Query]:

@@ -40,7 +40,8 @@ class ICG(Rule):
 
     Queries: "positive" and "independent:SOURCE", hence 2 evaluations a step; none of its own at ``scale=1``.
 
-    State: none; the draws come from generators keyed by (seed of the sample, step, evaluation). Space: any.
+    State: none; the draws come from generators keyed by (seed of the sample, step, evaluation), as `guidance.keyed`
+    says. Space: any.
 
     References:
         Sadat, Kansy, Hilliges & Weber, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import RuleError
 from ..fields import number, strengths
-from ..per_sample import dot, ratio
+from ..per_sample import dot, norm, ratio
 from ..prediction import wide
 from ..query import NULL, POSITIVE, Predictions, Queries, Query
 from ..registry import register
@@ -142,10 +143,11 @@ class PerpNeg(Rule):
         # Projection is linear: the weighted sum of the others is projected once.
         others: Tensor | None = None
         for query, (weight, _) in self._named(step.run).items():
-            part = weight * (predictions[query].native.to(computed) - u_native)
-            others = part if others is None else others + part
+            away = predictions[query].native.to(computed) - u_native
+            others = away.mul_(weight) if others is None else others.add_(away, alpha=weight)  # both are new, and ours
         if others is not None:
-            guided = e_p + others - ratio(dot(others, e_p), dot(e_p, e_p)) * e_p
+            # e_p + others - (share of others along e_p) * e_p
+            guided = torch.addcmul(others, e_p, 1 - ratio(dot(others, e_p), norm(e_p).square()))
         if estimate.prediction is c:
             return estimate.replace("any", u_native + self.scale * guided), state
         return estimate.replace("any", estimate.read("any").to(computed) + self.scale * guided - e_p), state

@@ -31,7 +31,7 @@ class TSG(Rule):
         strength: s >= 0, in standard deviations of the embedding.
         power: a >= 0; 0 is the paper's constant schedule.
         window: ``(lo, hi)`` of t in [0, 1], ends included, outside of which there is no guidance. The paper's tables
-            have it in steps of 1000.
+            have it in steps of 1000. A sampler that knows no t (EDM) needs the constant schedule without a window.
         blocks: perturb the embedding in the first so many blocks only: of a UNet, of its encoder and of its decoder; 0
             for all.
         stage: ``"time"``: the embedding before that of a class or a pooled text is added to it; ``"conditioning"``:
@@ -39,7 +39,8 @@ class TSG(Rule):
 
     Queries: "positive", and "positive" perturbed, inside the window: 2 evaluations a step, in two network calls.
 
-    State: none; the draws come from generators keyed by (seed of the sample, step, evaluation). Space: any.
+    State: none; the draws come from generators keyed by (seed of the sample, step, evaluation), as `guidance.keyed`
+    says. Space: any.
 
     References:
         Sadat, Kansy, Hilliges & Weber, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion
@@ -80,11 +81,14 @@ class TSG(Rule):
         """The perturbed query of this step; None outside the window."""
         if self.scale == 1 or self.strength == 0:
             return None
-        if step.time is None:
-            raise RuleError(
-                f"{self} goes by the time t/T of the training schedule, which this sampler's timesteps do not tell"
-            )
         lo, hi = self.window
+        if step.time is None:
+            if self.power == 0 and (lo, hi) == (0, 1):
+                return self.contrast  # at every time the same
+            raise RuleError(
+                f"{self} goes by the time t/T of the training schedule, which this sampler's timesteps do not tell; "
+                "power=0 without a window needs none"
+            )
         amount = self.strength * step.time**self.power
         return self._perturbed(amount) if lo <= step.time <= hi and amount > 0 else None
 

@@ -41,6 +41,17 @@ def rescaled(phi: float, scale: float, space: str) -> Callable[..., Tensor]:
     return reference
 
 
+def renormed(scale: float, axes: tuple[int, ...], space: str = "noise") -> Callable[..., Tensor]:
+    def reference(D: Callable[[str], Tensor], x: Tensor, level: Level) -> Tensor:
+        guided, wanted = cfg(scale)(D, x, level), D("positive")
+        if space == "noise":
+            guided, wanted = eps(guided, x, level), eps(wanted, x, level)
+        result = guided * ((wanted**2).sum(axes, keepdim=True) / (guided**2).sum(axes, keepdim=True)).sqrt()
+        return (x - level.sigma * result) / level.alpha if space == "noise" else result
+
+    return reference
+
+
 def windowed(inside: Callable[[Level], bool], reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda D, x, level: reference(D, x, level) if inside(level) else D("positive")
 
@@ -112,6 +123,8 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
         ),
     ),
     (gs.Stack(), lambda D, x, level: D("positive")),
+    (gs.CFG(3) | gs.Renorm(), renormed(3, (-1,))),
+    (gs.CFG(3) | gs.Renorm(axes=(1, 2), space="denoised"), renormed(3, (1, 2), "denoised")),
     (gs.CFGPlusPlus(0.6), cfg(0.6)),
     (gs.CFGPlusPlus(1.0, against="null"), cfg(1.0, "null")),
     (gs.CFG(0.6) | gs.Renoise("negative"), cfg(0.6)),
@@ -131,6 +144,7 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.AdaptiveGuidance(gs.CFG(3), threshold=0.97), None),
     (gs.AdaptiveGuidance(gs.PerpNeg(3), threshold=0.97, crossing="guided", space="denoised"), None),
     (gs.AdaptiveGuidance(gs.CFGPlusPlus(0.6), threshold=0.97), None),
+    (gs.LinearAG(gs.CFG(3), "oracle.safetensors"), None),
     (gs.ICG(3), None),
     (gs.ICG(3, source="class"), None),
     (gs.TSG(3, strength=0.8), None),
@@ -140,12 +154,16 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
 
 
 @pytest.mark.parametrize(("rule", "reference"), TABLE, ids=[str(rule) for rule, _ in TABLE])
-def test_the_twelve_invariants(rule: gs.Rule, reference: Any) -> None:
+def test_the_twelve_invariants(rule: gs.Rule, reference: Any, oracle_fit: Any) -> None:
+    if isinstance(rule, gs.LinearAG):
+        oracle_fit(rule.rule)
     results = check_rule(rule, reference)
     assert len(results) == 12
     allowed = {"10."} | ({"12."} if reference is None else set())
-    if any(isinstance(part, gs.CFGPlusPlus | gs.Renoise) for part in rule.parts()):
+    if any(isinstance(part, gs.CFGPlusPlus | gs.Renoise | gs.Renorm) for part in rule.parts()):
         allowed |= {"1. "}  # at 0 it is the unconditional model, at 1 it re-noises still
+    if any(part.whole_stack for part in rule.parts()):
+        allowed |= {"11."}
     assert {name[:3] for name, result in results.items() if result != "passed"} <= allowed, results
 
 

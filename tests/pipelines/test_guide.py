@@ -181,6 +181,13 @@ def test_what_the_stack_decides_cannot_be_given(plain: Any) -> None:
         guided("a", negativ_prompt="b")
 
 
+def test_an_adaptive_rule_that_never_guides_is_said(plain: Any) -> None:
+    guided = gs.guide(plain, gs.AdaptiveGuidance(gs.CFG(3), threshold=-1))
+    with pytest.warns(gs.GuidestackWarning, match="stopped guiding every sample at the first step"):
+        guided("a", generator=seeded(1), **GIVEN)
+    assert guided.report.evaluations == [5]  # the crossing step is paid
+
+
 def test_an_unused_negative_prompt_is_said(plain: Any) -> None:
     for stack in (gs.Stack(), gs.CFG(3, against="null")):
         with pytest.warns(gs.GuidestackWarning, match="negative prompt was given, and no rule"):

@@ -32,6 +32,8 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
             "clip_sample": False,
         },
     ),
+    ("CogVideoXDDIMScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+    ("CogVideoXDDIMScheduler", {"prediction_type": "epsilon", "timestep_spacing": "trailing"}),
     *(("DDPMScheduler", {"prediction_type": p, "clip_sample": False}) for p in PREDICTIONS),
     *(("PNDMScheduler", {"skip_prk_steps": skip}) for skip in (True, False)),
     ("LCMScheduler", {"clip_sample": False}),
@@ -321,10 +323,22 @@ def test_levels_off_the_path_of_the_flow() -> None:
     options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "use_exponential_sigmas": True}
     with pytest.raises(UnsupportedSchedulerError, match="off the flow's path"):
         grid(scheduler_for("DPMSolverMultistepScheduler", options, 5))
-    backwards = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-    backwards.set_timesteps(5)
-    with pytest.raises(UnsupportedSchedulerError, match="invert_sigmas"):
-        grid(backwards)
+
+
+def test_a_flow_that_is_turned_round() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    scheduler.set_timesteps(5)
+    emits, schedule = parameterization(scheduler), grid(scheduler)
+    x0, noise = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = noise
+    for point, timestep in zip(schedule.points, scheduler.timesteps, strict=True):
+        assert torch.allclose(x, point.level.noised(x0, noise), atol=1e-5)
+        prediction = Prediction(x0 - noise, x, point.level, emits)  # what Mochi's network was trained to emit
+        assert torch.allclose(prediction.denoised, x0, atol=1e-4)
+        assert torch.allclose(prediction.noise, noise, atol=1e-4)
+        x = scheduler.step(prediction.native, timestep, x, return_dict=False)[0]
+    assert (schedule.final.alpha, schedule.final.sigma) == (1.0, 0.0)
+    assert torch.allclose(x, x0, atol=1e-5)
 
 
 def test_what_is_not_known_is_refused_by_name() -> None:

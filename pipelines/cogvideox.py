@@ -1,0 +1,37 @@
+"""CogVideoX: one call with [unconditional, conditional], v.
+
+Read in diffusers 0.42.1, ``pipelines/cogvideo/pipeline_cogvideox.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .family import FAMILIES, Call, Family, Pipeline, Rows
+
+
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    embeddings, _ = pipe.encode_prompt(
+        list(texts),
+        do_classifier_free_guidance=False,
+        num_videos_per_prompt=1,
+        max_sequence_length=call.get("max_sequence_length", 226),
+        device=pipe._execution_device,
+    )
+    return {"encoder_hidden_states": embeddings}
+
+
+FAMILIES["CogVideoXPipeline"] = Family(
+    pipeline="CogVideoXPipeline",
+    denoiser="transformer",
+    positional=(),
+    sample="hidden_states",
+    rows=("encoder_hidden_states", "timestep"),
+    guided={"guidance_scale": 2.0, "use_dynamic_cfg": False},
+    unguided={"guidance_scale": 1.0, "use_dynamic_cfg": False},
+    owned={"guidance_scale": "cfg(scale)", "use_dynamic_cfg": "during(cfg(scale), sigma=...)"},
+    scratch=("_guidance_scale",),
+    branches=lambda pipe, call: call["guidance_scale"] > 1,
+    encode=_encode,
+    cannot=lambda pipe: "",
+)

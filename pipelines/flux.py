@@ -1,0 +1,55 @@
+"""FLUX.1: two calls, the prompt's and the negative prompt's, flow on packed latents.
+
+Its distilled guidance, ``guidance_scale``, is an input of the network and stays the user's.
+
+Read in diffusers 0.42.1, ``pipelines/flux/pipeline_flux.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .family import FAMILIES, Call, Family, Pipeline, Rows
+
+
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    embeddings, pooled, _ = pipe.encode_prompt(
+        list(texts),
+        None,
+        device=pipe._execution_device,
+        num_images_per_prompt=1,
+        max_sequence_length=call.get("max_sequence_length", 512),
+        lora_scale=(call.get("joint_attention_kwargs") or {}).get("scale"),
+    )
+    return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
+
+
+def _embedded(pipe: Pipeline) -> str:
+    return "guidance_scale" if pipe.transformer.config.guidance_embeds else ""
+
+
+FAMILIES["FluxPipeline"] = Family(
+    pipeline="FluxPipeline",
+    denoiser="transformer",
+    positional=(),
+    sample="hidden_states",
+    rows=(
+        "timestep",
+        "guidance",
+        "pooled_projections",
+        "encoder_hidden_states",
+        "joint_attention_kwargs.ip_adapter_image_embeds",
+    ),
+    halves=("positive", "negative"),
+    sequential=True,
+    clock=lambda pipe, timestep: 1000 * timestep,
+    guided={"true_cfg_scale": 2.0},
+    filled={"negative_prompt": ""},
+    unguided={"true_cfg_scale": 1.0},
+    owned={"true_cfg_scale": "cfg(scale)"},
+    scratch=("_guidance_scale", "_joint_attention_kwargs"),
+    branches=lambda pipe, call: call["true_cfg_scale"] > 1,
+    encode=_encode,
+    cannot=lambda pipe: "",
+    embedded=_embedded,
+)

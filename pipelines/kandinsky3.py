@@ -1,0 +1,49 @@
+"""Kandinsky 3: one call with [unconditional, conditional].
+
+Its own scale counts from 0: ``guidance_scale=s`` there is ``cfg(s + 1)`` here. It cuts negative prompts to the length of
+the prompts; further positives are cut likewise.
+
+Read in diffusers 0.42.1, ``pipelines/kandinsky3/pipeline_kandinsky3.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .family import FAMILIES, Call, Family, Pipeline, Rows
+
+
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    embeddings, _, mask, _ = pipe.encode_prompt(
+        list(texts), do_classifier_free_guidance=False, num_images_per_prompt=1, device=pipe._execution_device
+    )
+    if not as_prompt:
+        # The pipeline has zeros, none of which is seen, in place of an empty prompt.
+        empty = torch.tensor([not text for text in texts]).to(mask.device, non_blocking=True)
+        mask = mask.masked_fill(empty[:, None], 0)
+    return {"encoder_hidden_states": embeddings * mask.unsqueeze(2), "encoder_attention_mask": mask.bool()}
+
+
+def _completed(arguments: Mapping[str, Any], rows: Rows) -> Rows:
+    # Negatives are cut to the length of the prompts, which the network takes a mean over.
+    length = arguments["encoder_hidden_states"].shape[1]
+    return {name: value[:, :length] for name, value in rows.items()}
+
+
+FAMILIES["Kandinsky3Pipeline"] = Family(
+    pipeline="Kandinsky3Pipeline",
+    denoiser="unet",
+    positional=("sample", "timestep"),
+    sample="sample",
+    rows=("encoder_hidden_states", "encoder_attention_mask"),
+    guided={"guidance_scale": 2.0},
+    unguided={"guidance_scale": 1.0},
+    owned={"guidance_scale": "cfg(scale + 1)"},
+    scratch=("_guidance_scale",),
+    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
+    encode=_encode,
+    completed=_completed,
+    cannot=lambda pipe: "",
+)

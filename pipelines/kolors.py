@@ -1,0 +1,36 @@
+"""Kolors: the UNet of Stable Diffusion XL with ChatGLM as its text encoder; one call with [unconditional, conditional].
+
+Read in diffusers 0.42.1, ``pipelines/kolors/pipeline_kolors.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .family import FAMILIES, Call, Pipeline, Rows
+from .stable_diffusion_xl import POOLED
+
+
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    embeddings, _, pooled, _ = pipe.encode_prompt(
+        list(texts),
+        device=pipe._execution_device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+        max_sequence_length=call.get("max_sequence_length", 256),
+    )
+    return {"encoder_hidden_states": embeddings, POOLED: pooled}
+
+
+FAMILIES["KolorsPipeline"] = replace(
+    FAMILIES["StableDiffusionXLPipeline"],
+    pipeline="KolorsPipeline",
+    guided={"guidance_scale": 2.0},
+    unguided={"guidance_scale": 1.0},
+    owned={"guidance_scale": "cfg(scale)"},
+    keywords=(),
+    scratch=("_guidance_scale",),
+    encode=_encode,
+    random={},
+)

@@ -1,0 +1,46 @@
+"""Stable Diffusion 3: one call with [unconditional, conditional], flow.
+
+Read in diffusers 0.42.1, ``pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .family import FAMILIES, Call, Family, Pipeline, Rows
+
+
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    embeddings, _, pooled, _ = pipe.encode_prompt(
+        list(texts),
+        None,
+        None,
+        device=pipe._execution_device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+        clip_skip=call.get("clip_skip") if as_prompt else None,
+        max_sequence_length=call.get("max_sequence_length", 256),
+        lora_scale=(call.get("joint_attention_kwargs") or {}).get("scale"),
+    )
+    return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
+
+
+FAMILIES["StableDiffusion3Pipeline"] = Family(
+    pipeline="StableDiffusion3Pipeline",
+    denoiser="transformer",
+    positional=(),
+    sample="hidden_states",
+    rows=(
+        "timestep",
+        "encoder_hidden_states",
+        "pooled_projections",
+        "joint_attention_kwargs.ip_adapter_image_embeds",
+    ),
+    guided={"guidance_scale": 2.0},
+    unguided={"guidance_scale": 1.0},
+    owned={"guidance_scale": "cfg(scale)", "skip_guidance_layers": "a rule for it, which there is not yet,"},
+    scratch=("_guidance_scale",),
+    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
+    encode=_encode,
+    cannot=lambda pipe: "",
+)

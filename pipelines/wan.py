@@ -1,0 +1,43 @@
+"""Wan 2.1 and 2.2, text to video: two calls, the prompt's and the negative prompt's; flow.
+
+Wan 2.2 has a second network for the less noisy part of a run, with a scale of its own. Under a stack both get the
+stack's; a scale for each is ``during(cfg(3), sigma=...) | during(cfg(4), sigma=...)``.
+
+Read in diffusers 0.42.1, ``pipelines/wan/pipeline_wan.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .family import FAMILIES, Call, Family, Pipeline, Rows
+
+
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    embeddings, _ = pipe.encode_prompt(
+        list(texts),
+        do_classifier_free_guidance=False,
+        num_videos_per_prompt=1,
+        max_sequence_length=call.get("max_sequence_length", 512),
+        device=pipe._execution_device,
+    )
+    return {"encoder_hidden_states": embeddings.to((pipe.transformer or pipe.transformer_2).dtype)}
+
+
+FAMILIES["WanPipeline"] = Family(
+    pipeline="WanPipeline",
+    denoiser="transformer",
+    others=("transformer_2",),
+    positional=(),
+    sample="hidden_states",
+    rows=("timestep", "encoder_hidden_states"),
+    halves=("positive", "negative"),
+    sequential=True,
+    guided={"guidance_scale": 2.0},
+    unguided={"guidance_scale": 1.0},
+    owned={"guidance_scale": "cfg(scale)", "guidance_scale_2": "during(cfg(scale), sigma=...)"},
+    scratch=("_guidance_scale", "_guidance_scale_2"),
+    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
+    encode=_encode,
+    cannot=lambda pipe: "",
+)

@@ -1,0 +1,201 @@
+"""From data to the noise that a sampler makes it from: first-order steps undone, under any stack.
+
+A first-order step from a level (alpha, sigma) to a lower one (alpha', sigma') jumps to D and re-noises with R, which is
+D itself but for rules such as CFG++:
+
+    x' = alpha' D.denoised + sigma' R.noise.
+
+Undone, x is what that step would have started from, were the network's answer at x what it is at x':
+
+    x = alpha (x' - sigma' R.noise) / alpha' + sigma D.noise                      on diffusion paths,
+    x = x' + sigma (1 - sigma') D.velocity - sigma' (1 - sigma) R.velocity        on the flow path.
+
+The network is evaluated at x' and told the level of x. What is taken to be the same at both ends is the noise that it
+answers there, or the velocity of a flow, whatever it emits; where it is the same, x is exact. DDIM inversion is the
+first line with R = D. The answers do differ a little between x' and x, and guidance multiplies that: the larger its
+scale, the less exactly data come back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance.config import as_stack
+from ..guidance.errors import CompositionError, InputError, UnsupportedSchedulerError
+from ..guidance.keyed import Keys
+from ..guidance.network import CallableNetwork, Denoiser
+from ..guidance.plan import SHAPE
+from ..guidance.prediction import Level, Parameterization, wide
+from ..guidance.rule import Estimate, Rule, Run
+from ..guidance.run import GuidedRun
+from ..guidance.stack import Stack
+from .levels import grid, parameterization
+from .loop import Sampled, _aliases, _counts
+
+FIRST_ORDER = (
+    "CogVideoXDDIMScheduler",
+    "DDIMScheduler",
+    "EDMEulerScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)
+"""The schedulers whose steps can be undone: each from one evaluation, and without fresh noise."""
+
+
+def undone(estimate: Estimate, x: Tensor, level: Level) -> Tensor:
+    """Where the step came from that ends at `x`: the equations above.
+
+    Args:
+        estimate: the stack's estimate at `placed` x, read at the noisier level that the step comes from.
+        x: samples, shape ``(B, ...)``.
+        level: their level.
+
+    Returns:
+        Samples at the level of `estimate`, in float32 or better.
+    """
+    jump, back = estimate.prediction, estimate.renoise or estimate.prediction
+    noisier, x = jump.level, x.to(wide(x.dtype))
+    if noisier.path == "flow":
+        forwards, backwards = noisier.sigma * (1 - level.sigma), level.sigma * (1 - noisier.sigma)
+        return x + forwards * jump.velocity - backwards * back.velocity
+    return noisier.alpha / level.alpha * (x - level.sigma * back.noise) + noisier.sigma * jump.noise
+
+
+def placed(x: Tensor, level: Level, noisier: Level, emits: Parameterization) -> Tensor:
+    """Samples `x` at `level` in the scaling in which those at `noisier` are held.
+
+    Data of unit variance (of ``sigma_data``, for EDM networks) keep their variance, so that the network is handed the
+    same numbers whether the scheduler keeps x or ``x / alpha``. On the flow path nothing is rescaled.
+    """
+    return x * (size(noisier, emits) / size(level, emits))
+
+
+def size(level: Level, emits: Parameterization) -> float:
+    """Standard deviation of samples at `level`; 1 on the flow path, where networks take them as they are."""
+    if level.path == "flow":
+        return 1.0
+    return math.hypot(level.alpha * (emits.sigma_data if emits.name.startswith("edm") else 1.0), level.sigma)
+
+
+def undoable(scheduler: Any) -> None:
+    """Refuse a scheduler whose steps cannot be undone.
+
+    Raises:
+        UnsupportedSchedulerError: naming it and what to use.
+    """
+    cls = type(scheduler)
+    name = next((base.__name__ for base in cls.__mro__ if base.__name__ in FIRST_ORDER and base.step is cls.step), "")
+    if not name:
+        flow = "flow" in cls.__name__.lower() or scheduler.config.get("use_flow_sigmas")
+        use = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
+        raise UnsupportedSchedulerError(
+            f"{cls.__name__} cannot be inverted: an inversion undoes first-order steps without fresh noise, those of "
+            f"{', '.join(FIRST_ORDER)}; use {use}.from_config(scheduler.config)"
+        )
+    clips = scheduler.config.get("clip_sample") and name == "DDIMScheduler"
+    for option, on in (("thresholding", scheduler.config.get("thresholding")), ("clip_sample", clips)):
+        if on:
+            raise UnsupportedSchedulerError(
+                f"{cls.__name__} with {option}=True cannot be inverted: what it cuts off is lost; set {option}=False"
+            )
+    if scheduler.config.get("stochastic_sampling"):
+        raise UnsupportedSchedulerError(
+            f"{cls.__name__} with stochastic_sampling=True cannot be inverted: it draws fresh noise in each step"
+        )
+
+
+def reversible(stack: Stack) -> None:
+    """Refuse a stack that remembers: an inversion comes to the steps in the opposite order.
+
+    Raises:
+        CompositionError: naming the rule.
+    """
+    for rule in stack.rules:
+        if rule.whole_stack or _holds(rule.init(Run(SHAPE, identity=None))):
+            raise CompositionError(
+                f"{rule} remembers earlier steps of a run, which an inversion comes to last; invert with a rule that "
+                "does not, such as cfg(scale) or cfgpp(scale), and sample with this one"
+            )
+
+
+def _holds(state: Any) -> bool:
+    """Whether there is anything in a state."""
+    return any(map(_holds, state)) if isinstance(state, tuple) else True
+
+
+@torch.no_grad()
+def invert(
+    model: Denoiser | Mapping[str, Denoiser],
+    stack: Rule | str | Mapping[str, Any],
+    scheduler: Any,
+    x0: Tensor,
+    *,
+    conditions: Mapping[str, Any],
+    seeds: Sequence[int] | None = None,
+    steps: int = 50,
+    emits: Parameterization | None = None,
+    negatives: Sequence[int] | None = None,
+    positives: Sequence[int] | None = None,
+    max_rows: int | None = None,
+) -> Sampled:
+    """Find the noise from which a sampler makes given data, under a stack.
+
+    Args:
+        model: as of `sample`.
+        stack: a stack, a rule, or the text or mapping of one; its rules must not remember earlier steps.
+        scheduler: one of `FIRST_ORDER`; its `set_timesteps` is called.
+        x0: the data, shape ``(B, ...)``, at the level at which the scheduler ends: without noise, mostly.
+        conditions: as of `sample`: what the data are said to be.
+        seeds: one a sample, for rules that draw at random; 0, 1, ... by default.
+        steps: steps of the scheduler.
+        emits: as of `sample`.
+        negatives: as of `sample`.
+        positives: as of `sample`.
+        max_rows: as of `sample`.
+
+    Returns:
+        Samples at the first level of the schedule, to be handed to `sample` as `start`, and the account. Its steps are
+        numbered as the sampler's, and so come in falling order.
+
+    Raises:
+        InputError: no ``"positive"`` condition, or `emits` contradicts the scheduler.
+        UnsupportedSchedulerError: the scheduler's steps cannot be undone.
+        CompositionError: a rule remembers earlier steps.
+        NonFiniteError: NaN or Inf in a prediction.
+        QueryError: the model cannot answer what the stack asks.
+
+    Cost: that of sampling with the same stack and steps.
+    """
+    expected, stack = parameterization(scheduler), as_stack(stack)
+    undoable(scheduler)
+    reversible(stack)
+    if emits is not None and emits != expected:
+        raise InputError(f"the model emits {emits.name!r} but the scheduler reads {expected.name!r}; change its config")
+    if "positive" not in conditions:
+        raise InputError(f"conditions need 'positive'; got {sorted(conditions)}")
+    batch = len(x0)
+    seeds = tuple(range(batch) if seeds is None else seeds)
+    if len(seeds) != batch:
+        raise InputError(f"{len(seeds)} seeds for {batch} samples; give one for each")
+    models = model if isinstance(model, Mapping) else {"main": model}
+    counts = (_counts("negative", negatives, conditions, batch), _counts("positive", positives, conditions, batch))
+    aliases = _aliases(conditions)
+    ordered = dict(sorted(conditions.items(), key=lambda item: item[0] == "positive"))
+
+    scheduler.set_timesteps(steps, device=x0.device)
+    schedule = grid(scheduler)
+    run = GuidedRun(stack, Run(tuple(x0.shape), x0.dtype, x0.device, schedule.steps, seeds, *counts), max_rows)
+    x = x0
+    for index in reversed(range(len(schedule.points))):
+        point, level = schedule.points[index], schedule.after(index)
+        here = placed(x, level, point.level, expected)
+        keys = Keys(seeds, point.step, point.evaluation)
+        network = CallableNetwork(models, here, point.level, ordered, expected, aliases, keys)
+        estimate = run.estimate(network, here, point.step, point.level, point.evaluation, point.time)
+        x = undone(estimate, x, level).to(x0.dtype)
+    return Sampled(x, run.finish())

@@ -1,0 +1,1 @@
+"""What guidance costs beside the network: whole pipelines, and the arithmetic of one step."""

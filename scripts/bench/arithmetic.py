@@ -1,0 +1,147 @@
+"""The arithmetic of one step: all that a rule does once the network has answered, against diffusers' APG guider."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...guidance.config import as_stack
+from ...guidance.prediction import EPSILON, Level, Prediction
+from ...guidance.query import POSITIVE, Predictions, Query
+from ...guidance.rule import Estimate, Rule, Run, Step
+from ...guidance.stack import sole
+from ...samplers import grid
+from ...samplers.renoise import Renoising
+from .timing import Timing, interleaved
+
+SHAPE = (8, 4, 128, 128)  # eight images of 1024x1024 pixels
+SCALE, RADIUS, MOMENTUM, PHI = 10.0, 15.0, -0.5, 0.7
+
+
+@dataclass(frozen=True)
+class Side:
+    """One stack to time.
+
+    Args:
+        name: in the table.
+        stack: its text.
+        limit: time over the guider's that is not to be exceeded.
+        over: the guider of diffusers: ``"APG"``, or ``"CFG, rescale"``, classifier-free guidance with its rescale.
+        negatives: negative prompts of each image.
+    """
+
+    name: str
+    stack: str
+    limit: float = 0.5  # the APG guider computes in float64, which no rule needs
+    over: str = "APG"
+    negatives: int = 1
+
+
+SIDES = (
+    Side("CFG", "cfg(10)"),
+    Side("APG", "apg(10, radius=15, momentum=-0.5)"),
+    Side("APG, no momentum", "apg(10, radius=15)"),
+    Side("Perp-Neg, 1 negative", "perpneg(10)"),
+    Side("Perp-Neg, 3 negatives", "perpneg(10)", 1.0, negatives=3),
+    Side("CFG++", "cfgpp(0.8)"),
+    Side("ICG", "icg(10)"),
+    # Nearly all of it is torch's own standard deviation, which the stock pipelines take and the rule equals to the bit.
+    Side("CFG and Rescale", "cfg(10) | rescale(0.7)", 1.1, over="CFG, rescale"),
+)
+
+
+class Answers:
+    """What a network has answered at one step: random numbers, float32, one tensor for each query.
+
+    Args:
+        shape: of x.
+    """
+
+    def __init__(self, shape: tuple[int, ...] = SHAPE) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.shape = shape
+        self.x = torch.randn(shape, generator=generator)
+        common = torch.randn(shape, generator=generator)
+        conditions = ("positive", "null", "negative", "negative:0", "negative:1", "negative:2", "independent:tokens")
+        self.native = {
+            Query(condition): common + 0.1 * torch.randn(shape, generator=generator) for condition in conditions
+        }
+
+    def predictions(self, level: Level) -> Predictions:
+        """The answers, none of them converted yet."""
+        answers = {query: Prediction(native, self.x, level, EPSILON) for query, native in self.native.items()}
+        return Predictions(answers, {query: query for query in answers}, answers[POSITIVE])
+
+
+def of_stack(text: str, answers: Answers, negatives: int = 1) -> Callable[[], Tensor]:
+    """One step of a stack, from the network's answers to what the scheduler is told.
+
+    Of a stack that re-noises, also what is added to the sample after the scheduler's step.
+    """
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(20)
+    schedule, index = grid(scheduler), 10
+    level = schedule.points[index].level
+    rule: Rule = sole(as_stack(text), "Side")
+    run = Run(answers.shape, steps=20, seeds=tuple(range(answers.shape[0])), negatives=(negatives,) * answers.shape[0])
+    step, state = Step(run, index, level), rule.init(run)
+
+    def once() -> Tensor:
+        predictions = answers.predictions(level)
+        estimate, _ = rule.update(Estimate(predictions[POSITIVE]), predictions, step, state)
+        if not rule.renoises:
+            return estimate.prediction.native
+        renoising = Renoising(scheduler, schedule, begin=index)
+        _, at = renoising.before(estimate, answers.x)
+        return renoising.after(at)
+
+    return once
+
+
+def of_diffusers(answers: Answers) -> dict[str, Callable[[], Tensor]]:
+    """One step of each guider of diffusers that sides are compared with, on the same answers.
+
+    APG has the paper's base term. It works on the network's output as it is; the rule, on denoised samples, converts
+    beside.
+    """
+    from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
+
+    guiders: dict[str, Any] = {
+        "APG": AdaptiveProjectedGuidance(
+            SCALE - 1,
+            adaptive_projected_guidance_momentum=MOMENTUM,
+            adaptive_projected_guidance_rescale=RADIUS,
+            eta=0.0,
+            use_original_formulation=True,
+        ),
+        "CFG, rescale": ClassifierFreeGuidance(SCALE, guidance_rescale=PHI),
+    }
+    positive, negative = (answers.native[Query(name)] for name in ("positive", "negative"))
+    for guider in guiders.values():
+        guider.set_state(step=0, num_inference_steps=20, timestep=torch.tensor(500))
+        guider.prepare_inputs({"text": (positive, negative)})  # makes APG's buffer for the momentum
+    return {name: functools.partial(_forward, guider, positive, negative) for name, guider in guiders.items()}
+
+
+def _forward(guider: Any, positive: Tensor, negative: Tensor) -> Tensor:
+    return guider.forward(positive, negative).pred  # type: ignore[no-any-return]
+
+
+def timed(answers: Answers, repeats: int) -> dict[str, Timing]:
+    """Each side over its guider.
+
+    By the processor time of this thread: what else the machine does counts for neither.
+    """
+    found: dict[str, Timing] = {}
+    for name, guider in of_diffusers(answers).items():
+        sides = {side.name: of_stack(side.stack, answers, side.negatives) for side in SIDES if side.over == name}
+        found |= interleaved(guider, sides, repeats, clock=time.thread_time)
+    return found

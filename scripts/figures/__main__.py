@@ -1,0 +1,14 @@
+"""``python -m guidestack.scripts.figures``: draw the figures of the documentation."""
+
+from __future__ import annotations
+
+import click
+
+from . import methods, views
+
+group = click.Group(
+    commands={"methods": methods.main, "views": views.main}, help="Draw the figures of the documentation."
+)
+
+if __name__ == "__main__":
+    group()
