@@ -136,6 +136,16 @@ def measure(
 
 
 @main.command()
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def prompts(count: int, seed: int) -> None:
+    """Print prompts drawn at random over all concepts, styles and backgrounds, one a line."""
+    from .vocabulary import random_prompts
+
+    click.echo("\n".join(random_prompts(count, seed)))
+
+
+@main.command()
 @PIPELINE
 def card(folder: Path) -> None:
     """Write the model card of a pipeline FOLDER from its measured.json."""

@@ -67,6 +67,16 @@ def caption(label: str, style: str | None = None, background: str | None = None)
     return ", ".join(part for part in parts if part)
 
 
+def random_prompts(count: int, seed: int) -> list[str]:
+    """Prompts drawn evenly and independently over concepts, styles and backgrounds; a prefix of any longer list."""
+    random_ = random.Random(seed)
+    labels = [slug.replace("-", " ") for slug in concepts()]
+    return [
+        caption(random_.choice(labels), random_.choice(list(STYLES)), random_.choice(list(BACKGROUNDS)))
+        for _ in range(count)
+    ]
+
+
 def training_caption(drawing: Drawing, background: str, random_: random.Random) -> str:
     """A caption as the denoiser sees it: parts left out, the label with or replaced by tags, now and then empty."""
     if random_.random() < EMPTY:

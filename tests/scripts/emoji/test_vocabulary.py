@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from guidestack.scripts.emoji.vocabulary import BACKGROUNDS, STYLES, Drawing, caption, concepts, training_caption
+from guidestack.scripts.emoji.vocabulary import (
+    BACKGROUNDS,
+    STYLES,
+    Drawing,
+    caption,
+    concepts,
+    random_prompts,
+    training_caption,
+)
 
 CAT = Drawing("cat-face", "cat face", ("feline", "kitty", "pet", "whiskers"), "noto")
 
@@ -34,3 +42,11 @@ def test_training_captions_leave_parts_out_as_often_as_declared() -> None:
 def test_the_vocabulary_is_the_documented_one() -> None:
     assert (len(concepts()), len(STYLES), len(BACKGROUNDS)) == (429, 4, 12)
     assert len(set(concepts())) == 429
+
+
+def test_random_prompts_are_a_prefix_of_more() -> None:
+    few, many = random_prompts(5, seed=3), random_prompts(50, seed=3)
+    assert many[:5] == few
+    assert len(set(many)) > 40
+    assert random_prompts(5, seed=4) != few
+    assert all(" style, " in prompt and prompt.endswith(" background") for prompt in many)
