@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 PACKAGES := guidance samplers pipelines configs scripts
 OUT := out/demo
 
-.PHONY: help demo test quick lint types bench clean
+.PHONY: help demo test quick lint types bench figures clean
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
 
@@ -45,8 +45,13 @@ types: $(VENV)/.dev
 	cd $(VENV)/src && ../bin/python -m mypy --config-file "$(CURDIR)/pyproject.toml" \
 	  -m guidestack $(foreach part,$(PACKAGES),-p guidestack.$(part))
 
-bench: $(VENV)/.dev ## time and memory of guide() against the stock pipeline, interleaved
+bench: $(VENV)/.dev ## time and memory of guide() against the stock pipeline, and of a step's arithmetic
 	$(BIN)/python -m guidestack.scripts.bench
+	$(BIN)/python -m guidestack.scripts.bench --arithmetic
+
+figures: $(VENV)/.dev ## the pictures of the documentation, and the tables of docs/methods.md
+	$(BIN)/python -m guidestack.scripts.figures methods
+	$(BIN)/python -m guidestack.scripts.figures views
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .wheel-venv out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

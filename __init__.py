@@ -33,8 +33,12 @@ if TYPE_CHECKING:
     from .guidance.rules import Rescale as Rescale
     from .guidance.stack import Stack as Stack
     from .guidance.text import parse as parse
+    from .pipelines import Family as Family
+    from .pipelines import edit as edit
     from .pipelines import guide as guide
+    from .pipelines import invert as invert
     from .pipelines import load_emoji as load_emoji
+    from .pipelines import register_family as register_family
     from .samplers import sample as sample
 
 __version__ = "0.1.0.dev0"
@@ -52,6 +56,7 @@ _HOMES = {
     "Renorm": ".guidance.rules",
     "TSG": ".guidance.rules",
     "During": ".guidance.rules",
+    "Family": ".pipelines",
     "GuidestackError": ".guidance.errors",
     "GuidestackWarning": ".guidance.errors",
     "Query": ".guidance.query",
@@ -59,11 +64,14 @@ _HOMES = {
     "Rule": ".guidance.rule",
     "Stack": ".guidance.stack",
     "citation": ".guidance.registry",
+    "edit": ".pipelines",
     "from_config": ".guidance.config",
     "guide": ".pipelines",
+    "invert": ".pipelines",
     "load_emoji": ".pipelines",
     "parse": ".guidance.text",
     "register": ".guidance.registry",
+    "register_family": ".pipelines",
     "sample": ".samplers",
     "to_config": ".guidance.config",
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..guidance.errors import UnsupportedPipelineError
+from ..guidance.errors import InputError, UnsupportedPipelineError
 
 Pipeline = Any  # diffusers' DiffusionPipeline, which has no types
 Call = Mapping[str, Any]
@@ -38,8 +38,6 @@ class Family:
         listed: those of `rows` that are lists with an entry for each row; other lists hold tensors that have rows.
         unpack: from what the denoiser is handed as samples, and returns, to a tensor ``(B, ...)``.
         pack: and back.
-        padded: those of `rows` whose length, axis 1, depends on the prompts, with a mask among them: they are padded
-            with zeros to stand in one batch.
         halves: the conditions of the pipeline's own guidance, in order; ``"negative"`` stands for its unconditional
             one.
         sequential: whether it evaluates them in one call each, one after the other, instead of in one batch.
@@ -85,7 +83,6 @@ class Family:
     listed: tuple[str, ...] = ()
     unpack: Callable[[Any], torch.Tensor] = lambda samples: samples
     pack: Callable[[torch.Tensor], Any] = lambda samples: samples
-    padded: tuple[str, ...] = ()
     own: str = ""
     completed: Callable[[Mapping[str, Any], Rows], Rows] = lambda arguments, rows: rows
     filled: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +97,50 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
+
+
+def register_family(record: Family) -> Family:
+    """Enter a record, so that `guide` takes its pipeline.
+
+    Args:
+        record: of a pipeline that has none yet.
+
+    Returns:
+        The record.
+
+    Raises:
+        InputError: the record is incomplete or contradicts itself, or its pipeline has one.
+    """
+    if problem := _problem(record):
+        raise InputError(problem)
+    FAMILIES[record.pipeline] = record
+    return record
+
+
+def _problem(record: Any) -> str:
+    """What is wrong with a record, one line; "" where nothing is."""
+    if not isinstance(record, Family):
+        return f"register_family takes a Family, got {record!r}"
+    if record.pipeline in FAMILIES and FAMILIES[record.pipeline] is not record:
+        return f"there is a family record for {record.pipeline!r} already; derive a class of another name"
+    for name in ("pipeline", "denoiser", "sample"):
+        if not str(getattr(record, name)).isidentifier():
+            return f"{record.pipeline}: {name} must be a name, got {getattr(record, name)!r}"
+    if "positive" not in record.halves or len(set(record.halves)) != len(record.halves):
+        return f"{record.pipeline}: halves must be different conditions with 'positive' among them, got {record.halves}"
+    if record.sequential and len(record.halves) < 2:
+        return f"{record.pipeline}: sequential=True needs two halves, got {record.halves}"
+    for field_name in ("axes", "listed"):
+        if unknown := sorted(set(getattr(record, field_name)) - set(record.rows)):
+            return (
+                f"{record.pipeline}: {field_name} has {unknown[0]!r}, which is none of rows: {', '.join(record.rows)}"
+            )
+    if record.sample in record.rows:
+        return f"{record.pipeline}: rows has {record.sample!r}, which is the sample; leave it out there"
+    for field_name in ("guided", "unguided"):
+        if unknown := sorted(set(getattr(record, field_name)) - set(record.owned)):
+            return f"{record.pipeline}: {field_name} sets {unknown[0]!r}; name the rule that replaces it in owned"
+    return ""
 
 
 def family_of(pipe: Pipeline) -> Family:
@@ -117,7 +158,22 @@ def family_of(pipe: Pipeline) -> Family:
     )
 
 
-def denoisers_of(pipe: Pipeline, family: Family) -> list[Any]:
-    """The components of `pipe` that predict."""
-    found = [getattr(pipe, name, None) for name in (family.denoiser, *family.others)]
-    return [component for component in found if component is not None]
+def denoisers_of(pipe: Pipeline, family: Family) -> list[torch.nn.Module]:
+    """The components of `pipe` that predict.
+
+    Raises:
+        UnsupportedPipelineError: there is none, or it is no `torch.nn.Module`.
+    """
+    names = (family.denoiser, *family.others)
+    found = {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
+    if not found:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} has no component {' or '.join(names)}, which predicts in its family; load it first"
+        )
+    for name, component in found.items():
+        if not isinstance(component, torch.nn.Module):
+            raise UnsupportedPipelineError(
+                f"{name} of {type(pipe).__name__} is {type(component).__name__}, which is no torch.nn.Module; put the "
+                "module itself there"
+            )
+    return list(found.values())

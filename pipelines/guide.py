@@ -46,6 +46,9 @@ from .intercept import calling, exclusively, method, restored
 from .prompts import EXTRA, Prompts, per_prompt
 from .session import Session, warn
 
+SCALE = "guidance_scale"
+"""The argument that distilled networks take as an input, if it is none of the pipeline's own guidance."""
+
 
 def guide(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: int | None = None) -> GuidedPipeline:
     """Guide an existing diffusers pipeline with a stack.
@@ -68,6 +71,7 @@ def guide(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: in
     evaluates the same rows.
     """
     family, stack = family_of(pipe), as_stack(stack)
+    denoisers_of(pipe, family)
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
     _answerable(pipe, family, stack)
     return GuidedPipeline(pipe, family, stack, max_rows)
@@ -92,11 +96,16 @@ def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
                 f"{type(pipe).__name__} has no random condition from source={which!r}; it has {known}"
             )
         if which == "each" and family.encode is None:
-            raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has none")
+            has = "no way to encode further ones" if _takes_prompts(pipe) else "none"
+            raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has {has}")
     for query in stack.asks():
         if query.perturbation:
             for denoiser in denoisers_of(pipe, family):
                 time_embedding.check(denoiser, query.perturbation)
+
+
+def _takes_prompts(pipe: Pipeline) -> bool:
+    return "prompt" in inspect.signature(pipe.__call__).parameters
 
 
 class GuidedPipeline:
@@ -120,15 +129,15 @@ class GuidedPipeline:
 
         Args:
             *args: the pipeline's own arguments.
-            **kwargs: the pipeline's own arguments, without those that the stack decides (`guidance_scale`, ...). Under
-                a stack with `PerpNeg`, ``negative_prompt`` may be a list of texts for each prompt, and so may
-                ``extra_prompt``: positives beside the prompt.
+            **kwargs: the pipeline's own arguments, without those that the stack decides (`guidance_scale`, ...): these
+                do nothing, and a warning says so. Under a stack with `PerpNeg`, ``negative_prompt`` may be a list of
+                texts for each prompt, and so may ``extra_prompt``: positives beside the prompt.
 
         Returns:
             What the pipeline returns.
 
         Raises:
-            InputError: an argument was given that the stack decides.
+            InputError: an argument that the pipeline does not have, or one of another size than the prompts.
             NonFiniteError: NaN or Inf in a prediction.
             GuidanceNotAppliedError: the call ended and the guidance had not happened, or the pipeline is in use.
             QueryError: the pipeline cannot answer what the stack asks.
@@ -166,6 +175,7 @@ class GuidedPipeline:
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments to call the pipeline with, by name."""
+        denoisers_of(self.pipe, self.family)  # refuse what it is not, before its configuration is read
         signature = inspect.signature(self.pipe.__call__)
         try:
             given = signature.bind(*args, **kwargs)
@@ -181,11 +191,14 @@ class GuidedPipeline:
             arguments.update(value if more else {name: value})
         embedded = self.family.embedded(self.pipe)
         for name, rule in self.family.owned.items():
-            if name in arguments and name != embedded:
-                raise InputError(
-                    f"{name}={arguments[name]!r} was given to a guided pipeline, whose guidance is {self.stack}; "
+            if name in arguments and name != embedded and (value := arguments.pop(name)) is not None:
+                warn(
+                    f"{name}={value!r} was given to a guided pipeline and does nothing: what counts is {self.stack}; "
                     f"leave it out and put {rule} into the stack instead"
                 )
+        if not embedded and arguments.get(SCALE) is not None:
+            warn(f"{SCALE}={arguments[SCALE]!r} does nothing: this network was not distilled and does not take it")
+        self._same_batch(arguments)
         # A random condition is made from the prompt's rows: for it alone, no other half need be encoded and carried on.
         halves = {one for one in self._conditions() - {"positive"} if not one.startswith("independent")}
         wanted = dict(self.family.guided if halves else self.family.unguided)
@@ -204,7 +217,26 @@ class GuidedPipeline:
             for name, value in self.family.filled.items():
                 if arguments.get(name) is None and arguments.get(f"{name}_embeds") is None:
                     wanted[name] = [value] * len(prompt) if isinstance(prompt, list | tuple) else value
-        return {**arguments, **wanted}
+        # Some pipelines write into the lists that they are given.
+        copied = {name: list(value) for name, value in arguments.items() if isinstance(value, list)}
+        return {**arguments, **copied, **wanted}
+
+    def _same_batch(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse embeddings that are not as many as the prompts.
+
+        Raises:
+            InputError: they are not.
+        """
+        prompt, embeddings = arguments.get("prompt"), arguments.get("prompt_embeds")
+        if prompt is None and embeddings is None:
+            return
+        prompts = len(prompt) if isinstance(prompt, list | tuple) else 1 if embeddings is None else len(embeddings)
+        for name, value in arguments.items():
+            if not name.endswith("prompt_embeds") or value is None:
+                continue
+            repeated = self.family.sequential and len(value) == 1  # a call of its own, whose network repeats it
+            if len(value) != prompts and not repeated:
+                raise InputError(f"{name} has {len(value)} rows for {prompts} prompts; give one for each prompt")
 
     def _prompts(self, call: dict[str, Any], extra: Any) -> Prompts | None:
         """The prompts beside the first, under a stack that asks for them; the pipeline keeps the first negative.

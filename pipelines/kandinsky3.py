@@ -1,14 +1,15 @@
 """Kandinsky 3: one call with [unconditional, conditional].
 
-Its own scale counts from 0: ``guidance_scale=s`` there is ``cfg(s + 1)`` here. It cuts negative prompts to the length of
-the prompts; further positives are cut likewise.
+Its own scale counts from 0: ``guidance_scale=s`` there is ``cfg(s + 1)`` here. It cuts negative prompts to the length
+of the prompts; further positives are cut likewise.
 
 Read in diffusers 0.42.1, ``pipelines/kandinsky3/pipeline_kandinsky3.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 

@@ -108,7 +108,9 @@ def encode(pipe: Pipeline, family: Family, call: Call, texts: Sequence[str], as_
         InputError: the pipeline has no prompts.
     """
     if family.encode is None:
-        raise InputError(f"{type(pipe).__name__} has no text encoder; it cannot answer other prompts")
+        raise InputError(
+            f"{type(pipe).__name__} has no way to encode prompts beside its own two; it cannot answer others"
+        )
     with torch.no_grad():
         return family.encode(pipe, call, texts, as_prompt)
 

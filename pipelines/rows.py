@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
@@ -40,12 +40,6 @@ def join(values: Sequence[Any], axis: int = 0, listed: bool = False) -> Any:
     if isinstance(values[0], list | tuple):
         return type(values[0])(join(items) for items in zip(*values, strict=True))
     return torch.cat(list(values), axis) if len(values) > 1 else values[0]
-
-
-def padded(values: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors with zeros behind on axis 1, as long as the longest."""
-    longest = max(value.shape[1] for value in values)
-    return [nn.functional.pad(value, [0] * (2 * value.ndim - 3) + [longest - value.shape[1]]) for value in values]
 
 
 def look_up(arguments: Mapping[str, Any], path: str) -> Any:
@@ -198,8 +192,9 @@ class PipelineNetwork(Network):
         chosen = [self._rows(request) for request in requests]
         arguments = dict(branch.arguments)
         for name in self.row_names:
-            if look_up(arguments, name) is not None:
-                values = [rows[name] for rows in chosen]
+            values = [rows[name] for rows in chosen]
+            # Masks may be None for prompts of one length, and not for others.
+            if any(value is not None for value in (look_up(arguments, name), *values)):
                 put(arguments, name, self._joined(name, values))
         return list(torch.split(branch.call(arguments), [len(rows[self.row_names[0]]) for rows in chosen]))
 
@@ -207,8 +202,6 @@ class PipelineNetwork(Network):
         family = self.family
         if name == family.sample:
             return family.pack(join(values))
-        if name in family.padded:
-            values = padded(values)
         return join(values, family.axes.get(name, 0), name in family.listed)
 
     def _whole(self, branch: Branch, name: str) -> Any:

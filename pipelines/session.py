@@ -27,6 +27,7 @@ from .rows import Branch, PipelineNetwork
 
 PACKAGE = __name__.partition(".")[0]
 
+
 def warn(message: str) -> None:
     """Warn at the line that calls into the package."""
     frame, level = sys._getframe(1), 2
@@ -60,7 +61,7 @@ class Session:
         max_rows: int | None,
     ) -> None:
         self.pipe, self.family, self.stack, self.call = pipe, family, stack, call
-        self.prompts, self.max_rows = prompts, max_rows
+        self.prompts, self.max_rows, self.scheduler = prompts, max_rows, pipe.scheduler
         self.negative_given = _given(call.get("negative_prompt")) or call.get("negative_prompt_embeds") is not None
         self.emitted = self._emitted()
         self.extra: dict[str, Rows] = {}
@@ -80,7 +81,7 @@ class Session:
     def encode(self) -> None:
         """Encode the prompts that the stack asks for and the pipeline does not evaluate by itself."""
         wanted = {query.condition for query in self.stack.asks()}
-        if self.negative_given and not any(name.startswith("negative") for name in wanted):
+        if self.negative_given and not any(name.startswith(("negative", "image")) for name in wanted):
             warn(f"a negative prompt was given, and no rule of {self.stack} uses it")
         if "null" in wanted and self.negative_given:
             self.extra["null"] = encode(self.pipe, self.family, self.call, [""])
@@ -139,6 +140,11 @@ class Session:
 
     def denoise(self, module: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer the pipeline's call of its denoiser with the guided estimate."""
+        if self.pipe.scheduler is not self.scheduler:
+            raise GuidanceNotAppliedError(
+                f"the scheduler of {type(self.pipe).__name__} was replaced in the middle of a guided call; replace it "
+                "between two calls"
+            )
         branch = Branch(self.family, module, original, args, kwargs)
         both = self.family.branches(self.pipe, self.call)
         if self.family.sequential and both:
@@ -177,9 +183,9 @@ class Session:
         x = (self.x if self.x is not None else branch.sample)[:batch]
         run, schedule = self._begin(branch, x)
         point = schedule.points[self.position]
-        aliases = {} if self.negative_given else {"negative": "null"}
+        aliases = {} if self.negative_given else {self._contrast: "null"}
         if self.prompts is not None and "negative:0" not in self.extra:
-            aliases["negative:0"] = "negative" if self.negative_given else "null"
+            aliases["negative:0"] = self._contrast if self.negative_given else "null"
         network = PipelineNetwork(
             self.family,
             branches,
@@ -201,8 +207,13 @@ class Session:
         told = (estimate.renoise or estimate.prediction).native
         return told if network.rest is None else torch.cat([told, network.rest], 1)
 
+    @property
+    def _contrast(self) -> str:
+        """The half that differs from the prompt's by its text only; an editing pipeline's negative has no picture."""
+        return "image" if "image" in self.family.halves else "negative"
+
     def _named(self, half: str) -> str:
-        return half if half != "negative" or self.negative_given else "null"
+        return half if half != self._contrast or self.negative_given else "null"
 
     def _begin(self, branch: Branch, x: Tensor) -> tuple[GuidedRun, Grid]:
         """The run and the schedule; made at the first evaluation, when the pipeline has set its timesteps."""

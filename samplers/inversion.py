@@ -88,14 +88,12 @@ def undoable(scheduler: Any) -> None:
     Raises:
         UnsupportedSchedulerError: naming it and what to use.
     """
-    cls = type(scheduler)
+    cls: Any = type(scheduler)
     name = next((base.__name__ for base in cls.__mro__ if base.__name__ in FIRST_ORDER and base.step is cls.step), "")
     if not name:
-        flow = "flow" in cls.__name__.lower() or scheduler.config.get("use_flow_sigmas")
-        use = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
         raise UnsupportedSchedulerError(
             f"{cls.__name__} cannot be inverted: an inversion undoes first-order steps without fresh noise, those of "
-            f"{', '.join(FIRST_ORDER)}; use {use}.from_config(scheduler.config)"
+            f"{', '.join(FIRST_ORDER)}; use {_nearest(scheduler)}"
         )
     clips = scheduler.config.get("clip_sample") and name == "DDIMScheduler"
     for option, on in (("thresholding", scheduler.config.get("thresholding")), ("clip_sample", clips)):
@@ -107,6 +105,16 @@ def undoable(scheduler: Any) -> None:
         raise UnsupportedSchedulerError(
             f"{cls.__name__} with stochastic_sampling=True cannot be inverted: it draws fresh noise in each step"
         )
+
+
+def _nearest(scheduler: Any) -> str:
+    """The scheduler to use instead, for the same network."""
+    name = type(scheduler).__name__
+    if name.startswith("Flow") or scheduler.config.get("use_flow_sigmas"):
+        return "FlowMatchEulerDiscreteScheduler with the same shift"
+    if name.startswith("EDM"):
+        return "EDMEulerScheduler.from_config(scheduler.config)"
+    return "DDIMScheduler.from_config(scheduler.config, clip_sample=False)"
 
 
 def reversible(stack: Stack) -> None:

@@ -10,6 +10,7 @@ import click
 
 COMMANDS = {
     "generate": "Make images from prompts, with any stack of guidance rules.",
+    "edit": "Change an image by a prompt: invert it, and sample under another.",
     "rules": "List the guidance rules with cost, parameters and paper.",
     "explain": "Print what a stack will ask for at each step, before anything runs.",
     "fit-linear-ag": "Fit the coefficients of linear_ag on runs of a model.",

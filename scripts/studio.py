@@ -100,6 +100,15 @@ class Studio:
         first = [recipe for recipe in wanted if recipe.guidance == rows[0]]
         images.write(images.grid(table, rows, [f"{recipe.prompt} ({recipe.seed})" for recipe in first]), path)
 
+    def note_cut(self, texts: Sequence[str]) -> None:
+        """Say what the text encoder does not read of prompts that are too long for it."""
+        limit = self.pipe.tokenizer.model_max_length
+        for text in dict.fromkeys(texts):
+            tokens = self.pipe.tokenizer(text).input_ids
+            if len(tokens) > limit:
+                cut = self.pipe.tokenizer.decode(tokens[limit - 1 : -1])
+                click.echo(f"warning: the prompt {text!r} is longer than {limit} tokens; cut off: {cut!r}", err=True)
+
     def _completed(self, recipe: Recipe) -> Recipe:
         return dataclasses.replace(recipe, model=self.identity, versions=self.versions)
 
@@ -110,12 +119,7 @@ class Studio:
         for size in {recipe.size for recipe in wanted if recipe.size}:
             if min(size) < step or any(side % step for side in size):
                 raise InputError(f"this model makes sizes that are multiples of {step} pixels; got {size[0]}x{size[1]}")
-        limit = self.pipe.tokenizer.model_max_length
-        for text in dict.fromkeys(text for recipe in wanted for text in recipe.texts):
-            tokens = self.pipe.tokenizer(text).input_ids
-            if len(tokens) > limit:
-                cut = self.pipe.tokenizer.decode(tokens[limit - 1 : -1])
-                click.echo(f"warning: the prompt {text!r} is longer than {limit} tokens; cut off: {cut!r}", err=True)
+        self.note_cut([text for recipe in wanted for text in recipe.texts])
         for recipe in {recipe.guidance: recipe for recipe in wanted}.values():
             self._use(recipe)
             guide(self.pipe, recipe.guidance)

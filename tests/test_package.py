@@ -24,8 +24,10 @@ MODULES = sorted(
 
 def test_the_public_names_are_the_contracts() -> None:
     wanted = {"Stack", "CFG", "Rescale", "During", "Query", "Rule", "parse", "from_config", "to_config", "citation"}
-    wanted |= {"PerpNeg", "APG", "CFGPlusPlus", "Renoise", "Renorm", "AdaptiveGuidance", "LinearAG", "Prefix", "ICG", "TSG"}
-    wanted |= {"register", "guide", "load_emoji", "sample", "GuidestackError", "GuidestackWarning", "__version__"}
+    wanted |= {"PerpNeg", "APG", "CFGPlusPlus", "Renoise", "Renorm", "AdaptiveGuidance", "LinearAG", "Prefix"}
+    wanted |= {"ICG", "TSG"}
+    wanted |= {"register", "register_family", "Family", "edit", "guide", "invert", "load_emoji", "sample"}
+    wanted |= {"GuidestackError", "GuidestackWarning", "__version__"}
     assert set(gs.__all__) == wanted
     assert set(dir(gs)) == wanted
     for name in gs.__all__:

@@ -125,8 +125,8 @@ class APG(Rule):
         to_denoised, to_native = _slopes(prompt)
         denoised = prompt.denoised
         computed = denoised.dtype
-        # D_c - D_u, from which x cancels: nothing but the prompt's own prediction has to be converted. The tensor is new
-        # and ours until it is the state; what a step costs is passes over memory.
+        # D_c - D_u, from which x cancels: nothing but the prompt's own prediction has to be converted. The tensor is
+        # new and ours until it is the state; what a step costs is passes over memory.
         difference = (prompt.native.to(computed) - contrast.native.to(computed)).mul_(to_denoised)
         if isinstance(state, Momentum):
             # At the first evaluation the sum is 0: nothing of the momentum is in it yet.

@@ -45,7 +45,7 @@ class Renorm(Rule):
 
     >>> from guidestack import CFG, Renorm
     >>> print(CFG(4) | Renorm(axes=(1, 2)))
-    cfg(4) | renorm((1, 2))
+    cfg(4) | renorm(axes=(1, 2))
     """
 
     neutral_values: ClassVar[Mapping[str, Any] | None] = None

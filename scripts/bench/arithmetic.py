@@ -79,8 +79,8 @@ class Answers:
         return Predictions(answers, {query: query for query in answers}, answers[POSITIVE])
 
 
-def of_stack(text: str, answers: Answers, negatives: int = 1) -> Callable[[], Tensor]:
-    """One step of a stack, from the network's answers to what the scheduler is told.
+def of_stack(side: Side, answers: Answers) -> Callable[[], Tensor]:
+    """One step of a side's stack, from the network's answers to what the scheduler is told.
 
     Of a stack that re-noises, also what is added to the sample after the scheduler's step.
     """
@@ -90,8 +90,10 @@ def of_stack(text: str, answers: Answers, negatives: int = 1) -> Callable[[], Te
     scheduler.set_timesteps(20)
     schedule, index = grid(scheduler), 10
     level = schedule.points[index].level
-    rule: Rule = sole(as_stack(text), "Side")
-    run = Run(answers.shape, steps=20, seeds=tuple(range(answers.shape[0])), negatives=(negatives,) * answers.shape[0])
+    rule: Rule = sole(as_stack(side.stack), "Side")
+    run = Run(
+        answers.shape, steps=20, seeds=tuple(range(answers.shape[0])), negatives=(side.negatives,) * answers.shape[0]
+    )
     step, state = Step(run, index, level), rule.init(run)
 
     def once() -> Tensor:
@@ -142,6 +144,6 @@ def timed(answers: Answers, repeats: int) -> dict[str, Timing]:
     """
     found: dict[str, Timing] = {}
     for name, guider in of_diffusers(answers).items():
-        sides = {side.name: of_stack(side.stack, answers, side.negatives) for side in SIDES if side.over == name}
+        sides = {side.name: of_stack(side, answers) for side in SIDES if side.over == name}
         found |= interleaved(guider, sides, repeats, clock=time.thread_time)
     return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from . import methods, views
+from . import edit, methods, views
 
 group = click.Group(
-    commands={"methods": methods.main, "views": views.main}, help="Draw the figures of the documentation."
+    commands={"edit": edit.main, "methods": methods.main, "views": views.main},
+    help="Draw the figures of the documentation.",
 )
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from ...guidance.errors import InputError, nearest
 from ...pipelines import guide
 from ...samplers import by_name
 from ...samplers.noise import generators, seeded
+from ..emoji.files import replacing
 from ..images import grid, write
 from ..model import load, notices
 from .looks import contrast, saturation
@@ -46,18 +48,58 @@ def row(pipe: Any, figure: Figure, which: Row) -> list[Made]:
     return [Made(image, count) for image, count in zip(made, guided.report.evaluations, strict=True)]
 
 
-def summary(label: str, made: Sequence[Made]) -> str:
-    """One line of numbers: means over a row."""
-    count = len(made)
-    return (
-        f"  {label:<48} {sum(one.evaluations for one in made) / count:6.1f} evaluations, "
-        f"saturation {sum(saturation(one.image) for one in made) / count:.3f}, "
-        f"contrast {sum(contrast(one.image) for one in made) / count:.3f}"
-    )
+@dataclass(frozen=True)
+class Means:
+    """Numbers of a row: means over its images."""
+
+    label: str
+    evaluations: float
+    saturation: float
+    contrast: float
+
+    @classmethod
+    def of(cls, label: str, made: Sequence[Made]) -> Means:
+        """Those of the images of a row."""
+        images = [one.image for one in made]
+        return cls(
+            label,
+            mean(one.evaluations for one in made),
+            mean(map(saturation, images)),
+            mean(map(contrast, images)),
+        )
+
+    def line(self) -> str:
+        """For the terminal."""
+        return (
+            f"  {self.label:<48} {self.evaluations:6.1f} evaluations, saturation {self.saturation:.3f}, "
+            f"contrast {self.contrast:.3f}"
+        )
+
+    def cells(self) -> str:
+        """For the page; a bar in the label would end its cell."""
+        label = self.label.replace("|", "\\|")
+        return f"| `{label}` | {self.evaluations:.3g} | {self.saturation:.3f} | {self.contrast:.3f} |"
 
 
-def draw(pipe: Any, figure: Figure) -> tuple[Image.Image, list[str]]:
-    """The figure, and a line of numbers for each of its rows.
+HEAD = "| | evaluations | saturation | contrast |\n|---|---|---|---|\n"
+
+
+def with_numbers(page: str, name: str, means: Sequence[Means]) -> str:
+    """The page with the table of figure `name` exchanged: what stands between its two marks.
+
+    Raises:
+        InputError: the page has no such marks.
+    """
+    begin, end = f"<!-- numbers: {name} -->\n", "<!-- /numbers -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise InputError(f"the page has no place for the numbers of {name}; add {begin.strip()} and {end} to it")
+    return before + begin + HEAD + "".join(one.cells() + "\n" for one in means) + end + after
+
+
+def draw(pipe: Any, figure: Figure) -> tuple[Image.Image, list[Means]]:
+    """The figure, and the numbers of each of its rows.
 
     Args:
         pipe: a pipeline with prompts, left as it was.
@@ -76,15 +118,19 @@ def draw(pipe: Any, figure: Figure) -> tuple[Image.Image, list[str]]:
         [case.label for case in figure.cases],
         captions=[[one.caption(figure.under) for one in made] for made in table] if figure.under else None,
     )
-    return picture, [summary(label, made) for label, made in zip(labels, table, strict=True)]
+    return picture, [Means.of(label, made) for label, made in zip(labels, table, strict=True)]
 
 
-@click.command(help="Draw the figures of docs/methods.md, and print the numbers of each row: means over its images.")
+@click.command(
+    help="Draw the figures of docs/methods.md. The numbers of each row, means over its images, are printed, and put "
+    "into the page beside the folder."
+)
 @click.option("--only", metavar="NAME", multiple=True, help=f"Only these of {', '.join(FIGURES)}.")
 @click.option("--to", type=click.Path(path_type=Path), default=Path("docs/methods"), show_default=True, help="Folder.")
 @click.option("--model", metavar="PATH", help="Model folder.  [default: the bundled emoji model]")
 def main(only: tuple[str, ...], to: Path, model: str | None) -> None:
     """Write the figures."""
+    page = to.with_suffix(".md")
     try:
         for name in only:
             if name not in FIGURES:
@@ -95,9 +141,13 @@ def main(only: tuple[str, ...], to: Path, model: str | None) -> None:
             pipe, _ = load(model, torch.float32, "cpu")
             for name in only or FIGURES:
                 figure = FIGURES[name]
-                picture, lines = draw(pipe, figure)
+                picture, means = draw(pipe, figure)
                 write(picture, to / f"{name}.png")
+                if page.exists():
+                    text = with_numbers(page.read_text(encoding="utf-8"), name, means)
+                    with replacing(page) as beside:
+                        beside.write_text(text, encoding="utf-8")
                 click.echo(f"{to / name}.png: {figure.sampler}, {figure.steps} steps")
-                click.echo("\n".join(lines))
+                click.echo("\n".join(one.line() for one in means))
     except InputError as error:
         raise click.ClickException(str(error)) from None

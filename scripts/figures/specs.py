@@ -102,7 +102,13 @@ FIGURES: Mapping[str, Figure] = {
     "rescale": Figure(CASES, (Row("cfg(4)"), Row("cfg(8)"), Row("cfg(8) | rescale(0.7)")), under="looks"),
     "perpneg": Figure(
         OVERLAPPING,
-        (Row("cfg(4)"), Row("cfg(4)", negative=True), Row("perpneg(4)", negative=True)),
+        (
+            Row("cfg(4)"),
+            Row("cfg(4)", negative=True),
+            # u + 4*((p - u) - (n - u)): what Perp-Neg is without its projection.
+            Row("cfg(0, against='null') | cfg(5)", negative=True),
+            Row("perpneg(4)", negative=True),
+        ),
         under="evaluations",
     ),
     "apg": Figure(
@@ -135,6 +141,12 @@ FIGURES: Mapping[str, Figure] = {
             *(Row(f"adaptive(cfg(4), threshold={limit}, space='denoised')") for limit in (0.999, 0.99, 0.95)),
             Row("adaptive(cfg(4), threshold=0.991)"),
         ),
+        under="evaluations",
+    ),
+    "linear_ag": Figure(
+        CASES,
+        (Row("cfg(4)"), Row("linear_ag(cfg(4), 'emoji-cfg4-20')"), Row("prefix(cfg(4), 5)")),
+        steps=20,  # that of the fit
         under="evaluations",
     ),
     "icg": Figure(CASES, (Row("stack()"), Row("cfg(4)"), Row("icg(4)"), Row("icg(4, source='gaussian')"))),

@@ -132,8 +132,9 @@ class Seen(At):
 
 @dataclass
 class Course:
-    """A run: the samples after each step, and each sample's evaluations and memory."""
+    """A run: the samples after each step and at the end, and each sample's evaluations and memory."""
 
+    result: Any = None
     steps: list[Tensor] = field(default_factory=list)
     evaluations: list[int] = field(default_factory=list)
     memories: list[Memory] = field(default_factory=list)
@@ -189,9 +190,9 @@ class Stock:
                     return scale(sample, *args, **kwargs)
 
                 with replaced(self.pipe.scheduler, "scale_model_input", watched):
-                    self.pipe(**arguments)
+                    one.course.result = self.pipe(**arguments)[0]
             else:
-                self.pipe(**arguments)
+                one.course.result = self.pipe(**arguments)[0]
         return one.course
 
 

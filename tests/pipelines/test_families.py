@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +14,11 @@ import torch
 
 import guidestack as gs
 from guidestack.guidance.errors import UnsupportedPipelineError, UnsupportedSchedulerError
-from guidestack.pipelines.family import FAMILIES
+from guidestack.pipelines.family import FAMILIES, Family, register_family
+from guidestack.scripts import families
 
 from . import by_hand
-from .stock import Course, Stock, recorded, trajectory
+from .stock import Stock, recorded, trajectory
 from .tiny import PIPELINES, load
 from .tiny.text import NEGATIVES
 
@@ -95,7 +99,7 @@ NO_NEGATIVES = ["Flux2KleinPipeline"]
 """Pipelines that take no negative prompt: their contrast is the empty one."""
 NO_OTHERS = ["StableAudioPipeline"]
 """Pipelines for which no prompts are encoded beside their own two."""
-HALVES = {name: ("positive", "image", "negative") for name in TWO_SCALES} | {"ZImagePipeline": ("positive", "negative")}
+HALVES = dict.fromkeys(TWO_SCALES, ("positive", "image", "negative")) | {"ZImagePipeline": ("positive", "negative")}
 """The order of the conditions in one batch where it is not negative, positive, or in calls."""
 FORGETFUL = ["WanPipeline", "WanPipeline, two transformers", "WanPipeline, a timestep for each token"]
 """Their scheduler corrects the sample that it is handed by one that it remembers: CFG++ is tested with another."""
@@ -120,28 +124,34 @@ def stock(name: str, flow: bool = False) -> Stock:
     return Stock(pipe, HALVES.get(name, ("negative", "positive")), others, name in NEGATED)
 
 
-def compare(name: str, stack: gs.Rule | str, guides: Sequence[by_hand.Guide], **more: Any) -> tuple[Course, Any]:
+def near(ours: torch.Tensor, wanted: torch.Tensor, tolerance: float = 2e-5) -> bool:
+    return bool((ours - wanted).abs().max() < tolerance * wanted.abs().max())
+
+
+def compare(name: str, stack: gs.Rule, guides: Sequence[by_hand.Guide], **more: Any) -> Any:
     """The guided pipeline against the stock one around a denoiser that guides."""
-    flow = more.pop("flow", False)
-    one = stock(name, flow)
+    one = stock(name)
     wanted = one.run(arguments(name, on=True), guides)
     guided = gs.guide(one.pipe, stack)
-    ours = trajectory(one.pipe, guided, arguments(name, **more))
-    steps = torch.stack(wanted.steps)
-    assert (ours - steps).abs().max() < 2e-5 * steps.abs().max()
+    assert near(trajectory(one.pipe, guided, arguments(name, **more)), torch.stack(wanted.steps))
     assert guided.report.evaluations == wanted.evaluations
-    return wanted, guided
+    return guided
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name not in NO_OTHERS])
 def test_perp_neg(name: str) -> None:
     if name in NO_NEGATIVES:
-        compare(name, gs.PerpNeg(3, positive_weights=0.7), [by_hand.perp_neg(3, 0, 1, (), (0.7,))] * BATCH, extra_prompt=FURTHER)
+        compare(
+            name,
+            gs.PerpNeg(3, positive_weights=0.7),
+            [by_hand.perp_neg(3, 0, 1, (), (0.7,))] * BATCH,
+            extra_prompt=FURTHER,
+        )
         return
     negatives = [[one, two] if two else [one] for one, two in zip(NEGATIVES, SECOND, strict=False)]
     guides = [by_hand.perp_neg(3, len(one), 1, (1.0, 0.5), (0.7,)) for one in negatives]
     stack = gs.PerpNeg(3, weights=(1, 0.5), positive_weights=0.7)
-    _, guided = compare(name, stack, guides, negative_prompt=negatives, extra_prompt=FURTHER)
+    guided = compare(name, stack, guides, negative_prompt=negatives, extra_prompt=FURTHER)
     steps = len(guided.report.steps)
     assert guided.report.evaluations == [5 * steps, 4 * steps, 5 * steps]
 
@@ -152,21 +162,36 @@ def test_apg(name: str) -> None:
     free = stock(name).run(arguments(name, on=True), [by_hand.apg(3, beta=-0.5)] * BATCH)
     radius = sorted(float(memory["m"].norm()) for memory in free.memories)[1] * 1.01
     stack = gs.APG(3, eta=0.3, radius=radius, momentum=-0.5)
-    _, guided = compare(name, stack, [by_hand.apg(3, 0.3, radius, -0.5)] * BATCH)
+    guided = compare(name, stack, [by_hand.apg(3, 0.3, radius, -0.5)] * BATCH)
     clips = [clip for step in guided.report.trace("apg_clip") for clip in step]
     assert min(clips) < 1
     assert max(clips) == 1
 
 
+def adaptive(scale: float, threshold: float) -> by_hand.Guide:
+    """CFG until <D_c, D_u>/(|D_c| |D_u|) >= threshold. In a flow's first step the noise is x itself."""
+    cfg = by_hand.cfg(scale)
+
+    def guide(at: by_hand.At, memory: by_hand.Memory) -> torch.Tensor:
+        if not memory.get("stopped"):
+            c, u = at.D(at["positive"]), at.D(at["negative"])
+            memory.setdefault("cosines", []).append(float(by_hand.dot(c, u) / (c.norm() * u.norm())))
+            memory["stopped"] = memory["cosines"][-1] >= threshold
+        return at["positive"] if memory["stopped"] else cfg(at, memory)
+
+    return guide
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_adaptive_guidance(name: str) -> None:
-    never = stock(name).run(arguments(name, on=True), [by_hand.adaptive(by_hand.cfg(3), 2.0)] * BATCH)
+    # A threshold between the cosines of the first step: some samples stop there, some do not.
+    never = stock(name).run(arguments(name, on=True), [adaptive(3, 2.0)] * BATCH)
     cosines = sorted(memory["cosines"][0] for memory in never.memories)
-    threshold = max(zip(cosines, cosines[1:], strict=False), key=lambda pair: pair[1] - pair[0])
-    print(cosines)
-    middle = sum(threshold) / 2
-    guides = [by_hand.adaptive(by_hand.cfg(3), middle)] * BATCH
-    _, guided = compare(name, gs.AdaptiveGuidance(gs.CFG(3), threshold=middle), guides)
+    low, high = max(itertools.pairwise(cosines), key=lambda pair: pair[1] - pair[0])
+    assert high - low > 2e-6  # further apart than float32 is exact
+    threshold = (low + high) / 2
+    stack = gs.AdaptiveGuidance(gs.CFG(3), threshold=threshold, space="denoised")
+    guided = compare(name, stack, [adaptive(3, threshold)] * BATCH)
     assert len(set(guided.report.evaluations)) > 1
 
 
@@ -177,7 +202,9 @@ def test_cfg_plus_plus(name: str) -> None:
         with pytest.raises(UnsupportedSchedulerError, match="thresholding=True"):
             gs.guide(made(name), stack)(**arguments(name))
         return
-    compare(name, stack, [by_hand.cfg_plus_plus(0.6)] * BATCH, flow=name in FORGETFUL)
+    one = stock(name, flow=name in FORGETFUL)
+    wanted = one.run(arguments(name, on=True), [by_hand.cfg_plus_plus(0.6)] * BATCH)
+    assert near(gs.guide(one.pipe, stack)(**arguments(name))[0], wanted.result)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -192,3 +219,141 @@ def test_three_rules(name: str) -> None:
 def test_where_no_other_prompts_are_encoded_they_are_refused(name: str) -> None:
     with pytest.raises(UnsupportedPipelineError, match="needs prompts"):
         gs.guide(made(name), gs.PerpNeg(3))
+
+
+# --- what is left behind -------------------------------------------------------------------------------------------
+
+
+def state(pipe: Any) -> dict[str, Any]:
+    parts = pipe.components
+    modules = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    return {
+        "components": {name: id(part) for name, part in parts.items()},
+        "types": {name: type(part) for name, part in parts.items()},
+        "forwards": {name: part.forward.__func__ for name, part in modules.items()},
+        "hooks": {
+            name: sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in part.modules())
+            for name, part in modules.items()
+        },
+        "attributes": {name: set(vars(part)) for name, part in modules.items() | {("scheduler", pipe.scheduler)}},
+        "methods": (pipe.scheduler.step.__func__, type(pipe.scheduler)),
+        "config": dict(pipe.config),
+        # Where it stands is the pipeline's own note, and stays where a call ends early.
+        "set": {
+            name: value
+            for name, value in vars(pipe).items()
+            if name != "_current_timestep" and isinstance(value, bool | int | float | str | None)
+        },
+    }
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_pipeline_is_left_as_it_was_found(name: str) -> None:
+    pipe = made(name)
+    calls = recorded(pipe, arguments(name, on=True))  # and its own scale is on the pipeline now
+    before = state(pipe)
+    assert before["hooks"].keys() & {"unet", "transformer"}
+    guided = gs.guide(pipe, gs.CFG(3) | gs.Rescale(0.5))
+    whole = trajectory(pipe, guided, arguments(name))
+    assert state(pipe) == before
+    number, last = 0, len(calls) // len(whole) + 1  # the first call of the second step
+
+    def fail(*given: Any) -> None:
+        nonlocal number
+        number += 1
+        if number == last:
+            raise RuntimeError("on purpose")
+
+    modules = [getattr(pipe, name) for name in ("unet", "transformer", "transformer_2") if getattr(pipe, name, None)]
+    handles = [module.register_forward_hook(fail) for module in modules]
+    with pytest.raises(RuntimeError, match="on purpose"):
+        guided(**arguments(name))
+    for handle in handles:
+        handle.remove()
+    assert len(guided.report.steps) == 1  # the account of what was done
+    assert state(pipe) == before
+    assert torch.equal(trajectory(pipe, guided, arguments(name)), whole)
+
+
+DEPENDENT = ["Kandinsky3Pipeline"]
+"""Pipelines whose own samples depend on what else is in the batch: the prompts are cut to a length in common."""
+
+
+def alone(name: str, sample: int, **more: Any) -> dict[str, Any]:
+    """The arguments of one sample of the batch."""
+    given = arguments(name, **more)
+    split = ("prompt", "negative_prompt", "generator", "image", "mask_image")
+    return given | {one: given[one][sample : sample + 1] for one in split if one in given}
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in DEPENDENT])
+def test_a_batch_is_its_samples(name: str) -> None:
+    pipe = made(name)
+    for stack in (gs.CFG(3), gs.APG(3, eta=0.3, radius=3.0, momentum=-0.5)):
+        guided = gs.guide(pipe, stack)
+        together = trajectory(pipe, guided, arguments(name))
+        for sample in range(BATCH):
+            single = trajectory(pipe, guided, alone(name, sample))
+            away = (single[:, 0] - together[:, sample]).abs().max()
+            assert away < 1e-4 * together.abs().max(), (stack, sample)
+
+
+# --- what single families need ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "QwenImagePipeline"])
+def test_a_scale_that_no_network_takes_is_said(name: str) -> None:
+    guided = gs.guide(made(name), gs.CFG(3))
+    with pytest.warns(gs.GuidestackWarning, match=r"guidance_scale=3\.5 does nothing: this network was not distilled"):
+        guided(**arguments(name, guidance_scale=3.5))
+
+
+def test_the_callers_lists_are_left_alone() -> None:
+    """Z-Image's own pipeline writes its templates into the lists it is given."""
+    prompts, negatives = ["a cat", "red"], ["dog", "sky"]
+    guided = gs.guide(made("ZImagePipeline"), gs.CFG(3))
+    guided(**arguments("ZImagePipeline", 2, prompt=prompts, negative_prompt=negatives))
+    assert (prompts, negatives) == (["a cat", "red"], ["dog", "sky"])
+
+
+def test_masks_that_only_some_prompts_need() -> None:
+    """QwenImage masks nothing where all prompts of a call have one length, and the others of a batch must be masked."""
+    pipe, given = made("QwenImagePipeline"), {"prompt": ["cat", "dog"]}
+    guided = gs.guide(pipe, gs.PerpNeg(3, weights=(1, 0.5)))
+    negatives = [["sea", "a tree"], ["sky", "x"]]
+    together = trajectory(pipe, guided, arguments("QwenImagePipeline", 2, **given, negative_prompt=negatives))
+    for sample in range(2):
+        more = {"prompt": given["prompt"][sample : sample + 1], "negative_prompt": negatives[sample : sample + 1]}
+        one = arguments("QwenImagePipeline", 2, **more)
+        one["generator"] = one["generator"][sample : sample + 1]
+        assert near(trajectory(pipe, guided, one)[:, 0], together[:, sample], 1e-5)
+
+
+def test_an_edited_picture_is_in_every_text_condition() -> None:
+    """InstructPix2Pix: the empty prompt beside a negative one sees the picture, as it does where there is none."""
+    name = "StableDiffusionInstructPix2PixPipeline"
+    pipe = made(name)
+    guided = gs.guide(pipe, gs.CFG(3, against="null"))
+    without = trajectory(pipe, guided, arguments(name, negative=False))
+    both = gs.guide(pipe, gs.CFG(3, against="null") | gs.CFG(1.5, against="image") | gs.CFG(0.5, against="image"))
+    assert not near(without, trajectory(pipe, gs.guide(pipe, gs.CFG(3)), arguments(name, negative=False)), 1e-3)
+    # The last two rules take back what they add.
+    assert near(trajectory(pipe, both, arguments(name)), without, 1e-5)
+
+
+@pytest.mark.slow
+def test_the_table_of_rules_is_what_runs() -> None:
+    page = Path(gs.__file__).parent / "docs" / "family-rules.md"
+    wanted = families.markdown(families.pipelines())
+    assert page.read_text() == wanted, "run: python -m guidestack.scripts.families > docs/family-rules.md"
+
+
+def test_the_documentation_names_every_pipeline_and_every_field() -> None:
+    text = (Path(gs.__file__).parent / "docs" / "families.md").read_text()
+    assert [name for name in FAMILIES if f"`{name}`" not in text] == []
+    assert [one.name for one in dataclasses.fields(Family) if f"| `{one.name}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_records_pass_the_checks_of_others(name: str) -> None:
+    assert register_family(FAMILIES[name]) is FAMILIES[name]

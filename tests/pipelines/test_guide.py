@@ -173,10 +173,11 @@ def test_the_pipeline_is_left_as_it_was_found(new_pipe: Any, fails: bool, tmp_pa
 
 def test_what_the_stack_decides_cannot_be_given(plain: Any) -> None:
     guided = gs.guide(plain, gs.CFG(3))
-    with pytest.raises(InputError, match=r"guidance_scale=5.*put cfg\(scale\) into the stack"):
-        guided("a", guidance_scale=5)
-    with pytest.raises(InputError, match=r"rescale\(phi\)"):
-        guided("a", guidance_rescale=0.7)
+    wanted = guided("a", generator=seeded(1), **GIVEN).images
+    with pytest.warns(gs.GuidestackWarning, match=r"guidance_scale=5 .* counts is cfg\(3\); .* put cfg\(scale\)"):
+        assert torch.equal(guided("a", guidance_scale=5, generator=seeded(1), **GIVEN).images, wanted)
+    with pytest.warns(gs.GuidestackWarning, match=r"guidance_rescale=0\.7 .*put rescale\(phi\)"):
+        assert torch.equal(guided("a", guidance_rescale=0.7, generator=seeded(1), **GIVEN).images, wanted)
     with pytest.raises(InputError, match="no 'negativ_prompt'; did you mean 'negative_prompt'"):
         guided("a", negativ_prompt="b")
 
@@ -294,3 +295,54 @@ def test_every_form_of_a_stack(plain: Any) -> None:
     wanted = gs.guide(plain, gs.CFG(3))("a", generator=seeded(1), **GIVEN).images
     for form in ("cfg(3)", {"rules": [{"cfg": {"scale": 3}}]}, gs.Stack(gs.CFG(3))):
         assert torch.equal(gs.guide(plain, form)("a", generator=seeded(1), **GIVEN).images, wanted)
+
+
+def test_embeddings_of_another_batch_are_refused(plain: Any) -> None:
+    embeddings, negatives = plain.encode_prompt(["a", "b"], "cpu", 1, True, negative_prompt=["c", "d"])
+    guided = gs.guide(plain, gs.CFG(3))
+    with pytest.raises(InputError, match="negative_prompt_embeds has 1 rows for 2 prompts"):
+        guided(prompt_embeds=embeddings, negative_prompt_embeds=negatives[:1], **GIVEN)
+    with pytest.raises(InputError, match="negative_prompt_embeds has 2 rows for 1 prompts"):
+        guided("a", negative_prompt_embeds=negatives, **GIVEN)
+    given = {"prompt_embeds": embeddings, "negative_prompt_embeds": negatives, "generator": seeded(2)}
+    assert len(guided(**given, **GIVEN).images) == 2
+
+
+def test_another_scheduler_in_the_middle_of_a_call_is_an_error(plain: Any) -> None:
+    from diffusers import DDIMScheduler
+
+    def replace(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        other = DDIMScheduler.from_config(pipe.scheduler.config)
+        other.set_timesteps(GIVEN["num_inference_steps"])
+        pipe.scheduler = other
+        return {}
+
+    guided, before = gs.guide(plain, gs.CFG(3)), plain.scheduler
+    with pytest.raises(GuidanceNotAppliedError, match="scheduler of StableDiffusionPipeline was replaced"):
+        guided("a", callback_on_step_end=replace, generator=seeded(1), **GIVEN)
+    assert "step" not in vars(before)
+    guided("a", generator=seeded(1), **GIVEN)  # the new one, from the beginning
+
+
+def test_a_denoiser_that_is_no_module_is_refused(new_pipe: Any) -> None:
+    class Proxy:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(vars(self)["inner"], name)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.inner(*args, **kwargs)
+
+    pipe = new_pipe()
+    guided = gs.guide(pipe, gs.CFG(3))
+    inner = pipe.unet
+    pipe.unet = Proxy(inner)
+    with pytest.raises(UnsupportedPipelineError, match=r"unet of \w+ is Proxy, .* no torch\.nn\.Module"):
+        guided("a", **GIVEN)
+    pipe.unet = None
+    with pytest.raises(UnsupportedPipelineError, match="StableDiffusionPipeline has no component unet"):
+        guided("a", **GIVEN)
+    pipe.unet = inner
+    guided("a", generator=seeded(1), **GIVEN)

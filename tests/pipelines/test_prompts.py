@@ -134,7 +134,7 @@ def test_random_tokens_without_a_text_encoder(new_pipe: Any) -> None:
     pipe = new_pipe()
     embeddings = pipe.encode_prompt("a", "cpu", 1, False)[0]
     pipe.text_encoder = None
-    with pytest.raises(UnsupportedPipelineError, match="need a text encoder, .* use icg"):
+    with pytest.raises(UnsupportedPipelineError, match=r"need a text encoder, .* use icg"):
         run(pipe, gs.ICG(3), None, prompt_embeds=embeddings)
     _, report = run(pipe, gs.ICG(3, source="gaussian"), None, prompt_embeds=embeddings)
     assert report.evaluations == [4]

@@ -159,6 +159,21 @@ def test_being_stopped_and_going_on_is_the_same(fit: Any, tmp_path: Path, monkey
     assert not part.exists()
 
 
+def test_each_run_has_a_seed_of_its_own_and_the_prompts_come_round(
+    fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, seen = fit_linear_ag._histories, []
+
+    def histories(guided: Any, prompts: list[str], seeds: list[int], steps: int) -> Any:
+        seen.extend(zip(prompts, seeds, strict=True))
+        return original(guided, prompts, seeds, steps)
+
+    monkeypatch.setattr(fit_linear_ag, "_histories", histories)
+    status, _, err = fit(tmp_path / "tiny.safetensors", "--seed", 5, "--trajectories", 4, "--batch", 3)
+    assert status == 0, err
+    assert seen == [("a cat", 5), ("red", 6), ("sea", 7), ("a cat", 8)]
+
+
 def test_a_part_that_is_whole_already_is_finished(fit: Any, tmp_path: Path) -> None:
     out = tmp_path / "tiny.safetensors"
     assert fit(out)[0] == 0

@@ -1,0 +1,373 @@
+"""invert() and edit(): the noise that a pipeline makes an image from, and what another prompt makes of it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance.config import as_stack
+from ..guidance.errors import GuidanceNotAppliedError, InputError, UnsupportedPipelineError
+from ..guidance.report import Report
+from ..guidance.rule import Rule
+from ..samplers.inversion import placed, reversible, size, undoable, undone
+from ..samplers.levels import grid
+from .family import Pipeline, denoisers_of
+from .guide import GuidedPipeline, guide
+from .images import latents_of
+from .prompts import EXTRA
+from .session import Session
+
+DECIDED = {"latents": "the image", "output_type": "an inversion, which returns latents", "return_dict": "an inversion"}
+"""Arguments of the pipeline that an inversion decides, each with what stands in its place."""
+TEXTS = re.compile(r"(negative_)?prompt(_\d)?")
+"""Arguments that are a text, or one for each image."""
+SHOWN = ("output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback")
+"""Arguments of `edit` that are for the second of its two calls, the one that makes the picture."""
+
+
+def invert(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: int | None = None) -> InvertingPipeline:
+    """Find the noise from which a pipeline makes a given image, under a stack.
+
+    Args:
+        pipe: as of `guide`; a pipeline that takes `latents`, with a scheduler of which a step can be undone (DDIM,
+            Euler, Euler for flow matching).
+        stack: as of `guide`; its rules must not remember earlier steps.
+        max_rows: as of `guide`.
+
+    Returns:
+        An object to call with ``image=`` and the pipeline's own arguments: the prompt that describes the image, the
+        number of steps. What it returns has `latents`, to be handed to `guide` with the same stack and steps.
+
+    Raises:
+        UnsupportedPipelineError: as `guide`; or the pipeline takes no latents.
+        UnsupportedSchedulerError: its scheduler's steps cannot be undone.
+        CompositionError: a rule remembers earlier steps.
+
+    Cost: the evaluations of sampling with the same stack and steps, and the encoder of the pipeline's autoencoder.
+    """
+    guided = guide(pipe, stack, max_rows=max_rows)
+    takes = inspect.signature(pipe.__call__).parameters
+    if "latents" not in takes or "image" in takes:
+        what = "takes an image itself" if "image" in takes else "takes no latents"
+        raise UnsupportedPipelineError(f"{type(pipe).__name__} {what}: it cannot be run backwards from an image")
+    undoable(pipe.scheduler)
+    reversible(guided.stack)
+    return InvertingPipeline(pipe, guided.family, guided.stack, max_rows)
+
+
+def edit(
+    pipe: Pipeline,
+    stack: Rule | str | Mapping[str, Any],
+    *,
+    inversion: Rule | str | Mapping[str, Any] | None = None,
+    max_rows: int | None = None,
+) -> EditingPipeline:
+    """Change an image by a prompt: invert it under the prompt that describes it, then sample under another.
+
+    Args:
+        pipe: as of `invert`.
+        stack: what to sample under.
+        inversion: what to invert under; `stack` too by default. It must not remember earlier steps.
+        max_rows: as of `guide`.
+
+    Returns:
+        An object to call with the image and both prompts.
+
+    Raises:
+        as `invert` and `guide`.
+
+    Cost: that of both stacks over the steps.
+    """
+    stack = as_stack(stack)
+    inverting = invert(pipe, stack if inversion is None else inversion, max_rows=max_rows)
+    guide(pipe, stack)  # refuse now what it would refuse after the inversion
+    return EditingPipeline(inverting, GuidedPipeline(pipe, inverting.family, stack, max_rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Inverted:
+    """Result of an inversion.
+
+    Attributes:
+        latents: the noise, as the pipeline's argument `latents` takes it.
+        report: what was evaluated; the steps are numbered as the sampler's, and so come in falling order.
+    """
+
+    latents: Tensor
+    report: Report
+
+
+class InvertingPipeline(GuidedPipeline):
+    """A pipeline that runs backwards under a stack; made by `invert`."""
+
+    def __repr__(self) -> str:
+        return f"invert({type(self.pipe).__name__}, {str(self.stack)!r})"
+
+    def __call__(self, *args: Any, image: Any = None, strength: float = 1.0, **kwargs: Any) -> Inverted:
+        """Run the pipeline from an image to its noise.
+
+        Args:
+            *args: the pipeline's own arguments.
+            image: a PIL image, or several; or a tensor ``(B, 3, H, W)`` of pictures in [0, 1]; or one of latents. A
+                picture is encoded by the pipeline's autoencoder, to the mean of what that answers. What is transparent
+                becomes white.
+            strength: share of the steps to undo, in (0, 1]; below 1 the latents are those in the middle of a run.
+            **kwargs: the pipeline's own arguments, as of a guided call. ``prompt`` describes the image.
+
+        Raises:
+            InputError: no image or one of another form or size than the pipeline makes; an argument that the stack or
+                the inversion decides.
+            NonFiniteError, GuidanceNotAppliedError, QueryError: as a guided call.
+        """
+        _share(strength)
+        for name in kwargs:
+            if name in DECIDED:
+                raise InputError(f"{name} was given to an inversion; leave it out, it is decided by {DECIDED[name]}")
+            if name == "eta" and kwargs[name]:
+                raise InputError(f"eta={kwargs[name]!r} draws fresh noise in each step, which no inversion undoes")
+            if name == "num_images_per_prompt" and kwargs[name] not in (None, 1):
+                raise InputError(f"num_images_per_prompt={kwargs[name]!r}: one image has one inversion; leave it out")
+        denoiser: Any = denoisers_of(self.pipe, self.family)[0]
+        latents = latents_of(self.pipe, image, denoiser.dtype).clone()
+        kwargs = _for_batch(self.pipe, len(latents), args, kwargs)
+        kwargs |= _size(self.pipe, latents, kwargs)
+        extra = kwargs.pop(EXTRA, None)
+        call = self._call((), kwargs) | {"latents": latents, "output_type": "latent"}
+        prompts = self._prompts(call, extra)
+        session = Inversion(self.pipe, self.family, self.stack, call, prompts, self.max_rows)
+        session.strength = strength
+        try:
+            self._run(session)
+        finally:
+            session.release()
+        assert self.run is not None  # a run without an evaluation is an error of its own
+        assert session.reached is not None
+        return Inverted(session.reached / session.unit, self.run.report)
+
+
+class EditingPipeline:
+    """A pipeline that changes images; made by `edit`.
+
+    Attributes:
+        inverting: the first half, with the report of its last call.
+        sampling: the second half, with the report of its last call.
+    """
+
+    def __init__(self, inverting: InvertingPipeline, sampling: GuidedPipeline) -> None:
+        self.inverting, self.sampling = inverting, sampling
+
+    def __repr__(self) -> str:
+        inverting, sampling = self.inverting, self.sampling
+        return f"edit({type(sampling.pipe).__name__}, {str(sampling.stack)!r}, inversion={str(inverting.stack)!r})"
+
+    def __call__(self, image: Any, *, source: Any, prompt: Any, strength: float = 1.0, **kwargs: Any) -> Any:
+        """Change an image.
+
+        Args:
+            image: as of an inversion; several are changed at once.
+            source: the prompt that describes it; one for all, or a list of one for each.
+            prompt: what it is to become, likewise.
+            strength: share of the steps to undo and take again, in (0, 1]: the less, the more of the image stays.
+            **kwargs: the pipeline's own arguments, for both halves (`num_inference_steps`, `negative_prompt`, ...) or,
+                like `output_type`, for the second.
+
+        Returns:
+            What the pipeline returns.
+
+        Raises:
+            as an inversion and a guided call.
+        """
+        first = {name: value for name, value in kwargs.items() if name not in SHOWN}
+        inverted = self.inverting(image=image, prompt=source, strength=strength, **first)
+        guided, latents = self.sampling, inverted.latents
+        kwargs = {**_for_batch(guided.pipe, len(latents), (), {**kwargs, "prompt": prompt}), "latents": latents}
+        kwargs |= _size(guided.pipe, latents, kwargs)
+        extra = kwargs.pop(EXTRA, None)
+        call = guided._call((), kwargs)
+        session = Part(guided.pipe, guided.family, guided.stack, call, guided._prompts(call, extra), guided.max_rows)
+        session.strength = strength
+        try:
+            return guided._run(session)
+        finally:
+            session.release()
+
+    @property
+    def evaluations(self) -> list[int]:
+        """Network evaluations of each image in the last call, both halves together."""
+        reports = [half.report for half in (self.inverting, self.sampling)]
+        return [sum(each) for each in zip(*(report.evaluations for report in reports if report))]
+
+
+class Part(Session):
+    """A call that runs the last part of its schedule.
+
+    Attributes:
+        strength: share of the steps to run.
+        unit: what the pipeline multiplies latents by that it is given.
+    """
+
+    strength = 1.0
+    unit = 1.0
+    first = 0
+    whole: Tensor | None = None
+
+    @property
+    def watched(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+        """Those of a session, and where the schedule is made."""
+        more: dict[str, Callable[..., Any]] = {
+            "set_timesteps": self.watch_schedule,
+            "set_begin_index": self.watch_begin,
+        }
+        return {**super().watched, **more}
+
+    def watch_schedule(self, set_timesteps: Callable[..., None]) -> Callable[..., None]:
+        """Let the pipeline find only what it is to run, once the scheduler has made all of it."""
+
+        def part(*args: Any, **kwargs: Any) -> None:
+            set_timesteps(*args, **kwargs)
+            scheduler = self.pipe.scheduler
+            self.grid, self.whole = grid(scheduler), scheduler.timesteps
+            steps = len(self.whole)
+            self.first = steps - int(steps * self.strength)
+            if self.first == steps:
+                raise InputError(f"strength={self.strength:g} of {steps} steps is none; give at least {1 / steps:g}")
+            self.unit = float(getattr(scheduler, "init_noise_sigma", 1.0))
+            scheduler.timesteps = self._taken(self.whole[self.first :])
+            if self.first and hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(0)
+
+        return part
+
+    def watch_begin(self, set_begin_index: Callable[[int], None]) -> Callable[[int], None]:
+        """Count from the whole schedule, in which the scheduler looks up its levels."""
+
+        def begin(begin_index: int = 0) -> None:
+            set_begin_index(begin_index + self.first)
+
+        return begin
+
+    def _taken(self, timesteps: Tensor) -> Tensor:
+        return timesteps
+
+    def release(self) -> None:
+        """Give the scheduler its whole schedule back."""
+        if self.whole is not None:
+            self.pipe.scheduler.timesteps = self.whole
+
+
+class Inversion(Part):
+    """A call that runs the schedule backwards, from data to noise.
+
+    Attributes:
+        reached: the samples after the last step, in the scheduler's scaling; None before the first.
+    """
+
+    reached: Tensor | None = None
+
+    def _taken(self, timesteps: Tensor) -> Tensor:
+        # The pipeline multiplies what it is given as if it were noise.
+        self.call["latents"].div_(self.unit)
+        return timesteps.flip(0)
+
+    def _position(self, *rest: Any) -> int:
+        assert self.grid is not None  # made with the schedule
+        return len(self.grid.points) - 1 - self.stepped
+
+    def watch_input(self, scale: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Hand the network x as it expects samples at the level that it is told."""
+
+        def scale_model_input(sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            assert self.grid is not None  # made with the schedule
+            position = self._position()
+            level, noisier = self.grid.after(position), self.grid.points[position].level
+            self.x = placed(sample, level, noisier, self.emitted)
+            return sample / size(level, self.emitted)
+
+        return scale_model_input
+
+    def watch_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Undo a step instead of taking it."""
+        names = list(inspect.signature(step).parameters)
+
+        def undo(*args: Any, **kwargs: Any) -> Any:
+            assert self.grid is not None  # made with the schedule
+            assert self.estimate is not None  # the denoiser was called before
+            given = dict(zip(names, args, strict=False)) | kwargs
+            sample, batch = given["sample"], len(self.estimate.prediction.native)
+            if sample.shape[1:] != self.estimate.prediction.native.shape[1:]:
+                raise UnsupportedPipelineError(
+                    f"{type(self.pipe).__name__} hands its scheduler samples {tuple(sample.shape[1:])}, its network "
+                    f"{tuple(self.estimate.prediction.native.shape[1:])}: it cannot be run backwards"
+                )
+            self.reached = undone(self.estimate, sample[:batch], self.grid.after(self.position)).to(sample.dtype)
+            self.stepped += 1
+            self.position = self._position()
+            return _returned(torch.cat([self.reached] * (len(sample) // batch)), given.get("return_dict", True))
+
+        return undo
+
+    def finish(self) -> None:
+        """Check that the whole way was gone.
+
+        Raises:
+            GuidanceNotAppliedError: the pipeline stopped before.
+        """
+        super().finish()
+        if self.grid is None or self.stepped < len(self.grid.points) - self.first:
+            raise GuidanceNotAppliedError(
+                f"{type(self.pipe).__name__} stopped after {self.stepped} steps of an inversion; was it interrupted?"
+            )
+
+
+def _returned(sample: Tensor, as_object: bool) -> Any:
+    """What a scheduler's step returns."""
+    from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+    return SchedulerOutput(prev_sample=sample) if as_object else (sample,)
+
+
+def _share(strength: float) -> None:
+    """Check `strength`.
+
+    Raises:
+        InputError: it is no number in (0, 1].
+    """
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+        raise InputError(f"strength is the share of the steps to undo, in (0, 1]; got {strength!r}")
+
+
+def _for_batch(pipe: Pipeline, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by name, with a prompt that is one text for all images said once for each.
+
+    Raises:
+        InputError: another number of prompts than of images.
+    """
+    given = {**dict(zip(inspect.signature(pipe.__call__).parameters, args)), **kwargs}
+    prompt = given.get("prompt")
+    if isinstance(prompt, list | tuple) and len(prompt) != batch:
+        raise InputError(f"{len(prompt)} prompts for {batch} images; give one for all, or one for each")
+    several = batch > 1 or isinstance(prompt, list | tuple)  # pipelines want all texts of a call in the same form
+    texts = {name: [value] * batch for name, value in given.items() if TEXTS.fullmatch(name) and isinstance(value, str)}
+    return {**given, **texts} if several else given
+
+
+def _size(pipe: Pipeline, latents: Tensor, kwargs: Mapping[str, Any]) -> dict[str, int]:
+    """The size of the picture that `latents` stand for, where the pipeline asks for it.
+
+    Raises:
+        InputError: another size was given.
+    """
+    takes = inspect.signature(pipe.__call__).parameters
+    if latents.ndim != 4 or not {"height", "width"} <= set(takes) or not hasattr(pipe, "vae_scale_factor"):
+        return {}
+    found = {name: side * pipe.vae_scale_factor for name, side in zip(("height", "width"), latents.shape[2:])}
+    for name, side in found.items():
+        if kwargs.get(name) not in (None, side):
+            raise InputError(f"{name}={kwargs[name]!r} was given and the image's is {side}; leave it out")
+    return found

@@ -1,0 +1,230 @@
+"""``guidestack edit``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL import Image, ImageOps
+
+from ..guidance.errors import InputError
+from ..guidance.presets import read
+from ..pipelines import edit
+from ..pipelines.family import denoisers_of, family_of
+from ..pipelines.images import on_white
+from ..samplers import by_name
+from ..samplers.noise import generators
+from .generate import read_size
+from .images import read_recipe, write
+from .model import notices
+from .recipe import split, takes_several
+from .studio import Studio
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit, as it is written into the image.
+
+    Args:
+        prompt: what the image is to become.
+        source: the prompt that describes what it was.
+        negative: the negative prompt of both halves, or ""; under Perp-Neg several, with ``|`` between them.
+        guidance: text of the stack that samples.
+        inversion: text of the stack that inverts.
+        sampler: short name of the sampler.
+        steps: steps of the sampler.
+        strength: share of them that is undone and taken again.
+        seed: seed of rules that draw at random.
+        size: height and width in pixels.
+        dtype: type of the network's weights.
+        image: digest of the pixels that were edited.
+        model: what identifies the model.
+        versions: of the libraries that made it.
+    """
+
+    prompt: str
+    source: str
+    negative: str
+    guidance: str
+    inversion: str
+    sampler: str
+    steps: int
+    strength: float
+    seed: int
+    size: tuple[int, int]
+    dtype: str
+    image: str
+    model: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def filename(self) -> str:
+        """Words of the prompt, and a digest of everything that decides the picture."""
+        decisive = {name: value for name, value in dataclasses.asdict(self).items() if name != "versions"}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:48].rstrip("-") or "image"
+        return f"{words}-edit-{digest}.png"
+
+
+def read_image(path: Path) -> Image.Image:
+    """A picture from a file that anybody may have written, upright and in RGB.
+
+    Raises:
+        InputError: no such file, no picture, or one of too many pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return on_white(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise InputError(f"no image at {path}") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InputError(f"{path} has more pixels than a picture should; make it smaller") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"cannot read {path} as an image: {error}") from None
+
+
+def described(path: Path, source: str | None) -> str:
+    """The prompt that describes the image: the one given, else what the image says of itself.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if source is not None:
+        return source
+    try:
+        found = read_recipe(path).get("prompt")
+    except InputError:
+        found = None
+    if not isinstance(found, str):
+        raise InputError(f"{path} does not say what it shows; say it with --source")
+    return found
+
+
+def sized(image: Image.Image, path: Path, wanted: tuple[int, int] | None, own: tuple[int, int]) -> Image.Image:
+    """The image in the size to edit it in.
+
+    Args:
+        image: the picture.
+        path: where it came from.
+        wanted: height and width, or None for the picture's own.
+        own: those of the model.
+
+    Raises:
+        InputError: the picture is of another size than the model makes, and none was said.
+    """
+    if wanted is None and (image.height, image.width) != own:
+        size, here = "{}x{}".format(*own), f"{image.height}x{image.width}"
+        raise InputError(
+            f"{path} has {here} pixels and this model makes {size} (height x width): give --size {size} to have it "
+            f"resized, or --size {here} to edit it as it is"
+        )
+    height, width = wanted or own
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def own_size(pipe: Any) -> tuple[int, int]:
+    """Height and width in pixels that a pipeline makes when nothing is said."""
+    network: Any = denoisers_of(pipe, family_of(pipe))[0]
+    sides = network.config.sample_size
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--source", help="Prompt that describes the image.  [default: what `generate` wrote into it]")
+@click.option("--negative", default="", help="Negative prompt, of the inversion and of the edit.")
+@click.option(
+    "--guidance", default="cfgpp(0.3)", show_default=True, metavar="STACK", help="Stack of rules, or @PRESET."
+)
+@click.option("--inversion", metavar="STACK", help="Stack to invert under.  [default: that of --guidance]")
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Share of the steps that is undone and taken again: the less, the more of the image stays.",
+)
+@click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
+@click.option("--sampler", default="ddim", show_default=True, help="ddim, euler, edm-euler or flow-euler.")
+@click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="For rules that draw at random."
+)
+@click.option("--size", metavar="HxW", help="Resize the image to this first.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
+@click.option("--overwrite", is_flag=True, help="Make the image again if it exists.")
+@click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
+def command(**options: Any) -> None:
+    """Change IMAGE to what PROMPT says.
+
+    The image is inverted under the prompt that describes it, to the noise that the model makes it from, and sampled
+    from there under PROMPT, which says all that is to be seen, not the change. Nothing in it is random.
+    """
+    with notices():
+        click.echo(_edit(options))
+
+
+def _edit(options: dict[str, Any]) -> str:
+    path = options["image"]
+    picture, source, size = read_image(path), described(path, options["source"]), read_size(options["size"])
+    guidance = read(options["guidance"])  # their errors come before the model is loaded
+    inversion = guidance if options["inversion"] is None else read(options["inversion"])
+    studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
+    pipe = studio.pipe
+    picture = sized(picture, path, size, own_size(pipe))
+    pipe.scheduler = by_name(options["sampler"], {"clip_sample": False, **studio.base_config})
+    editing = edit(pipe, guidance, inversion=inversion)
+    recipe = Edit(
+        prompt=options["prompt"],
+        source=source,
+        negative=options["negative"],
+        guidance=str(guidance),
+        inversion=str(inversion),
+        sampler=options["sampler"],
+        steps=options["steps"],
+        strength=options["strength"],
+        seed=options["seed"],
+        size=(picture.height, picture.width),
+        dtype=options["dtype"],
+        image=hashlib.sha256(picture.tobytes()).hexdigest()[:16],
+        model=studio.identity,
+        versions=studio.versions,
+    )
+    to = options["out"] / recipe.filename
+    if to.exists() and not options["overwrite"]:
+        return f"{to} was there already"
+    studio.note_cut([recipe.prompt, recipe.source, recipe.negative])
+    began = time.monotonic()
+    several = takes_several(guidance) or takes_several(inversion)
+    more = {"negative_prompt": split(recipe.negative) if several else recipe.negative} if recipe.negative else {}
+    try:
+        made = editing(
+            picture,
+            source=source,
+            prompt=recipe.prompt,
+            strength=recipe.strength,
+            num_inference_steps=recipe.steps,
+            generator=generators([recipe.seed]),
+            **more,
+        ).images[0]
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"out of memory on {pipe.device}; try a smaller --size") from error
+    write(made, to, dataclasses.asdict(recipe))
+    return f"{to}: {sum(editing.evaluations)} network evaluations, {time.monotonic() - began:.1f} s"

@@ -1,0 +1,119 @@
+"""register_family(): the example of docs/families.md on a pipeline made up here, and records that are refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import guidestack as gs
+from guidestack.guidance.errors import InputError, UnsupportedPipelineError
+from guidestack.pipelines.family import FAMILIES, Family
+
+PROMPTS, NEGATIVES = ["cat", "a red sea"], ["dog", "land"]
+
+
+class Network(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(9, 16), torch.nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor]:
+        time = (t / 1000).expand(len(x), 1)
+        return (self.second(torch.tanh(self.first(torch.cat([x, time, 3 * text], 1)))),)
+
+
+class TinyTextPipeline:
+    """A pipeline as others write theirs; its text encoder takes the first four letters."""
+
+    def __init__(self) -> None:
+        from diffusers import DDIMScheduler
+
+        self.network, self.scheduler = Network(), DDIMScheduler(clip_sample=False)
+
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[letter / 128 for letter in (text.encode() + bytes(4))[:4]] for text in texts])
+
+    @torch.no_grad()
+    def __call__(self, prompt: list[str], negative_prompt: list[str] | None = None, weight: float = 4.0) -> Any:
+        self.guiding = weight > 1
+        self.scheduler.set_timesteps(3)
+        text = self.embed(prompt)
+        if self.guiding:
+            text = torch.cat([self.embed(negative_prompt or [""] * len(prompt)), text])
+        x = torch.stack([torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in range(len(prompt))])
+        for t in self.scheduler.timesteps:
+            (out,) = self.network(torch.cat([x, x]) if self.guiding else x, t, text=text)
+            if self.guiding:
+                u, c = out.chunk(2)
+                out = u + weight * (c - u)
+            x = self.scheduler.step(out, t, x).prev_sample
+        return x
+
+
+@pytest.fixture
+def record() -> Iterator[Family]:
+    """The record of the documentation, entered for the length of a test."""
+    before = dict(FAMILIES)
+    text = (Path(gs.__file__).parent / "docs" / "families.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(example, "docs/families.md", "exec"), {})
+    yield FAMILIES["TinyTextPipeline"]
+    FAMILIES.clear()
+    FAMILIES.update(before)
+
+
+def test_the_example_of_the_documentation(record: Family) -> None:
+    pipe = TinyTextPipeline()
+    guided = gs.guide(pipe, gs.CFG(4))
+    assert torch.equal(guided(PROMPTS, NEGATIVES), pipe(PROMPTS, NEGATIVES, weight=4.0))
+    assert torch.equal(guided(PROMPTS), pipe(PROMPTS, weight=4.0))
+    assert torch.equal(gs.guide(pipe, gs.Stack())(PROMPTS), pipe(PROMPTS, weight=1.0))
+    with pytest.warns(gs.GuidestackWarning, match=r"weight=9 .* counts is cfg\(4\); .*put cfg\(scale\)"):
+        assert torch.equal(guided(PROMPTS, weight=9), pipe(PROMPTS, weight=4.0))
+    # Another contrast, at first alone and then with a negative prompt beside it.
+    null = gs.guide(pipe, gs.CFG(4, against="null"))
+    both = gs.guide(pipe, gs.CFG(4, against="null") | gs.CFG(1.5) | gs.CFG(0.5))
+    assert (null(PROMPTS) - both(PROMPTS, NEGATIVES)).abs().max() < 1e-5
+    assert both.report is not None
+    assert both.report.evaluations == [9, 9]
+    assert not pipe.network._forward_hooks
+    assert type(pipe.network) is Network
+
+
+def test_without_a_record_it_is_refused() -> None:
+    with pytest.raises(UnsupportedPipelineError, match="no family record for TinyTextPipeline"):
+        gs.guide(TinyTextPipeline(), gs.CFG(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pipeline": "FluxPipeline"}, "there is a family record for 'FluxPipeline' already"),
+        ({"denoiser": ""}, "Another: denoiser must be a name, got ''"),
+        ({"sample": ""}, "sample must be a name"),
+        ({"halves": ("negative",)}, "halves must be different conditions with 'positive' among them"),
+        ({"halves": ("positive", "positive")}, "halves must be different"),
+        ({"halves": ("positive",), "sequential": True}, "sequential=True needs two halves"),
+        ({"axes": {"txet": 1}}, "axes has 'txet', which is none of rows: text"),
+        ({"listed": ("ids",)}, "listed has 'ids'"),
+        ({"rows": ("x", "text")}, "rows has 'x', which is the sample"),
+        ({"guided": {"wieght": 2.0}}, "guided sets 'wieght'; name the rule that replaces it in owned"),
+    ],
+)
+def test_a_wrong_record_is_refused(record: Family, change: dict[str, Any], message: str) -> None:
+    known = dict(FAMILIES)
+    with pytest.raises(InputError, match=message):
+        gs.register_family(replace(record, **{"pipeline": "Another", **change}))
+    assert known == FAMILIES
+
+
+def test_what_is_no_record_is_refused() -> None:
+    with pytest.raises(InputError, match="register_family takes a Family, got 3"):
+        gs.register_family(3)

@@ -1,0 +1,254 @@
+"""``guidestack edit`` as a user meets it, and the figure of its page."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import guidestack as gs
+from guidestack.scripts import cli
+from guidestack.scripts.figures import edit as figure
+from guidestack.scripts.images import read_recipe, write
+
+QUICK = ["--steps", "4"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """``run(*arguments) -> (exit status, stdout, stderr)``, in this process: loading torch anew takes seconds."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["guidestack", "edit", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A picture of the tiny model's size, which says what it shows."""
+    path = tmp_path / "cat.png"
+    tones = (np.arange(16 * 16 * 3) * 37 % 256).astype(np.uint8).reshape(16, 16, 3)
+    write(Image.fromarray(tones), path, {"prompt": "a cat"})
+    return path
+
+
+def made(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
+
+
+def test_an_edit_is_gs_edit(run: Any, pipe: Any, model_folder: Path, image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status, said, err = run(
+        image, "red", "--negative", "dim", "--guidance", "cfg(2)", "--inversion", "cfgpp(0.2)", "--strength", 0.5,
+        "--model", model_folder, "--out", out, *QUICK,
+    )  # fmt: skip
+    assert status == 0, err
+    (path,) = made(out)
+    assert str(path) in said
+    assert "8 network evaluations" in said
+    recipe = read_recipe(path)
+    wanted = {"prompt": "red", "source": "a cat", "negative": "dim", "guidance": "cfg(2)", "inversion": "cfgpp(0.2)"}
+    assert wanted.items() <= recipe.items()
+    assert (recipe["strength"], recipe["steps"], recipe["size"], recipe["sampler"]) == (0.5, 4, [16, 16], "ddim")
+    with Image.open(image) as picture:
+        seen = gs.edit(pipe, "cfg(2)", inversion="cfgpp(0.2)")(
+            picture.convert("RGB"), source="a cat", prompt="red", negative_prompt="dim", strength=0.5,
+            num_inference_steps=4,
+        ).images[0]  # fmt: skip
+    with Image.open(path) as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(seen))
+
+
+def test_a_second_run_makes_nothing_again(run: Any, model_folder: Path, image: Path, tmp_path: Path) -> None:
+    command = [image, "red", "--model", model_folder, "--out", tmp_path / "out", *QUICK]
+    assert run(*command)[0] == 0
+    (path,) = made(tmp_path / "out")
+    before = path.stat().st_mtime_ns
+    assert "was there already" in run(*command)[1]
+    assert path.stat().st_mtime_ns == before
+    assert "network evaluations" in run(*command, "--overwrite")[1]
+    for other in (["--source", "a dog"], ["--guidance", "cfg(2)"], ["--strength", "0.5"], ["--seed", "1"]):
+        assert run(*command, *other)[0] == 0
+    assert len(made(tmp_path / "out")) == 5
+
+
+def test_an_edited_image_can_be_edited_further(run: Any, model_folder: Path, image: Path, tmp_path: Path) -> None:
+    assert run(image, "red", "--model", model_folder, "--out", tmp_path / "one", *QUICK)[0] == 0
+    (first,) = made(tmp_path / "one")
+    assert run(first, "blue", "--model", model_folder, "--out", tmp_path / "two", *QUICK)[0] == 0
+    (second,) = made(tmp_path / "two")
+    assert read_recipe(second)["source"] == "red"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "CMYK"])
+def test_pictures_of_any_kind_and_size(run: Any, model_folder: Path, tmp_path: Path, mode: str) -> None:
+    path = tmp_path / f"picture.{'jpg' if mode == 'CMYK' else 'png'}"
+    Image.new(mode, (30, 20)).save(path)
+    command = [path, "red", "--source", "a cat", "--model", model_folder, *QUICK]
+    status, _, err = run(*command, "--out", tmp_path / "none")
+    assert status == 2
+    assert "has 20x30 pixels and this model makes 16x16 (height x width): give --size 16x16 to have it resized" in err
+    status, _, err = run(*command, "--size", "16x24", "--out", tmp_path / "out")
+    assert status == 0, err
+    (edited,) = made(tmp_path / "out")
+    with Image.open(edited) as picture:
+        assert picture.size == (24, 16)
+
+
+def test_several_negatives_and_prompts_that_are_cut(run: Any, model_folder: Path, image: Path, tmp_path: Path) -> None:
+    command = [image, "a cat and two big dogs", "--model", model_folder, "--out", tmp_path / "out", *QUICK]
+    status, said, err = run(*command, "--guidance", "perpneg(2)", "--negative", "dog | sea")
+    assert status == 0, err
+    assert "32 network evaluations" in said
+    assert "longer than 16 tokens; cut off: 'ogs'" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--guidance", "cgf(4)"], "unknown rule 'cgf'; did you mean 'cfg'?"),
+        (["--guidance", "adaptive(cfg(4), threshold=0.99)"], "remembers earlier steps of a run"),
+        (["--inversion", "apg(4, momentum=-0.5)"], "remembers earlier steps of a run"),
+        (["--sampler", "dpm++2m"], "DPMSolverMultistepScheduler cannot be inverted"),
+        (["--sampler", "eular"], "did you mean 'euler'"),
+        (["--strength", "0"], "--strength"),
+        (["--strength", "0.1"], "strength=0.1 of 4 steps is none; give at least 0.25"),
+        (["--size", "15x16"], "16x15 pixels (width x height) and this model takes multiples of 2"),
+        (["--size", "16"], "HEIGHTxWIDTH"),
+        (["--steps", "0"], "--steps"),
+        (["--device", "nowhere"], "device 'nowhere' cannot be used"),
+        (["--out", "/proc/nothing"], "cannot write"),
+        (["--model", "/nowhere/model"], "no model at '/nowhere/model'"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    run: Any, model_folder: Path, image: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
+    given = [] if "--model" in more else ["--model", str(model_folder)]
+    given += [] if "--out" in more else ["--out", str(tmp_path / "out")]
+    given += [] if "--steps" in more else QUICK
+    status, said, err = run(image, "red", *given, *more)
+    assert status == 2
+    assert message in err.strip().splitlines()[-1], err
+    assert "Traceback" not in err
+    assert said == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_others_are_untrusted(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    rest = ["--model", model_folder, "--out", tmp_path / "out", *QUICK]
+    text, plain, odd, cut = (tmp_path / f"{name}.png" for name in ("text", "plain", "odd", "cut"))
+    text.write_text("no image")
+    Image.new("RGB", (16, 16)).save(plain)
+    write(Image.new("RGB", (16, 16)), odd, {"prompt": ["a", "b"]})
+    cut.write_bytes(plain.read_bytes()[:45])
+    for path, message in (
+        (tmp_path / "nothing.png", "no image at"),
+        (text, "cannot read"),
+        (cut, "cannot read"),
+        (plain, "does not say what it shows; say it with --source"),
+        (odd, "does not say what it shows; say it with --source"),
+    ):
+        status, _, err = run(path, "red", *rest)
+        assert (status, message in err) == (2, True), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_with_too_many_pixels(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (40, 40)).save(path)
+    for limit in (1000, 700):  # a warning to the library, and beyond twice the limit an error
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        status, _, err = run(path, "red", "--source", "a cat")
+        assert (status, "has more pixels than a picture should" in err) == (2, True), err
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    run: Any, model_folder: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, path: Any, **options: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    status, _, err = run(image, "red", "--model", model_folder, "--out", tmp_path / "out", *QUICK)
+    assert status == 2
+    assert "No space left on device" in err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_help(run: Any) -> None:
+    assert "Usage: guidestack edit [OPTIONS] IMAGE PROMPT" in run("--help")[1]
+
+
+# --- the page and its figure -----------------------------------------------------------------------------------------
+
+PAGE = Path(gs.__file__).parent / "docs" / "editing.md"
+
+
+def test_the_pages_example_runs(pipe: Any, image: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    with Image.open(image) as picture:
+        names: dict[str, Any] = {"gs": gs, "pipe": pipe, "picture": picture.convert("RGB")}
+        exec(compile(example, str(PAGE), "exec"), names)
+    assert names["fox"].size == (16, 16)
+    assert names["editing"].evaluations == [150]
+
+
+def test_the_pages_table_is_the_figures() -> None:
+    text = PAGE.read_text()
+    table = text.partition(figure.BEGIN)[2].partition(figure.END)[0].splitlines()
+    assert "\n".join(table[:2]) + "\n" == figure.HEAD
+    assert [tuple(re.findall(r"`([^`]+)`", line)) for line in table[2:]] == list(figure.ROWS)
+    assert all(re.search(r"\| \d+\.\d dB \| \d+ \|$", line) for line in table[2:])
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    assert links == ["edit.png"]
+    assert (PAGE.parent / links[0]).exists()
+
+
+def test_the_figure_shows_what_its_table_says(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    own = pipe.scheduler
+    picture, rows = figure.draw(pipe, 2, ["a cat", "red"])
+    assert pipe.scheduler is own
+    assert [(one.guidance, one.inversion) for one in rows] == list(figure.ROWS)
+    assert [one.evaluations for one in rows] == [4, 8, 8, 8, 6]
+    assert picture.height > 128 * len(rows)
+    monkeypatch.setattr(figure, "load", lambda *given: (pipe, {}))
+    page = tmp_path / "editing.md"
+    page.write_text(f"a\n{figure.BEGIN}old\n{figure.END}\nb\n")
+    done = CliRunner().invoke(figure.main, ["--out", str(tmp_path / "edit.png"), "--steps", "2"])
+    assert done.exit_code == 0, done.output
+    text = page.read_text()
+    assert text.startswith(f"a\n{figure.BEGIN}{figure.HEAD}| `cfg(1)` | `cfg(1)` |")
+    assert text.endswith(f"| 6 |\n{figure.END}\nb\n")
+    assert (tmp_path / "edit.png").exists()
+    page.write_text("no marks")
+    done = CliRunner().invoke(figure.main, ["--out", str(tmp_path / "edit.png"), "--steps", "2"])
+    assert done.exit_code == 1
+    assert "no place for the numbers" in done.output
+
+
+def test_psnr() -> None:
+    black, grey = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 51, 51))
+    assert figure.psnr(black, grey) == pytest.approx(20 * math.log10(5))
+    assert figure.psnr(grey, grey) == math.inf
+    one = black.copy()
+    one.putpixel((1, 2), (255, 0, 0))
+    assert figure.psnr(one, black) == pytest.approx(10 * math.log10(48))
