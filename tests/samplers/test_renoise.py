@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 import guidestack as gs
-from guidestack.guidance.errors import UnsupportedSchedulerError
+from guidestack.guidance.errors import RuleError, UnsupportedSchedulerError
 from guidestack.guidance.mixture import GaussianMixture, MixtureDenoiser
 from guidestack.guidance.prediction import X0, Level, Prediction, convert
 from guidestack.guidance.rule import Estimate
+from guidestack.guidance.rules.cfg_pp import MATCHED, matching_cfg_scale
 from guidestack.samplers import Grid, grid, parameterization, supported
 from guidestack.samplers.levels import remembers
 from guidestack.samplers.noise import seeded
@@ -670,3 +671,27 @@ def test_a_pipeline_takes_the_plain_loops_course(pipe: Any, name: str) -> None:
     assert close(seen.double(), wanted.double())
     assert torch.isfinite(seen).all()
     assert not {"step", "scale_model_input", "set_timesteps"} & set(vars(pipe.scheduler))
+
+
+# --- the rule's own numbers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "near", "match"), [(5, "5", "0.4"), (7.5, "7.5", "0.6"), (30, "12.5", "1")])
+def test_a_scale_of_cfg_is_refused_with_its_counterpart(scale: float, near: str, match: str) -> None:
+    wanted = (
+        rf"interpolates .* not the scale of CFG; got {scale}; a CFG scale of {near} corresponds to {match} \(50 steps"
+    )
+    with pytest.raises(RuleError, match=wanted):
+        gs.CFGPlusPlus(scale)
+    with pytest.raises(RuleError, match=r"not the scale of CFG; got -0\.1$"):
+        gs.CFGPlusPlus(-0.1)
+
+
+def test_the_scale_of_cfg_of_a_step() -> None:
+    rule = gs.CFGPlusPlus(0.6)
+    assert rule.cfg_scale(2.0, 0.0) == 0.6  # the last step
+    assert rule.cfg_scale(math.inf, 14.6) == 0.6  # from pure noise, whose x0 the step keeps nothing of
+    assert [matching_cfg_scale(scale) for scale, _ in MATCHED] == [cfg for _, cfg in MATCHED]
+    for wrong in ((2.0, 2.0), (2.0, 3.0), (2.0, -1.0)):
+        with pytest.raises(RuleError, match="a step leads from a noise level k to a lower one"):
+            rule.cfg_scale(*wrong)
