@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -150,10 +150,12 @@ def _shared_pipe() -> Any:
 
 
 @pytest.fixture
-def pipe(_shared_pipe: Any) -> Any:
+def pipe(_shared_pipe: Any) -> Iterator[Any]:
     """The tiny pipeline with a scheduler of its own, so that a test may exchange it."""
-    _shared_pipe.scheduler = copy.deepcopy(_shared_pipe.scheduler)
-    return _shared_pipe
+    scheduler = _shared_pipe.scheduler
+    _shared_pipe.scheduler = copy.deepcopy(scheduler)
+    yield _shared_pipe
+    _shared_pipe.scheduler = scheduler
 
 
 @pytest.fixture

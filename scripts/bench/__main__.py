@@ -22,7 +22,7 @@ import torch
 from ..emoji.files import replacing
 from ..model import notices, quiet
 from . import arithmetic
-from .pipelines import SCALE, SIDES, Bench
+from .pipelines import SCALE, SIDES, UNGUIDED, Bench
 from .table import Row
 from .timing import interleaved
 
@@ -53,6 +53,17 @@ def step(shape: tuple[int, ...], repeats: int) -> list[Row]:
         what = f"arithmetic over {side.over}"
         rows.append(Row(what, side.name, side.stack, shape[0], timing, None, timing.ratio.median, side.limit))
     return rows
+
+
+def mixture(unguided: Row, row: Row) -> float:
+    """Time of `row` over that of a stock pipeline of which the same share of steps is guided.
+
+    Beside the evaluations, an image costs what `unguided` shows: text, decoding, and calls with fewer rows.
+    """
+    assert row.evaluations is not None  # a row of `whole`
+    guided = 2 * row.evaluations - 1
+    alone = unguided.timing.ratio.median
+    return row.timing.ratio.median / (guided + (1 - guided) * alone)
 
 
 def peak(name: str, batch: int) -> int:
@@ -111,7 +122,8 @@ def main(
     with notices():
         if peak_of:
             bench = Bench(bundled(), batch[0])
-            run = {"stock": bench.stock, **bench.runs()}[peak_of]
+            sides: dict[str, Callable[[], object]] = {"stock": bench.stock, **bench.runs()}
+            run = sides[peak_of]
             run()
             run()
             click.echo(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -147,6 +159,11 @@ def _pipelines(batch: Iterable[int], repeats: int, clock: str) -> list[Row]:
         show(title, f"{'rule':<22}  {'time':>12}  {'over stock':>24}  {'evals':>6}  {'quot.':>6}  limit", found)
         memory = statistics.median(peak("CFG", size) / peak("stock", size) for _ in range(3))
         click.echo(f"peak memory of CFG over stock: {memory:.3f} (median of 3)")
+        for side in SIDES:
+            if side.per_evaluation:
+                by_name = {row.name: row for row in found}
+                share = mixture(by_name[UNGUIDED.name], by_name[side.name])
+                click.echo(f"{side.name} over as many guided and unguided steps of the stock pipeline: {share:.3f}")
         rows += found
     return rows
 

@@ -91,9 +91,8 @@ def of_stack(side: Side, answers: Answers) -> Callable[[], Tensor]:
     schedule, index = grid(scheduler), 10
     level = schedule.points[index].level
     rule: Rule = sole(as_stack(side.stack), "Side")
-    run = Run(
-        answers.shape, steps=20, seeds=tuple(range(answers.shape[0])), negatives=(side.negatives,) * answers.shape[0]
-    )
+    batch = answers.shape[0]
+    run = Run(answers.shape, steps=20, seeds=tuple(range(batch)), negatives=(side.negatives,) * batch)
     step, state = Step(run, index, level), rule.init(run)
 
     def once() -> Tensor:

@@ -19,7 +19,7 @@ class Side:
 
     Args:
         name: in the table.
-        stack: its text.
+        stack: its text; "" for the stock pipeline without guidance.
         negatives: negative prompts of each image.
         limit: time over the stock pipeline's that is not to be exceeded; None where nothing is asked.
         per_evaluation: whether `limit` is of the time ratio over the ratio of evaluations.
@@ -32,10 +32,11 @@ class Side:
     per_evaluation: bool = False
 
 
+# Half of the evaluations, and more than half of the time: text, decoding, and calls with fewer rows.
+UNGUIDED = Side("stock at scale 1", "", limit=None)
 NEGATIVES = ("dog face", "bear", "mouse face")
 SIDES = (
-    # Half of the evaluations, and more than half of the time: text, decoding, and calls with fewer rows.
-    Side("unguided", "stack()", limit=None),
+    UNGUIDED,
     Side("CFG", "cfg(4)", limit=1.02),
     Side("Perp-Neg, 1 negative", "perpneg(4)", NEGATIVES[:1], 1.50),
     Side("Perp-Neg, 3 negatives", "perpneg(4)", NEGATIVES, 2.45),
@@ -63,12 +64,19 @@ class Bench:
         generators = [torch.Generator().manual_seed(sample) for sample in range(self.batch)]
         return {"prompt": ["cat face"] * self.batch, "num_inference_steps": self.steps, "generator": generators}
 
-    def stock(self) -> None:
+    def stock(self, scale: float = SCALE) -> None:
         """The pipeline by itself, with its own classifier-free guidance."""
-        self.pipe(guidance_scale=SCALE, **self._given())
+        self.pipe(guidance_scale=scale, **self._given())
 
     def guided(self, side: Side) -> Callable[[], float]:
         """A run under a stack, which returns its evaluations over those of the stock pipeline's."""
+        if not side.stack:
+
+            def alone() -> float:
+                self.stock(1.0)
+                return 0.5
+
+            return alone
         guided = guide(self.pipe, side.stack)
         more = {"negative_prompt": [list(side.negatives)] * self.batch} if side.negatives else {}
 

@@ -20,9 +20,7 @@ def test_a_plan_is_what_a_run_asks_for(text: str) -> None:
     for one, record in zip(planned, records, strict=True):
         asked = {query for query in record.queries if record.queries[query]}
         seen = {str(query).replace("independent:tokens", "independent") for query in one.queries}
-        numbered = {
-            name for name in map(str, asked) if name in ("negative:1", "positive:1")
-        }
+        numbered = {name for name in map(str, asked) if name in ("negative:1", "positive:1")}
         wanted = set(map(str, asked)) - numbered
         assert wanted <= seen
         if not any(isinstance(part, gs.AdaptiveGuidance) for part in stack.parts()):

@@ -67,7 +67,7 @@ def test_every_side_runs_and_counts_its_evaluations(pipe: Any) -> None:
     tiny.stock()
     shares = {name: run() for name, run in tiny.runs().items()}
     assert {name: shares[name] for name in shares if name != "Adaptive Guidance"} == {
-        "unguided": 0.5,
+        "stock at scale 1": 0.5,
         "CFG": 1.0,
         "Perp-Neg, 1 negative": 1.5,
         "Perp-Neg, 3 negatives": 2.5,
@@ -107,6 +107,16 @@ def test_the_limit_of_a_stack_that_saves_evaluations_is_per_evaluation(
     assert (first.figure, second.figure) == (0.6, pytest.approx(1.2))
     assert not first.line().endswith("exceeded")
     assert second.line().endswith("1.200 <= 1.03  exceeded")
+
+
+def test_a_mixture_of_guided_and_unguided_steps_is_the_measure() -> None:
+    def row(ratio: float, evaluations: float) -> Row:
+        return Row("pipeline", "n", "", 1, Timing(Spread(1, 1, 1), Spread(0, ratio, 9)), evaluations, ratio, None)
+
+    alone = row(0.7, 0.5)
+    assert bench.mixture(alone, alone) == pytest.approx(1)
+    assert bench.mixture(alone, row(1.1, 1.0)) == pytest.approx(1.1)
+    assert bench.mixture(alone, row(0.85 * 1.2, 0.75)) == pytest.approx(1.2)
 
 
 def test_the_apg_that_is_timed_is_the_guiders() -> None:
@@ -164,12 +174,13 @@ def test_the_command_prints_a_table_and_writes_it(monkeypatch: pytest.MonkeyPatc
 def test_the_pipelines_table(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "bundled", lambda: pipe)
     monkeypatch.setattr(bench, "peak", lambda name, batch: {"CFG": 3, "stock": 2}[name])
-    monkeypatch.setattr(bench, "SIDES", SIDES[:2])
+    monkeypatch.setattr(bench, "SIDES", (SIDES[0], SIDES[-1]))
     monkeypatch.setattr("guidestack.scripts.bench.pipelines.STEPS", 2)
     done = CliRunner().invoke(bench.main, ["--batch", "2", "--repeats", "3", "--clock", "cpu"])
     assert done.exit_code == 0, done.output
     assert "batch 2, cpu time, 1 threads" in done.output
     assert "peak memory of CFG over stock: 1.500" in done.output
+    assert "Adaptive Guidance over as many guided and unguided steps of the stock pipeline: " in done.output
 
 
 def test_a_row_is_plain_values() -> None:
