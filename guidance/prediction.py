@@ -194,14 +194,24 @@ def convert(value: Tensor, x: Tensor, level: Level, source: Parameterization, ta
     if source == target:
         return value
     dtype = wide(value.dtype)
-    o, x = value.to(dtype), x.to(dtype)
+    of_x, of_value = weights(level, source, target)
+    return torch.add(of_x * x.to(dtype), value.to(dtype), alpha=of_value)  # two passes over the tensors
+
+
+def weights(level: Level, source: Parameterization, target: Parameterization) -> tuple[float, float]:
+    """The two weights of `convert`: an answer in `target` is ``of_x * x + of_value * (the answer in source)``.
+
+    A difference of two answers at one x is converted by the second alone. Not finite where the system is singular.
+    """
+    if source == target:
+        return 0.0, 1.0
     alpha, sigma = level.alpha, level.sigma
     p, q = source.row(level)
     p2, q2 = target.row(level)
     det = alpha * q - sigma * p
     # target = p2*x0 + q2*eps with x0 and eps of the module's docstring, collected into one weight for x and one for o:
-    # no intermediate that could overflow or cancel, and two passes over the tensors.
-    return torch.add(_over(p2 * q - q2 * p, det) * x, o, alpha=_over(q2 * alpha - p2 * sigma, det))
+    # no intermediate that could overflow or cancel.
+    return _over(p2 * q - q2 * p, det), _over(q2 * alpha - p2 * sigma, det)
 
 
 def _over(numerator: float, denominator: float) -> float:

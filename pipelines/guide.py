@@ -99,6 +99,11 @@ def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
             has = "no way to encode further ones" if _takes_prompts(pipe) else "none"
             raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has {has}")
     for query in stack.asks():
+        if query.model != "main":
+            raise UnsupportedPipelineError(
+                f"{stack} asks the network {query.model!r} for {str(query)!r}, and a pipeline has one network only; "
+                "guidestack.sample takes several"
+            )
         if query.perturbation:
             for denoiser in denoisers_of(pipe, family):
                 time_embedding.check(denoiser, query.perturbation)

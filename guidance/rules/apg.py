@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import RuleError
 from ..fields import axes_in, choice, number, sample_axes, set_field
 from ..per_sample import dot, norm, ratio
-from ..prediction import X0, Prediction, convert, wide
+from ..prediction import X0, weights, wide
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
 from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
@@ -122,7 +122,8 @@ class APG(Rule):
         if self.scale == 1:
             return estimate, state
         prompt, contrast = predictions[POSITIVE], predictions[self.contrast]
-        to_denoised, to_native = _slopes(prompt)
+        level, native = prompt.level, prompt.parameterization
+        (_, to_denoised), (_, to_native) = weights(level, native, X0), weights(level, X0, native)
         denoised = prompt.denoised
         computed = denoised.dtype
         # D_c - D_u, from which x cancels: nothing but the prompt's own prediction has to be converted. The tensor is
@@ -153,10 +154,3 @@ class APG(Rule):
         elements = difference.numel() / size.numel()
         radius = self.radius * (math.sqrt(elements) if self.radius_unit == "per_sqrt_dim" else 1.0)
         return (radius / size).clamp(max=1)  # a difference of 0 gives inf, and stays as it is
-
-
-def _slopes(prediction: Prediction) -> tuple[float, float]:
-    """What 1 more of the network's output is more of the denoised sample, and the other way round."""
-    one, x = torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu")  # no device need be waited for
-    level, native = prediction.level, prediction.parameterization
-    return float(convert(one, x, level, native, X0)), float(convert(one, x, level, X0, native))

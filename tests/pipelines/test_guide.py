@@ -228,6 +228,11 @@ def test_a_guidance_distilled_network_has_no_unconditional_branch(new_pipe: Any)
         assert guided.report.evaluations == [8]
 
 
+def test_a_second_network_is_refused_before_anything_runs(plain: Any) -> None:
+    with pytest.raises(UnsupportedPipelineError, match="asks the network 'weak' for 'positive@weak'"):
+        gs.guide(plain, gs.CFG(2, against="positive@weak"))
+
+
 def test_a_rescale_with_nothing_to_rescale_is_said(plain: Any) -> None:
     with pytest.warns(gs.GuidestackWarning, match="has nothing to work on"):
         gs.guide(plain, gs.Rescale(0.5))("a", generator=seeded(1), **GIVEN)
