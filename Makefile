@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
-PACKAGES := guidance samplers pipelines configs scripts
+PACKAGES := guidance samplers pipelines bridges evaluation configs scripts
 OUT := out/demo
 
 .PHONY: help demo test quick lint types bench figures clean
@@ -13,7 +13,7 @@ help: ## this list
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch  # first and by itself: the pinned one, not the newest with several GB of CUDA packages
-	$(PIP) --editable .
+	$(PIP) --editable ".[evaluation]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed

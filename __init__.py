@@ -10,10 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bridges import as_denoiser as as_denoiser
+    from .bridges.guider import StackGuider as StackGuider
     from .guidance.config import from_config as from_config
     from .guidance.config import to_config as to_config
     from .guidance.errors import GuidestackError as GuidestackError
     from .guidance.errors import GuidestackWarning as GuidestackWarning
+    from .guidance.pretrained import from_pretrained as from_pretrained
+    from .guidance.pretrained import save_pretrained as save_pretrained
     from .guidance.query import Query as Query
     from .guidance.registry import citation as citation
     from .guidance.registry import register as register
@@ -31,9 +35,11 @@ if TYPE_CHECKING:
     from .guidance.rules import Renoise as Renoise
     from .guidance.rules import Renorm as Renorm
     from .guidance.rules import Rescale as Rescale
+    from .guidance.rules import Schedule as Schedule
     from .guidance.stack import Stack as Stack
     from .guidance.text import parse as parse
     from .pipelines import Family as Family
+    from .pipelines import doctor as doctor
     from .pipelines import edit as edit
     from .pipelines import guide as guide
     from .pipelines import invert as invert
@@ -61,11 +67,16 @@ _HOMES = {
     "GuidestackWarning": ".guidance.errors",
     "Query": ".guidance.query",
     "Rescale": ".guidance.rules",
+    "Schedule": ".guidance.rules",
     "Rule": ".guidance.rule",
     "Stack": ".guidance.stack",
+    "StackGuider": ".bridges.guider",
+    "as_denoiser": ".bridges",
     "citation": ".guidance.registry",
+    "doctor": ".pipelines",
     "edit": ".pipelines",
     "from_config": ".guidance.config",
+    "from_pretrained": ".guidance.pretrained",
     "guide": ".pipelines",
     "invert": ".pipelines",
     "load_emoji": ".pipelines",
@@ -73,6 +84,7 @@ _HOMES = {
     "register": ".guidance.registry",
     "register_family": ".pipelines",
     "sample": ".samplers",
+    "save_pretrained": ".guidance.pretrained",
     "to_config": ".guidance.config",
 }
 __all__ = [*_HOMES, "__version__"]  # the names above, once

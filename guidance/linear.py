@@ -22,6 +22,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .errors import InputError, nearest
 
@@ -104,6 +105,17 @@ def solve(triangle: Tensor, target: int, columns: Sequence[int]) -> Tensor:
     length = torch.where(length > 0, length, torch.ones_like(length))
     found: Tensor = torch.linalg.lstsq(a / length, triangle[:, [target]], rcond=CUTOFF, driver="gelsd").solution
     return found.squeeze(1) / length
+
+
+_SOLVED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def solved(triangle: Tensor, target: int, columns: tuple[int, ...]) -> list[float]:
+    """`solve` as plain numbers; a triangle that is kept is solved once, for all runs."""
+    known: dict[tuple[int, tuple[int, ...]], list[float]] = _SOLVED.setdefault(triangle, {})
+    if (target, columns) not in known:
+        known[target, columns] = solve(triangle, target, columns).tolist()
+    return known[target, columns]
 
 
 def table(triangle: Tensor, guided: Sequence[bool]) -> Tensor:

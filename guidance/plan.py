@@ -47,23 +47,32 @@ class Planned:
     asking: frozenset[int]
 
 
-def plan(stack: Stack, schedule: Sequence[When]) -> list[Planned]:
+def plan(stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: int = 0) -> list[Planned]:
     """What `stack` asks for at each evaluation of `schedule`.
+
+    Args:
+        stack: the stack.
+        schedule: of the sampler.
+        negatives: how many negative prompts a sample has.
+        positives: how many it has beside its prompt.
 
     The negative prompt counts as one condition with the empty one: what `guide` evaluates where none is given. The
     stack's state is carried along on answers that are all 0, on which no rule finds a reason to stop early.
     """
-    run = Run(SHAPE, steps=max((when.index for when in schedule), default=0) + 1, identity=None)
+    steps = max((when.index for when in schedule), default=0) + 1
+    run = Run(SHAPE, steps=steps, negatives=(negatives,), positives=(positives,), identity=None)
     state, planned, step_level = stack.init(run), [], None
     for when in schedule:
         step_level = when.level if when.evaluation == 0 or step_level is None else step_level
         step = Step(run, when.index, when.level, when.evaluation, step_level, when.time)
         each = [rule.queries(step, own) for rule, own in zip(stack.rules, state, strict=True)]
         queries = {POSITIVE, *(query for one in each for query in one)}
+        if stack.unasked(step, state) is not None:  # a rule answers without any prediction
+            queries.remove(POSITIVE)
         asking = frozenset(place for place, one in enumerate(each) if one)
         planned.append(Planned(when, tuple(sorted(queries, key=str)), asking))
         nothing = Prediction(torch.zeros(SHAPE), torch.zeros(SHAPE), when.level, EPSILON)
-        answers = Predictions(dict.fromkeys(queries, nothing), {query: query for query in queries}, nothing)
+        answers = Predictions(dict.fromkeys({POSITIVE, *queries}, nothing), {query: query for query in queries}, nothing)
         state = stack.update(Estimate(nothing), answers, step, state)[1]
     return planned
 

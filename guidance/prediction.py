@@ -195,7 +195,7 @@ def convert(value: Tensor, x: Tensor, level: Level, source: Parameterization, ta
         return value
     dtype = wide(value.dtype)
     of_x, of_value = weights(level, source, target)
-    return torch.add(of_x * x.to(dtype), value.to(dtype), alpha=of_value)  # two passes over the tensors
+    return (of_x * x.to(dtype)).add_(value.to(dtype), alpha=of_value)  # two passes, one new tensor
 
 
 def weights(level: Level, source: Parameterization, target: Parameterization) -> tuple[float, float]:

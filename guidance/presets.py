@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -37,18 +38,28 @@ def load_preset(name: str | Path) -> Stack:
         if str(name) not in names():
             raise InputError(f"no preset {str(name)!r}{nearest(str(name), names())}")
         path = FOLDER / f"{name}.yaml"
+    return from_config(mapping_of(path, "preset"))
+
+
+def mapping_of(path: Path, what: str) -> Any:
+    """What a YAML file of a stack holds, not yet checked to be one; messages call the file `what`.
+
+    Raises:
+        InputError: the file cannot be read.
+        StackSyntaxError: it is not YAML, or not such as a stack needs.
+    """
     try:
-        text = path.read_bytes()[: LARGEST + 1].decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the preset {str(path)!r}: {error}") from None
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the {what} {str(path)!r}: {error}") from None
     try:
         if len(text) > LARGEST or "&" in text:  # anchors could unfold without end, and a stack needs none
             raise yaml.YAMLError("too large, or with anchors")
-        mapping = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise StackSyntaxError(f"{str(path)!r} is not the YAML of a stack: {reason}") from None
-    return from_config(mapping)
 
 
 def read(text: str) -> Stack:

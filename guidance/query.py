@@ -69,6 +69,9 @@ class Query:
     perturbation: Perturbation | None = None
     grad: bool = False
 
+    def __hash__(self) -> int:
+        return hash(self.condition)  # tells the queries of a run apart, and is at hand: a step looks up dozens
+
     def __str__(self) -> str:
         text = self.condition if self.model == "main" else f"{self.condition}@{self.model}"
         if self.perturbation:
@@ -135,7 +138,7 @@ class Predictions(Mapping[Query, Prediction]):
         answers: Mapping[Query, Prediction],
         aliases: Mapping[Query, Query],
         base: Prediction,
-        asker: str = "the run",
+        asker: object = "the run",
         reads: set[Query] | None = None,
     ) -> None:
         self._answers, self._aliases, self._base, self._asker = answers, aliases, base, asker
@@ -164,7 +167,7 @@ class Predictions(Mapping[Query, Prediction]):
         answers = {**{self._aliases[one]: self._answer(one) for one in self._aliases}, query: answer}
         return Predictions(answers, {**self._aliases, query: query}, self._base, self._asker, self._reads)
 
-    def only(self, queries: Queries, asker: str) -> Predictions:
+    def only(self, queries: Queries, asker: object) -> Predictions:
         """The part of the answers that `queries` asks for, for the rule that error messages call `asker`."""
         answers = {}
         for query, rows in queries.items():
@@ -229,7 +232,7 @@ class Network(ABC):
                 raise QueryError(f"nothing here answers {str(query)!r}: unknown {what} {name!r}{nearest(name, known)}")
         if query.grad and not self.differentiable:
             raise QueryError(f"nothing here answers {str(query)!r}: this network gives no gradients")
-        return replace(query, condition=condition)
+        return query if condition == query.condition else replace(query, condition=condition)
 
 
 @dataclass(frozen=True)
@@ -290,7 +293,9 @@ def _pieces(requests: Sequence[Request], batch: int, max_rows: int | None) -> It
         piece: dict[Query, list[int]] = {}
         for query, sample in flat[start : start + max_rows]:
             piece.setdefault(query, []).append(sample)
-        yield [Request(query, tuple(samples)) for query, samples in piece.items()]
+        yield [
+            Request(query, None if len(samples) == batch else tuple(samples)) for query, samples in piece.items()
+        ]
 
 
 def evaluate(
@@ -301,8 +306,10 @@ def evaluate(
     *,
     base: Query = POSITIVE,
     max_rows: int | None = None,
+    unasked: RowMask | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Evaluation:
-    """Answer `queries`, and always `base`, at `x`.
+    """Answer `queries`, and `base` for all samples that are not said to need none, at `x`.
 
     Args:
         network: who answers.
@@ -311,6 +318,8 @@ def evaluate(
         level: their level.
         base: the query whose answer is the unguided estimate; evaluated for every sample.
         max_rows: at most this many rows in one network call; None for no bound.
+        unasked: samples that need no prediction at all; their rows of `base` read as NaN if no query asks for them.
+        dtype: type of the network's outputs, for a call in which it is asked for nothing; that of x by default.
 
     Returns:
         The answers and what they cost.
@@ -324,7 +333,8 @@ def evaluate(
     if max_rows is not None and max_rows < 1:
         raise QueryError(f"max_rows must be at least 1, got {max_rows!r}")
     aliases = {query: network.resolve(query) for query in [base, *queries]}
-    wanted = united([{aliases[base]: None}, *({aliases[query]: rows} for query, rows in queries.items())])
+    everyone = None if unasked is None or not bool(unasked.any()) else ~unasked
+    wanted = united([{aliases[base]: everyone}, *({aliases[query]: rows} for query, rows in queries.items())])
     asked = {query: _rows(rows, batch) for query, rows in wanted.items()}
 
     groups: dict[tuple[object, ...], list[Request]] = {}
@@ -342,7 +352,11 @@ def evaluate(
                 rows_run += len(output)
             calls += 1
 
-    whole = {aliases[base]: _assembled(parts[aliases[base]], None, batch)}
+    nothing: Tensor | None = None
+    if asked[aliases[base]] is not None:
+        kind = next((output.dtype for one in parts.values() for _, output in one), dtype or x.dtype)
+        nothing = torch.full_like(x, torch.nan, dtype=kind)
+    whole = {aliases[base]: _assembled(parts[aliases[base]], nothing, batch)}
     for query in asked:
         if query not in whole:
             whole[query] = _assembled(parts[query], whole[aliases[base]], batch)
@@ -355,13 +369,14 @@ def _assembled(parts: list[tuple[tuple[int, ...] | None, Tensor]], base: Tensor 
     if len(parts) == 1 and parts[0][0] is None:
         return parts[0][1]
     if not parts:
-        assert base is not None  # the base query itself always has all its rows
+        assert base is not None  # the base query itself has rows or something in their place
         return base
-    whole = parts[0][1].new_empty((batch, *parts[0][1].shape[1:])) if base is None else base.clone()
-    for rows, output in parts:
-        assert rows is not None  # else it was the only piece
-        whole = whole.index_copy(0, sent(rows, output.device), output)
-    return whole
+    rows = tuple(row for some, _ in parts for row in some or ())
+    together = torch.cat([output for _, output in parts]) if len(parts) > 1 else parts[0][1]
+    if rows == tuple(range(batch)):
+        return together
+    assert base is not None  # as above
+    return base.clone().index_copy_(0, sent(rows, together.device), together)
 
 
 def sent(rows: Sequence[int], device: torch.device) -> Tensor:

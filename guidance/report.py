@@ -23,6 +23,7 @@ class StepRecord:
         calls: network calls.
         rows: rows over all calls.
         traces: what rules reported, by name: one number for each sample.
+        observed: what an observer of the run made of it, likewise.
     """
 
     index: int
@@ -32,6 +33,7 @@ class StepRecord:
     calls: int
     rows: int
     traces: Mapping[str, Tensor]
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
 
     def evaluations(self, batch: int) -> list[int]:
         """Network evaluations of each sample, length B."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .prediction import Level, Prediction, Space
-from .query import Predictions, Queries, Query
+from .query import Predictions, Queries, Query, RowMask, covered
 
 State = tuple[Any, ...]
 """What a rule remembers between evaluations: a NamedTuple of tensors, or ``()``."""
@@ -153,6 +153,11 @@ class Rule:
         """Whether the rule changes where the sampler jumps, by itself."""
         return not self.refines
 
+    @property
+    def skips(self) -> bool:
+        """Whether the rule may answer a step without any prediction: see `unasked`. Such a rule is the whole stack."""
+        return False
+
     def init(self, run: Run) -> State:
         """The state before the first step."""
         del run
@@ -167,9 +172,35 @@ class Rule:
         del step, state
         return dict.fromkeys(self.asks())
 
+    def unasked(self, step: Step, state: State) -> RowMask | None:
+        """Samples that need no prediction at all at this step, not even the prompt's; None where there are none.
+
+        `update` answers for them out of its state: their rows of the estimate that it is handed are NaN. The mask is on
+        the host.
+        """
+        del step, state
+        return None
+
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """A better estimate, and the state for the next evaluation. Pure: arguments are left as they are."""
         raise NotImplementedError
+
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """What the rule leads away from at this step, and which samples it leads (None: all); None where it leads none.
+
+        For whoever measures a run; `update` does not need it. By default the answer to `contrast`, for the samples that
+        it is asked for. A rule that puts something else in that answer's place says so here.
+
+        Args:
+            predictions: all answers of the evaluation.
+            step: where the run stands.
+            state: as for `update`.
+        """
+        if self.contrast is None:
+            return None
+        asked = self.queries(step, state)
+        query = next((query for query in asked if covered(query, {self.contrast})), None)
+        return None if query is None else (predictions[query], asked[query])
 
     def parts(self) -> Iterator[Rule]:
         """The rule and the rules inside it, outermost first."""

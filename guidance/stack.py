@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Self
 
 from .errors import CompositionError, RuleError
-from .query import Predictions, Queries, Query, united
+from .prediction import Prediction
+from .query import Predictions, Queries, Query, RowMask, united
 from .rule import Estimate, Rule, Run, State, Step
 
 
@@ -78,15 +79,40 @@ class Stack(Rule):
         """The union of what the rules ask for."""
         return united(rule.queries(step, own) for rule, own in zip(self.rules, state, strict=True))
 
+    @property
+    def skips(self) -> bool:
+        """Whether its only rule does."""
+        return any(rule.skips for rule in self.rules)
+
+    def unasked(self, step: Step, state: State) -> RowMask | None:
+        """Those of its only rule: a rule that skips is the whole stack."""
+        return self.rules[0].unasked(step, state[0]) if len(self.rules) == 1 else None
+
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """Apply the rules in order; each sees the answers it asked for itself."""
         after, traces = [], dict(estimate.traces)
         for rule, own, suffix in zip(self.rules, state, self._suffixes, strict=True):
-            answers = predictions.only(rule.queries(step, own), asker=str(rule))
+            answers = predictions.only(rule.queries(step, own), asker=rule)
             estimate, own = rule.update(estimate.without_traces(), answers, step, own)
             traces |= {name + suffix: value for name, value in estimate.traces.items()}
             after.append(own)
         return Estimate(estimate.prediction, estimate.renoise, traces), tuple(after)
+
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """For each sample that of the first rule that leads it."""
+        found: tuple[Prediction, RowMask | None] | None = None
+        for rule, own in zip(self.rules, state, strict=True):
+            led = rule.away(predictions, step, own)
+            if led is None:
+                continue
+            if found is None:
+                found = led
+            elif found[1] is not None:
+                rows = None if led[1] is None else found[1] | led[1]
+                found = found[0].where(found[1], led[0]), rows
+            if found[1] is None:
+                break
+        return found
 
     @cached_property
     def _suffixes(self) -> tuple[str, ...]:
@@ -137,8 +163,8 @@ def _compatible(rules: Sequence[Rule]) -> None:
         if len(rules) > 1 and rule.whole_stack:
             other = next(one for one in rules if one is not rule)
             raise CompositionError(
-                f"{rule} was fitted for runs of its own rule alone and cannot stand beside {other}; put {other} inside "
-                "it and fit for that"
+                f"{rule} was made for runs of its own rule alone and cannot stand beside {other}; put {other} inside it, "
+                "and fit or tune for that"
             )
 
 
@@ -154,8 +180,8 @@ def sole(rule: Rule, wrapper: str) -> Rule:
     for part in rule.parts():
         if part.whole_stack:
             raise CompositionError(
-                f"{wrapper} around {part}: it was fitted for whole runs of its own rule alone; put {wrapper} inside it "
-                "and fit for that"
+                f"{wrapper} around {part}: it was made for whole runs of its own rule alone; put {wrapper} inside it, and "
+                "fit or tune for that"
             )
     return rule.rules[0] if isinstance(rule, Stack) and len(rule.rules) == 1 else rule
 

@@ -6,6 +6,7 @@ Read in diffusers 0.42.1, ``pipelines/chroma/pipeline_chroma.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,3 +56,5 @@ FAMILIES["ChromaPipeline"] = Family(
     completed=_completed,
     cannot=lambda pipe: "",
 )
+
+FAMILIES["ChromaImg2ImgPipeline"] = replace(FAMILIES["ChromaPipeline"], pipeline="ChromaImg2ImgPipeline")

@@ -6,6 +6,7 @@ Read in diffusers 0.42.1, ``pipelines/cogvideo/pipeline_cogvideox.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .family import FAMILIES, Call, Family, Pipeline, Rows
 
@@ -31,7 +32,12 @@ FAMILIES["CogVideoXPipeline"] = Family(
     unguided={"guidance_scale": 1.0, "use_dynamic_cfg": False},
     owned={"guidance_scale": "cfg(scale)", "use_dynamic_cfg": "during(cfg(scale), sigma=...)"},
     scratch=("_guidance_scale",),
+    upcasts=True,
     branches=lambda pipe, call: call["guidance_scale"] > 1,
     encode=_encode,
+    example=lambda pipe, batch: {"max_sequence_length": pipe.transformer.config.max_text_seq_length},
     cannot=lambda pipe: "",
 )
+
+for _name in ("CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"):
+    FAMILIES[_name] = replace(FAMILIES["CogVideoXPipeline"], pipeline=_name)

@@ -25,4 +25,5 @@ for _name in ("DDPMPipeline", "DDIMPipeline"):
         branches=lambda pipe, call: False,
         cannot=_cannot,
         halves=("positive",),
+        example=lambda pipe, batch: {"batch_size": batch},
     )

@@ -40,5 +40,6 @@ FAMILIES["DiTPipeline"] = Family(
     owned={"guidance_scale": "cfg(scale)"},
     branches=lambda pipe, call: call["guidance_scale"] > 1,
     random={"class": _class},
+    example=lambda pipe, batch: {"class_labels": list(range(1, batch + 1))},
     cannot=_cannot,
 )

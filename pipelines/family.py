@@ -38,12 +38,19 @@ class Family:
         listed: those of `rows` that are lists with an entry for each row; other lists hold tensors that have rows.
         unpack: from what the denoiser is handed as samples, and returns, to a tensor ``(B, ...)``.
         pack: and back.
+        part: where, on the axes behind the batch, the noisy samples are in what the denoiser returns, and, under a
+            scheduler that is not asked to scale them, in what it is handed: given the pipeline and the denoiser's
+            arguments. () for all of it but learned variances. Rules see this part; the rest is as for the prompt.
+        handed: ``handed(pipe, arguments, samples)``: that part of samples in the form in which the scheduler is handed
+            it, where this is another.
         halves: the conditions of the pipeline's own guidance, in order; ``"negative"`` stands for its unconditional
             one.
         sequential: whether it evaluates them in one call each, one after the other, instead of in one batch.
         timestep: name of the denoiser's argument with the time.
         clock: from that argument to the scheduler's timestep, given the pipeline.
         negates: whether it negates what the denoiser returns before the scheduler gets it.
+        upcasts: whether it casts what the denoiser returns to float32 before it combines the conditions; so do the
+            rules then, in half precision as well.
         guided: the arguments with which the pipeline evaluates all halves. The values do not matter beyond that: what
             it gets back makes its own combination the identity.
         unguided: the arguments with which it evaluates the positive half only.
@@ -51,8 +58,8 @@ class Family:
         own: text of the rules that its own guidance applies behind its combination of two predictions.
         completed: ``completed(arguments, rows)``: those of `encode` with what depends on the samples, given the
             arguments of the pipeline's call for the prompt.
-        owned: arguments that a user may not give, since rules replace them: name to the rule that does. The
-            pipeline's default for them is not what the user asked for.
+        owned: arguments that a user may not give, since rules replace them: name to the rule that does, "" where
+            none does yet. The pipeline's default for them is not what the user asked for.
         keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
         scratch: attributes that the pipeline sets on itself from those arguments; restored after the call.
         branches: whether the pipeline, in the middle of a call, is evaluating all halves; given it and the call.
@@ -64,6 +71,9 @@ class Family:
         cannot: why this pipeline has no unconditional branch, or "".
         embedded: name of the argument with the guidance scale that this pipeline's network takes as an input, having
             been distilled from guided runs, or "". It stays the user's.
+        offset: what its own scale lacks of that of `cfg`: 1 where it counts from 0. The two then agree to rounding.
+        example: ``example(pipe, batch)``: the arguments of a small call for so many samples that the names of the
+            pipeline's arguments do not give away; for `doctor`.
     """
 
     pipeline: str
@@ -83,6 +93,10 @@ class Family:
     listed: tuple[str, ...] = ()
     unpack: Callable[[Any], torch.Tensor] = lambda samples: samples
     pack: Callable[[torch.Tensor], Any] = lambda samples: samples
+    part: Callable[[Pipeline, Mapping[str, Any]], tuple[slice, ...]] = lambda pipe, arguments: ()
+    handed: Callable[[Pipeline, Mapping[str, Any], torch.Tensor], torch.Tensor] = lambda pipe, arguments, samples: (
+        samples
+    )
     own: str = ""
     completed: Callable[[Mapping[str, Any], Rows], Rows] = lambda arguments, rows: rows
     filled: Mapping[str, Any] = field(default_factory=dict)
@@ -91,9 +105,17 @@ class Family:
     timestep: str = "timestep"
     clock: Callable[[Pipeline, float], float] = lambda pipe, timestep: timestep
     negates: bool = False
+    upcasts: bool = False
     embedded: Callable[[Pipeline], str] = lambda pipe: ""
     keywords: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
+    offset: float = 0.0
+    example: Callable[[Pipeline, int], Call] = lambda pipe, batch: {}
+
+    @property
+    def scale(self) -> str:
+        """The argument with the scale of its own guidance, as `owned` tells it; "" where there is none."""
+        return next((name for name in self.guided if self.owned.get(name, "").startswith("cfg(scale")), "")
 
 
 FAMILIES: dict[str, Family] = {}

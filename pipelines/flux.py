@@ -7,7 +7,9 @@ Read in diffusers 0.42.1, ``pipelines/flux/pipeline_flux.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from .family import FAMILIES, Call, Family, Pipeline, Rows
 
@@ -52,4 +54,25 @@ FAMILIES["FluxPipeline"] = Family(
     encode=_encode,
     cannot=lambda pipe: "",
     embedded=_embedded,
+)
+
+for _name in ("FluxImg2ImgPipeline", "FluxInpaintPipeline"):
+    FAMILIES[_name] = replace(FAMILIES["FluxPipeline"], pipeline=_name)
+FAMILIES["FluxControlNetPipeline"] = replace(
+    FAMILIES["FluxPipeline"],
+    pipeline="FluxControlNetPipeline",
+    rows=(*FAMILIES["FluxPipeline"].rows, "controlnet_block_samples", "controlnet_single_block_samples"),
+)
+
+
+def _painted(pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[slice, ...]:
+    # Behind the tokens to paint are those of the picture, which the first of their positions tells apart.
+    return (slice(int((arguments["img_ids"][..., 0] == 0).sum())),)
+
+
+FAMILIES["FluxKontextPipeline"] = replace(
+    FAMILIES["FluxPipeline"],
+    pipeline="FluxKontextPipeline",
+    part=_painted,
+    keywords=(),
 )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..guidance.config import as_stack
 from ..guidance.errors import InputError, UnsupportedPipelineError, nearest
+from ..guidance.observe import Observer
 from ..guidance.report import Report
 from ..guidance.rule import Rule
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack, remarks
 from ..samplers import parameterization
-from . import aura_flow as aura_flow  # each family's file enters its record
+from . import audioldm2 as audioldm2  # each family's file enters its record
+from . import aura_flow as aura_flow
 from . import chroma as chroma
 from . import cogvideox as cogvideox
 from . import cogview4 as cogview4
@@ -50,7 +52,13 @@ SCALE = "guidance_scale"
 """The argument that distilled networks take as an input, if it is none of the pipeline's own guidance."""
 
 
-def guide(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: int | None = None) -> GuidedPipeline:
+def guide(
+    pipe: Pipeline,
+    stack: Rule | str | Mapping[str, Any],
+    *,
+    max_rows: int | None = None,
+    observe: Observer | None = None,
+) -> GuidedPipeline:
     """Guide an existing diffusers pipeline with a stack.
 
     Args:
@@ -58,6 +66,7 @@ def guide(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: in
             hooks of a call end with the call.
         stack: a stack, a rule, or the text or mapping of one.
         max_rows: at most this many rows in one call of the denoiser; None for the pipeline's own batches.
+        observe: told of every evaluation, such as `evaluation.traces.strength`; it changes nothing and asks nothing.
 
     Returns:
         An object to call as the pipeline itself, without `guidance_scale` and what else the stack now decides.
@@ -74,7 +83,7 @@ def guide(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: in
     denoisers_of(pipe, family)
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
     _answerable(pipe, family, stack)
-    return GuidedPipeline(pipe, family, stack, max_rows)
+    return GuidedPipeline(pipe, family, stack, max_rows, observe)
 
 
 def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
@@ -98,6 +107,11 @@ def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
         if which == "each" and family.encode is None:
             has = "no way to encode further ones" if _takes_prompts(pipe) else "none"
             raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has {has}")
+    if stack.skips and family.sequential:
+        raise UnsupportedPipelineError(
+            f"{stack} leaves the network out at some steps, and {type(pipe).__name__} calls it for each condition by "
+            "itself, which cannot be left out; take a plan without s"
+        )
     for query in stack.asks():
         if query.model != "main":
             raise UnsupportedPipelineError(
@@ -122,8 +136,15 @@ class GuidedPipeline:
         run: the run of the last call, up to where it got, with its state; None before the first evaluation.
     """
 
-    def __init__(self, pipe: Pipeline, family: Family, stack: Stack, max_rows: int | None = None) -> None:
-        self.pipe, self.family, self.stack, self.max_rows = pipe, family, stack, max_rows
+    def __init__(
+        self,
+        pipe: Pipeline,
+        family: Family,
+        stack: Stack,
+        max_rows: int | None = None,
+        observe: Observer | None = None,
+    ) -> None:
+        self.pipe, self.family, self.stack, self.max_rows, self.observe = pipe, family, stack, max_rows, observe
         self.run: GuidedRun | None = None
 
     def __repr__(self) -> str:
@@ -151,27 +172,37 @@ class GuidedPipeline:
         extra = kwargs.pop(EXTRA, None)
         call = self._call(args, kwargs)
         prompts = self._prompts(call, extra)
-        return self._run(Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows))
+        return self._run(Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows, self.observe))
 
     def _run(self, session: Session) -> Any:
         """Call the pipeline with the hooks of a session."""
         self.run = None
-        denoisers, scheduler = denoisers_of(self.pipe, self.family), self.pipe.scheduler
         try:
-            with ExitStack() as hooks:
-                hooks.enter_context(exclusively(*denoisers, scheduler))
-                hooks.enter_context(restored(self.pipe, self.family.scratch))
-                session.encode()
-                for denoiser in denoisers:
-                    hooks.enter_context(calling(denoiser, functools.partial(session.denoise, denoiser)))
-                for name, watch in session.watched.items():
-                    if hasattr(scheduler, name):
-                        hooks.enter_context(method(scheduler, name, watch))
+            with self.hooked(session):
                 output = self.pipe(**session.call)
         finally:
             self.run = session.run
         session.finish()
         return output
+
+    @contextmanager
+    def hooked(self, session: Session) -> Iterator[None]:
+        """While the context lasts, `session` answers the pipeline's denoiser and watches its scheduler.
+
+        Raises:
+            GuidanceNotAppliedError: the pipeline is in use.
+        """
+        denoisers, scheduler = denoisers_of(self.pipe, self.family), self.pipe.scheduler
+        with ExitStack() as hooks:
+            hooks.enter_context(exclusively(*denoisers, scheduler))
+            hooks.enter_context(restored(self.pipe, self.family.scratch))
+            session.encode()
+            for denoiser in denoisers:
+                hooks.enter_context(calling(denoiser, functools.partial(session.denoise, denoiser)))
+            for name, watch in session.watched.items():
+                if hasattr(scheduler, name):
+                    hooks.enter_context(method(scheduler, name, watch))
+            yield
 
     @property
     def report(self) -> Report | None:
@@ -197,9 +228,12 @@ class GuidedPipeline:
         embedded = self.family.embedded(self.pipe)
         for name, rule in self.family.owned.items():
             if name in arguments and name != embedded and (value := arguments.pop(name)) is not None:
+                instead = (
+                    f"leave it out and put {rule} into the stack instead" if rule else "there is no rule for it yet"
+                )
                 warn(
                     f"{name}={value!r} was given to a guided pipeline and does nothing: what counts is {self.stack}; "
-                    f"leave it out and put {rule} into the stack instead"
+                    f"{instead}"
                 )
         if not embedded and arguments.get(SCALE) is not None:
             warn(f"{SCALE}={arguments[SCALE]!r} does nothing: this network was not distilled and does not take it")

@@ -6,6 +6,7 @@ Read in diffusers 0.42.1, ``pipelines/hunyuandit/pipeline_hunyuandit.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -49,4 +50,10 @@ FAMILIES["HunyuanDiTPipeline"] = Family(
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
     cannot=lambda pipe: "",
+)
+
+FAMILIES["HunyuanDiTControlNetPipeline"] = replace(
+    FAMILIES["HunyuanDiTPipeline"],
+    pipeline="HunyuanDiTControlNetPipeline",
+    rows=(*FAMILIES["HunyuanDiTPipeline"].rows, "controlnet_block_samples"),
 )

@@ -41,17 +41,32 @@ def exclusively(*components: object) -> Iterator[None]:
             _in_use.difference_update(keys)
 
 
+def compiled(module: Any) -> bool:
+    """Whether calls of `module` itself run a compiled graph: ``torch.compile(module)``, or ``module.compile()``."""
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
 @contextmanager
 def calling(module: Any, hook: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
-    """While the context lasts, ``module(*args, **kwargs)`` is ``hook(original, args, kwargs)``."""
+    """While the context lasts, ``module(*args, **kwargs)`` is ``hook(original, args, kwargs)``.
+
+    `original` runs with the module's own class in place: a compiled graph is guarded by it, and would be compiled anew.
+    """
     cls = type(module)
-    original = functools.partial(cls.__call__, module)
+
+    def original(*args: Any, **kwargs: Any) -> Any:
+        module.__class__ = cls
+        try:
+            return module(*args, **kwargs)
+        finally:
+            module.__class__ = intercepted
 
     def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
         return hook(original, args, kwargs)
 
     names = {"__call__": hooked, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    module.__class__ = type(cls.__name__, (cls,), names)
+    intercepted = type(cls.__name__, (cls,), names)
+    module.__class__ = intercepted
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ Read in diffusers 0.42.1, ``pipelines/kandinsky3/pipeline_kandinsky3.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,17 +34,21 @@ def _completed(arguments: Mapping[str, Any], rows: Rows) -> Rows:
     return {name: value[:, :length] for name, value in rows.items()}
 
 
+# (s + 1) g - s g is g to the bit where s is 1 in the tensors' type; the pipeline guides where s > 1 in Python's.
+JUST_ABOVE_ONE = math.nextafter(1, 2)
+
 FAMILIES["Kandinsky3Pipeline"] = Family(
     pipeline="Kandinsky3Pipeline",
     denoiser="unet",
     positional=("sample", "timestep"),
     sample="sample",
     rows=("encoder_hidden_states", "encoder_attention_mask"),
-    guided={"guidance_scale": 2.0},
+    guided={"guidance_scale": JUST_ABOVE_ONE},
     unguided={"guidance_scale": 1.0},
     owned={"guidance_scale": "cfg(scale + 1)"},
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
+    offset=1.0,
     encode=_encode,
     completed=_completed,
     cannot=lambda pipe: "",

@@ -34,3 +34,5 @@ FAMILIES["KolorsPipeline"] = replace(
     encode=_encode,
     random={},
 )
+
+FAMILIES["KolorsImg2ImgPipeline"] = replace(FAMILIES["KolorsPipeline"], pipeline="KolorsImg2ImgPipeline")

@@ -9,6 +9,7 @@ Read in diffusers 0.42.1, ``pipelines/qwenimage/pipeline_qwenimage.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .family import FAMILIES, Call, Family, Pipeline, Rows
 
@@ -47,3 +48,6 @@ FAMILIES["QwenImagePipeline"] = Family(
     cannot=lambda pipe: "",
     embedded=_embedded,
 )
+
+for _name in ("QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"):
+    FAMILIES[_name] = replace(FAMILIES["QwenImagePipeline"], pipeline=_name)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..guidance.errors import InputError
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
 from ..guidance.query import POSITIVE, Network, Perturbation, Request, sent
 from .family import Draw, Family
+from .intercept import compiled
+from .prepared import Prepared
 from .time_embedding import KINDS
 
+TEXTS = "independent:tokens"
 Index = slice | Tensor
+Chosen = tuple[tuple[int, ...] | None, str, Mapping[str, Any]]
+"""The rows of a request, the evaluated condition that they are taken from, and what is in its place."""
 
 
 def take(value: Any, index: Index, axis: int = 0, listed: bool = False) -> Any:
@@ -61,6 +67,10 @@ def put(arguments: dict[str, Any], path: str, value: Any) -> None:
     arguments[last] = value
 
 
+def _own(value: Any) -> Any:
+    return type(value)(value) if type(value) in (dict, list) else value
+
+
 class Branch:
     """One call that a pipeline makes of its denoiser.
 
@@ -70,6 +80,7 @@ class Branch:
         original: its call, as it is without guidestack.
         args: what the pipeline gives it by position.
         kwargs: and by name.
+        last: what it returned at an earlier step, in whose form a step is answered that does not call it.
     """
 
     def __init__(
@@ -79,24 +90,31 @@ class Branch:
         original: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        last: Any = None,
     ) -> None:
         self.module = module
         self.original, self.given, self.named = original, family.positional[: len(args)], tuple(kwargs)
-        self.arguments: dict[str, Any] = dict(zip(family.positional, args, strict=False)) | kwargs
+        arguments = dict(zip(family.positional, args, strict=False)) | kwargs
+        # Pipelines and networks write into the dictionaries and lists that they hand on (Flux: an adapter's pictures;
+        # HunyuanDiT takes residuals out one by one).
+        self.arguments: dict[str, Any] = {name: _own(value) for name, value in arguments.items()}
         self.sample = family.unpack(self.arguments[family.sample])
         self.family = family
-        self._output: Any = None
+        self.output: Any = last
 
     def call(self, arguments: Mapping[str, Any]) -> Tensor:
         """The denoiser's native output for other arguments of the same names."""
-        positional = [arguments[name] for name in self.given]
-        output = self.original(*positional, **{name: arguments[name] for name in self.named})
-        self._output = output
-        return self.family.unpack(output[0])  # the prediction, of a tuple and of a model output alike
+        positional = [_own(arguments[name]) for name in self.given]
+        output = self.original(*positional, **{name: _own(arguments[name]) for name in self.named})
+        self.output = output
+        answer = self.family.unpack(output[0])  # the prediction, of a tuple and of a model output alike
+        if self.family.upcasts:
+            answer = answer.float()
+        return answer.clone() if compiled(self.module) else answer  # the next run of a CUDA graph overwrites its output
 
     def returned(self, value: Tensor) -> Any:
-        """`value` in the form in which the denoiser returns its prediction; after at least one `call`."""
-        output, packed = self._output, self.family.pack(value)
+        """`value` in the form in which the denoiser returns its prediction; after at least one `call` of the run."""
+        output, packed = self.output, self.family.pack(value)
         return (packed, *output[1:]) if isinstance(output, tuple) else type(output)(packed)
 
 
@@ -114,16 +132,19 @@ class PipelineNetwork(Network):
         extra: further conditions: row arguments with one row each, or with one for each sample.
         aliases: other names for some conditions.
         parameterization: what the denoiser emits.
-        channels: size of axis 1 of the samples; what an answer has beyond it is kept in `rest`.
+        part: where the samples are in an answer, on the axes behind the batch; the rest of it is kept in `whole`.
         keys: where randomness comes from.
         random: conditions that are drawn anew at each evaluation: ``draw(rows, generators)`` makes row arguments, one
             row a sample, given those of the prompt.
         perturb: a context in which the denoiser answers perturbed, given the perturbation and a generator for each
             row.
         answered: native outputs of conditions that were evaluated already, for all samples.
+        prepared: what the networks of a run share.
+        ahead: `keys` and those of the next evaluations, for which random texts are encoded together.
+        whole: the prompt's whole answer at the step before, which rows keep that are not evaluated at this one.
 
     Attributes:
-        rest: channels of the prompt's answer beyond those of the sample (learned variances), or None.
+        whole: the prompt's whole answer, where it has more than the samples (learned variances, a picture), or None.
     """
 
     def __init__(
@@ -135,21 +156,26 @@ class PipelineNetwork(Network):
         extra: Mapping[str, Mapping[str, Any]],
         aliases: Mapping[str, str],
         parameterization: Parameterization,
-        channels: int,
+        part: tuple[slice, ...],
         keys: Keys,
         random: Mapping[str, Draw],
         perturb: Callable[[Perturbation, Sequence[torch.Generator]], AbstractContextManager[None]],
         answered: Mapping[str, Tensor] | None = None,
+        prepared: Prepared | None = None,
+        ahead: tuple[Keys, ...] = (),
+        whole: Tensor | None = None,
     ) -> None:
         self.branches, self.batch, self.extra = branches, batch, dict(extra)
         self.family, self.row_names = family, (family.sample, *family.rows)
         self.conditions = (*branches, *(name for name in extra if name not in branches), *random)
-        self.aliases, self.parameterization, self.channels = aliases, parameterization, channels
+        self.aliases, self.parameterization = aliases, parameterization
+        self.part = (slice(None), *part)
         self.keys, self.random, self.perturb = keys, random, perturb
         self.perturbations = KINDS
         self.together = len(set(map(id, branches.values()))) == 1
-        self.answered = answered or {}
-        self.rest: Tensor | None = None
+        self.answered, self.prepared = answered or {}, prepared or Prepared()
+        self.ahead = ahead or (keys,)
+        self.whole = whole
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
         """One call of the denoiser."""
@@ -167,75 +193,131 @@ class PipelineNetwork(Network):
             return self._run(requests)
 
     def _run(self, requests: Sequence[Request]) -> list[Tensor]:
-        outputs = self._outputs(requests)
-        for request, output in zip(requests, outputs, strict=True):
-            if output.shape[1] > self.channels and request.query == POSITIVE:
-                self._keep(output[:, self.channels :], request.rows)
-        return [output[:, : self.channels] for output in outputs]
+        outputs = self.native(requests)
+        samples = [output[self.part] for output in outputs]
+        for request, output, sample in zip(requests, outputs, samples, strict=True):
+            if output.shape != sample.shape and request.query == POSITIVE:
+                self._keep(output, request.rows)
+        return samples
 
-    def _keep(self, rest: Tensor, rows: tuple[int, ...] | None) -> None:
-        """The prompt's channels beyond those of the sample; under `max_rows` they come in pieces."""
+    def _keep(self, answer: Tensor, rows: tuple[int, ...] | None) -> None:
+        """The prompt's whole answer; under `max_rows` it comes in pieces."""
         if rows is not None:
-            before = rest.new_empty((self.batch, *rest.shape[1:])) if self.rest is None else self.rest
-            rest = before.index_copy(0, sent(rows, rest.device), rest)
-        self.rest = rest
+            before = answer.new_empty((self.batch, *answer.shape[1:])) if self.whole is None else self.whole
+            answer = before.index_copy(0, sent(rows, answer.device), answer)
+        self.whole = answer
 
-    def _outputs(self, requests: Sequence[Request]) -> list[Tensor]:
+    def completed(self, samples: Tensor) -> Tensor:
+        """`samples` as an answer: with what else the prompt's has."""
+        if self.whole is None:
+            return samples
+        answer = self.whole.clone()
+        answer[self.part] = samples
+        return answer
+
+    def native(self, requests: Sequence[Request]) -> list[Tensor]:
+        """What the denoiser answers, all of it."""
         first = requests[0].query
         branch = self.branches.get(first.condition, self.branches["positive"])
+        if not first.perturbation and len(requests) == 1 and first.condition in self.answered:
+            answer = self.answered[first.condition]
+            return [answer if requests[0].rows is None else answer[self.prepared.rows(requests[0].rows, answer.device)]]
         if all(request.rows is None for request in requests):
-            if not first.perturbation and len(requests) == 1 and first.condition in self.answered:
-                return [self.answered[first.condition]]
             whole = tuple(name for name, one in self.branches.items() if one is branch)
             if tuple(request.query.condition for request in requests) == whole:
                 return list(branch.call(branch.arguments).chunk(len(requests)))
-        chosen = [self._rows(request) for request in requests]
+        chosen = [(request.rows, *self._sources(request)) for request in requests]
         arguments = dict(branch.arguments)
+        asked = tuple((request.query.condition, request.rows) for request in requests)
         for name in self.row_names:
-            values = [rows[name] for rows in chosen]
+            value = self._joined(name, asked, chosen)
             # Masks may be None for prompts of one length, and not for others.
-            if any(value is not None for value in (look_up(arguments, name), *values)):
-                put(arguments, name, self._joined(name, values))
-        return list(torch.split(branch.call(arguments), [len(rows[self.row_names[0]]) for rows in chosen]))
+            if value is not None or look_up(arguments, name) is not None:
+                put(arguments, name, value)
+        counts = [self.batch if request.rows is None else len(request.rows) for request in requests]
+        return list(torch.split(branch.call(arguments), counts))
 
-    def _joined(self, name: str, values: list[Any]) -> Any:
+    def _joined(self, name: str, asked: Hashable, chosen: Sequence[Chosen]) -> Any:
+        """The rows of one argument for all requests of a call; made once a run where they are the same at every step."""
         family = self.family
         if name == family.sample:
-            return family.pack(join(values))
-        return join(values, family.axes.get(name, 0), name in family.listed)
+            return family.pack(join([self._taken(name, *one) for one in chosen]))
+        sources = [
+            source
+            for _, like, extra in chosen
+            for source in (look_up(self.branches[like].arguments, name), extra.get(name))
+        ]
+        return self.prepared.get(
+            (name, asked),
+            sources,
+            lambda: join([self._taken(name, *one) for one in chosen], *self._how(name)),
+        )
 
     def _whole(self, branch: Branch, name: str) -> Any:
         """A row argument with all its rows: some pipelines leave it to the network to repeat a single one."""
         if name == self.family.sample:
             return branch.sample
         value = look_up(branch.arguments, name)
-        if isinstance(value, Tensor) and name not in self.family.axes and len(value) == 1 < len(branch.sample):
-            return value.expand(len(branch.sample), *value.shape[1:])
+        axis, wanted = self.family.axes.get(name, 0), len(branch.sample)
+        if isinstance(value, Tensor) and not axis and len(value) == 1 < wanted:
+            return value.expand(wanted, *value.shape[1:])
+        for one in value if isinstance(value, list | tuple) and name not in self.family.listed else [value]:
+            if isinstance(one, Tensor) and one.shape[axis] != wanted:
+                raise InputError(
+                    f"the denoiser is given {name} with {one.shape[axis]} rows for a batch of {wanted}, so that it "
+                    "cannot be told whose they are; give the pipeline one for each prompt, or one for all"
+                )
         return value
 
-    def _rows(self, request: Request) -> dict[str, Any]:
+    def _like(self, condition: str) -> str:
+        """The evaluated condition that has what another prompt does not say: adapters' pictures, sizes, residuals."""
+        if condition.partition(":")[0] in ("null", "negative"):
+            # As the pipeline would do for that text; an editing pipeline's negative beside an "image" has no picture.
+            return next((name for name in ("image", "null", "negative") if name in self.branches), "positive")
+        return "positive"
+
+    def _sources(self, request: Request) -> tuple[str, Mapping[str, Any]]:
+        """Where the rows of a request come from: the evaluated condition, and what another prompt has in its place."""
         condition = request.query.condition
-        extra: Mapping[str, Any] = {}
-        if condition not in self.branches:
-            if condition in self.random and condition not in self.extra:
-                prompt = self._rows(Request(POSITIVE, None))
-                generators = self.keys.generators(range(self.batch), condition)
-                self.extra[condition] = self.random[condition](prompt, generators)
-            extra = self.family.completed(self.branches["positive"].arguments, self.extra[condition])
-            condition = "positive"  # what other prompts do not say (adapters, residuals) is as for the prompt
-        branch = self.branches[condition]
-        start = [name for name, one in self.branches.items() if one is branch].index(condition) * self.batch
-        index: Index = slice(start, start + self.batch)
-        if request.rows is not None:
-            index = sent([start + row for row in request.rows], branch.sample.device)
-        axes, listed = self.family.axes, self.family.listed
-        rows = {
-            name: take(self._whole(branch, name), index, axes.get(name, 0), name in listed) for name in self.row_names
-        }
-        wanted: Index = slice(0, self.batch) if request.rows is None else sent(request.rows, branch.sample.device)
-        for name, value in extra.items():
-            axis, is_list = axes.get(name, 0), name in listed
-            if value is not None and (len(value) if is_list else value.shape[axis]) == 1 < self.batch:
-                value = list(value) * self.batch if is_list else value.repeat_interleave(self.batch, axis)
-            rows[name] = take(value, wanted, axis, is_list)
-        return rows
+        if condition in self.branches:
+            return condition, {}
+        if condition in self.random and condition not in self.extra:
+            self.extra[condition] = self._drawn(condition)
+        extra = self.family.completed(self.branches["positive"].arguments, self.extra[condition])
+        return self._like(condition), extra
+
+    def _drawn(self, condition: str) -> Mapping[str, Any]:
+        """A random condition of this evaluation; of texts also those of the next ones, through the encoder together."""
+        now, known = (condition, self.keys), self.prepared.drawn
+        if now not in known:
+            known.clear()
+            together = self.ahead if condition == TEXTS else (self.keys,)
+            prompt = {name: self._taken(name, None, "positive", {}) for name in self.row_names}
+            wide = {name: join([value] * len(together), *self._how(name)) for name, value in prompt.items()}
+            generators = [one for keys in together for one in keys.generators(range(self.batch), condition)]
+            drawn = self.random[condition](wide, generators)
+            for place, keys in enumerate(together):
+                index = slice(place * self.batch, (place + 1) * self.batch)
+                known[condition, keys] = {name: take(value, index, *self._how(name)) for name, value in drawn.items()}
+        return known[now]
+
+    def _how(self, name: str) -> tuple[int, bool]:
+        """The axis of an argument's rows, and whether it is a list with an entry a row."""
+        return self.family.axes.get(name, 0), name in self.family.listed
+
+    def _taken(self, name: str, rows: tuple[int, ...] | None, like: str, extra: Mapping[str, Any]) -> Any:
+        """The rows of one argument for one request."""
+        axis, listed = self._how(name)
+        branch = self.branches[like]
+        if name in extra:
+            start, value = 0, extra[name]
+            if value is not None and (len(value) if listed else value.shape[axis]) == 1 < self.batch:
+                value = list(value) * self.batch if listed else value.repeat_interleave(self.batch, axis)
+        else:
+            value = self._whole(branch, name)
+            start = [one for one, other in self.branches.items() if other is branch].index(like) * self.batch
+        rows = tuple(range(self.batch)) if rows is None else rows
+        index: Index = slice(start + rows[0], start + rows[-1] + 1)  # a view, where it can be one
+        if rows != tuple(range(rows[0], rows[-1] + 1)):
+            index = self.prepared.rows(tuple(start + row for row in rows), branch.sample.device)
+        return take(value, index, axis, listed)

@@ -39,6 +39,7 @@ FAMILIES["SanaPipeline"] = Family(
     unguided={"guidance_scale": 1.0},
     owned={"guidance_scale": "cfg(scale)"},
     scratch=("_guidance_scale",),
+    upcasts=True,
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
     cannot=lambda pipe: "",

@@ -6,7 +6,9 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +16,10 @@ from torch import Tensor
 
 from ..guidance.errors import GuidanceNotAppliedError, GuidestackWarning
 from ..guidance.keyed import Keys
-from ..guidance.prediction import Parameterization
+from ..guidance.observe import Observer
+from ..guidance.prediction import Parameterization, Prediction
+from ..guidance.query import POSITIVE, Perturbation, Request
+from ..guidance.report import Report
 from ..guidance.rule import Estimate, Run
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack
@@ -22,10 +27,13 @@ from ..samplers import Grid, fingerprint, grid, parameterization, scheduler_iden
 from ..samplers.renoise import Renoising
 from . import time_embedding
 from .family import Call, Family, Pipeline, Rows, denoisers_of
+from .prepared import Prepared
 from .prompts import Prompts, encode
 from .rows import Branch, PipelineNetwork
 
 PACKAGE = __name__.partition(".")[0]
+TOGETHER = 8
+"""Random texts that are encoded in one call, those of the next evaluations too: an encoder is slow with a few."""
 
 
 def warn(message: str) -> None:
@@ -46,6 +54,7 @@ class Session:
         call: the arguments that the pipeline is called with.
         prompts: the prompts beside the first, under a stack that asks for them.
         max_rows: at most this many rows in one call of the denoiser.
+        observe: told of every evaluation.
 
     Attributes:
         run: the run; None before the first evaluation.
@@ -59,20 +68,26 @@ class Session:
         call: Call,
         prompts: Prompts | None,
         max_rows: int | None,
+        observe: Observer | None = None,
     ) -> None:
         self.pipe, self.family, self.stack, self.call = pipe, family, stack, call
         self.prompts, self.max_rows, self.scheduler = prompts, max_rows, pipe.scheduler
+        self.observe = observe
         self.negative_given = _given(call.get("negative_prompt")) or call.get("negative_prompt_embeds") is not None
         self.emitted = self._emitted()
         self.extra: dict[str, Rows] = {}
+        self.prepared = Prepared()
         self.renoising: Renoising | None = None
         self.estimate: Estimate | None = None
         self.grid: Grid | None = None
         self.position = 0
         self.fired = self.stepped = 0
         self.x: Tensor | None = None
+        self.part: tuple[slice, ...] | None = None
         self.run: GuidedRun | None = None
         self.waiting: list[tuple[Branch, Tensor, Tensor]] = []
+        self.last: Any = None
+        self.whole: Tensor | None = None
 
     def _emitted(self) -> Parameterization:
         emitted = parameterization(self.pipe.scheduler)
@@ -145,7 +160,7 @@ class Session:
                 f"the scheduler of {type(self.pipe).__name__} was replaced in the middle of a guided call; replace it "
                 "between two calls"
             )
-        branch = Branch(self.family, module, original, args, kwargs)
+        branch = Branch(self.family, module, original, args, kwargs, self.last)
         both = self.family.branches(self.pipe, self.call)
         if self.family.sequential and both:
             return self._one_of_several(branch)
@@ -155,7 +170,7 @@ class Session:
         """A call with all conditions in one batch: the estimate goes into every part of it."""
         names = tuple(map(self._named, self.family.halves)) if both else ("positive",)
         told = self._evaluated(dict.fromkeys(names, branch), branch, len(branch.sample) // len(names))
-        return branch.returned(torch.cat([told] * len(names)))
+        return branch.returned(torch.cat([told] * len(names)) if len(names) > 1 else told)
 
     def _one_of_several(self, branch: Branch) -> Any:
         """A call with one of the conditions that the pipeline evaluates one after the other.
@@ -164,7 +179,7 @@ class Session:
         """
         names = tuple(map(self._named, self.family.halves))
         if len(self.waiting) + 1 < len(names):
-            answer = branch.call(branch.arguments)
+            answer = self._alone(branch)
             shell = answer.clone()
             self.waiting.append((branch, answer, shell))
             return branch.returned(shell)
@@ -180,32 +195,81 @@ class Session:
         self, branches: Mapping[str, Branch], branch: Branch, batch: int, answered: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The stack's estimate, as the scheduler is to be told it."""
-        x = (self.x if self.x is not None else branch.sample)[:batch]
+        part = self.family.part(self.pipe, branch.arguments) if self.part is None else self.part
+        x = branch.sample[(slice(batch), *part)] if self.x is None else self.x[:batch]
+        self.part = part or (slice(x.shape[1]),)  # learned variances are behind
         run, schedule = self._begin(branch, x)
         point = schedule.points[self.position]
+        coming = schedule.points[self.position : self.position + max(1, TOGETHER // batch)]
+        keys = tuple(Keys(run.run.seeds, one.step, one.evaluation) for one in coming)
+        network = self._network(branches, branch, batch, keys, answered)
+        reached = schedule.reached(self.position)
+        estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time, reached)
+        self.fired += 1
+        self.last, self.whole = branch.output, network.whole
+        self.estimate = self._handed(branch, estimate)
+        return network.completed((estimate.renoise or estimate.prediction).native)
+
+    def _handed(self, branch: Branch, estimate: Estimate) -> Estimate:
+        """`estimate` in the form in which the scheduler is handed samples; only re-noising looks at it."""
+        handed = functools.partial(self.family.handed, self.pipe, branch.arguments)
+        if self.renoising is None:
+            return estimate
+
+        def one(prediction: Prediction) -> Prediction:
+            return replace(prediction, native=handed(prediction.native), x=handed(prediction.x))
+
+        return replace(
+            estimate,
+            prediction=one(estimate.prediction),
+            renoise=None if estimate.renoise is None else one(estimate.renoise),
+        )
+
+    def _alone(self, branch: Branch) -> Tensor:
+        """The answer to one of several calls, of at most `max_rows` rows each."""
+        batch = len(branch.sample)
+        if self.max_rows is None or self.max_rows >= batch:
+            return branch.call(branch.arguments)
+        network = self._network({"positive": branch}, branch, batch, (Keys((), 0, 0),), None)
+        starts = range(0, batch, self.max_rows)
+        pieces = [tuple(range(start, min(start + self.max_rows, batch))) for start in starts]
+        return torch.cat([network.native([Request(POSITIVE, rows)])[0] for rows in pieces])
+
+    def _network(
+        self,
+        branches: Mapping[str, Branch],
+        branch: Branch,
+        batch: int,
+        keys: tuple[Keys, ...],
+        answered: Mapping[str, Tensor] | None,
+    ) -> PipelineNetwork:
         aliases = {} if self.negative_given else {self._contrast: "null"}
         if self.prompts is not None and "negative:0" not in self.extra:
             aliases["negative:0"] = self._contrast if self.negative_given else "null"
-        network = PipelineNetwork(
+        return PipelineNetwork(
             self.family,
             branches,
             batch,
             extra=self.extra,
             aliases=aliases,
             parameterization=self.emitted,
-            channels=x.shape[1],
-            keys=Keys(run.run.seeds, point.step, point.evaluation),
+            part=self.part or (),
+            keys=keys[0],
+            ahead=keys,
             random={
                 f"independent:{name}": functools.partial(draw, self.pipe) for name, draw in self.family.random.items()
             },
-            perturb=functools.partial(time_embedding.perturbed, branch.module),
+            perturb=functools.partial(self._perturbed, branch.module),
             answered=answered,
+            prepared=self.prepared,
+            whole=self.whole,
         )
-        estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time)
-        self.fired += 1
-        self.estimate = estimate
-        told = (estimate.renoise or estimate.prediction).native
-        return told if network.rest is None else torch.cat([told, network.rest], 1)
+
+    def _perturbed(
+        self, module: Any, perturbation: Perturbation, generators: Sequence[torch.Generator]
+    ) -> AbstractContextManager[None]:
+        found = self.prepared.get("places", [module], lambda: time_embedding.places(module))
+        return time_embedding.perturbed(module, perturbation, generators, found)
 
     @property
     def _contrast(self) -> str:
@@ -232,7 +296,7 @@ class Session:
             )
             if self.stack.renoises:
                 self.renoising = Renoising(scheduler, self.grid, self.position)
-            self.run = GuidedRun(self.stack, run, self.max_rows)
+            self.run = GuidedRun(self.stack, run, self.max_rows, self.observe)
         return self.run, self.grid
 
     def _identity(self, schedule: Grid) -> dict[str, str]:
@@ -249,7 +313,8 @@ class Session:
         if begin is not None:  # the pipeline told the scheduler
             return int(begin)
         timestep = branch.arguments[self.family.timestep]
-        told = float(timestep.flatten()[0] if torch.is_tensor(timestep) else timestep)
+        # Where each token has its own, those of a given picture are told that they are clean.
+        told = float(timestep.max() if torch.is_tensor(timestep) else timestep)
         return schedule.position(self.family.clock(self.pipe, told))
 
     def _counts(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -279,13 +344,19 @@ class Session:
                 f"was intercepted {self.fired} times; the images are not guided as asked. Was the denoiser replaced "
                 "during the call?"
             )
-        report = self.run.finish()
-        for name, guiding in report.steps[0].traces.items():
-            if name.startswith("guiding") and not guiding.any():
-                warn(
-                    f"{self.stack} stopped guiding every sample at the first step, so that nothing was guided: its "
-                    "threshold is for another model or space; look at the trace 'cosine', or try space='denoised'"
-                )
+        if remark := nothing_guided(self.run.finish()):
+            warn(remark)
+
+
+def nothing_guided(report: Report) -> str:
+    """What a user should know of a run that stopped guiding at its first step; "" of any other."""
+    for name, guiding in report.steps[0].traces.items():
+        if name.startswith("guiding") and not guiding.any():
+            return (
+                f"{report.stack} stopped guiding every sample at the first step, so that nothing was guided: its "
+                "threshold is for another model or space; look at the trace 'cosine', or try space='denoised'"
+            )
+    return ""
 
 
 def model_identity(pipe: Pipeline, family: Family) -> str:

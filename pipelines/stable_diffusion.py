@@ -84,11 +84,13 @@ _VARIANT = replace(
 )
 for _name in ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"):
     FAMILIES[_name] = replace(_VARIANT, pipeline=_name)
-FAMILIES["StableDiffusionControlNetPipeline"] = replace(
-    _VARIANT,
-    pipeline="StableDiffusionControlNetPipeline",
-    rows=(*_VARIANT.rows, "down_block_additional_residuals", "mid_block_additional_residual"),
-)
+RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+for _name in (
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+):
+    FAMILIES[_name] = replace(_VARIANT, pipeline=_name, rows=(*_VARIANT.rows, *RESIDUALS))
 
 
 def _encode_to_edit(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:

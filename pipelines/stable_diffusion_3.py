@@ -6,6 +6,7 @@ Read in diffusers 0.42.1, ``pipelines/stable_diffusion_3/pipeline_stable_diffusi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .family import FAMILIES, Call, Family, Pipeline, Rows
 
@@ -38,9 +39,19 @@ FAMILIES["StableDiffusion3Pipeline"] = Family(
     ),
     guided={"guidance_scale": 2.0},
     unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)", "skip_guidance_layers": "a rule for it, which there is not yet,"},
+    owned={"guidance_scale": "cfg(scale)", "skip_guidance_layers": ""},
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
     cannot=lambda pipe: "",
 )
+
+_VARIANT = replace(FAMILIES["StableDiffusion3Pipeline"], owned={"guidance_scale": "cfg(scale)"})
+FAMILIES["StableDiffusion3Img2ImgPipeline"] = replace(_VARIANT, pipeline="StableDiffusion3Img2ImgPipeline")
+FAMILIES["StableDiffusion3InpaintPipeline"] = replace(
+    _VARIANT,
+    pipeline="StableDiffusion3InpaintPipeline",
+    part=lambda pipe, arguments: (slice(pipe.vae.config.latent_channels),),  # behind them, mask and picture
+)
+for _name in ("StableDiffusion3ControlNetPipeline", "StableDiffusion3ControlNetInpaintingPipeline"):
+    FAMILIES[_name] = replace(_VARIANT, pipeline=_name, rows=(*_VARIANT.rows, "block_controlnet_hidden_states"))

@@ -12,7 +12,7 @@ import torch
 
 from ..guidance.keyed import normal
 from .family import FAMILIES, Call, Family, Pipeline, Rows
-from .stable_diffusion import cannot, embedded
+from .stable_diffusion import RESIDUALS, cannot, embedded
 
 POOLED = "added_cond_kwargs.text_embeds"
 
@@ -92,12 +92,18 @@ FAMILIES["StableDiffusionXLInstructPix2PixPipeline"] = replace(
     owned={**_SDXL.owned, "image_guidance_scale": "cfg(scale, against='image')"},
     branches=lambda pipe, call: call["guidance_scale"] > 1 and call.get("image_guidance_scale", 1.5) >= 1,
 )
-FAMILIES["StableDiffusionXLControlNetPipeline"] = replace(
+FAMILIES["StableDiffusionXLControlNetInpaintPipeline"] = replace(
     _SDXL,
-    pipeline="StableDiffusionXLControlNetPipeline",
-    rows=(*_SDXL.rows, "down_block_additional_residuals", "mid_block_additional_residual"),
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)"},
-    scratch=("_guidance_scale",),
+    pipeline="StableDiffusionXLControlNetInpaintPipeline",
+    rows=(*_SDXL.rows, *RESIDUALS),
 )
+for _name in ("StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNetImg2ImgPipeline"):
+    FAMILIES[_name] = replace(
+        _SDXL,
+        pipeline=_name,
+        rows=(*_SDXL.rows, *RESIDUALS),
+        guided={"guidance_scale": 2.0},
+        unguided={"guidance_scale": 1.0},
+        owned={"guidance_scale": "cfg(scale)"},
+        scratch=("_guidance_scale",),
+    )

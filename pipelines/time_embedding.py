@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..guidance.errors import GuidanceNotAppliedError, UnsupportedPipelineError
 from ..guidance.keyed import normal
 from ..guidance.query import Perturbation
+from .intercept import compiled
 
 KINDS = frozenset({"time", "conditioning"})
 
@@ -32,7 +33,7 @@ _SUMS = frozenset(
 
 
 @dataclass(frozen=True)
-class _Places:
+class Places:
     """Where a denoiser has the embedding of its time.
 
     Args:
@@ -42,6 +43,7 @@ class _Places:
         encoder: blocks of a UNet that are handed the sum of its embeddings as ``temb``.
         middle: likewise.
         decoder: likewise.
+        compiled: whether one of its modules runs a compiled graph.
     """
 
     embedders: list[nn.Module]
@@ -50,9 +52,11 @@ class _Places:
     encoder: list[nn.Module]
     middle: list[nn.Module]
     decoder: list[nn.Module]
+    compiled: bool
 
 
-def _places(denoiser: nn.Module) -> _Places:
+def places(denoiser: nn.Module) -> Places:
+    """Where `denoiser` has the embedding of its time: looks at every module of it, hence once a run."""
     named = [(name.rsplit(".", 1)[-1], module) for name, module in denoiser.named_modules()]
     encoder = list(getattr(denoiser, "down_blocks", None) or ())
     decoder = list(getattr(denoiser, "up_blocks", None) or ())
@@ -60,13 +64,14 @@ def _places(denoiser: nn.Module) -> _Places:
     if not encoder or not decoder or not all("temb" in _arguments(block) for block in encoder + middle + decoder):
         encoder, middle, decoder = [], [], []
     blocks = getattr(denoiser, "transformer_blocks", None) or ()
-    return _Places(
+    return Places(
         [module for name, module in named if name in _EMBEDDERS and type(module).__name__ == "TimestepEmbedding"],
         [module for _, module in named if type(module).__name__ in _SUMS],
         [block for block in blocks if type(getattr(getattr(block, "norm1", None), "emb", None)).__name__ in _SUMS],
         encoder,
         middle,
         decoder,
+        any(map(compiled, denoiser.modules())),
     )
 
 
@@ -80,23 +85,23 @@ def check(denoiser: nn.Module, perturbation: Perturbation) -> None:
     Raises:
         UnsupportedPipelineError: its time embedding is not found, or it has no such blocks.
     """
-    name, places = type(denoiser).__name__, _places(denoiser)
-    if not places.embedders:
+    name, found = type(denoiser).__name__, places(denoiser)
+    if not found.embedders:
         raise UnsupportedPipelineError(f"the time embedding of {name} was not found: time-step guidance cannot use it")
-    if perturbation.kind == "conditioning" and not places.sums and not places.encoder:
+    if perturbation.kind == "conditioning" and not found.sums and not found.encoder:
         raise UnsupportedPipelineError(
             f"where {name} adds other embeddings to that of the time was not found; use stage='time'"
         )
     if not perturbation.blocks:
         return
-    most = len(places.own) or min(len(places.encoder), len(places.decoder))
+    most = len(found.own) or min(len(found.encoder), len(found.decoder))
     if not most:
         raise UnsupportedPipelineError(
             f"{name} embeds the time once for all its blocks: blocks must be 0, all of them; got {perturbation.blocks}"
         )
     if perturbation.blocks > most:
         raise UnsupportedPipelineError(
-            f"{name} has {most} blocks{'' if places.own else ' on each side'}, got blocks={perturbation.blocks}"
+            f"{name} has {most} blocks{'' if found.own else ' on each side'}, got blocks={perturbation.blocks}"
         )
     config: Any = denoiser.config
     if perturbation.kind == "time" and (config.get("time_embedding_act_fn") or config.get("class_embeddings_concat")):
@@ -140,22 +145,28 @@ def _spread(value: Tensor, rows: int) -> Tensor:
 
 
 @contextmanager
-def perturbed(denoiser: nn.Module, perturbation: Perturbation, generators: Sequence[torch.Generator]) -> Iterator[None]:
+def perturbed(
+    denoiser: nn.Module,
+    perturbation: Perturbation,
+    generators: Sequence[torch.Generator],
+    found: Places | None = None,
+) -> Iterator[None]:
     """While the context lasts, the denoiser's time embedding has noise added.
 
     Args:
         denoiser: a diffusers UNet or transformer for which `check` passed.
         perturbation: what and how much.
         generators: one for each row of the batch that is about to be run.
+        found: its `places`, if they were looked for before.
 
     Raises:
         GuidanceNotAppliedError: the denoiser ran and its time embedding did not, as of a graph compiled before.
     """
-    noise = _Noise(perturbation.amount, generators)
+    noise, found = _Noise(perturbation.amount, generators), found or places(denoiser)
     with ExitStack() as hooks:
-        for handle in _hooks(_places(denoiser), perturbation, noise):
+        for handle in _hooks(found, perturbation, noise):
             hooks.callback(handle.remove)
-        if _compiled(denoiser):
+        if found.compiled:
             # A compiled graph does not see hooks that came after it, and would not forget those that it saw.
             hooks.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -166,14 +177,7 @@ def perturbed(denoiser: nn.Module, perturbation: Perturbation, generators: Seque
         )
 
 
-def _compiled(denoiser: nn.Module) -> bool:
-    return any(
-        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        for module in denoiser.modules()
-    )
-
-
-def _hooks(places: _Places, perturbation: Perturbation, noise: _Noise) -> Iterator[Any]:
+def _hooks(places: Places, perturbation: Perturbation, noise: _Noise) -> Iterator[Any]:
     """Put the hooks on; yields their handles."""
 
     def add(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:

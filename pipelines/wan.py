@@ -8,9 +8,17 @@ Read in diffusers 0.42.1, ``pipelines/wan/pipeline_wan.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
 
 from .family import FAMILIES, Call, Family, Pipeline, Rows
+
+
+def _transformer(pipe: Pipeline) -> Any:
+    return pipe.transformer if pipe.transformer is not None else pipe.transformer_2
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -21,7 +29,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         max_sequence_length=call.get("max_sequence_length", 512),
         device=pipe._execution_device,
     )
-    return {"encoder_hidden_states": embeddings.to((pipe.transformer or pipe.transformer_2).dtype)}
+    return {"encoder_hidden_states": embeddings.to(_transformer(pipe).dtype)}
 
 
 FAMILIES["WanPipeline"] = Family(
@@ -40,4 +48,31 @@ FAMILIES["WanPipeline"] = Family(
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
     cannot=lambda pipe: "",
+)
+
+
+def _denoised(pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[slice, ...]:
+    if pipe.config.expand_timesteps:  # the first frame is the picture, and stays as it is
+        return (slice(None), slice(1, None))
+    return (slice(_transformer(pipe).config.out_channels),)  # behind them, the picture and its mask
+
+
+def _handed(pipe: Pipeline, arguments: Mapping[str, Any], samples: torch.Tensor) -> torch.Tensor:
+    # With the first frame, which is put back after each step.
+    return torch.cat([torch.zeros_like(samples[:, :, :1]), samples], 2) if pipe.config.expand_timesteps else samples
+
+
+FAMILIES["WanImageToVideoPipeline"] = replace(
+    FAMILIES["WanPipeline"],
+    pipeline="WanImageToVideoPipeline",
+    rows=(*FAMILIES["WanPipeline"].rows, "encoder_hidden_states_image"),
+    part=_denoised,
+    handed=_handed,
+)
+FAMILIES["WanVideoToVideoPipeline"] = replace(
+    FAMILIES["WanPipeline"],
+    pipeline="WanVideoToVideoPipeline",
+    others=(),
+    owned={"guidance_scale": "cfg(scale)"},
+    scratch=("_guidance_scale",),
 )

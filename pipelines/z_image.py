@@ -8,6 +8,7 @@ Read in diffusers 0.42.1, ``pipelines/z_image/pipeline_z_image.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -45,6 +46,7 @@ FAMILIES["ZImagePipeline"] = Family(
     timestep="t",
     clock=lambda pipe, timestep: 1000 * (1 - timestep),
     negates=True,
+    upcasts=True,
     guided={"guidance_scale": 1.0, "cfg_normalization": False, "cfg_truncation": 1.0},
     unguided={"guidance_scale": 0.0},
     owned={
@@ -54,6 +56,9 @@ FAMILIES["ZImagePipeline"] = Family(
     },
     scratch=("_guidance_scale", "_cfg_normalization", "_cfg_truncation"),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
+    offset=1.0,
     encode=_encode,
     cannot=lambda pipe: "",
 )
+
+FAMILIES["ZImageImg2ImgPipeline"] = replace(FAMILIES["ZImagePipeline"], pipeline="ZImageImg2ImgPipeline")

@@ -52,6 +52,12 @@ class Grid:
         """Level of the sample that the scheduler returns at point `index`."""
         return self.points[index + 1].level if index + 1 < len(self.points) else self.final
 
+    def reached(self, index: int) -> Level:
+        """Level at the end of the step that point `index` belongs to."""
+        while not self.ends_step(index):
+            index += 1
+        return self.after(index)
+
     def ends_step(self, index: int) -> bool:
         """Whether point `index` is the last evaluation of its step."""
         return index + 1 == len(self.points) or self.points[index + 1].step != self.points[index].step

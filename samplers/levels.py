@@ -122,6 +122,7 @@ def _in_noise(scheduler: Scheduler) -> bool:
 RECORDS: dict[str, Record] = {
     "DDIMScheduler": Record(None, final=_final_alpha),
     "CogVideoXDDIMScheduler": Record(None, final=_final_alpha),
+    "CogVideoXDPMScheduler": Record(None, final=_final_alpha),
     "DDPMScheduler": Record(None),
     "PNDMScheduler": Record(None, place=_pndm, final=_final_alpha, remembers=_always),
     "LCMScheduler": Record(None),
@@ -140,6 +141,7 @@ RECORDS: dict[str, Record] = {
     "DPMSolverSDEScheduler": Record(_ve, _middle, _pairs),
     "EDMEulerScheduler": Record(_ve),
     "EDMDPMSolverMultistepScheduler": Record(_ve),
+    "CosineDPMSolverMultistepScheduler": Record(_ve),
     "FlowMatchEulerDiscreteScheduler": Record(_flow),
     "FlowMatchHeunDiscreteScheduler": Record(_flow, place=_pairs),
 }
@@ -198,7 +200,7 @@ def grid(scheduler: Scheduler) -> Grid:
         levels = [record.scaling(scheduler, sigma) for sigma in record.sigmas(scheduler, sigmas)[: len(timesteps)]]
         # Not the last entry: Euler's log_linear interpolation makes one sigma more than it steps to.
         final = record.scaling(scheduler, sigmas[len(timesteps)])
-    # EDM schedulers count in log sigma.
+    # EDM schedulers count in log sigma or in its angle.
     training = None if hasattr(scheduler.config, "sigma_data") else scheduler.config.num_train_timesteps
     points = [
         Point(timestep, *record.place(index, scheduler), level, training and timestep / training)
@@ -225,7 +227,7 @@ def parameterization(scheduler: Scheduler) -> Parameterization:
     if name.startswith("FlowMatch"):
         return FLOW.negated() if scheduler.config.get("invert_sigmas") else FLOW
     emitted = scheduler.config.prediction_type
-    if name.startswith("EDM"):
+    if hasattr(scheduler.config, "sigma_data"):  # EDM's preconditioning
         names: Sequence[str] = ("epsilon", "v_prediction")
         if emitted in names:
             return Parameterization("edm" if emitted == "epsilon" else "edm-v", scheduler.config.sigma_data)

@@ -14,6 +14,7 @@ from ..guidance.config import as_stack
 from ..guidance.errors import InputError
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
+from ..guidance.observe import Observer
 from ..guidance.prediction import Parameterization
 from ..guidance.report import Report
 from ..guidance.rule import Rule, Run
@@ -23,6 +24,7 @@ from .identity import scheduler_identity
 from .levels import grid, parameterization
 from .noise import generators, initial_noise, seeded
 from .renoise import Renoising
+from .stepping import Stepper
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def sample(
     device: torch.device | str = "cpu",
     max_rows: int | None = None,
     identity: Mapping[str, str] | None = None,
+    observe: Observer | None = None,
 ) -> Sampled:
     """Sample from a model under a stack.
 
@@ -81,6 +84,7 @@ def sample(
         max_rows: at most this many rows in one call of the model.
         identity: what is known of the model, for rules that were fitted for one: ``{"model": name or fingerprint}``.
             The scheduler, its levels and whether there is a negative are added.
+        observe: told of every evaluation, such as `evaluation.traces.strength`.
 
     Raises:
         InputError: no ``"positive"`` condition, or `emits` contradicts the scheduler.
@@ -117,16 +121,17 @@ def sample(
         given = "given" if {"negative", "negative:0"} & set(conditions) else "empty"
         known = {**scheduler_identity(scheduler, schedule), "negative": given, **(identity or {})}
     about = Run(tuple(x.shape), dtype, x.device, schedule.steps, tuple(seeds), *counts, identity=known)
-    run = GuidedRun(stack, about, max_rows)
+    run, advance = GuidedRun(stack, about, max_rows, observe), Stepper(scheduler)
     with seeded(scheduler, seeds):
-        for timestep, point in zip(scheduler.timesteps, schedule.points, strict=True):
+        for position, (timestep, point) in enumerate(zip(scheduler.timesteps, schedule.points, strict=True)):
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, timestep)  # where some schedulers find their place; models scale x
             keys = Keys(tuple(seeds), point.step, point.evaluation)
             network = CallableNetwork(models, x, point.level, ordered, expected, aliases, keys)
-            estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time)
+            reached = schedule.reached(position)
+            estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time, reached)
             told, at = renoising.before(estimate, x) if renoising else (estimate.prediction.native, x)
-            x = scheduler.step(told, timestep, at, **options, return_dict=False)[0]
+            x = advance(told, timestep, at, **options)
             x = renoising.after(x) if renoising else x
     return Sampled(x, run.finish())
 

@@ -30,7 +30,7 @@ from ..guidance.rule import Estimate
 from .grid import Grid
 from .levels import parameterization, remembers
 
-UNCLIPPED = frozenset({"CogVideoXDDIMScheduler", "TCDScheduler"})
+UNCLIPPED = frozenset({"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler"})
 """They have the option `clip_sample`, and clip nothing (diffusers 0.42.1)."""
 HOOKED = ("step", "scale_model_input", "set_timesteps")
 """Methods of a scheduler that a guided call replaces on the object, for its length."""

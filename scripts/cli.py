@@ -10,9 +10,13 @@ import click
 
 COMMANDS = {
     "generate": "Make images from prompts, with any stack of guidance rules.",
+    "evaluate": "Run a sweep of stacks, scales, samplers and steps; stop and go on at any moment.",
     "edit": "Change an image by a prompt: invert it, and sample under another.",
+    "tune": "Search what to evaluate at which step: the cheapest schedule of a stack.",
     "rules": "List the guidance rules with cost, parameters and paper.",
     "explain": "Print what a stack will ask for at each step, before anything runs.",
+    "doctor": "Test that guidance works on a model, and which rules run on it.",
+    "bench": "Measure what guidance costs, over the stock pipeline.",
     "fit-linear-ag": "Fit the coefficients of linear_ag on runs of a model.",
 }
 
@@ -56,9 +60,9 @@ def main() -> None:
     from ..guidance.errors import GuidestackError
 
     try:
-        group.main(prog_name="guidestack", standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+        status = group.main(prog_name="guidestack", standalone_mode=False)
+        if isinstance(status, int) and status:  # what ctx.exit(status) was told
+            sys.exit(status)
     except click.ClickException as error:
         _fail(error.format_message())
     except GuidestackError as error:

@@ -23,12 +23,15 @@ from ..pipelines import edit
 from ..pipelines.family import denoisers_of, family_of
 from ..pipelines.images import on_white
 from ..samplers import by_name
+from ..samplers.inversion import FIRST_ORDER
+from ..samplers.names import SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
-from .images import read_recipe, write
+from .images import check_writable, read_recipe, write
 from .model import notices
-from .recipe import split, takes_several
+from .recipe import note_bars, split, takes_several
 from .studio import Studio
+from .words import counted
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,20 @@ def sized(image: Image.Image, path: Path, wanted: tuple[int, int] | None, own: t
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
+def check_sampler(name: str) -> None:
+    """Refuse a sampler that cannot be run backwards.
+
+    Raises:
+        InputError: it cannot, or there is none of that name.
+    """
+    if not any(base.__name__ in FIRST_ORDER for base in type(by_name(name)).__mro__):
+        fit = [short for short, (cls, _) in SAMPLERS.items() if cls in FIRST_ORDER]
+        raise InputError(
+            f"--sampler {name} cannot be run backwards: an image is inverted by first-order steps without fresh noise, "
+            f"those of {', '.join(fit)}"
+        )
+
+
 def own_size(pipe: Any) -> tuple[int, int]:
     """Height and width in pixels that a pipeline makes when nothing is said."""
     network: Any = denoisers_of(pipe, family_of(pipe))[0]
@@ -186,6 +203,8 @@ def _edit(options: dict[str, Any]) -> str:
     picture, source, size = read_image(path), described(path, options["source"]), read_size(options["size"])
     guidance = read(options["guidance"])  # their errors come before the model is loaded
     inversion = guidance if options["inversion"] is None else read(options["inversion"])
+    check_sampler(options["sampler"])
+    check_writable(options["out"])
     studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
     pipe = studio.pipe
     picture = sized(picture, path, size, own_size(pipe))
@@ -213,6 +232,8 @@ def _edit(options: dict[str, Any]) -> str:
     studio.note_cut([recipe.prompt, recipe.source, recipe.negative])
     began = time.monotonic()
     several = takes_several(guidance) or takes_several(inversion)
+    if not several:
+        note_bars(guidance, [recipe.negative])
     more = {"negative_prompt": split(recipe.negative) if several else recipe.negative} if recipe.negative else {}
     try:
         made = editing(
@@ -227,4 +248,5 @@ def _edit(options: dict[str, Any]) -> str:
     except torch.OutOfMemoryError as error:
         raise InputError(f"out of memory on {pipe.device}; try a smaller --size") from error
     write(made, to, dataclasses.asdict(recipe))
-    return f"{to}: {sum(editing.evaluations)} network evaluations, {time.monotonic() - began:.1f} s"
+    spent = counted(sum(editing.evaluations), "network evaluation")
+    return f"{to}: {spent}, {time.monotonic() - began:.1f} s"

@@ -10,6 +10,7 @@ from ..guidance.registry import citation
 from ..guidance.rules import AdaptiveGuidance
 from ..guidance.stack import remarks
 from ..samplers import by_name, grid
+from .words import counted
 
 
 def schedule(sampler: str, steps: int) -> list[When]:
@@ -46,7 +47,8 @@ def command(stack: str, steps: int, sampler: str) -> None:
     for one in planned:
         click.echo(line(one))
     bound = "at most " * any(isinstance(part, AdaptiveGuidance) for part in read.parts())
-    click.echo(f"\n{bound}{evaluations} evaluations a sample in {steps} steps of {sampler}; unguided: {len(planned)}")
+    spent, each = counted(evaluations, "evaluation"), counted(steps, "step")
+    click.echo(f"\n{bound}{spent} a sample in {each} of {sampler}; unguided: {len(planned)}")
     if len(read.rules) > 1 or len(list(read.parts())) > 2:
         click.echo("composition: these rules go together")
     for remark in remarks(read):

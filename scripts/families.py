@@ -8,12 +8,11 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..guidance.errors import GuidestackError, InputError
-from ..pipelines import guide
+from ..pipelines.doctor.trials import trial
 
 Arguments = Callable[[], dict[str, Any]]
 
@@ -65,20 +64,6 @@ def pipelines() -> Iterator[tuple[str, Any, Arguments]]:
         yield name, shared.make_unconditional(name), lambda: {**common, "output_type": "np"}
 
 
-def outcome(pipe: Any, rule: str, arguments: Arguments) -> tuple[str, str]:
-    """The evaluations of the first step under `rule`, and why it is refused; one of the two is empty."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            guided = guide(pipe, rule)
-            guided(**arguments())
-        except GuidestackError as error:
-            return "", str(error).partition(" (all: ")[0].replace(f"{rule} ", "it ").replace(type(pipe).__name__, "it")
-    report = guided.report
-    assert report is not None  # the call ended
-    return str(report.steps[0].rows), ""  # adaptive guidance may stop after it
-
-
 def markdown(found: Iterable[tuple[str, Any, Arguments]]) -> str:
     """The whole page."""
     lines = [f"| | {' | '.join('`' + rule.replace('|', chr(92) + '|') + '`' for rule in RULES)} |"]
@@ -87,8 +72,9 @@ def markdown(found: Iterable[tuple[str, Any, Arguments]]) -> str:
     for name, pipe, arguments in found:
         cells = []
         for rule in RULES:
-            count, reason = outcome(pipe, rule, arguments)
-            cells.append(count or f"*{letters.setdefault(reason, chr(ord('a') + len(letters)))}*")
+            tried = trial(pipe, rule, arguments)
+            letter = letters.setdefault(tried.reason, chr(ord("a") + len(letters))) if tried.reason else ""
+            cells.append(f"*{letter}*" if letter else str(tried.evaluations))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([HEAD, *lines, "", *(f"* *{letter}*: {reason}" for reason, letter in letters.items())]) + "\n"
 

@@ -24,8 +24,10 @@ from ..pipelines.session import model_identity
 from ..samplers import by_name, grid
 from ..samplers.noise import generators, seeded
 from .generate import read_prompts
+from .images import check_writable
 from .model import notices
 from .studio import Studio
+from .words import counted
 
 
 @click.command()
@@ -60,6 +62,7 @@ def _fit(options: dict[str, Any]) -> str:
         raise InputError(f"--out ends in {linear.SUFFIX}; got {str(out)!r}")
     if out.exists():
         raise InputError(f"{out} is there already; choose another --out or remove it")
+    check_writable(out.parent)
     prompts = read_prompts(options["prompts"])
     recorded = Recorded(presets.read(options["guidance"]))  # errors of the stack come before the model is loaded
     studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
@@ -111,7 +114,9 @@ def _runs(guided: GuidedPipeline, fit: Fit, prompts: Sequence[str], part: Path, 
     """
     wanted = options["trajectories"]
     if fit.trajectories > wanted:
-        raise InputError(f"{part} has {fit.trajectories} runs already, more than --trajectories {wanted}; remove it")
+        raise InputError(
+            f"{part} has {counted(fit.trajectories, 'run')} already, more than --trajectories {wanted}; remove it"
+        )
     bar = tqdm(total=wanted, initial=fit.trajectories, unit="run", dynamic_ncols=True)
     try:
         for group in _groups(range(fit.trajectories, wanted), options["batch"]):
@@ -126,7 +131,8 @@ def _runs(guided: GuidedPipeline, fit: Fit, prompts: Sequence[str], part: Path, 
     except (KeyboardInterrupt, GuidestackError):
         bar.close()
         done = fit.trajectories
-        click.echo(f"{done} of {wanted} runs done, {wanted - done} missing; the same command goes on", err=True)
+        runs = counted(wanted, "run")
+        click.echo(f"{done} of {runs} done, {wanted - done} missing; the same command goes on", err=True)
         raise
     bar.close()
     return fit
@@ -172,7 +178,7 @@ def report(fit: Fit, rule: Rule, path: Path, guided: GuidedPipeline) -> str:
     policy = letters(PAPER, fit.steps)
     words = {GUIDED: "guided", ESTIMATED: "estimated", CONDITIONAL: "conditional"}
     lines = [
-        f"{path}: {fit.trajectories} runs of {fit.steps} steps, {fit.elements} elements each",
+        f"{path}: {counted(fit.trajectories, 'run')} of {counted(fit.steps, 'step')}, {fit.elements} elements each",
         "",
         "error of an estimate, as a share of the contrast u, and of c - u, by which rules guide:",
         f"{'step':>6}  {'of u':>8}  {'of c - u':>8}  under the paper's policy",

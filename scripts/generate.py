@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from ..guidance.errors import InputError
+from ..guidance.pretrained import from_pretrained, stored_beside
+from .images import check_writable, read_recipe
 from .model import notices
 from .recipe import Recipe, recipes
 from .studio import Studio
@@ -50,6 +52,19 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+def stored_guidance(model: str | None) -> tuple[str, ...]:
+    """The text of the stack in the model's folder, and a line that says so; nothing where there is none.
+
+    Raises:
+        GuidestackError: the file holds no stack.
+    """
+    if model is None or not stored_beside(Path(model)):
+        return ()
+    stack = str(from_pretrained(model))
+    click.echo(f"guidance of the model's folder: {stack}", err=True)
+    return (stack,)
+
+
 @click.command()
 @click.argument("prompts", nargs=-1)
 @click.option("--prompts-from", metavar="FILE", help="Prompts from a file, one a line; - for standard input.")
@@ -63,7 +78,8 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     "--guidance",
     multiple=True,
     metavar="STACK",
-    help='Stack of rules, e.g. "cfg(4) | rescale(0.7)", or @PRESET; several make a set each.  [default: cfg(4)]',
+    help='Stack of rules, e.g. "cfg(4) | rescale(0.7)", or @PRESET; several make a set each.  '
+    "[default: guidance.yaml in the model's folder, else cfg(4)]",
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
@@ -95,9 +111,10 @@ def command(**options: Any) -> None:
 
 
 def _generate(options: dict[str, Any]) -> str:
+    check_writable(options["out"])
+    if options["grid"]:
+        check_writable(options["grid"].parent)
     if options["like"]:
-        from .images import read_recipe
-
         given = click.get_current_context()
         kept = {"like", "out", "model", "device", "overwrite", "allow_pickle"}
         for name in options:
@@ -113,6 +130,7 @@ def _generate(options: dict[str, Any]) -> str:
         if not prompts:
             raise InputError('no prompt given; try: guidestack generate "cat face, noto style, blue background"')
         size = read_size(options["size"])
+        options = {**options, "guidance": options["guidance"] or stored_guidance(options["model"])}
         wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
         studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
     made = studio.make(wanted, options["out"], options["batch"], options["overwrite"])

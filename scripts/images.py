@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,25 @@ def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) 
             beside.unlink()
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before work is put into what is to go there. Nothing is left.
+
+    Raises:
+        InputError: it cannot.
+    """
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None
+    finally:
+        for one in new:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """What `write` stored in an image.
 
@@ -54,7 +75,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         recipe = None
     if not isinstance(recipe, dict):
-        raise InputError(f"{path} does not say how it was made; only images of `guidestack generate` do")
+        raise InputError(f"{path} does not say how it was made; only images that guidestack made do")
     return recipe
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ..guidance.errors import GuidestackWarning, InputError, UnsupportedPipelineError
+from ..guidance.pretrained import SUBFOLDER
 from ..pipelines import guide as guide  # its import enters the family records
 from ..pipelines.bundled import EMOJI
 from ..pipelines.family import FAMILIES
@@ -44,12 +45,25 @@ def quiet() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def check_folder(folder: Path, allow_pickle: bool = False) -> str:
-    """The pipeline class of a model folder.
+def check_device(device: str) -> None:
+    """Refuse a device that cannot be used, before a model is loaded.
 
     Raises:
-        InputError: it is missing or incomplete, or holds pickles only.
-        UnsupportedPipelineError: no family record for its class.
+        InputError: it cannot.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """What a model folder says it has; ``_class_name`` is a string.
+
+    Raises:
+        InputError: it is no model folder.
     """
     index = folder / "model_index.json"
     if not folder.is_dir() or not index.is_file():
@@ -59,17 +73,47 @@ def check_folder(folder: Path, allow_pickle: bool = False) -> str:
         )
     try:
         components = json.loads(index.read_text(encoding="utf-8"))
-        name = components["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{index} is no model index: expected JSON with '_class_name'") from None
-    if name not in FAMILIES:
-        raise UnsupportedPipelineError(
-            f"{folder} holds a {name}, which guidestack does not guide yet; it knows {', '.join(sorted(FAMILIES))}"
-        )
-    if FAMILIES[name].encode is None:
-        raise UnsupportedPipelineError(
-            f"{folder} holds a {name}, which takes no prompts; guidestack.guide() guides it from Python"
-        )
+    except (OSError, ValueError, RecursionError):
+        components = None
+    if not isinstance(components, dict) or not isinstance(components.get("_class_name"), str):
+        raise InputError(f"{index} is no model index: expected JSON with '_class_name'")
+    return components
+
+
+def class_of(folder: Path) -> str:
+    """The pipeline class of a model folder.
+
+    Raises:
+        InputError: it is no model folder.
+    """
+    return str(_index(folder)["_class_name"])
+
+
+def components_of(folder: Path) -> list[str]:
+    """The names of the components of a model folder.
+
+    Raises:
+        InputError: it is no model folder.
+    """
+    return [name for name in _index(folder) if not name.startswith("_")]
+
+
+def check_folder(folder: Path, allow_pickle: bool = False, doctored: bool = False) -> str:
+    """The pipeline class of a model folder.
+
+    Args:
+        folder: the folder.
+        allow_pickle: whether weights may be pickles.
+        doctored: whether a pipeline will do that takes no prompts, or has no record.
+
+    Raises:
+        InputError: it is missing or incomplete, or holds pickles only.
+        UnsupportedPipelineError: no family record for its class.
+    """
+    components = _index(folder)
+    name = components["_class_name"]
+    if not doctored:
+        _check_class(folder, name)
     for part, kind in components.items():
         if part.startswith("_") or not isinstance(kind, list) or kind[0] is None:
             continue
@@ -88,10 +132,26 @@ def check_folder(folder: Path, allow_pickle: bool = False) -> str:
     return str(name)
 
 
+def _check_class(folder: Path, name: str) -> None:
+    if name not in FAMILIES:
+        raise UnsupportedPipelineError(
+            f"{folder} holds a {name}, which guidestack does not guide yet; it knows {', '.join(sorted(FAMILIES))}"
+        )
+    if FAMILIES[name].encode is None:
+        raise UnsupportedPipelineError(
+            f"{folder} holds a {name}, which takes no prompts; guidestack.guide() guides it from Python"
+        )
+
+
 def fingerprint(folder: Path) -> str:
-    """Sixteen hex digits that change with the model: every file's name and size, and the ends of its contents."""
+    """Sixteen hex digits that change with the model: every file's name and size, and the ends of its contents.
+
+    A stack that is stored beside it is not the model.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
+        if path.parent == folder / SUBFOLDER:
+            continue
         if path.suffix in {".json", ".safetensors", ".txt", ".bin"} and path.is_file():
             size = path.stat().st_size
             digest.update(f"{path.relative_to(folder)}:{size}".encode())
@@ -102,7 +162,9 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(name: str | None, dtype: Any, device: str, allow_pickle: bool = False) -> tuple[Any, dict[str, str]]:
+def load(
+    name: str | None, dtype: Any, device: str, allow_pickle: bool = False, doctored: bool = False
+) -> tuple[Any, dict[str, str]]:
     """The pipeline, and what identifies the model: its name and, of a folder, its fingerprint.
 
     Args:
@@ -110,6 +172,7 @@ def load(name: str | None, dtype: Any, device: str, allow_pickle: bool = False) 
         dtype: type of the weights.
         device: where to put it.
         allow_pickle: load weights that are not safetensors.
+        doctored: also load a pipeline that takes no prompts, or has no record.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -121,7 +184,7 @@ def load(name: str | None, dtype: Any, device: str, allow_pickle: bool = False) 
     source = EMOJI if name is None else Path(name)
     local = name is None or source.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
     if local:
-        check_folder(source, allow_pickle)
+        check_folder(source, allow_pickle, doctored)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
     try:
         pipe = DiffusionPipeline.from_pretrained(source if local else name, local_files_only=local, **options)

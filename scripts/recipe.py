@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 
 from ..guidance import linear
 from ..guidance.config import as_stack
-from ..guidance.errors import GuidestackError, InputError
+from ..guidance.errors import GuidestackError, GuidestackWarning, InputError
 from ..guidance.presets import read
 from ..guidance.rule import Rule
 from ..guidance.rules import LinearAG, PerpNeg
+from .words import counted
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ class Recipe:
             "seed": int,
         }
         kinds |= {"dtype": str, "batch": int, "model": dict, "versions": dict}
+        if "inversion" in mapping and "source" in mapping:
+            raise InputError(
+                f"{path} was made by `guidestack edit`, and --like makes images of `guidestack generate` again; run "
+                "`guidestack edit` again on the image that it was made from"
+            )
         size = mapping.get("size")
         good = all(type(mapping.get(name)) is kind for name, kind in kinds.items()) and (
             size is None or (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size))
@@ -142,30 +149,50 @@ def _for_each(texts: Sequence[str], prompts: Sequence[str], option: str) -> list
     """
     given = list(texts) or [""]
     if len(given) not in (1, len(prompts)):
-        raise InputError(f"{len(given)} {option} for {len(prompts)} prompts; give one for all, or one for each")
+        wanted = counted(len(prompts), "prompt")
+        raise InputError(f"{len(given)} {option} for {wanted}; give one for all, or one for each")
     return given * len(prompts) if len(given) == 1 else given
 
 
-def _check_several(stack: Rule, negatives: Sequence[str], extras: Sequence[str]) -> None:
-    """Check that the prompts beside the first fit to the stack.
+def check_several(
+    stack: Rule,
+    negatives: Sequence[str],
+    extras: Sequence[str],
+    names: tuple[str, str] = ("--negative", "--extra-prompt"),
+) -> None:
+    """Check that the prompts beside the first fit to the stack; `names` is what messages call them.
 
     Raises:
         InputError: positives that no rule uses, or another number of weights than of negatives.
     """
     if any(extras) and not takes_several(stack):
-        raise InputError(f"--extra-prompt was given, and no rule of {stack} uses it; perpneg(scale) does")
+        raise InputError(f"{names[1]} was given, and no rule of {stack} uses it; perpneg(scale) does")
     for rule in stack.parts():
         if isinstance(rule, PerpNeg):
             for what, weights, texts in (
-                ("--negative", rule.weights, negatives),
-                ("--extra-prompt", rule.positive_weights, extras),
+                (names[0], rule.weights, negatives),
+                (names[1], rule.positive_weights, extras),
             ):
                 most = max(len(split(text)) for text in texts)
                 if isinstance(weights, tuple) and len(weights) != most:
+                    has, there = counted(len(weights), "weight"), counted(most, "text")
                     raise InputError(
-                        f"{rule} has {len(weights)} weights and {what} {most} texts at most; give one weight for each, "
-                        "or one number for all (several texts are written 'a | b')"
+                        f"{rule} has {has} and {what} {there} at most; give "
+                        "one weight for each, or one number for all (several texts are written 'a | b')"
                     )
+
+
+def note_bars(stack: Rule, negatives: Sequence[str]) -> None:
+    """Warn of negatives that are written as several for a stack that takes one."""
+    if not takes_several(stack):
+        for text in dict.fromkeys(negatives):
+            if len(split(text)) > 1:
+                warnings.warn(
+                    f"{stack} takes one negative prompt: {text!r} goes in as it is, with its bars; perpneg(scale) "
+                    "takes several",
+                    GuidestackWarning,
+                    stacklevel=2,
+                )
 
 
 def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int, int] | None) -> list[Recipe]:
@@ -179,7 +206,8 @@ def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int,
     extras = _for_each(options["extra_prompt"], prompts, "--extra-prompt")
     stacks = [read(text) for text in options["guidance"] or ("cfg(4)",)]
     for stack in stacks:
-        _check_several(stack, negatives, extras)
+        check_several(stack, negatives, extras)
+        note_bars(stack, negatives)
     return [
         Recipe(
             prompt=prompt,

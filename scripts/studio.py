@@ -13,13 +13,21 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ..guidance import linear
+from ..guidance.config import as_stack
 from ..guidance.errors import GuidestackError, InputError
+from ..guidance.prediction import Level
+from ..guidance.rule import Run
+from ..guidance.rules import LinearAG
 from ..pipelines import guide
-from ..samplers import by_name
+from ..pipelines.family import family_of
+from ..pipelines.session import model_identity
+from ..samplers import Grid, by_name, scheduler_identity
 from ..samplers.noise import generators, seeded
 from . import images
-from .model import load
+from .model import check_device, load
 from .recipe import Recipe, split
+from .words import counted
 
 
 class Studio:
@@ -36,10 +44,7 @@ class Studio:
     """
 
     def __init__(self, model: str | None, dtype: str, device: str, allow_pickle: bool = False) -> None:
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        check_device(device)
         self.pipe, self.identity = load(model, getattr(torch, dtype), device, allow_pickle)
         self.base_config = dict(self.pipe.scheduler.config)
         import diffusers
@@ -82,12 +87,14 @@ class Studio:
                 bar.update(len(group))
         except (KeyboardInterrupt, GuidestackError):
             bar.close()
-            click.echo(f"{done} of {len(missing)} images finished in {out}, {len(missing) - done} missing", err=True)
+            all_of_them = counted(len(missing), "image")
+            click.echo(f"{done} of {all_of_them} finished in {out}, {len(missing) - done} missing", err=True)
             raise
         bar.close()
         seconds = time.monotonic() - began
         skipped = f", {len(wanted) - len(missing)} were there already" if len(missing) < len(wanted) else ""
-        return f"{done} images in {out}{skipped}: {evaluations} network evaluations, {seconds:.1f} s"
+        cost = counted(evaluations, "network evaluation")
+        return f"{counted(done, 'image')} in {out}{skipped}: {cost}, {seconds:.1f} s"
 
     def write_grid(self, wanted: Sequence[Recipe], out: Path, path: Path) -> None:
         """One labelled picture: a row for each stack, a column for each prompt and seed."""
@@ -123,6 +130,30 @@ class Studio:
         for recipe in {recipe.guidance: recipe for recipe in wanted}.values():
             self._use(recipe)
             guide(self.pipe, recipe.guidance)
+        for recipe in {(one.guidance, one.steps, bool(one.negative)): one for one in wanted}.values():
+            self._use(recipe)
+            self._check_fits(recipe)
+
+    def _check_fits(self, recipe: Recipe) -> None:
+        """Refuse coefficients that are not for the run of a recipe.
+
+        Raises:
+            InputError: there is no such file.
+            RuleError: the file is for another run.
+        """
+        for rule in as_stack(recipe.guidance).parts():
+            if not isinstance(rule, LinearAG) or not rule.rule.asks():  # it estimates nothing
+                continue
+            fit = linear.read(linear.locate(rule.coefficients))
+            # The levels are what the pipeline makes of these in its call, and are looked at there.
+            nothing = Grid((), Level(1.0, 0.0))
+            known = {
+                **scheduler_identity(self.pipe.scheduler, nothing),
+                "model": model_identity(self.pipe, family_of(self.pipe)),
+                "negative": "given" if recipe.negative else "empty",
+                "levels": fit.valid.get("levels", ""),
+            }
+            rule.init(Run((1,), steps=recipe.steps, identity=known))
 
     def _use(self, recipe: Recipe) -> None:
         self.pipe.scheduler = by_name(recipe.sampler, self.base_config)

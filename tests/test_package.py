@@ -16,7 +16,7 @@ import guidestack as gs
 ROOT = Path(gs.__file__).parent
 MODULES = sorted(
     module.name
-    for part in ("guidance", "samplers", "pipelines", "scripts")
+    for part in ("guidance", "samplers", "pipelines", "bridges", "scripts")
     for module in pkgutil.walk_packages([str(ROOT / part)], f"guidestack.{part}.")
     if not module.name.endswith("__main__")
 )
@@ -27,6 +27,7 @@ def test_the_public_names_are_the_contracts() -> None:
     wanted |= {"PerpNeg", "APG", "CFGPlusPlus", "Renoise", "Renorm", "AdaptiveGuidance", "LinearAG", "Prefix"}
     wanted |= {"ICG", "TSG"}
     wanted |= {"register", "register_family", "Family", "edit", "guide", "invert", "load_emoji", "sample"}
+    wanted |= {"StackGuider", "as_denoiser", "from_pretrained", "save_pretrained"}
     wanted |= {"GuidestackError", "GuidestackWarning", "__version__"}
     assert set(gs.__all__) == wanted
     assert set(dir(gs)) == wanted
@@ -65,7 +66,8 @@ def test_importing_brings_no_more_than_is_used() -> None:
     heavy = {"torch", "diffusers", "transformers", "accelerate", "numpy"}
     assert not loaded("import guidestack") & heavy
     assert not loaded("import guidestack.scripts.cli") & heavy
-    everything = "import guidestack as gs; [getattr(gs, name) for name in gs.__all__]"
+    # The guider is a class of diffusers' and comes with it.
+    everything = "import guidestack as gs; [getattr(gs, name) for name in gs.__all__ if name != 'StackGuider']"
     assert not loaded(everything) & {"diffusers", "transformers", "accelerate"}
     assert not loaded("import guidestack.samplers, guidestack.guidance.testing") & {"diffusers", "transformers"}
 

@@ -10,6 +10,7 @@ from .linear_ag import LinearAG
 from .perp_neg import PerpNeg
 from .renorm import Renorm
 from .rescale import Rescale
+from .schedule import Schedule
 from .tsg import TSG
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "Renoise",
     "Renorm",
     "Rescale",
+    "Schedule",
 ]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CompositionError, RuleError
+from ..fetched import Fetched
 from ..fields import choice, number, set_field, whole
 from ..per_sample import dot
-from ..prediction import SPACES, Space
-from ..query import POSITIVE, Predictions, Queries, Query, covered
+from ..prediction import SPACES, Prediction, Space
+from ..query import POSITIVE, Predictions, Queries, Query, RowMask, covered
 from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 from ..stack import sole
@@ -35,15 +36,21 @@ class Stopping(NamedTuple):
         crossed: samples that have reached the threshold, booleans of shape ``(B,)``; never unset within a run.
         guiding: samples that are guided in the present step, likewise; held over its evaluations.
         inner: the state of the wrapped rule.
+        sent: `crossed` after the last step, and with a lag before it that of the step before, on the way to the host.
+        held: `guiding` on the way to the host.
     """
 
     crossed: Tensor
     guiding: Tensor
     inner: State
+    sent: tuple[Fetched, ...]
+    held: Fetched
 
 
-def masked(queries: Queries, samples: Tensor) -> dict[Query, Tensor]:
+def masked(queries: Queries, samples: Tensor) -> dict[Query, RowMask | None]:
     """`queries` for `samples` at most, booleans of shape ``(B,)`` on the host."""
+    if bool(samples.all()):
+        return dict(queries)
     return {query: samples if rows is None else rows.cpu() & samples for query, rows in queries.items()}
 
 
@@ -66,12 +73,14 @@ class AdaptiveGuidance(Rule):
         crossing: what the step gets in which a sample reaches the threshold and whose evaluations are paid:
             ``"conditional"``, as the paper's formula has it, or ``"guided"``, as a widely used implementation does.
         against: the query that u answers; None for the one that `rule` leads away from.
+        lag: 0, or 1 to decide which samples are evaluated by what was known a step before, so that no step waits for
+            the device. The images are the same; each sample that stops costs the evaluations of one more step.
 
     Queries: those of `rule`, for the samples that have not stopped. Where `rule` does not ask for u (outside a window),
     nothing is measured and nothing decided. With a solver that evaluates twice a step the first decides for both.
 
     State: two booleans a sample, and that of `rule`. Traces ``cosine`` (NaN where it is not measured) and ``guiding``
-    (1 or 0). Reading which samples are left waits for the device once a step.
+    (1 or 0). Reading which samples are left waits for the device once a step, unless `lag` is 1.
 
     References:
         Castillo et al., "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models",
@@ -87,9 +96,13 @@ class AdaptiveGuidance(Rule):
     space: Space = "noise"  # type: ignore[misc]  # the user's choice, so a field instead of a class attribute
     crossing: str = "conditional"
     against: Query | str | None = None
+    lag: int = 0
 
     def __post_init__(self) -> None:
         set_field(self, "rule", sole(self.rule, "AdaptiveGuidance"))
+        whole(self, "lag", 0)
+        if self.lag > 1:
+            raise RuleError(f"AdaptiveGuidance: lag is 0 or 1 steps, got {self.lag!r}")
         if number(self, "threshold") < -1:
             raise RuleError(f"AdaptiveGuidance: threshold is a cosine, -1 at least; got {self.threshold!r}")
         choice(self, "space", SPACES)
@@ -126,7 +139,8 @@ class AdaptiveGuidance(Rule):
     def init(self, run: Run) -> State:
         """Nobody has stopped."""
         nobody = torch.zeros(run.batch, dtype=torch.bool, device=run.device)
-        return Stopping(nobody, ~nobody, self.rule.init(run))
+        known = Fetched(run.mask([False] * run.batch))
+        return Stopping(nobody, ~nobody, self.rule.init(run), (known,) * (1 + self.lag), known)
 
     def asks(self) -> frozenset[Query]:
         """Whatever the rule may ask for."""
@@ -144,7 +158,11 @@ class AdaptiveGuidance(Rule):
     def queries(self, step: Step, state: State) -> Queries:
         """The queries of the rule for the samples that are guided still."""
         assert isinstance(state, Stopping)
-        return masked(self.rule.queries(step, state.inner), self._guiding(step, state).cpu())
+        return masked(self.rule.queries(step, state.inner), self._left(step, state))
+
+    def _left(self, step: Step, state: Stopping) -> Tensor:
+        """Whose queries are evaluated, on the host."""
+        return state.held.value if step.evaluation and not self.lag else ~state.sent[0].value
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """The rule's update for the samples that are guided, nothing for the others."""
@@ -163,11 +181,24 @@ class AdaptiveGuidance(Rule):
         traces["guiding"] = guiding.to(torch.float32)
         merged = guided.where(guiding, estimate)
         merged = Estimate(merged.prediction, merged.renoise, {**merged.traces, **traces})
-        return merged, Stopping(crossed, guiding, inner)
+        if step.evaluation:
+            return merged, state._replace(inner=inner)
+        # With a lag the solver's second evaluation goes by what was known before the first, of which it is a part.
+        sent = (*state.sent[1:], Fetched(crossed))
+        return merged, Stopping(crossed, guiding, inner, sent, state.held if self.lag else Fetched(guiding))
+
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """That of the rule, for the samples whose queries are evaluated still."""
+        assert isinstance(state, Stopping)
+        led = self.rule.away(predictions, step, state.inner)
+        if led is None:
+            return None
+        left = self._left(step, state)
+        return led[0], left if led[1] is None else led[1].cpu() & left
 
     def neutral(self) -> Self:
         """Around the neutral form of its rule."""
-        return type(self)(self.rule.neutral(), self.threshold, self.space, self.crossing, self.against)
+        return type(self)(self.rule.neutral(), self.threshold, self.space, self.crossing, self.against, self.lag)
 
 
 @register("prefix", cost="that of the rule in the first steps, then 1", references=(CASTILLO_2023,))
@@ -242,6 +273,10 @@ class Prefix(Rule):
         if self._inside(step, state):
             estimate, inner = self.rule.update(estimate, predictions, step, inner)
         return estimate, (first, inner)
+
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """That of the rule in the first steps, nothing after."""
+        return self.rule.away(predictions, step, state[1]) if self._inside(step, state) else None
 
     def neutral(self) -> Self:
         """Around the neutral form of its rule."""

@@ -22,10 +22,11 @@ HO_SALIMANS_2022 = """@article{ho2022classifier,
 
 def extrapolated(estimate: Estimate, c: Prediction, u: Prediction, scale: float) -> Estimate:
     """``u + scale*(c - u)``; on an estimate that earlier rules already improved, ``estimate + (scale - 1)*(c - u)``."""
+    difference = c.native - u.native  # new and ours: what follows is written into it, and rounded as without
     if estimate.prediction is c:
         # Equal to the other branch but for rounding, and rounded as the field's implementations round.
-        return estimate.replace("any", u.native + scale * (c.native - u.native))
-    return estimate.replace("any", estimate.read("any") + (scale - 1) * (c.native - u.native))
+        return estimate.replace("any", difference.mul_(scale).add_(u.native))
+    return estimate.replace("any", difference.mul_(scale - 1).add_(estimate.read("any")))
 
 
 @register("cfg", cost="2; 1 at scale 1", references=(HO_SALIMANS_2022,))

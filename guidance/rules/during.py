@@ -8,7 +8,8 @@ from typing import Self
 
 from ..errors import RuleError
 from ..fields import interval, set_field
-from ..query import Predictions, Queries, Query
+from ..prediction import Prediction
+from ..query import Predictions, Queries, Query, RowMask
 from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 from ..stack import sole
@@ -116,6 +117,10 @@ class During(Rule):
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """The rule's update inside the window, nothing outside."""
         return self.rule.update(estimate, predictions, step, state) if self.inside(step) else (estimate, state)
+
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """That of the rule inside the window, nothing outside."""
+        return self.rule.away(predictions, step, state) if self.inside(step) else None
 
     def neutral(self) -> Self:
         """The window around the neutral form of its rule."""

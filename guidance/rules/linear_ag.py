@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -14,7 +15,7 @@ from .. import linear
 from ..errors import CompositionError, RuleError
 from ..fields import set_field
 from ..prediction import Prediction
-from ..query import NEGATIVE, NULL, POSITIVE, Predictions, Queries, Query
+from ..query import NEGATIVE, NULL, POSITIVE, Predictions, Queries, Query, RowMask
 from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 from ..stack import sole
@@ -190,12 +191,12 @@ class LinearAG(Rule):
         """Whether the rule does."""
         return self.rule.renoises
 
-    @property
+    @cached_property
     def _estimated(self) -> frozenset[Query]:
         """The queries that an estimate stands in for."""
         return EMPTY if self.contrast in EMPTY else frozenset({self.contrast})
 
-    @property
+    @cached_property
     def _idle(self) -> bool:
         """Whether the rule asks for no contrast, as cfg(1): then there is nothing to estimate, and no file is read."""
         return not self.rule.asks() & self._estimated
@@ -294,6 +295,19 @@ class LinearAG(Rule):
         estimate = dataclasses.replace(estimate, traces={**estimate.traces, "estimated": mark})
         return estimate, Recording(c, u, state.done + 1, state.triangle, inner)
 
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """That of the rule; at an estimated step the estimate, as `update` makes it."""
+        assert isinstance(state, Recording)
+        letter = GUIDED if self._idle else self._letter(step, state)[0]
+        if letter == CONDITIONAL:
+            return None
+        if letter == ESTIMATED:
+            now = predictions[POSITIVE]
+            guess = now.replace("noise", _combined((*state.c, _noise(now)), state.u, state.triangle))
+            for query in self._estimated & self.rule.queries(step, state.inner).keys():
+                predictions = predictions.given(query, guess)
+        return self.rule.away(predictions, step, state.inner)
+
     def neutral(self) -> Self:
         """Around the neutral form of its rule, of which there is nothing to estimate."""
         return type(self)(self.rule.neutral(), self.coefficients, self.policy)
@@ -310,7 +324,7 @@ def _combined(c: Sequence[Tensor], u: Sequence[Tensor | None], triangle: Tensor)
     index, steps = len(c) - 1, len(triangle) // 2
     guided = [j < index and u[j] is not None for j in range(steps)]
     columns = linear.regressors(index, guided)
-    weights = linear.solve(triangle, steps + index, columns).tolist()
+    weights = linear.solved(triangle, steps + index, columns)
     known = [*c, *(value for value in u if value is not None)]
     total = torch.zeros_like(known[0])
     for weight, value in zip(weights, known, strict=True):

@@ -149,5 +149,5 @@ class PerpNeg(Rule):
             # e_p + others - (share of others along e_p) * e_p
             guided = torch.addcmul(others, e_p, 1 - ratio(dot(others, e_p), norm(e_p).square()))
         if estimate.prediction is c:
-            return estimate.replace("any", u_native + self.scale * guided), state
+            return estimate.replace("any", guided.mul_(self.scale).add_(u_native)), state  # `guided` is new, and ours
         return estimate.replace("any", estimate.read("any").to(computed) + self.scale * guided - e_p), state

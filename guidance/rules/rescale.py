@@ -82,5 +82,6 @@ class Rescale(Rule):
         guided, std_c = estimate.read(self.space), _std(predictions[POSITIVE].read(self.space))
         std = _std(guided)
         ratio = torch.where(std > 0, std_c / std, torch.ones_like(std))
-        rescaled = self.phi * (guided * ratio) + (1 - self.phi) * guided
+        # phi * (guided * ratio) + (1 - phi) * guided, rounded as this is written
+        rescaled = (guided * ratio).mul_(self.phi).add_((1 - self.phi) * guided)
         return estimate.replace(self.space, rescaled, rescale=ratio.flatten()), state

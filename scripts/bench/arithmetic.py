@@ -124,6 +124,7 @@ def of_diffusers(answers: Answers) -> dict[str, Callable[[], Tensor]]:
             use_original_formulation=True,
         ),
         "CFG, rescale": ClassifierFreeGuidance(SCALE, guidance_rescale=PHI),
+        "CFG": ClassifierFreeGuidance(SCALE),
     }
     positive, negative = (answers.native[Query(name)] for name in ("positive", "negative"))
     for guider in guiders.values():
@@ -134,6 +135,17 @@ def of_diffusers(answers: Answers) -> dict[str, Callable[[], Tensor]]:
 
 def _forward(guider: Any, positive: Tensor, negative: Tensor) -> Tensor:
     return guider.forward(positive, negative).pred  # type: ignore[no-any-return]
+
+
+def paired(answers: Answers, repeats: int) -> dict[str, Timing]:
+    """The same rule over its guider, for each guider."""
+    guiders = of_diffusers(answers)
+    sides = {"CFG": "CFG", "APG": "APG", "CFG, rescale": "CFG and Rescale"}
+    steps = {side.name: of_stack(side, answers) for side in SIDES if side.name in sides.values()}
+    return {
+        name: interleaved(guiders[name], {name: steps[side]}, repeats, clock=time.thread_time)[name]
+        for name, side in sides.items()
+    }
 
 
 def timed(answers: Answers, repeats: int) -> dict[str, Timing]:

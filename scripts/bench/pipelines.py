@@ -1,16 +1,20 @@
-"""The bundled model under each rule against the stock pipeline with its own guidance."""
+"""A pipeline under each rule against the same pipeline with its own guidance."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ...guidance.report import Report
 from ...pipelines import guide
+from ...pipelines.family import family_of
 
 SCALE, STEPS = 4.0, 20
+FITTED = 20  # steps of the runs that linear_ag's coefficients are of
 
 
 @dataclass(frozen=True)
@@ -19,32 +23,36 @@ class Side:
 
     Args:
         name: in the table.
-        stack: its text; "" for the stock pipeline without guidance.
+        stack: its text.
         negatives: negative prompts of each image.
-        limit: time over the stock pipeline's that is not to be exceeded; None where nothing is asked.
-        per_evaluation: whether `limit` is of the time ratio over the ratio of evaluations.
+        max_rows: of `guide`, for each image of the batch; 0 for no bound.
+        guider: the guider of diffusers that has the same rule, as `arithmetic` names it; "" where there is none.
+        steps: of a run; 0 for the model's.
     """
 
     name: str
     stack: str
     negatives: tuple[str, ...] = ()
-    limit: float | None = 1.03
-    per_evaluation: bool = False
+    max_rows: int = 0
+    guider: str = ""
+    steps: int = 0
 
 
-# Half of the evaluations, and more than half of the time: text, decoding, and calls with fewer rows.
-UNGUIDED = Side("stock at scale 1", "", limit=None)
 NEGATIVES = ("dog face", "bear", "mouse face")
 SIDES = (
-    UNGUIDED,
-    Side("CFG", "cfg(4)", limit=1.02),
-    Side("Perp-Neg, 1 negative", "perpneg(4)", NEGATIVES[:1], 1.50),
-    Side("Perp-Neg, 3 negatives", "perpneg(4)", NEGATIVES, 2.45),
-    Side("APG", "apg(4, radius=2, momentum=-0.5)"),
-    Side("ICG", "icg(4)"),
-    Side("CFG and Rescale", "cfg(4) | rescale(0.7)"),
+    Side("unguided", "stack()"),
+    Side("CFG", "cfg(4)", guider="CFG"),
+    Side("Rescale", "cfg(4) | rescale(0.7)", guider="CFG, rescale"),
+    Side("APG", "apg(4, radius=2, momentum=-0.5)", guider="APG"),
     Side("CFG++", "cfgpp(0.6)"),
-    Side("Adaptive Guidance", "adaptive(cfg(4), threshold=0.99, space='denoised')", per_evaluation=True),
+    Side("ICG", "icg(4)"),
+    Side("TSG", "tsg(4)"),
+    Side("interval", "during(cfg(4), progress=(0.2, 0.7))"),
+    Side("Adaptive Guidance", "adaptive(cfg(4), threshold=0.99, space='denoised')"),
+    Side("LinearAG", "linear_ag(cfg(4), 'emoji-cfg4-20')", steps=FITTED),
+    Side("Perp-Neg, 1 negative", "perpneg(4)", NEGATIVES[:1]),
+    Side("Perp-Neg, 3 negatives", "perpneg(4)", NEGATIVES),
+    Side("Perp-Neg, 3, max_rows", "perpneg(4)", NEGATIVES, max_rows=2),
 )
 
 
@@ -59,34 +67,41 @@ class Bench:
 
     def __init__(self, pipe: Any, batch: int, steps: int = STEPS) -> None:
         self.pipe, self.batch, self.steps = pipe, batch, steps
+        self.scale = family_of(pipe).scale
+
+    def with_steps(self, steps: int) -> Bench:
+        """The same with another number of steps."""
+        return Bench(self.pipe, self.batch, steps)
 
     def _given(self) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(sample) for sample in range(self.batch)]
         return {"prompt": ["cat face"] * self.batch, "num_inference_steps": self.steps, "generator": generators}
 
-    def stock(self, scale: float = SCALE) -> None:
+    def stock(self) -> None:
         """The pipeline by itself, with its own classifier-free guidance."""
-        self.pipe(guidance_scale=scale, **self._given())
+        self.pipe(**{self.scale: SCALE}, **self._given())
 
-    def guided(self, side: Side) -> Callable[[], float]:
-        """A run under a stack, which returns its evaluations over those of the stock pipeline's."""
-        if not side.stack:
+    def guided(self, side: Side) -> Callable[[], Report]:
+        """A run under a stack, which returns its account.
 
-            def alone() -> float:
-                self.stock(1.0)
-                return 0.5
-
-            return alone
-        guided = guide(self.pipe, side.stack)
+        Raises:
+            GuidestackError: this pipeline cannot run the stack.
+        """
+        max_rows = side.max_rows * self.batch or None
+        guided = guide(self.pipe, side.stack, max_rows=max_rows)
         more = {"negative_prompt": [list(side.negatives)] * self.batch} if side.negatives else {}
 
-        def run() -> float:
-            guided(**self._given(), **more)
+        def run() -> Report:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a random network may give a rule nothing to do
+                guided(**self._given(), **more)
             assert guided.report is not None  # a call leaves one
-            return sum(guided.report.evaluations) / (2 * self.steps * self.batch)
+            return guided.report
 
         return run
 
-    def runs(self, sides: Sequence[Side] = SIDES) -> dict[str, Callable[[], float]]:
-        """A run of each side, by name."""
-        return {side.name: self.guided(side) for side in sides}
+
+def chosen(stacks: Sequence[str]) -> tuple[Side, ...]:
+    """A side for each of `stacks`, texts; the known ones for none."""
+    known = {side.stack: side for side in SIDES if not side.negatives}
+    return tuple(known.get(text, Side(text, text)) for text in stacks) or SIDES

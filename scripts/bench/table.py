@@ -7,20 +7,21 @@ from typing import Any
 
 from .timing import Timing
 
+MEMORY = 1.02
+"""What the memory of a rule with two conditions is not to exceed, over that of the stock pipeline."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result.
+    """One stack's step without the network.
 
     Args:
-        what: ``"pipeline"``, or ``"arithmetic over"`` and the guider's name.
+        what: ``"arithmetic over"`` and the guider's name.
         name: the rule.
         stack: its text.
         batch: images.
         timing: seconds, and their ratio to the reference's.
-        evaluations: evaluations over the reference's; None where the network is left out.
-        figure: the number that `limit` is of.
-        limit: what it is not to exceed, or None.
+        limit: what the ratio is not to exceed.
     """
 
     what: str
@@ -28,22 +29,49 @@ class Row:
     stack: str
     batch: int
     timing: Timing
-    evaluations: float | None
-    figure: float
-    limit: float | None
+    limit: float
 
     def mapping(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        plain = {name: getattr(self, name) for name in ("what", "name", "stack", "batch", "evaluations")}
+        plain = {name: getattr(self, name) for name in ("what", "name", "stack", "batch")}
         spreads = {name: vars(getattr(self.timing, name)) for name in ("seconds", "ratio")}
-        return {**plain, **spreads, "figure": self.figure, "limit": self.limit}
+        return {**plain, **spreads, "limit": self.limit}
 
     def line(self) -> str:
         """For the table."""
+        figure = self.timing.ratio.median
+        verdict = f"{figure:.3f} <= {self.limit:.2f}" + "  exceeded" * (figure > self.limit)
         cells = [f"{self.name:<22}", f"{1000 * self.timing.seconds.median:9.2f} ms", f"{self.timing.ratio!s:>24}"]
-        if self.evaluations is not None:
-            cells += [f"{self.evaluations:6.3f}", f"{self.timing.ratio.median / self.evaluations:6.3f}"]
-        verdict = "" if self.limit is None else f"{self.figure:.3f} <= {self.limit:.2f}"
-        if self.limit is not None and self.figure > self.limit:
-            verdict += "  exceeded"
-        return "  ".join([*cells, verdict]).rstrip()
+        return "  ".join([*cells, verdict])
+
+
+Measured = dict[str, Any]
+"""One stack on one model at one batch size: plain values, as they stand in the JSON."""
+HEAD = (
+    f"{'rule':<22}  {'time over stock':>24}  {'evals':>6}  {'effic.':>6}  {'memory':>6}  {'added/step':>10}  "
+    f"{'guider':>6}  {'modular':>7}"
+)
+
+
+def line(row: Measured) -> str:
+    """One row of the table, with what it falls short of."""
+
+    def optional(name: str) -> str:
+        return "" if row[name] is None else f"{row[name]:.3f}"
+
+    spread = f"{row['time_ratio']:.3f} ({row['time_low']:.3f} to {row['time_high']:.3f})"
+    return (
+        f"{row['name']:<22}  {spread:>24}  {row['evaluation_ratio']:6.3f}  {row['efficiency']:6.3f}  "
+        f"{row['memory_ratio']:6.3f}  {row['added_ms']:7.3f} ms  {optional('guider_ratio'):>6}  "
+        f"{optional('modular_ratio'):>7}  {'; '.join(short(row))}"
+    ).rstrip()
+
+
+def short(row: Measured) -> list[str]:
+    """What a row falls short of."""
+    found = []
+    if row["efficiency"] < row["efficiency_limit"]:
+        found.append(f"efficiency below {row['efficiency_limit']:.2f}")
+    if row["evaluation_ratio"] <= 1 and row["memory_ratio"] > MEMORY:
+        found.append(f"memory above {MEMORY:.2f}")
+    return found

@@ -136,6 +136,15 @@ def measure(
 
 
 @main.command()
+@click.pass_obj
+def references(work: Path) -> None:
+    """Write the pictures of the concepts into the package: what metrics compare with."""
+    from .references import references as run
+
+    click.echo(run(work))
+
+
+@main.command()
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def prompts(count: int, seed: int) -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +18,10 @@ from numpy.typing import NDArray
 
 from . import features, pictures, sampling
 from .files import replacing
-from .nearest import Share, Vectors, order, shrink
-from .vocabulary import BACKGROUNDS, STYLES, Drawing, caption, concepts
+from .nearest import Share, Vectors, order, place, shrink
+from .vocabulary import BACKGROUNDS, Drawing, Request, concepts, drawn_requests
 
 Describe = Callable[[NDArray[np.float32]], Vectors]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a prompt asks for."""
-
-    slug: str
-    label: str
-    style: str
-    background: str
-
-    @property
-    def prompt(self) -> str:
-        """The prompt's text."""
-        return caption(self.label, self.style, self.background)
 
 
 def requests(drawings: Sequence[Drawing], count: int, seed: int, backgrounds: Sequence[str] = ()) -> list[Request]:
@@ -50,13 +33,7 @@ def requests(drawings: Sequence[Drawing], count: int, seed: int, backgrounds: Se
         seed: the same one draws the same requests.
         backgrounds: colour words to choose from; all twelve if empty.
     """
-    labels = {drawing.slug: drawing.label for drawing in drawings}
-    random_, slugs = random.Random(seed), sorted(labels)
-    drawn = []
-    for _ in range(count):
-        slug, style = random_.choice(slugs), random_.choice(list(STYLES))
-        drawn.append(Request(slug, labels[slug], style, random_.choice(backgrounds or list(BACKGROUNDS))))
-    return drawn
+    return drawn_requests({drawing.slug: drawing.label for drawing in drawings}, count, seed, backgrounds)
 
 
 def backgrounds_right(made: NDArray[np.float32], asked: Sequence[Request]) -> Share:
@@ -98,11 +75,11 @@ def recognized(
             continue
         ranked = order(vectors[rows], describe(pictures.on_background(rgba, BACKGROUNDS[name])))
         for request, nearest in zip((asked[row] for row in rows), ranked, strict=True):
-            found = slugs[nearest]
-            right["top1"] += int(found[0] == request.slug)
-            right["top5"] += int(request.slug in found[:5])
-            right["top5_concepts"] += int(request.slug in list(dict.fromkeys(found.tolist()))[:5])
-            right["style"] += int(styles[nearest][found == request.slug][0] == request.style)
+            found = place(nearest, slugs, styles, request.slug)
+            right["top1"] += int(found.picture < 1)
+            right["top5"] += int(found.picture < 5)
+            right["top5_concepts"] += int(found.concept < 5)
+            right["style"] += int(found.style == request.style)
     return {key: Share(value, len(asked)) for key, value in right.items()}
 
 

@@ -27,6 +27,43 @@ def order(made: Vectors, references: Vectors) -> NDArray[np.intp]:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a concept comes among the references, nearest first.
+
+    Args:
+        picture: the first picture that shows it; 0 is the nearest of all.
+        concept: the concept among the distinct ones; 0 is the nearest.
+        style: of the nearest of its own pictures.
+    """
+
+    picture: int
+    concept: int
+    style: str
+
+
+def place(nearest: NDArray[np.intp], slugs: NDArray[np.str_], styles: NDArray[np.str_], slug: str) -> Place:
+    """Where the concept `slug` comes.
+
+    Args:
+        nearest: the references in order, as a row of `order`.
+        slugs: concept of each reference.
+        styles: style of each reference.
+        slug: one of the concepts.
+    """
+    found = slugs[nearest]
+    first = int(np.argmax(found == slug))
+    return Place(first, len(set(found[:first].tolist())), str(styles[nearest[first]]))
+
+
+def wilson(share: float, count: float, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a share of `count`, at 95% unless told: it stays within [0, 1] at shares near them."""
+    width = 1 + z**2 / count
+    middle = (share + z**2 / (2 * count)) / width
+    half = z / width * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
 class Share:
     """How often something was right.
 
@@ -43,12 +80,9 @@ class Share:
         """The share, in [0, 1]."""
         return self.right / self.of
 
-    def interval(self, z: float = 1.959964) -> tuple[float, float]:
-        """Wilson's interval, at 95% unless told: it stays within [0, 1] at shares near them."""
-        width = 1 + z**2 / self.of
-        middle = (self.value + z**2 / (2 * self.of)) / width
-        half = z / width * math.sqrt(self.value * (1 - self.value) / self.of + z**2 / (4 * self.of**2))
-        return max(0.0, middle - half), min(1.0, middle + half)
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval, at 95%."""
+        return wilson(self.value, self.of)
 
     def to_json(self) -> dict[str, float]:
         """Plain numbers."""

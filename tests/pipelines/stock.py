@@ -22,7 +22,13 @@ from torch import Tensor
 from .by_hand import At, Guide, Memory
 
 DENOISERS = ("unet", "transformer", "transformer_2")
-RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+RESIDUALS = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "block_controlnet_hidden_states",
+    "controlnet_block_samples",
+    "controlnet_single_block_samples",
+)
 Hook = Callable[[Callable[..., Any], dict[str, Any]], Any]
 
 
@@ -82,16 +88,16 @@ def trajectory(pipe: Any, call: Callable[..., Any], arguments: Mapping[str, Any]
 def levels(scheduler: Any) -> list[tuple[float, float]]:
     """(alpha, sigma) before every step and after the last, from the scheduler's own tables."""
     name, config = type(scheduler).__name__, scheduler.config
-    if "DDIM" in name or "DDPM" in name:
+    if "DDIM" in name or "DDPM" in name or name == "CogVideoXDPMScheduler":
         bars = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps]
-        last = float(scheduler.final_alpha_cumprod) if "DDIM" in name else 1.0
+        last = 1.0 if "DDPM" in name else float(scheduler.final_alpha_cumprod)
         return [(math.sqrt(bar), math.sqrt(1 - bar)) for bar in (*bars, last)]
     sigmas = [float(sigma) for sigma in scheduler.sigmas]
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         if config.get("invert_sigmas"):
             return [(sigma, 1 - sigma) for sigma in sigmas]
         return [(1 - sigma, sigma) for sigma in sigmas]
-    if name.startswith("E"):  # Euler, and EDM's
+    if name.startswith(("E", "Cosine")):  # Euler, and EDM's
         return [(1.0, sigma) for sigma in sigmas]
     assert name == "DPMSolverMultistepScheduler"
     return [(1 / math.sqrt(1 + sigma**2), sigma / math.sqrt(1 + sigma**2)) for sigma in sigmas]
@@ -103,7 +109,7 @@ def clean(scheduler: Any, alpha: float, sigma: float, negated: bool) -> tuple[fl
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
         return 1.0, sigma if negated or config.get("invert_sigmas") else -sigma
     kind = config.prediction_type
-    if name.startswith("EDM"):
+    if config.get("sigma_data"):
         assert kind == "v_prediction"
         data = config.sigma_data
         return data**2 / (sigma**2 + data**2), -sigma * data / math.sqrt(sigma**2 + data**2)
@@ -145,6 +151,11 @@ def as_tensor(samples: Any) -> Tensor:
     return torch.stack(list(samples)).squeeze(2) if isinstance(samples, list) else samples
 
 
+def own(value: Any) -> Any:
+    """A dictionary or list of one's own: pipelines and networks write into those that they hand on."""
+    return type(value)(value) if isinstance(value, dict | list) else value
+
+
 Calls = list[tuple[Callable[..., Any], dict[str, Any]]]
 
 
@@ -153,8 +164,8 @@ def recorded(pipe: Any, arguments: Mapping[str, Any]) -> Calls:
     calls: Calls = []
 
     def hook(original: Callable[..., Any], given: dict[str, Any]) -> Any:
-        calls.append((original, dict(given)))
-        return original(**given)
+        calls.append((original, {name: own(value) for name, value in given.items()}))
+        return original(**{name: own(value) for name, value in given.items()})
 
     with denoising(pipe, hook):
         pipe(**arguments)
@@ -171,12 +182,14 @@ class Stock:
         others: the runs in which other prompts were its own: for a name that begins with "positive" its prompt, for
             others its negative one.
         negated: whether the pipeline negates what its network emits.
+        part: where the noisy samples are in what the network is handed and returns, given its arguments.
     """
 
     pipe: Any
     halves: Sequence[str]
     others: Mapping[str, Calls]
     negated: bool = False
+    part: Callable[[dict[str, Any]], tuple[slice, ...]] | None = None
 
     def run(self, arguments: Mapping[str, Any], guides: Sequence[Guide]) -> Course:
         """Sample, each sample under its own of `guides`."""
@@ -202,6 +215,7 @@ class _Run:
         self.course = Course(evaluations=[0] * self.batch, memories=[{} for _ in guides])
         self.x: Tensor | None = None
         self.told: Any = None
+        self.part: tuple[slice, ...] = ()
         self.added: Tensor | None = None
         self.calls = 0
 
@@ -212,9 +226,12 @@ class _Run:
         if sequential and number % 2:
             return self.told
         samples = as_tensor(given[sample])
-        output = original(**given)
+        output = original(**{name: own(value) for name, value in given.items()})
         native = as_tensor(output[0])
+        part = self.stock.part(given) if self.stock.part else None
         x = (self.x if self.x is not None else samples)[: self.batch]
+        x = x[(slice(None), *part)] if part else x
+        self.part = (slice(None), *(part or (slice(x.shape[1]),)))
         if sequential:
             answers = {"positive": native}
         else:
@@ -228,7 +245,8 @@ class _Run:
             return answers[name]
 
         guided = self.guided(ask, x, number // 2 if sequential else number, 2 if sequential else 1)
-        told = torch.cat([guided, answers["positive"][:, x.shape[1] :]], 1)
+        told = answers["positive"].clone()
+        told[self.part] = guided
         told = torch.cat([told] * (len(native) // self.batch))
         form = list(told.unsqueeze(2)) if isinstance(output[0], list) else told
         self.told = (form, *output[1:]) if isinstance(output, tuple) else type(output)(form)
@@ -244,14 +262,15 @@ class _Run:
         other = {**other, sample: given[sample]}
         for residual in RESIDUALS:
             if given.get(residual) is not None:
-                other[residual] = self._of_the_prompt(given[residual])
-        native = as_tensor(original(**other)[0])
+                other[residual] = given[residual] if sequential else self._of(given[residual], which)
+        native = as_tensor(original(**{name: own(value) for name, value in other.items()})[0])
         return native if sequential else native.chunk(len(self.stock.halves))[which]
 
-    def _of_the_prompt(self, residual: Any) -> Any:
+    def _of(self, residual: Any, which: int) -> Any:
+        """A control picture's residuals are those of the prompt, or of the negative prompt, for all texts of a kind."""
         if isinstance(residual, list | tuple):
-            return [self._of_the_prompt(one) for one in residual]
-        return torch.cat([residual.chunk(2)[1]] * 2)
+            return [self._of(one, which) for one in residual]
+        return torch.cat([residual.chunk(2)[which]] * 2)
 
     def guided(self, ask: Callable[[str], Tensor], x: Tensor, number: int, calls: int) -> Tensor:
         """What the rule makes of the answers, each sample alone, in double precision."""
@@ -263,7 +282,7 @@ class _Run:
         for one, guide in enumerate(self.guides):
 
             def answer(name: str, one: int = one) -> Tensor:
-                return ask(name)[one : one + 1, : x.shape[1]].double()
+                return ask(name)[one : one + 1][self.part].double()
 
             own = x[one : one + 1].double()
             p, q = clean(scheduler, alpha, sigma, self.stock.negated)
@@ -279,6 +298,11 @@ class _Run:
 
     def stepped(self, reached: Tensor) -> None:
         if self.added is not None:
-            reached.add_(self.added)
+            if self.added.ndim < reached.ndim:  # tokens of frames
+                reached.add_(self.added.transpose(1, 2).reshape(reached.shape))
+            elif self.added.shape != reached.shape:
+                reached[self.part].add_(self.added)
+            else:
+                reached.add_(self.added)
         self.x = self.added = None
         self.course.steps.append(reached.clone())

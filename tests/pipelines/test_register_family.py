@@ -15,6 +15,7 @@ import guidestack as gs
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
 from guidestack.pipelines.family import FAMILIES, Family
 
+PAGE = Path(gs.__file__).parent / "docs" / "families.md"
 PROMPTS, NEGATIVES = ["cat", "a red sea"], ["dog", "land"]
 
 
@@ -61,8 +62,7 @@ class TinyTextPipeline:
 def record() -> Iterator[Family]:
     """The record of the documentation, entered for the length of a test."""
     before = dict(FAMILIES)
-    text = (Path(gs.__file__).parent / "docs" / "families.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     exec(compile(example, "docs/families.md", "exec"), {})
     yield FAMILIES["TinyTextPipeline"]
     FAMILIES.clear()
@@ -85,6 +85,30 @@ def test_the_example_of_the_documentation(record: Family) -> None:
     assert both.report.evaluations == [9, 9]
     assert not pipe.network._forward_hooks
     assert type(pipe.network) is Network
+
+
+def test_the_self_test_of_the_documentation(record: Family, capsys: pytest.CaptureFixture[str]) -> None:
+    _, example = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (printed,) = re.findall(r"```text\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    exec(compile(example, "docs/families.md", "exec"), {"gs": gs, "TinyTextPipeline": TinyTextPipeline})
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        ({"halves": ("positive", "negative")}, "halves"),
+        ({"branches": lambda pipe, call: False}, "gate"),
+        ({"encode": lambda pipe, call, texts, as_prompt: {"text": pipe.embed(["no"] * len(texts))}}, "prompts"),
+        ({"clock": lambda pipe, told: 1000 * told}, "time"),
+        ({"rows": ()}, "rows"),
+    ],
+)
+def test_the_self_test_names_what_is_wrong(
+    record: Family, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], failed: str
+) -> None:
+    monkeypatch.setitem(FAMILIES, "TinyTextPipeline", replace(record, **change))
+    assert failed in gs.doctor(TinyTextPipeline(), rules=False).failed
 
 
 def test_without_a_record_it_is_refused() -> None:

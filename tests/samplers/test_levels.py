@@ -15,6 +15,7 @@ from guidestack.guidance.errors import UnsupportedSchedulerError
 from guidestack.guidance.prediction import Level, Prediction
 from guidestack.samplers import grid, parameterization, supported
 from guidestack.samplers.noise import seeded
+from guidestack.samplers.stepping import Stepper
 
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -34,6 +35,8 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("CogVideoXDDIMScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
     ("CogVideoXDDIMScheduler", {"prediction_type": "epsilon", "timestep_spacing": "trailing"}),
+    ("CogVideoXDPMScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+    ("CogVideoXDPMScheduler", {"prediction_type": "epsilon", "timestep_spacing": "trailing"}),
     *(("DDPMScheduler", {"prediction_type": p, "clip_sample": False}) for p in PREDICTIONS),
     *(("PNDMScheduler", {"skip_prk_steps": skip}) for skip in (True, False)),
     ("LCMScheduler", {"clip_sample": False}),
@@ -96,6 +99,9 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
     *(("EDMEulerScheduler", {"prediction_type": p}) for p in ("epsilon", "v_prediction")),
     *(("EDMDPMSolverMultistepScheduler", {"prediction_type": p}) for p in ("epsilon", "v_prediction")),
+    *(("CosineDPMSolverMultistepScheduler", {"prediction_type": p}) for p in ("epsilon", "v_prediction")),
+    ("CosineDPMSolverMultistepScheduler", {"sigma_schedule": "karras", "solver_type": "heun"}),
+    ("CosineDPMSolverMultistepScheduler", {"sigma_min": 0.03, "sigma_max": 80, "sigma_data": 0.5}),
     ("FlowMatchEulerDiscreteScheduler", {}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     *(("FlowMatchEulerDiscreteScheduler", {spacing: True}) for spacing in SPACINGS),
@@ -107,6 +113,8 @@ IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items()) or 'default'}"
 
 # Their steps add fresh noise, so that a sample is x0 with another noise after each of them.
 RANDOM = {
+    "CogVideoXDPMScheduler",
+    "CosineDPMSolverMultistepScheduler",
     "DDPMScheduler",
     "LCMScheduler",
     "TCDScheduler",
@@ -142,7 +150,7 @@ def emitted(scheduler: Any, level: Level, x0: Tensor, noise: Tensor, x: Tensor) 
     if name.startswith("FlowMatch"):
         return noise - x0
     kind = scheduler.config.prediction_type
-    if name.startswith("EDM"):
+    if hasattr(scheduler.config, "sigma_data"):
         data, sigma = scheduler.config.sigma_data, level.sigma
         c_skip = data**2 / (sigma**2 + data**2)
         c_out = sigma * data / math.sqrt(sigma**2 + data**2) * (-1 if kind == "v_prediction" else 1)
@@ -217,7 +225,7 @@ def check_path(name: str, options: dict[str, Any]) -> None:
     shape = (1, 4, 40, 40) if is_random(name, options) else (1, 3, 4, 4)
     x0, noise = torch.linspace(-1, 1, math.prod(shape)).reshape(shape), torch.randn(shape)
     scheduler = scheduler_for(name, options, STEPS)
-    schedule = grid(scheduler)
+    schedule, advance = grid(scheduler), Stepper(scheduler)
     x = schedule.points[0].level.noised(x0, noise)
     with seeded(scheduler, [0]):
         for point, timestep in zip(schedule.points, scheduler.timesteps, strict=True):
@@ -230,12 +238,28 @@ def check_path(name: str, options: dict[str, Any]) -> None:
                 assert close(seen, noise, float(x.abs().max()) / level.sigma), f"another noise at {point}"
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, timestep)
-            x = scheduler.step(emitted(scheduler, level, x0, seen, x), timestep, x, return_dict=False)[0]
+            x = advance(emitted(scheduler, level, x0, seen, x), timestep, x)
     final = schedule.final
     if not is_random(name, options):
         assert close(x, final.noised(x0, noise), 1.0)
     elif final.sigma == 0:
         assert close(x, x0, 1.0)
+
+
+def test_a_scheduler_that_does_not_remember_is_handed_its_last_prediction() -> None:
+    """As CogVideoX's pipeline does it."""
+    options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler = scheduler_for("CogVideoXDPMScheduler", options, STEPS)
+    advance, noise = Stepper(scheduler), [torch.Generator().manual_seed(1) for _ in range(2)]
+    x = y = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    last, before, alone = None, None, []
+    for timestep in scheduler.timesteps:
+        x = advance(x.sin(), timestep, x, generator=noise[0])
+        alone.append(scheduler.step(y.sin(), None, timestep, None, y, generator=torch.Generator().manual_seed(2))[0])
+        y, last = scheduler.step(y.sin(), last, timestep, before, y, generator=noise[1])
+        before = timestep
+        assert torch.equal(x, y)
+    assert (alone[5] - y).abs().max() > 1e-3
 
 
 def test_the_table_has_every_supported_scheduler() -> None:

@@ -103,7 +103,7 @@ def test_a_second_run_makes_only_what_is_missing(run: Any, model_folder: Path, t
     before = {path: path.stat().st_mtime_ns for path in files}
     files[1].unlink()
     status, out, _ = run(*command)
-    assert (status, "1 images" in out, "2 were there already" in out) == (0, True, True)
+    assert (status, "1 image in" in out, "2 were there already" in out) == (0, True, True)
     assert files[0].stat().st_mtime_ns == before[files[0]]
     assert files[1].exists()
     assert "3 images" in run(*command, "--overwrite")[1]
@@ -149,13 +149,13 @@ def test_prompts_from_a_file(run: Any, model_folder: Path, tmp_path: Path) -> No
         (["a", "--seed", "-1"], "--seed"),
         (["a", "--batch", "x"], "--batch"),
         (["a", "--device", "nowhere"], "device 'nowhere' cannot be used"),
-        (["a", "--negative", "b", "--negative", "c"], "2 --negative for 1 prompts"),
+        (["a", "--negative", "b", "--negative", "c"], "2 --negative for 1 prompt;"),
         (["a", "--extra-prompt", "b"], "no rule of cfg(4) uses it; perpneg(scale) does"),
         (
             ["a", "--negative", "b | c", "--guidance", "perpneg(3, weights=(1, 1, 1))"],
             "has 3 weights and --negative 2 texts at most",
         ),
-        (["a", "--guidance", "perpneg(3, positive_weights=(1,))"], "1 weights and --extra-prompt 0 texts"),
+        (["a", "--guidance", "perpneg(3, positive_weights=(1,))"], "1 weight and --extra-prompt 0 texts"),
         (["a", "--guidance", "icg(3, source='class')"], "no random condition from source='class'"),
         (["a", "--guidance", "cfgpp(7.5)"], "a CFG scale of 7.5 corresponds to 0.6"),
         (["a", "--guidance", "apg(4, radius=0)"], "radius must be above 0"),
@@ -287,6 +287,51 @@ def test_images_of_others_are_untrusted(run: Any, model_folder: Path, tmp_path: 
     (tmp_path / "no.png").write_text("no image")
     assert "cannot read" in run("generate", "--like", tmp_path / "no.png")[2]
     assert "say where that is with --model" in run("generate", "--like", good)[2]
+
+
+def test_a_picture_of_edit_is_not_made_again_by_generate(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    rest = ["--model", model_folder, "--steps", 2, "--out"]
+    assert run("generate", "a cat", "--sampler", "ddim", *rest, tmp_path / "first")[0] == 0
+    (first,) = (tmp_path / "first").iterdir()
+    assert run("edit", first, "red", *rest, tmp_path / "second")[0] == 0
+    (second,) = (tmp_path / "second").iterdir()
+    status, out, err = run("generate", "--like", second, "--model", model_folder, "--out", tmp_path / "third")
+    assert (status, out) == (2, "")
+    assert f"{second} was made by `guidestack edit`" in err
+    assert "run `guidestack edit` again" in err
+    assert not (tmp_path / "third").exists()
+
+
+def test_several_negatives_where_one_is_taken(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    more = ["--model", model_folder, "--out", tmp_path, "--negative", "dog | sea", *QUICK]
+    status, _, err = run("generate", "a", "b", "--guidance", "cfg(2)", *more)
+    assert status == 0
+    assert err.count("warning: cfg(2) takes one negative prompt: 'dog | sea' goes in as it is, with its bars") == 1
+    status, _, err = run("generate", "a", "--guidance", "perpneg(2)", *more)
+    assert status == 0
+    assert "takes one negative prompt" not in err
+
+
+def test_output_folders_are_tried_before_the_model_is_loaded(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guidestack.scripts.generate.Studio", lambda *given: pytest.fail("the model was loaded"))
+    (tmp_path / "file").write_text("")
+    for folder, option in (("/proc/nothing", "--out"), (tmp_path / "file", "--out"), ("/proc/nothing/x.png", "--grid")):
+        status, out, err = run("generate", "a", "--out", tmp_path / "new" / "out", option, folder)
+        assert (status, out) == (2, "")
+        assert err.startswith("guidestack: cannot write to ")
+        assert len(err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_numbers_agree_with_their_nouns(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    more = ["--model", model_folder, "--out", tmp_path, "--guidance", "stack()", "--steps", 1, "--sampler", "ddim"]
+    assert "1 image in" in run("generate", "a", *more)[1]
+    status, out, _ = run("generate", "b", "c", *more)
+    assert (status, "2 images in" in out, "2 network evaluations" in out) == (0, True, True)
+    assert "1 network evaluation," in run("generate", "d", *more)[1]
+    assert "1 evaluation a sample in 1 step of ddim" in run("explain", "stack()", "--steps", 1, "--sampler", "ddim")[1]
 
 
 def test_rules_and_explain(run: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def test_several_negatives_and_prompts_that_are_cut(run: Any, model_folder: Path
         (["--guidance", "cgf(4)"], "unknown rule 'cgf'; did you mean 'cfg'?"),
         (["--guidance", "adaptive(cfg(4), threshold=0.99)"], "remembers earlier steps of a run"),
         (["--inversion", "apg(4, momentum=-0.5)"], "remembers earlier steps of a run"),
-        (["--sampler", "dpm++2m"], "DPMSolverMultistepScheduler cannot be inverted"),
+        (["--sampler", "dpm++2m"], "--sampler dpm++2m cannot be run backwards"),
         (["--sampler", "eular"], "did you mean 'euler'"),
         (["--strength", "0"], "--strength"),
         (["--strength", "0.1"], "strength=0.1 of 4 steps is none; give at least 0.25"),
@@ -192,6 +193,39 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_several_negatives_where_one_is_taken(run: Any, model_folder: Path, image: Path, tmp_path: Path) -> None:
+    more = ["--negative", "dog | sea", "--model", model_folder, *QUICK]
+    status, _, err = run(image, "red", "--guidance", "cfg(2)", "--inversion", "cfg(1)", "--out", tmp_path / "a", *more)
+    assert status == 0
+    assert err.count("warning: cfg(2) takes one negative prompt: 'dog | sea' goes in as it is, with its bars") == 1
+    status, _, err = run(
+        image, "red", "--guidance", "perpneg(2)", "--inversion", "cfg(1)", "--out", tmp_path / "b", *more
+    )
+    assert status == 0
+    assert "takes one negative prompt" not in err
+
+
+def test_an_output_folder_is_tried_before_the_model_is_loaded(
+    run: Any, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guidestack.scripts.edit.Studio", lambda *given: pytest.fail("the model was loaded"))
+    status, said, err = run(image, "red", "--out", "/proc/nothing", *QUICK)
+    assert (status, said) == (2, "")
+    assert err.startswith("guidestack: cannot write to /proc/nothing: ")
+
+
+@pytest.mark.parametrize("name", ["dpm++2m", "euler-a", "ddpm", "flow-heun"])
+def test_a_sampler_that_cannot_go_back_is_named_as_it_was_given(
+    run: Any, image: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("guidestack.scripts.edit.Studio", lambda *given: pytest.fail("the model was loaded"))
+    status, _, err = run(image, "red", "--sampler", name)
+    assert status == 2
+    assert f"--sampler {name} cannot be run backwards" in err
+    assert err.endswith("those of ddim, euler, edm-euler, flow-euler\n")
+    assert "from_config" not in err
+
+
 def test_help(run: Any) -> None:
     assert "Usage: guidestack edit [OPTIONS] IMAGE PROMPT" in run("--help")[1]
 
@@ -201,13 +235,30 @@ def test_help(run: Any) -> None:
 PAGE = Path(gs.__file__).parent / "docs" / "editing.md"
 
 
-def test_the_pages_example_runs(pipe: Any, image: Path) -> None:
+def test_the_pages_example_runs(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    with Image.open(image) as picture:
-        names: dict[str, Any] = {"gs": gs, "pipe": pipe, "picture": picture.convert("RGB")}
-        exec(compile(example, str(PAGE), "exec"), names)
+    monkeypatch.setattr(gs, "load_emoji", lambda: pipe)
+    names: dict[str, Any] = {}
+    exec(compile(example, str(PAGE), "exec"), names)
     assert names["fox"].size == (16, 16)
     assert names["editing"].evaluations == [150]
+
+
+def test_the_pages_commands_run(run: Any, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from guidestack.scripts import model
+
+    folder = tmp_path / "model"
+    pipe.save_pretrained(folder)
+    monkeypatch.setattr(model, "EMOJI", folder)
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```\n(.venv/bin/guidestack.*?)```", PAGE.read_text(), re.DOTALL)
+    for line in block.splitlines():
+        command, *arguments = shlex.split(line)
+        assert command == ".venv/bin/guidestack"
+        given = [str(next(tmp_path.glob(one))) if "*" in one else one for one in arguments]
+        monkeypatch.setattr(sys, "argv", ["guidestack", *given, "--steps", "2"])
+        cli.main()
+    assert len(made(tmp_path / "out" / "cat")) == len(made(tmp_path / "out" / "fox")) == 1
 
 
 def test_the_pages_table_is_the_figures() -> None:

@@ -111,6 +111,43 @@ def test_a_fit_and_its_use(fit: Any, run: Any, model_folder: Path, tmp_path: Pat
     assert (status, "the model 'UNet2DConditionModel:" in err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--steps": 5}, "was fitted for the steps '4' and this run has '5'"),
+        ({"--sampler": "euler"}, "was fitted for the scheduler 'DDIMScheduler:"),
+        ({"--negative": "dog"}, "was fitted for the negative prompt 'empty' and this run has 'given'"),
+        ({"--guidance": "linear_ag(cfg(2), '{fit}')"}, "was fitted for the rule 'cfg(3)' and this run has 'cfg(2)'"),
+        ({"--guidance": "linear_ag(cfg(3), '/nowhere/c.safetensors')"}, "cannot read the coefficients '/nowhere"),
+        ({"--guidance": "linear_ag(cfg(3), 'emoji')"}, "no coefficients 'emoji'; did you mean"),
+    ],
+)
+def test_what_a_fit_is_not_for_is_said_before_anything_runs(
+    fit: Any, run: Any, model_folder: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "c.safetensors"
+    assert fit(path)[0] == 0
+    options: dict[str, object] = {"--guidance": "linear_ag(cfg(3), '{fit}')", "--sampler": "ddim", "--steps": 4}
+    options |= {"--model": model_folder, "--out": tmp_path / "out", **change}
+    options["--guidance"] = str(options["--guidance"]).format(fit=path)
+    status, out, err = run("generate", "a", *(part for pair in options.items() for part in pair))
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "finished" not in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_runs(
+    fit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_linear_ag, "Studio", lambda *given: pytest.fail("the model was loaded"))
+    status, out, err = fit(Path("/proc/nothing/c.safetensors"))
+    assert (status, out) == (2, "")
+    assert err.startswith("guidestack: cannot write to /proc/nothing")
+    assert len(err.splitlines()) == 1
+
+
 def test_an_image_does_not_choose_which_file_is_read(fit: Any, run: Any, model_folder: Path, tmp_path: Path) -> None:
     out, made = tmp_path / "tiny.safetensors", tmp_path / "made"
     assert fit(out)[0] == 0

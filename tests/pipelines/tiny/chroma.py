@@ -1,4 +1,4 @@
-"""ChromaPipeline."""
+"""Chroma: text to image, and from a picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .parts import flow, quiet, vae
+from . import Tiny
+from .parts import flow, pictures, quiet, vae
 from .text import WIDTH, louder, request, t5_encoder, t5_tokenizer
 
 SCALE, OFF, ON = "guidance_scale", 1.0, 5.0
@@ -45,3 +46,17 @@ def make() -> Any:
 
 def arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
     return request(batch, negative, {"height": 16, "width": 16, "max_sequence_length": 16}, more)
+
+
+def _make_image_to_image() -> Any:
+    from diffusers import ChromaImg2ImgPipeline
+
+    return quiet(ChromaImg2ImgPipeline(**make().components))
+
+
+def _from_picture(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    given = {"image": pictures(batch), "strength": 0.7, "num_inference_steps": 3}
+    return arguments(batch, negative, **{**given, **more})
+
+
+IMAGE_TO_IMAGE = Tiny(_make_image_to_image, _from_picture)

@@ -1,4 +1,4 @@
-"""CogVideoXPipeline, with the positions of the 2B model and with the rotary ones of the 5B model."""
+"""CogVideoX, with the positions of the 2B model and with the rotary ones of the 5B model; from pictures."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 import torch
 
 from . import Tiny
-from .parts import quiet
+from .parts import pictures, quiet
 from .text import louder, request, t5_encoder, t5_tokenizer
 
 _LENGTH = 16
 
 
-def _make(scheduler: str = "CogVideoXDDIMScheduler", rotary: bool = False) -> Any:
+def _make(
+    scheduler: str = "CogVideoXDDIMScheduler", rotary: bool = False, cls: str = "CogVideoXPipeline", **options: Any
+) -> Any:
     import diffusers
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 
     torch.manual_seed(0)
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
+        **{"in_channels": 4, **options},
         out_channels=4,
         time_embed_dim=8,
         text_embed_dim=16,
@@ -37,7 +39,7 @@ def _make(scheduler: str = "CogVideoXDDIMScheduler", rotary: bool = False) -> An
     vae = AutoencoderKLCogVideoX(
         block_out_channels=(4, 4, 4, 4), latent_channels=4, layers_per_block=1, norm_num_groups=2, scaling_factor=0.7
     )
-    pipe = CogVideoXPipeline(
+    pipe = getattr(diffusers, cls)(
         tokenizer=t5_tokenizer(),
         text_encoder=t5_encoder(),
         vae=vae,
@@ -62,3 +64,19 @@ def _arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any
 
 DDIM = Tiny(_make, _arguments)
 DPM = Tiny(functools.partial(_make, "CogVideoXDPMScheduler", rotary=True), _arguments)
+
+
+def _from_picture(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    return _arguments(batch, negative, **{"image": pictures(batch, 64), "height": 64, "width": 64, **more})
+
+
+def _from_video(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    video = pictures(5 * batch, 64).reshape(batch, 5, 3, 64, 64)
+    given = {"video": [list(frames) for frames in video], "strength": 0.7, "num_inference_steps": 3}
+    found = _arguments(batch, negative, **{**given, "height": 64, "width": 64, **more})
+    del found["num_frames"]
+    return found
+
+
+IMAGE_TO_VIDEO = Tiny(functools.partial(_make, cls="CogVideoXImageToVideoPipeline", in_channels=8), _from_picture)
+VIDEO_TO_VIDEO = Tiny(functools.partial(_make, cls="CogVideoXVideoToVideoPipeline"), _from_video)

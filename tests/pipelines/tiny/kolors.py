@@ -1,4 +1,4 @@
-"""KolorsPipeline, without its tokenizer: that one needs a package which reads trained vocabularies only."""
+"""Kolors, without its tokenizer: that one needs a package which reads trained vocabularies only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .parts import quiet, unet, vae
+from . import Tiny
+from .parts import pictures, quiet, unet, vae
 from .text import WORDS, fast_tokenizer, louder, request
 
 SCALE, OFF, ON = "guidance_scale", 1.0, 5.0
@@ -73,3 +74,17 @@ def make() -> Any:
 
 def arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
     return request(batch, negative, {"height": 16, "width": 16}, more)
+
+
+def _make_image_to_image() -> Any:
+    from diffusers.pipelines.kolors.pipeline_kolors_img2img import KolorsImg2ImgPipeline
+
+    return quiet(KolorsImg2ImgPipeline(**make().components))
+
+
+def _from_picture(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    given = {"image": pictures(batch), "strength": 0.7, "num_inference_steps": 3}
+    return arguments(batch, negative, **{**given, **more})
+
+
+IMAGE_TO_IMAGE = Tiny(_make_image_to_image, _from_picture)

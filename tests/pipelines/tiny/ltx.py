@@ -1,4 +1,4 @@
-"""LTXPipeline."""
+"""LTX-Video: from text, and from a picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .parts import flow, quiet
+from . import Tiny
+from .parts import flow, pictures, quiet
 from .text import louder, request, t5_encoder, t5_tokenizer
 
 SCALE, OFF, ON = "guidance_scale", 1.0, 5.0
@@ -51,3 +52,16 @@ def make() -> Any:
 def arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
     given = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
     return request(batch, negative, given, more)
+
+
+def _make_image_to_video() -> Any:
+    from diffusers import LTXImageToVideoPipeline
+
+    return quiet(LTXImageToVideoPipeline(**make().components))
+
+
+def _from_picture(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    return arguments(batch, negative, **{"image": pictures(batch, 32), "num_frames": 9, **more})
+
+
+IMAGE_TO_VIDEO = Tiny(_make_image_to_video, _from_picture)

@@ -16,9 +16,17 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
-def pictures(batch: int) -> torch.Tensor:
-    """A different picture for each sample, in [0, 1]; shape ``(B, 3, 16, 16)``."""
-    return torch.rand(batch, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+def pictures(batch: int, size: int = 16) -> torch.Tensor:
+    """A different picture for each sample, in [0, 1]; shape ``(B, 3, size, size)``."""
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+def masks(batch: int, size: int = 16) -> torch.Tensor:
+    """What to paint in each sample's picture; shape ``(B, 1, size, size)``."""
+    mask = torch.zeros(batch, 1, size, size)
+    for sample in range(batch):
+        mask[sample, :, : size * (3 + sample) // 8, : size // 2] = 1
+    return mask
 
 
 def randomized(module: Any, scale: float, *names: str) -> None:

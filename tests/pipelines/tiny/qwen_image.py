@@ -1,13 +1,15 @@
-"""QwenImagePipeline."""
+"""QwenImage: text to image, from a picture, inpainting."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
 import torch
 
-from .parts import flow, quiet
+from . import Tiny
+from .parts import flow, masks, pictures, quiet
 from .text import WIDTH, decoder_options, louder, qwen_tokenizer, request
 
 SCALE, OFF, ON = "true_cfg_scale", 1.0, 5.0
@@ -72,3 +74,22 @@ def make() -> Any:
 
 def arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
     return request(batch, negative, {"height": 64, "width": 64, "max_sequence_length": 32}, more)
+
+
+def _of(cls: str) -> Any:
+    import diffusers
+
+    return quiet(getattr(diffusers, cls)(**make().components))
+
+
+def _from_picture(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    given = {"image": pictures(batch, 64), "strength": 0.7, "num_inference_steps": 3}
+    return arguments(batch, negative, **{**given, **more})
+
+
+def _inpaint(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    return _from_picture(batch, negative, **{"mask_image": masks(batch, 64), **more})
+
+
+IMAGE_TO_IMAGE = Tiny(functools.partial(_of, "QwenImageImg2ImgPipeline"), _from_picture, SCALE)
+INPAINT = Tiny(functools.partial(_of, "QwenImageInpaintPipeline"), _inpaint, SCALE)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ...conftest import make_stable_diffusion
 from . import Tiny, parts
-from .parts import pictures, quiet
+from .parts import masks, pictures, quiet
 from .text import request
 
 
@@ -42,10 +40,8 @@ def make_inpaint_9() -> Any:
 
 
 def inpaint_arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
-    mask = torch.zeros(batch, 1, 16, 16)
-    for sample in range(batch):
-        mask[sample, :, : 6 + 2 * sample, :8] = 1
-    return request(batch, negative, {"image": pictures(batch), "mask_image": mask, "num_inference_steps": 3}, more)
+    given = {"image": pictures(batch), "mask_image": masks(batch), "num_inference_steps": 3}
+    return request(batch, negative, given, more)
 
 
 def make_controlnet() -> Any:
@@ -57,6 +53,28 @@ def make_controlnet() -> Any:
 
 def controlnet_arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
     return request(batch, negative, {"image": list(pictures(batch))}, more)
+
+
+def make_controlnet_image_to_image() -> Any:
+    from diffusers import StableDiffusionControlNetImg2ImgPipeline
+
+    found = _parts()
+    return quiet(StableDiffusionControlNetImg2ImgPipeline(controlnet=parts.controlnet(found["unet"]), **found))
+
+
+def controlnet_image_to_image_arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    return image_to_image_arguments(batch, negative, **{"control_image": list(pictures(batch).flip(2)), **more})
+
+
+def make_controlnet_inpaint() -> Any:
+    from diffusers import StableDiffusionControlNetInpaintPipeline
+
+    found = _parts()
+    return quiet(StableDiffusionControlNetInpaintPipeline(controlnet=parts.controlnet(found["unet"]), **found))
+
+
+def controlnet_inpaint_arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    return inpaint_arguments(batch, negative, **{"control_image": list(pictures(batch).flip(2)), **more})
 
 
 def make_pix2pix() -> Any:
@@ -73,4 +91,6 @@ IMAGE_TO_IMAGE = Tiny(make_image_to_image, image_to_image_arguments)
 INPAINT = Tiny(make_inpaint, inpaint_arguments)
 INPAINT_9 = Tiny(make_inpaint_9, inpaint_arguments)
 CONTROLNET = Tiny(make_controlnet, controlnet_arguments)
+CONTROLNET_IMAGE_TO_IMAGE = Tiny(make_controlnet_image_to_image, controlnet_image_to_image_arguments)
+CONTROLNET_INPAINT = Tiny(make_controlnet_inpaint, controlnet_inpaint_arguments)
 PIX2PIX = Tiny(make_pix2pix, pix2pix_arguments)

@@ -8,7 +8,14 @@ import torch
 
 from . import Tiny, parts
 from .parts import quiet
-from .stable_diffusion import controlnet_arguments, image_to_image_arguments, inpaint_arguments, pix2pix_arguments
+from .stable_diffusion import (
+    controlnet_arguments,
+    controlnet_image_to_image_arguments,
+    controlnet_inpaint_arguments,
+    image_to_image_arguments,
+    inpaint_arguments,
+    pix2pix_arguments,
+)
 from .text import WIDTH, clip_encoder, clip_tokenizer, louder, request
 
 
@@ -71,6 +78,20 @@ def make_controlnet() -> Any:
     return quiet(StableDiffusionXLControlNetPipeline(controlnet=parts.controlnet(found["unet"]), **found))
 
 
+def make_controlnet_image_to_image() -> Any:
+    from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
+
+    found = _parts()
+    return quiet(StableDiffusionXLControlNetImg2ImgPipeline(controlnet=parts.controlnet(found["unet"]), **found))
+
+
+def make_controlnet_inpaint() -> Any:
+    from diffusers import StableDiffusionXLControlNetInpaintPipeline
+
+    found = _parts()
+    return quiet(StableDiffusionXLControlNetInpaintPipeline(controlnet=parts.controlnet(found["unet"]), **found))
+
+
 def make_pix2pix() -> Any:
     from diffusers import StableDiffusionXLInstructPix2PixPipeline
 
@@ -82,4 +103,6 @@ IMAGE_TO_IMAGE = Tiny(make_image_to_image, image_to_image_arguments)
 INPAINT = Tiny(make_inpaint, inpaint_arguments)
 INPAINT_9 = Tiny(make_inpaint_9, inpaint_arguments)
 CONTROLNET = Tiny(make_controlnet, controlnet_arguments)
+CONTROLNET_IMAGE_TO_IMAGE = Tiny(make_controlnet_image_to_image, controlnet_image_to_image_arguments)
+CONTROLNET_INPAINT = Tiny(make_controlnet_inpaint, controlnet_inpaint_arguments)
 PIX2PIX = Tiny(make_pix2pix, pix2pix_arguments)

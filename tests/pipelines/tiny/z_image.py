@@ -1,4 +1,4 @@
-"""ZImagePipeline."""
+"""Z-Image: text to image, and from a picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .parts import flow, quiet, vae
+from . import Tiny
+from .parts import flow, pictures, quiet, vae
 from .text import WIDTH, decoder_options, louder, qwen_tokenizer, request
 
 SCALE, OFF, ON = "guidance_scale", 0.0, 4.0
@@ -42,3 +43,17 @@ def make() -> Any:
 
 def arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
     return request(batch, negative, {"height": 16, "width": 16, "max_sequence_length": 32}, more)
+
+
+def _make_image_to_image() -> Any:
+    from diffusers import ZImageImg2ImgPipeline
+
+    return quiet(ZImageImg2ImgPipeline(**make().components))
+
+
+def _from_picture(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
+    given = {"image": pictures(batch), "strength": 0.7, "num_inference_steps": 3}
+    return arguments(batch, negative, **{**given, **more})
+
+
+IMAGE_TO_IMAGE = Tiny(_make_image_to_image, _from_picture, SCALE, OFF, ON)

@@ -1,0 +1,61 @@
+"""A network whose answers are there already: another loop made the calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ..guidance.prediction import Parameterization
+from ..guidance.query import Network, Query, Request, sent
+from ..guidance.report import StepRecord
+
+ALIASES = {"negative:0": "negative"}
+"""A loop that has one negative prompt, or the empty one in its place, calls both by one name."""
+
+
+def ordered(queries: Sequence[Query]) -> list[Query]:
+    """Queries in the order in which a loop evaluates them: the prompt, what it has beside it, then further ones."""
+    first = {"positive": 0, "negative": 1}
+    return sorted(set(queries), key=lambda query: (bool(query.perturbation), first.get(query.condition, 2), str(query)))
+
+
+class Answered(Network):
+    """Answers by query.
+
+    Args:
+        answers: the native output for each query that anybody asks for, all rows of it.
+        conditions: those that there are.
+        parameterization: what the outputs are.
+        perturbations: the kinds of perturbations that queries may have.
+    """
+
+    def __init__(
+        self,
+        answers: Mapping[Query, Tensor],
+        conditions: Sequence[str],
+        parameterization: Parameterization,
+        perturbations: frozenset[str] = frozenset(),
+    ) -> None:
+        self.answers, self.parameterization, self.perturbations = answers, parameterization, perturbations
+        self.conditions, self.aliases = conditions, ALIASES
+
+    def run(self, requests: Sequence[Request]) -> list[Tensor]:
+        """Take the rows."""
+        found = []
+        for request in requests:
+            answer = self.answers[request.query]
+            found.append(answer if request.rows is None else answer[sent(request.rows, answer.device)])
+        return found
+
+    def accounted(self, record: StepRecord) -> StepRecord:
+        """The record of a step as it was: a call a query, whole batches."""
+        batch = len(next(iter(self.answers.values())))
+        everyone = tuple(range(batch))
+        return dataclasses.replace(
+            record,
+            queries=dict.fromkeys(self.answers, everyone),
+            calls=len(self.answers),
+            rows=len(self.answers) * batch,
+        )

@@ -1,0 +1,175 @@
+"""The sweep of a run folder, and what it grew from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..guidance.errors import InputError
+from . import values
+from .cells import Addresses, Cell, baseline_of, expand
+from .plan import Pairs
+from .prompts import Prompt, written_prompt
+from .store import CELLS, SWEEP, RunFolder
+from .sweep import FIELDS, STACK, Sweep, parse_sweep
+
+HISTORY = "history"
+MAY_CHANGE = ("batch",)
+"""What may be another one in a folder that has samples: it does not say what they are."""
+
+Version = tuple[list[Cell], Sequence[Prompt], Pairs]
+
+
+def versions(run: RunFolder, sweep: Sweep, model: str) -> list[Sweep]:
+    """The sweeps that the samples of a folder were planned by, oldest first; `sweep` is the last.
+
+    Raises:
+        InputError: the folder holds another sweep; the message says what differs.
+    """
+    before = [
+        parse_sweep(run.location.read(f"{HISTORY}/{name}"), f"{run}/{HISTORY}/{name}", run.location.read)
+        for name in run.location.names(HISTORY)
+        if name.endswith(".yaml")
+    ]
+    if not before:
+        return [sweep]
+    here = _told(run).get("model")
+    if here is not None and here != model:
+        raise _another(run, f"the model's fingerprint is {here} there and {model} here")
+    if difference := differs(before[-1], sweep):
+        raise _another(run, difference)
+    return before if _same_samples(before[-1], sweep) else [*before, sweep]
+
+
+def _another(run: RunFolder, difference: str) -> InputError:
+    return InputError(
+        f"{run} holds another sweep: {difference}; choose another --out (values may be added to axes, templates to "
+        "stack, seeds, and prompts at the end)"
+    )
+
+
+def _told(run: RunFolder) -> dict[str, Any]:
+    try:
+        told = json.loads(run.location.read(CELLS))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def differs(old: Sweep, new: Sweep) -> str:
+    """What keeps samples of the sweep `old` from being samples of `new`, one line; "" where nothing does."""
+    plain: Sequence[tuple[str, Any, Any]] = [
+        ("model", old.model or "bundled", new.model or "bundled"),
+        ("images", old.images, new.images),
+        ("traces", old.traces, new.traces),
+        *((name, _fixed(old, name), _fixed(new, name)) for name in FIELDS if name not in MAY_CHANGE),
+        ("zip", old.zipped, new.zipped),
+    ]
+    for name, there, here in plain:
+        if there != here:
+            return f"{name} is {_shown(there)} there and {_shown(here)} here"
+    for name, template in old.stacks.items():
+        if new.stacks.get(name) != template:
+            return f"stack has {template!r} there" + (f" as {name!r}" if name in new.stacks else "") + ", and not here"
+    for name in {**old.axes, **new.axes}:
+        if name in MAY_CHANGE:
+            continue
+        if name not in old.axes or name not in new.axes:
+            return f"the axis {name} is {'only there' if name in old.axes else 'only here'}"
+        for value in old.axes[name]:
+            if value not in new.axes[name]:
+                return f"the axis {name} has {_shown(value)} there, and not here"
+    for place, prompt in enumerate(old.prompts):
+        if place >= len(new.prompts):
+            return f"there are {len(old.prompts)} prompts there and {len(new.prompts)} here"
+        if written_prompt(prompt) != written_prompt(new.prompts[place]):
+            return f"prompt {place + 1} is {prompt.text!r} there and {new.prompts[place].text!r} here"
+    if lost := set(old.pairs) - set(new.pairs):
+        return f"seed {min(lost)[1]} of prompt {min(lost)[0] + 1} is there, and not here"
+    known = {cell.key for cell in expand(new)}
+    if gone := [cell for cell in expand(old) if cell.key not in known]:
+        return f"the cell {gone[0]} is there, and not here"
+    return ""
+
+
+def _fixed(sweep: Sweep, name: str) -> Any:
+    return sweep.fixed.get(name, "an axis")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) == 2 and all(type(side) is int for side in value):
+        return str(values.size_text(value))
+    return str(value) if isinstance(value, str) else values.shown(value)
+
+
+def _same_samples(old: Sweep, new: Sweep) -> bool:
+    same_cells = [cell.key for cell in expand(old)] == [cell.key for cell in expand(new)]
+    return same_cells and old.pairs == new.pairs
+
+
+def planned(sweeps: Sequence[Sweep]) -> list[Version]:
+    """The cells, prompts and pairs of each version; the cells are those of the last, which may have another batch."""
+    now = {cell.key: cell for cell in expand(sweeps[-1])}
+    return [([now[cell.key] for cell in expand(sweep)], sweep.prompts, sweep.pairs) for sweep in sweeps]
+
+
+def write(run: RunFolder, sweeps: Sequence[Sweep], cells: Sequence[Cell], addresses: Addresses, name: str) -> None:
+    """Write the folder's account of its sweep: ``sweep.yaml``, its history, and ``cells.json``.
+
+    Args:
+        run: the folder.
+        sweeps: of `versions`; the last version's samples are those of the present sweep.
+        cells: of the present sweep.
+        addresses: of the model.
+        name: of the model.
+    """
+    sweep = sweeps[-1]
+    have = run.location.names(HISTORY)
+    for number, one in enumerate(sweeps, 1):
+        file = f"{number:04}.yaml"
+        if file not in have:
+            run.write_bytes(f"{HISTORY}/{file}", _resolved(run, one))
+    baseline = baseline_of(sweep, cells)
+    told = {
+        "name": name,
+        "model": addresses.model,
+        "baseline": addresses.cell(baseline) if baseline else None,
+        "samples": len(cells) * len(sweep.pairs),
+        "cells": [_described(cell, addresses) for cell in cells],
+    }
+    _write_new(run, CELLS, json.dumps(told, indent=1, ensure_ascii=False).encode() + b"\n")
+    _write_new(run, SWEEP, _resolved(run, sweep))
+
+
+def _described(cell: Cell, addresses: Addresses) -> Mapping[str, Any]:
+    axes = dict(cell.axes)
+    template = axes.pop(STACK)
+    return {
+        "cell": addresses.cell(cell),
+        **cell.identity,
+        "batch": cell.batch,
+        "template": template,
+        "axes": axes,
+    }
+
+
+def _resolved(run: RunFolder, sweep: Sweep) -> bytes:
+    """The YAML of a sweep; many prompts go into a file of their own."""
+    lines = sweep.prompt_lines()
+    if lines is None:
+        return sweep.written().encode()
+    file = f"prompts-{hashlib.blake2b(lines, digest_size=6).hexdigest()}.jsonl"
+    _write_new(run, file, lines)
+    return sweep.written(file).encode()
+
+
+def _write_new(run: RunFolder, name: str, data: bytes) -> None:
+    """Write a file unless it is as it shall be: a folder that is only looked at is not changed."""
+    try:
+        if run.location.read(name) == data:
+            return
+    except FileNotFoundError:
+        pass
+    run.write_bytes(name, data)

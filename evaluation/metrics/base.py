@@ -1,0 +1,241 @@
+"""What a metric is, and the kinds there are.
+
+====================  ================================================================  ===========================
+kind                  a number of                                                       example
+====================  ================================================================  ===========================
+`SampleMetric`        each image; a cell has their mean                                 ``saturation``, ``concept``
+`PairMetric`          each image and the baseline's of the same prompt and seed         ``ssim``
+`RecordMetric`        each record; a cell has their mean                                ``evaluations``
+`SetMetric`           a set of images                                                   ``frechet``, ``diversity``
+====================  ================================================================  ===========================
+
+A number is compared with another only where the full names are equal: a full name has the feature extractor with its
+resize filter and size, the reference, every parameter, and the number of samples where the value depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...guidance.errors import InputError
+from ...guidance.registry import literal
+from .. import extractors, references
+
+Images = NDArray[np.uint8]
+"""Shape ``(N, H, W, 3)``, sRGB."""
+Features = NDArray[np.float32]
+"""Shape ``(N, D)``."""
+Values = NDArray[np.float64]
+"""Shape ``(N,)``; NaN for a sample that has no value."""
+Rows = NDArray[np.int64]
+"""Places of samples; one may come several times."""
+Statistic = Callable[[Rows], float]
+"""A metric over some of the samples that it was made from."""
+
+Labels = Mapping[str, Sequence[str | None]]
+
+
+class Metric:
+    """A frozen dataclass whose fields are the metric's parameters; `register` gives it its name.
+
+    Attributes:
+        name: in sweeps, set by `register`.
+        better: ``"up"``, ``"down"``, or ``"none"`` where neither is.
+        range: the least and the greatest value there can be.
+        minimum: samples below which a number comes with a warning.
+        labels: names of the labels that a prompt must have.
+    """
+
+    name: ClassVar[str] = ""
+    better: ClassVar[str] = "none"
+    range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    minimum: ClassVar[int] = 20
+    labels: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def extractor(self) -> str | None:
+        """What `extractors.load` reads, of the features that it needs; None if it needs none."""
+        return None
+
+    def __str__(self) -> str:
+        """The text that `parse_metric` reads back."""
+        given = [
+            (one.name, getattr(self, one.name)) for one in parameters(self) if getattr(self, one.name) != one.default
+        ]
+        return f"{self.name}({', '.join(f'{key}={literal(value)}' for key, value in given)})" if given else self.name
+
+    @property
+    def full_name(self) -> str:
+        """The name of its numbers, without the number of samples.
+
+        Raises:
+            InputError: a file of the extractor or of the reference is not there.
+        """
+        parts = self.described()
+        return f"{self.name}[{', '.join(parts)}]" if parts else self.name
+
+    def named(self, samples: int) -> str:
+        """The whole name of a number of so many samples."""
+        return self.full_name
+
+    def note(self, samples: int) -> str:
+        """What is to be said of a number of so many samples; "" if there are enough of them."""
+        return f"{samples} samples; {self.minimum} are wanted at least" if samples < self.minimum else ""
+
+    def described(self) -> list[str]:
+        """What the brackets of the full name hold: extractor, reference, and every other parameter."""
+        parts = [extractors.full_name(self.extractor)] if self.extractor else []
+        for one in parameters(self):
+            value = getattr(self, one.name)
+            if one.name == "reference":
+                parts.append(f"reference={references.full_name(value)}")
+            elif one.name != "extractor":
+                parts.append(f"{one.name}={plain(value)}")
+        return parts
+
+
+def parameters(metric: Any) -> tuple[Any, ...]:
+    """The dataclass fields of a metric or of its class."""
+    return fields(metric)
+
+
+def plain(value: Any) -> str:
+    """A parameter's value in a full name."""
+    return value if isinstance(value, str) else literal(value)
+
+
+class SampleMetric(Metric):
+    """A number of each image alone: what it is does not depend on the other images of the call.
+
+    Attributes:
+        share: whether the numbers are 0 and 1, and their mean a share.
+    """
+
+    share: ClassVar[bool] = False
+
+    def measure(self, images: Images, labels: Labels, prompts: Sequence[str], features: Features | None) -> Values:
+        """The numbers of N images.
+
+        Args:
+            images: N of one size.
+            labels: for each name in `labels`, what each image was to show; None where that is not known.
+            prompts: of each image.
+            features: of `extractor`, a row for each image; None if the metric needs none.
+
+        Raises:
+            InputError: the images, the labels or a file do not suit the metric.
+        """
+        raise NotImplementedError
+
+
+class PairMetric(Metric):
+    """A number of each image and its counterpart: the baseline cell's image of the same prompt and seed."""
+
+    def against(self, baseline: str) -> str:
+        """The whole name of numbers that compare with the cell of this name."""
+        return f"{self.name}[{', '.join([*self.described(), f'baseline={baseline}'])}]"
+
+    def compare(self, images: Images, others: Images) -> Values:
+        """The numbers of N images and their N counterparts, of the same size.
+
+        Raises:
+            InputError: the images do not suit the metric.
+        """
+        raise NotImplementedError
+
+
+class RecordMetric(Metric):
+    """The mean of a column of the records.
+
+    Attributes:
+        column: its name.
+    """
+
+    column: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What a set metric sees of a cell.
+
+    Args:
+        features: of the metric's extractor, shape ``(N, D)``.
+        prompts: a number for the prompt of each, shape ``(N,)``.
+    """
+
+    features: Features
+    prompts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class TooFewError(InputError):
+    """A set metric has no value for so few samples; the message says how many it needs."""
+
+
+class SetMetric(Metric):
+    """A number of a set of images, from their features.
+
+    Attributes:
+        counted: whether the expected value depends on the number of samples, which is then part of the name.
+    """
+
+    counted: ClassVar[bool] = False
+
+    def named(self, samples: int) -> str:
+        """The whole name of a number of so many samples."""
+        if not self.counted:
+            return self.full_name
+        return f"{self.name}[{', '.join([*self.described(), f'samples={samples}'])}]"
+
+    def prepare(self, samples: Samples) -> Statistic:
+        """The metric as a function of rows of `samples`; what is common to all sets of rows is computed once.
+
+        Raises:
+            TooFewError: it has no value for so few.
+            InputError: the samples do not suit the metric, or its reference cannot be used.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AgainstReference(SetMetric):
+    """A metric that compares the features of images with those of a reference.
+
+    Args:
+        extractor: of the features.
+        reference: what is compared with.
+    """
+
+    extractor: str = extractors.DEFAULT
+    reference: str = references.EMOJI
+
+    def target(self, samples: Samples) -> Features:
+        """The reference's features, shape ``(M, D)``.
+
+        Raises:
+            InputError: they cannot be had, or `samples` have features of another network.
+        """
+        found = references.features(self.reference, self.extractor)
+        if samples.features.shape[1] != found.shape[1]:
+            raise InputError(
+                f"features of {samples.features.shape[1]} numbers; those of the reference have {found.shape[1]}"
+            )
+        return found
+
+
+def need(count: int, least: int, why: str) -> None:
+    """Refuse fewer than `least` samples.
+
+    Raises:
+        TooFewError: there are fewer.
+    """
+    if count < least:
+        raise TooFewError(f"{why} needs {least} samples at least; got {count}")

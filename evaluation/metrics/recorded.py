@@ -1,0 +1,45 @@
+"""What the records say of each sample: its cost, and how hard it was guided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import RecordMetric
+from .registry import register
+
+
+@register("evaluations")
+@dataclass(frozen=True)
+class Evaluations(RecordMetric):
+    """Network evaluations of a sample, mean."""
+
+    better: ClassVar[str] = "down"
+    minimum: ClassVar[int] = 1
+    column: ClassVar[str] = "evaluations"
+
+
+@register("seconds")
+@dataclass(frozen=True)
+class Seconds(RecordMetric):
+    """Wall time of a batch over the samples in it, in seconds, mean: of this machine, and of what else ran on it."""
+
+    better: ClassVar[str] = "down"
+    minimum: ClassVar[int] = 1
+    column: ClassVar[str] = "seconds"
+
+
+@register("effective_scale")
+@dataclass(frozen=True)
+class EffectiveScale(RecordMetric):
+    """The guided update's component along conditional - unconditional, mean over steps and samples."""
+
+    column: ClassVar[str] = "effective_scale"
+
+
+@register("across")
+@dataclass(frozen=True)
+class Across(RecordMetric):
+    """The norm of what of the guided update is across conditional - unconditional, over the norm of that; mean."""
+
+    column: ClassVar[str] = "across"

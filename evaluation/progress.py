@@ -1,0 +1,57 @@
+"""What a run says while it goes on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+
+class Progress:
+    """Told what happens; does nothing with it."""
+
+    def begin(self, total: int, existing: int) -> None:
+        """So many samples are to be made, so many are there."""
+
+    def note(self, text: str) -> None:
+        """Something a user should know."""
+
+    def made(self, count: int, evaluations: int) -> None:
+        """So many samples are written, and have cost so much."""
+
+    def end(self) -> None:
+        """No more samples will be made."""
+
+
+class Bar(Progress):
+    """A bar on the terminal with the time that is left; of the first process of a launch only.
+
+    Args:
+        rank: of this process.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.evaluations, self.began = rank, 0, 0.0
+        self.bar: Any = None
+
+    def begin(self, total: int, existing: int) -> None:
+        """Show the bar."""
+        self.began = time.monotonic()
+        self.bar = tqdm(total=total, unit="image", dynamic_ncols=True, disable=not total or self.rank > 0)
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        click.echo(f"note: {text}", err=True)
+
+    def made(self, count: int, evaluations: int) -> None:
+        """Go on."""
+        self.evaluations += evaluations
+        rate = self.evaluations / max(1e-9, time.monotonic() - self.began)
+        self.bar.set_postfix_str(f"{rate:.1f} evaluations/s", refresh=False)
+        self.bar.update(count)
+
+    def end(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()

@@ -1,0 +1,116 @@
+"""What is kept of a batch that is made: a row a sample, images, features, traces."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .cells import Addresses
+from .maker import Made, Maker, image_bytes
+from .plan import Batch
+from .prompts import Prompt
+from .store import COLUMNS, IMAGES, column_type
+from .sweep import Sweep
+from .traces import gathered
+from .writer import Finished
+
+if TYPE_CHECKING:
+    from .meter import Meter
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Turns batches that are made into what is written.
+
+    Args:
+        sweep: what to keep.
+        addresses: of the model.
+        maker: which made them.
+        meter: what is measured of them; None for nothing.
+    """
+
+    sweep: Sweep
+    addresses: Addresses
+    maker: Maker
+    meter: Meter | None = None
+
+    def kept(self, batch: Batch, prompts: Sequence[Prompt], made: Made, existing: Collection[str]) -> Finished:
+        """What is written of a batch: of its samples those that are not in `existing`."""
+        rows: list[dict[str, Any]] = []
+        images: dict[str, Callable[[], bytes]] = {}
+        measured = gathered(made.report)
+        traces: dict[str, dict[str, NDArray[np.float64]]] = {}
+        for place, (sample, prompt) in enumerate(zip(batch.samples, prompts, strict=True)):
+            if sample.address in existing:
+                continue
+            row = self._row(batch, place, prompt, made) | {
+                "effective_scale": _number(measured.effective_scale[place]),
+                "across": _number(measured.across[place]),
+                "guided_steps": int(measured.guided_steps[place]),
+            }
+            if self.sweep.images != "none":
+                row["image"] = f"{IMAGES}/{sample.address[:2]}/{sample.address}.{self.sweep.images}"
+                recipe = self.maker.recipe(sample, prompt)
+                images[row["image"]] = functools.partial(image_bytes, made.images[place], self.sweep.images, recipe)
+            if self.sweep.traces:
+                traces[sample.address] = measured.sample(place)
+            rows.append(row)
+        table = _table(rows)
+        features: Mapping[str, Any] = {}
+        if self.meter is not None:
+            kept = [place for place, sample in enumerate(batch.samples) if sample.address not in existing]
+            table, features = self.meter.measured(table, pixels(made)[kept])
+        return Finished(table, images, features, traces)
+
+    def _row(self, batch: Batch, place: int, prompt: Prompt, made: Made) -> dict[str, Any]:
+        sample, report = batch.samples[place], made.report
+        cell = sample.cell
+        row: dict[str, Any] = {
+            "address": sample.address,
+            "cell": self.addresses.cell(cell),
+            "prompt": prompt.text,
+            "negative": prompt.negative,
+            "extra": prompt.extra,
+            "prompt_index": sample.prompt,
+            "seed": sample.seed,
+            "stack": cell.stack,
+            "sampler": cell.sampler,
+            "steps": cell.steps,
+            "height": cell.size[0] if cell.size else None,
+            "width": cell.size[1] if cell.size else None,
+            "dtype": cell.dtype,
+            "model": self.maker.identity["name"],
+            "fingerprint": self.maker.identity.get("fingerprint"),
+            "evaluations": report.evaluations[place],
+            "calls": report.calls,
+            "rows": report.rows,
+            "batch": len(batch.samples),
+            "seconds": made.seconds / len(batch.samples),
+            "versions": json.dumps(self.maker.versions, sort_keys=True),
+            "made": datetime.now(UTC),
+        }
+        row |= {f"axis.{name}": value for name, value in cell.axes}
+        return row | {f"label.{name}": value for name, value in prompt.labels.items()}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    names = [*COLUMNS, *sorted({name for row in rows for name in row} - set(COLUMNS))]
+    columns = {name: pa.array([row.get(name) for row in rows], column_type(name)) for name in names}
+    return pa.table(columns)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def pixels(made: Made) -> NDArray[np.uint8]:
+    """The images of a batch, shape ``(B, H, W, 3)``."""
+    return np.stack([np.asarray(image.convert("RGB")) for image in made.images])

@@ -1,0 +1,229 @@
+"""Running a sweep: what is missing is made, what is made is kept."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..guidance.errors import InputError
+from . import history
+from .cells import Addresses, Cell, baseline_of, expand
+from .check import Cost, check, notes
+from .lock import Launch, held, owners
+from .maker import Maker
+from .merge import merge
+from .plan import Place, Plan, generations
+from .progress import Progress
+from .records import Keeper
+from .store import RunFolder
+from .sweep import Sweep
+from .writer import Writer
+
+if TYPE_CHECKING:
+    from .meter import Meter
+
+GRACE = 60.0  # seconds that processes of a launch have to appear before their samples count as left over
+POLL = 1.0  # seconds between two looks at whether the others are done
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, which changes nothing of what is made.
+
+    Args:
+        device: of the model.
+        allow_pickle: load weights that are not safetensors.
+        launch: the processes that share the work.
+    """
+
+    device: str = "cpu"
+    allow_pickle: bool = False
+    launch: Launch = field(default_factory=Launch)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        made: samples that this process made.
+        existing: samples of the sweep that were there before.
+        missing: samples that nobody has made.
+        evaluations: network evaluations, of samples that were made again only to fill a batch as well.
+        seconds: spent on making.
+        records: rows of the merged records; 0 where another process merges.
+    """
+
+    made: int
+    existing: int
+    missing: int
+    evaluations: int
+    seconds: float
+    records: int
+
+
+class Prepared:
+    """A sweep with its model, checked: nothing of it can be refused any more.
+
+    Args:
+        sweep: the sweep.
+        options: how to run.
+        maker: its model, where that is loaded already.
+
+    Raises:
+        GuidestackError: a cell is refused, or the model cannot be loaded.
+    """
+
+    def __init__(self, sweep: Sweep, options: Options, maker: Maker | None = None) -> None:
+        self.sweep, self.options = sweep, options
+        self.cells: tuple[Cell, ...] = expand(sweep)
+        self.maker = maker or Maker(sweep.model, self.cells[0].dtype, options.device, options.allow_pickle)
+        baseline_of(sweep, self.cells)
+        self.costs: dict[Cell, Cost] = check(self.maker, self.cells, sweep.prompts)
+        self.notes = notes(self.maker, self.cells, sweep.prompts)
+        self.addresses = Addresses(self.maker.model)
+        self.meter = _meter(sweep)
+
+    def plan(self, sweeps: Sequence[Sweep]) -> Plan:
+        """The batches of the sweep, given the versions of it that a folder has seen."""
+        return Plan(generations(history.planned(sweeps)), self.addresses)
+
+    def use(self, dtype: str) -> Maker:
+        """The model with weights of a type; it is loaded anew where that is another one."""
+        if self.maker.dtype != dtype:
+            del self.maker  # before the next one needs the memory
+            self.maker = Maker(self.sweep.model, dtype, self.options.device, self.options.allow_pickle)
+        return self.maker
+
+
+def _meter(sweep: Sweep) -> Meter | None:
+    if not sweep.metrics:
+        return None
+    from .meter import Meter  # the extractors take their time
+
+    return Meter.of(sweep.metrics, sweep.prompts, sweep.baseline is not None)
+
+
+def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = None) -> Outcome:
+    """Make what is missing of a sweep, and merge the records.
+
+    Args:
+        prepared: the sweep.
+        run: where to.
+        progress: told what happens.
+
+    Raises:
+        InputError: the folder holds another sweep, another run writes to it, or it cannot be written.
+        GuidestackError: as the pipeline; what was finished before stays.
+        KeyboardInterrupt: Ctrl-C, after what was finished is written.
+    """
+    progress = progress or Progress()
+    sweep, launch = prepared.sweep, prepared.options.launch
+    run.location.create()
+    with held(run.location, launch):
+        sweeps = history.versions(run, sweep, prepared.addresses.model)
+        if launch.rank == 0:
+            name = prepared.maker.identity["name"]
+            history.write(run, sweeps, prepared.cells, prepared.addresses, name)
+        for note in prepared.notes if launch.rank == 0 else ():
+            progress.note(note)
+        plan = prepared.plan(sweeps)
+        existing = run.addresses()
+        places = plan.places(existing)
+        mine = [place for number, place in enumerate(places) if number % launch.world == launch.rank]
+        began = time.monotonic()
+        made, evaluations = _make(prepared, run, plan, mine, existing, progress)
+        seconds = time.monotonic() - began
+        before = plan.samples - sum(place.missing for place in places)
+        if launch.rank:
+            return Outcome(made, before, 0, evaluations, seconds, 0)
+        missing = sum(place.missing for place in places) - made
+        if launch.world > 1:
+            missing = _await_others(run, plan, launch)
+        return Outcome(made, before, missing, evaluations, seconds, merge(run))
+
+
+def dry_run(prepared: Prepared, run: RunFolder | None) -> tuple[Plan, set[str]]:
+    """The batches of a sweep and the samples that exist, without writing anything.
+
+    Raises:
+        InputError: the folder holds another sweep.
+    """
+    if run is None or not run.location.exists():
+        return prepared.plan([prepared.sweep]), set()
+    sweeps = history.versions(run, prepared.sweep, prepared.addresses.model)
+    return prepared.plan(sweeps), run.addresses()
+
+
+def merge_only(run: RunFolder, launch: Launch) -> int:
+    """Merge the records of a folder; returns their number.
+
+    Raises:
+        InputError: another run writes to it, or a part is damaged.
+    """
+    run.sweep()  # says so where there is none
+    with held(run.location, launch):
+        return merge(run)
+
+
+def _make(
+    prepared: Prepared, run: RunFolder, plan: Plan, places: Sequence[Place], existing: set[str], progress: Progress
+) -> tuple[int, int]:
+    """Make the batches at `places` that miss a sample; returns samples and evaluations."""
+    wanted = sorted((place for place in places if place.missing), key=lambda place: (place.generation, place.group))
+    total = sum(place.missing for place in wanted)
+    progress.begin(total, plan.samples - total)
+    made = evaluations = 0
+    with _writing(run, progress) as writer:
+        for place in wanted:
+            batch = plan.batch(place)
+            prompts = [plan.prompt(place, sample) for sample in batch.samples]
+            maker = prepared.use(batch.samples[0].cell.dtype)
+            done = maker.make(batch.samples, prompts)
+            keeper = Keeper(prepared.sweep, prepared.addresses, maker, prepared.meter)
+            spent = sum(done.report.evaluations)
+            writer.add(functools.partial(keeper.kept, batch, prompts, done, existing), spent)
+            made, evaluations = made + place.missing, evaluations + spent
+    return made, evaluations
+
+
+@contextmanager
+def _writing(run: RunFolder, progress: Progress) -> Iterator[Writer]:
+    """A writer that has written everything at the end, also where that is an error or Ctrl-C."""
+    writer = Writer(run, progress.made)
+    try:
+        yield writer
+    finally:
+        try:
+            writer.close()
+        finally:
+            progress.end()
+
+
+def _await_others(run: RunFolder, plan: Plan, launch: Launch) -> int:
+    """Wait until the other processes have let go of the folder; returns how many samples are missing."""
+    last_seen = time.monotonic()
+    while True:
+        others = [one for one in owners(run.location) if one.launch == launch.name and one.rank != launch.rank]
+        if any(one.alive() for one in others):
+            last_seen = time.monotonic()
+        else:
+            existing = run.addresses()
+            missing = sum(place.missing for place in plan.places(existing))
+            if not missing or others or time.monotonic() - last_seen > GRACE:  # done, dead, or they have never come
+                return missing
+        time.sleep(POLL)
+
+
+def refuse_missing(missing: int) -> None:
+    """Say that samples are missing.
+
+    Raises:
+        InputError: they are.
+    """
+    if missing:
+        raise InputError(f"{missing} samples are missing: other processes of this launch are gone; run again")

@@ -1,0 +1,347 @@
+r"""Matched strength: methods as curves over how hard they guide, compared where they guide equally hard.
+
+A method that only guides harder wins on whatever likes guidance. So a method is a curve: for each value of its scale a
+point, at the mean *effective scale* that was measured there (`traces`), whatever scale was written. Two methods are
+compared at the effective scales that both have reached, and at equal evaluations. There is no extrapolation.
+
+* Between points a curve is a straight line. How far a shape-preserving cubic through the same points is from it counts
+  against every verdict: of a curve that bends, the line is not known any better.
+* A scale that does not guide harder than the one before is pooled with it (to the mean of both, as isotonic regression
+  does), so that a curve has one value at each effective scale. Equal effective scales are the same case.
+* A method with several numbers of steps is one curve for each. Two methods are compared at the greatest cost that both
+  reach at an effective scale, in network evaluations; between two numbers of steps the value is interpolated over cost.
+  Where neither reaches the other's cost (within `EQUAL`), they are compared as they are, and the costs are part of what
+  is said.
+
+What is uncertain is the prompts: replicates draw prompts, the same ones for all cells of all methods, so that what
+prompts have in common cancels in differences. For means they are bootstrap draws; for metrics of sets halves without
+replacement, for the reasons in `intervals`. From the replicates come
+
+* bands of curves: pointwise, 95% at each effective scale by itself;
+* bands of differences: simultaneous, 95% for all effective scales of one comparison together (the greatest deviation in
+  standard errors, which replaces Student's quantile). One method *dominates* over a range if the whole band is on one
+  side there, by more than the interpolation is uncertain. Several comparisons, of several metrics or pairs, are not
+  corrected for one another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.special import stdtrit
+
+LEVEL = 0.95
+EQUAL = 0.02  # relative difference of costs that counts as none
+GRID = 41  # effective scales at which two curves are compared
+DRAWS, HALVES = 1000, 200
+FEWEST = 4  # prompts
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Replicates:
+    """Which prompts each replicate has.
+
+    Args:
+        draws: for each replicate the places of its prompts.
+        scale: by which a replicate's deviation is to be multiplied.
+        prompts: how many there are.
+    """
+
+    draws: tuple[Ints, ...]
+    scale: float
+    prompts: int
+
+    @classmethod
+    def bootstrap(cls, prompts: int, draws: int = DRAWS, seed: int = 0) -> Replicates:
+        """Prompts with replacement, for means."""
+        generator = np.random.default_rng((seed, prompts))
+        rows = generator.integers(prompts, size=(draws, prompts))
+        return cls(tuple(rows), math.sqrt(prompts / max(1, prompts - 1)), prompts)
+
+    @classmethod
+    def halves(cls, prompts: int, draws: int = HALVES, seed: int = 0) -> Replicates:
+        """Half of the prompts without replacement, for metrics of sets."""
+        generator = np.random.default_rng((seed, prompts))
+        size = prompts // 2
+        return cls(
+            tuple(np.sort(generator.permutation(prompts)[:size]) for _ in range(draws)),
+            math.sqrt(size / (prompts - size)) if size else math.nan,
+            prompts,
+        )
+
+    def deviations(self, values: Floats) -> Floats:
+        """How replicates deviate from their mean, in the size of the deviations of the whole; axis 0 is replicates."""
+        away: Floats = (values - values.mean(0)) * self.scale
+        return away
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A method at one number of steps. Row 0 of every array is of all samples, the others are replicates.
+
+    Args:
+        x: what curves are compared over, such as the mean effective scale, ``(1 + R, K)``: a column a point, in the
+            order in which the method is to guide harder.
+        y: what is compared.
+        cost: network evaluations of a sample, mean.
+        names: of the points.
+    """
+
+    x: Floats
+    y: Floats
+    cost: Floats
+    names: tuple[str, ...] = ()
+
+    @cached_property
+    def pooled(self) -> tuple[tuple[int, ...], ...]:
+        """The points in blocks of increasing x: pool adjacent violators, on all samples."""
+        first = self.x[0]
+        order: Sequence[int] = range(len(first))
+        if (np.arange(len(first)) - (len(first) - 1) / 2) @ first < 0:  # a sweep that guides less and less
+            order = order[::-1]
+        blocks: list[list[int]] = []
+        for place in order:
+            blocks.append([place])
+            while len(blocks) > 1 and first[blocks[-2]].mean() >= first[blocks[-1]].mean():
+                blocks[-2:] = [blocks[-2] + blocks[-1]]
+        return tuple(tuple(block) for block in blocks)
+
+    def _blocked(self, values: Floats) -> Floats:
+        return np.stack([values[:, list(block)].mean(1) for block in self.pooled], 1)
+
+    @cached_property
+    def points(self) -> tuple[Floats, Floats, Floats]:
+        """x, y and cost by block, each ``(1 + R, blocks)``."""
+        return self._blocked(self.x), self._blocked(self.y), self._blocked(self.cost)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest x that was measured."""
+        x = self.points[0][0]
+        return float(x[0]), float(x[-1])
+
+    def at(self, grid: Floats) -> tuple[Floats, Floats]:
+        """Values and costs at `grid`, within the range, each ``(1 + R, len(grid))``."""
+        x, y, cost = self.points
+        order = np.argsort(x, 1, kind="stable")  # a replicate may have two points the other way round
+        x, y, cost = (np.take_along_axis(values, order, 1) for values in (x, y, cost))
+        found = [np.stack([np.interp(grid, *row) for row in zip(x, values, strict=True)]) for values in (y, cost)]
+        return found[0], found[1]
+
+    def unsure(self, grid: Floats) -> Floats:
+        """How far a cubic that keeps the points' shape is from the straight lines, ``(len(grid),)``."""
+        x, y, _ = self.points
+        if x.shape[1] < 3:
+            return np.zeros(len(grid))
+        away: Floats = np.abs(PchipInterpolator(x[0], y[0])(grid) - np.interp(grid, x[0], y[0]))
+        return away
+
+    def band(self, grid: Floats, replicates: Replicates) -> tuple[Floats, Floats, Floats]:
+        """The value at `grid` and the ends of its pointwise interval, NaN where there are too few prompts."""
+        y, _ = self.at(grid)
+        reach = _reach(y, replicates)
+        return y[0], y[0] - reach, y[0] + reach
+
+
+def _student(prompts: int) -> float:
+    return float(stdtrit(prompts - 1, (1 + LEVEL) / 2)) if prompts >= FEWEST else math.nan
+
+
+def _errors(values: Floats, replicates: Replicates) -> Floats:
+    errors: Floats = replicates.deviations(values[1:]).std(0)
+    return errors
+
+
+def _reach(values: Floats, replicates: Replicates) -> Floats:
+    return _errors(values, replicates) * _student(replicates.prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """What is compared.
+
+    Args:
+        name: to call it.
+        curves: one for each number of steps.
+    """
+
+    name: str
+    curves: tuple[Curve, ...]
+
+    def range(self) -> tuple[float, float]:
+        """What any of the curves reaches."""
+        ranges = [curve.range for curve in self.curves]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+    def there(self, x: float) -> list[Curve]:
+        """The curves that reach `x`."""
+        return [curve for curve in self.curves if curve.range[0] <= x <= curve.range[1]]
+
+    def at(self, x: float, cost: float | None) -> tuple[Floats, float, float]:
+        """The value at `x` in every replicate, its mean cost, and how unsure the interpolation is.
+
+        Args:
+            x: in the range.
+            cost: network evaluations to look at; None for those of the only, or the most expensive, curve.
+        """
+        grid = np.array([x])
+        known = sorted(
+            ((curve.at(grid), float(curve.unsure(grid)[0])) for curve in self.there(x)), key=lambda one: one[0][1][0, 0]
+        )
+        costs = np.array([one[0][1][0, 0] for one in known])
+        ys = np.stack([one[0][0][:, 0] for one in known], 1)
+        if cost is None or len(known) == 1:
+            return ys[:, -1], float(costs[-1]), known[-1][1]
+        at = min(max(cost, float(costs[0])), float(costs[-1]))
+        right = min(max(int(np.searchsorted(costs, at)), 1), len(costs) - 1)
+        gap = costs[right] - costs[right - 1]
+        share = (at - costs[right - 1]) / gap if gap > 0 else 1.0
+        return (
+            (1 - share) * ys[:, right - 1] + share * ys[:, right],
+            at,
+            max(known[right - 1][1], known[right][1]),
+        )
+
+    def costs(self, x: float) -> tuple[float, float]:
+        """The least and the greatest cost at `x`."""
+        found = [float(curve.at(np.array([x]))[1][0, 0]) for curve in self.there(x)]
+        return min(found), max(found)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A range of x over which the same holds.
+
+    Args:
+        low, high: its ends.
+        sign: 1 where the first method's y is greater beyond the band, -1 where it is less, 0 where neither.
+        least, most: the difference's least and greatest value there.
+    """
+
+    low: float
+    high: float
+    sign: int
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two methods at matched strength.
+
+    Args:
+        one, other: their names.
+        x: where they were compared; empty if they were nowhere equally strong.
+        difference: ``one - other`` there.
+        low, high: its simultaneous band, interpolation included.
+        costs: of both there, ``(2, len(x))``.
+        prompts: that the band is of.
+    """
+
+    one: str
+    other: str
+    x: Floats
+    difference: Floats
+    low: Floats
+    high: Floats
+    costs: Floats
+    prompts: int
+
+    @property
+    def equal_cost(self) -> bool:
+        """Whether both cost the same wherever they were compared."""
+        return bool((np.abs(self.costs[0] - self.costs[1]) <= EQUAL * self.costs.max(0)).all())
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The range, cut where the verdict changes."""
+        signs = (self.low > 0).astype(int) - (self.high < 0).astype(int)
+        found: list[Stretch] = []
+        start = 0
+        for place in range(1, len(signs) + 1):
+            if place == len(signs) or signs[place] != signs[start]:
+                part = slice(start, place)
+                found.append(
+                    Stretch(
+                        float(self.x[start]),
+                        float(self.x[place - 1]),
+                        int(signs[start]),
+                        float(self.difference[part].min()),
+                        float(self.difference[part].max()),
+                    )
+                )
+                start = place
+        return tuple(found)
+
+
+def compare(one: Method, other: Method, replicates: Replicates) -> Comparison:
+    """Compare two methods where both were measured."""
+    low = max(one.range()[0], other.range()[0])
+    high = min(one.range()[1], other.range()[1])
+    if low > high:
+        grid = np.zeros(0)
+    else:
+        grid = np.unique(np.linspace(low, high, GRID)) if high > low else np.array([low])
+        grid = np.array([x for x in grid if one.there(float(x)) and other.there(float(x))])
+    differences, costs, unsure = [], [], []
+    for x in map(float, grid):
+        cost = _common([one.costs(x), other.costs(x)])
+        left, right = one.at(x, cost), other.at(x, cost)
+        differences.append(left[0] - right[0])
+        costs.append((left[1], right[1]))
+        unsure.append(left[2] + right[2])
+    if not differences:
+        empty = np.zeros(0)
+        return Comparison(one.name, other.name, empty, empty, empty, empty, np.zeros((2, 0)), replicates.prompts)
+    values = np.stack(differences, 1)
+    reach = simultaneous(values, replicates) + np.array(unsure)
+    value = values[0]
+    return Comparison(
+        one.name, other.name, grid, value, value - reach, value + reach, np.array(costs).T, replicates.prompts
+    )
+
+
+def compare_costs(one: Method, other: Method, x: float, replicates: Replicates) -> Comparison:
+    """Compare two methods at one `x` over the costs that both reach there; `Comparison.x` are costs then."""
+    ranges = [method.costs(x) for method in (one, other)]
+    low, high = max(least for least, _ in ranges), min(most for _, most in ranges)
+    grid = np.unique(np.linspace(low, high, GRID)) if high > low else np.zeros(0)
+    if not len(grid):
+        empty = np.zeros(0)
+        return Comparison(one.name, other.name, empty, empty, empty, empty, np.zeros((2, 0)), replicates.prompts)
+    pairs = [(one.at(x, float(cost)), other.at(x, float(cost))) for cost in grid]
+    values = np.stack([left[0] - right[0] for left, right in pairs], 1)
+    reach = simultaneous(values, replicates) + np.array([left[2] + right[2] for left, right in pairs])
+    value = values[0]
+    return Comparison(
+        one.name, other.name, grid, value, value - reach, value + reach, np.stack([grid, grid]), replicates.prompts
+    )
+
+
+def _common(ranges: Sequence[tuple[float, float]]) -> float | None:
+    """The greatest cost that is in both ranges, or None."""
+    cost = min(high for _, high in ranges)
+    return cost if all(low * (1 - EQUAL) <= cost for low, _ in ranges) else None
+
+
+def simultaneous(values: Floats, replicates: Replicates) -> Floats:
+    """How far the band of `values`, ``(1 + R, S)``, reaches to either side, for all S together; NaN of few prompts."""
+    errors = _errors(values, replicates)
+    # A difference that no replicate moves is as certain as it gets; it decides nothing about the others.
+    known = errors > 1e-12 * max(1.0, float(np.abs(values).max()))
+    if not known.any():
+        return errors * _student(replicates.prompts)
+    away = np.abs(replicates.deviations(values[1:])[:, known]) / errors[known]
+    normal = float(stdtrit(math.inf, (1 + LEVEL) / 2))
+    widest = float(np.quantile(away.max(1), LEVEL)) * _student(replicates.prompts) / normal
+    reach: Floats = errors * max(widest, _student(replicates.prompts))
+    return reach

@@ -1,0 +1,97 @@
+"""The measured trade between cost and likeness: points, and which of them no other beats in both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import intervals
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A stack that was measured.
+
+    Args:
+        stack: its text.
+        steps: of the sampler.
+        evaluations: network evaluations of each sample.
+        likeness: of each sample by metric, as `parse_metric` reads it, in one order of samples.
+        prompts: the place of each sample's prompt.
+    """
+
+    stack: str
+    steps: int
+    evaluations: Values
+    likeness: Mapping[str, Values]
+    prompts: NDArray[np.int64] = field(repr=False)
+
+    @property
+    def cost(self) -> float:
+        """Mean evaluations of a sample."""
+        return float(self.evaluations.mean())
+
+    def mean(self, metric: str) -> float:
+        """Mean likeness."""
+        return float(self.likeness[metric].mean())
+
+    def interval(self, metric: str) -> tuple[float, float]:
+        """The bootstrap's interval of that mean, with prompts as units."""
+        return intervals.bootstrap(self.likeness[metric], self.prompts)
+
+    def difference(self, other: Point, metric: str) -> tuple[float, float, float]:
+        """Mean of the likeness less that of `other` over the same samples, and its interval."""
+        away = self.likeness[metric] - other.likeness[metric]
+        return float(away.mean()), *intervals.bootstrap(away, self.prompts)
+
+    def row(self) -> dict[str, Any]:
+        """The numbers, to be written."""
+        found: dict[str, Any] = {"stack": self.stack, "steps": self.steps, "evaluations": self.cost}
+        for metric in self.likeness:
+            low, high = self.interval(metric)
+            found |= {metric: self.mean(metric), f"{metric}_low": low, f"{metric}_high": high}
+        return found | {"samples": len(self.evaluations), "prompts": len(np.unique(self.prompts))}
+
+
+def pareto(points: Iterable[Point], metric: str, sign: int) -> list[Point]:
+    """The points that no other beats in cost and in likeness, by cost; of equal ones the first.
+
+    Args:
+        points: measured on the same samples.
+        metric: the likeness.
+        sign: 1 where more is more alike, -1 where less is.
+    """
+    ordered = sorted(points, key=lambda point: (point.cost, -sign * point.mean(metric)))
+    found: list[Point] = []
+    best = -math.inf
+    for point in ordered:
+        if sign * point.mean(metric) > best:
+            best = sign * point.mean(metric)
+            found.append(point)
+    return found
+
+
+def as_json(told: Mapping[str, Any], groups: Mapping[str, Sequence[Point]]) -> bytes:
+    """Points by group, with what they are of."""
+    whole = {**told, **{name: [point.row() for point in points] for name, points in groups.items()}}
+    return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=True).encode() + b"\n"
+
+
+def as_csv(groups: Mapping[str, Sequence[Point]]) -> bytes:
+    """The same as a table, with a column for the group."""
+    rows = [{"group": name, **point.row()} for name, points in groups.items() for point in points]
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, list(rows[0]) if rows else ["group"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return sink.getvalue().encode()

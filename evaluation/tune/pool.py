@@ -1,0 +1,181 @@
+"""Stacks with their images: a run folder whose sweep grows by the stacks that are to be measured, each made once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ...guidance.errors import InputError
+
+from ..maker import Maker
+from ..measure import Cell as Images
+from ..measure import Cells
+from ..progress import Progress
+from ..prompts import Prompt
+from ..runner import Options, Prepared, run_sweep
+from ..store import RunFolder
+from ..sweep import Seeds, Sweep
+from .frontier import Point
+from .goal import likeness
+
+MEASURED = "measured.json"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all samples of a pool have in common.
+
+    Args:
+        model: folder or hub id; None for the bundled model.
+        reference: text of the stack whose images are wanted.
+        prompts: in order.
+        start: seed of the first prompt; each further one has the next.
+        each: seeds of a prompt.
+        fixed: sampler, steps, size, dtype, batch.
+        metrics: of likeness, as `parse_metric` reads them.
+        drawn: count and seed of prompts that were drawn for the bundled model.
+    """
+
+    model: str | None
+    reference: str
+    prompts: tuple[Prompt, ...]
+    start: int
+    each: int
+    fixed: Mapping[str, Any]
+    metrics: tuple[str, ...]
+    drawn: tuple[int, int] | None = None
+
+    def sweep(self, stacks: Sequence[str]) -> Sweep:
+        """The sweep of these stacks, the reference its baseline if it is one of them."""
+        has = self.reference in stacks
+        return Sweep(
+            model=self.model,
+            prompts=self.prompts,
+            drawn=self.drawn,
+            seeds=Seeds(each=self.each, start=self.start),
+            stacks={stack: stack for stack in stacks},
+            fixed=self.fixed,
+            metrics=self.metrics if has else (),
+            baseline=self.reference if has else None,
+        )
+
+
+@dataclass
+class Pool:
+    """The stacks of a run folder.
+
+    Args:
+        location: of the folder.
+        setup: of the samples.
+        maker: the model.
+        options: how to run.
+        progress: told what happens.
+        against: the pool that has the reference's images; None for this one, which then begins with them.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+
+    location: str
+    setup: Setup
+    maker: Maker
+    options: Options
+    progress: Progress = field(default_factory=Progress)
+    against: Pool | None = None
+
+    def __post_init__(self) -> None:
+        self.run = RunFolder(self.location)
+        self.points: dict[str, Point] = {}
+        there = list(self.run.sweep().stacks) if self.run.location.exists("sweep.yaml") else []
+        self.stacks = there or ([self.setup.reference] if self.against is None else [])
+        self._values: dict[str, dict[str, list[float]]] = self._read()
+
+    def _read(self) -> dict[str, dict[str, list[float]]]:
+        try:
+            found = json.loads(self.run.location.read(MEASURED))
+        except (FileNotFoundError, ValueError):
+            return {}  # measured again from the images
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def samples(self) -> int:
+        """Samples of a stack."""
+        return len(self.setup.prompts) * self.setup.each
+
+    def known(self, stacks: Iterable[str]) -> list[str]:
+        """Those of `stacks` that the folder's sweep has already."""
+        return [stack for stack in stacks if stack in self.stacks]
+
+    def measure(self, stacks: Sequence[str]) -> list[Point]:
+        """Make what is missing of some stacks and of all before them, and measure.
+
+        Raises:
+            GuidestackError: the model cannot run one of them, or the folder cannot be written.
+            KeyboardInterrupt: Ctrl-C; what was finished stays.
+        """
+        new = [stack for stack in dict.fromkeys(stacks) if stack not in self.stacks]
+        if new or any(stack not in self.points for stack in stacks):
+            self.stacks += new
+            prepared = Prepared(self.setup.sweep(self.stacks), self.options, self.maker)
+            run_sweep(prepared, self.run, self.progress)
+            self._points(prepared)
+        return [self.points[stack] for stack in stacks]
+
+    def _points(self, prepared: Prepared) -> None:
+        """Measure the stacks that are not yet."""
+        cells = Cells(self.run)
+        name_of = {cell.stack: prepared.addresses.cell(cell) for cell in prepared.cells}
+        baseline = cells.by_name[name_of[self.setup.reference]] if self.against is None else self.against.reference()
+        fresh = False
+        for stack in self.stacks:
+            if stack in self.points:
+                continue
+            images = cells.by_name[name_of[stack]]
+            fresh |= self._measured(name_of[stack], images, baseline)
+            values = self._values[name_of[stack]]
+            self.points[stack] = Point(
+                stack,
+                int(self.setup.fixed["steps"]),
+                images.numbers("evaluations"),
+                {metric: np.array(values[likeness(metric).full_name]) for metric in self.setup.metrics},
+                images.prompts,
+            )
+        if fresh:
+            self.run.write_bytes(MEASURED, json.dumps(self._values).encode())
+
+    def _measured(self, name: str, images: Images, baseline: Images) -> bool:
+        """Measure a cell unless that is known; whether it was not."""
+        if len(images) != self.samples:
+            raise InputError(f"{self.run} lacks {self.samples - len(images)} images of {name}; remove it and run again")
+        known = self._values.setdefault(name, {})
+        fresh = False
+        for metric in map(likeness, self.setup.metrics):
+            if len(known.get(metric.full_name, ())) != len(images):
+                known[metric.full_name] = images.values(metric, baseline).tolist()
+                fresh = True
+        return fresh
+
+    def reference(self) -> Images:
+        """The reference's images.
+
+        Raises:
+            InputError: there are none yet.
+        """
+        cell = self.cell(self.setup.reference)
+        return Cells(self.run).by_name[cell]
+
+    def cell(self, stack: str) -> str:
+        """The name of a stack's cell in the folder."""
+        told = self.run.cells()["cells"]
+        return next(str(one["cell"]) for one in told if one["stack"] == stack)
+
+    def at(self, steps: int, location: str) -> Pool:
+        """A pool of the same samples with another number of steps, compared with this one's reference."""
+        setup = replace(self.setup, fixed={**self.setup.fixed, "steps": steps})
+        return Pool(location, setup, self.maker, self.options, self.progress, self)
+
+

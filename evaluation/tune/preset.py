@@ -1,0 +1,94 @@
+"""The stack that is chosen, and the file that says what it was verified on."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from ...guidance.config import to_config
+from ...guidance.errors import InputError
+from ...guidance.text import parse
+from .frontier import Point, pareto
+from .goal import Goal
+
+ATTEMPTS = 3  # stacks that are looked at on held-out prompts before it is said that none is verified
+WIDTH = 118
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a stack did.
+
+    Args:
+        point: its measurements.
+        reached: whether the goal is reached with the whole interval on the right side.
+        told: in words, with the numbers.
+    """
+
+    point: Point
+    reached: bool
+    told: str
+
+
+def judged(point: Point, goal: Goal, than: Point | None) -> Verdict:
+    """Whether a point reaches a goal.
+
+    Args:
+        point: measured.
+        goal: what is wanted.
+        than: the point of the stack `goal.than`, on the same samples.
+    """
+    low, high = point.interval(goal.metric)
+    value = f"{goal.metric} {point.mean(goal.metric):.4g} [{low:.4g}, {high:.4g}] at {point.cost:.4g} evaluations"
+    good, words = True, [value]
+    if goal.evaluations is not None:
+        good = point.cost <= goal.evaluations
+    if goal.bound is not None:
+        good = good and goal.sign * (low if goal.sign > 0 else high) >= goal.sign * goal.bound
+        words.append(f"wanted {'>=' if goal.sign > 0 else '<='} {goal.bound:g}")
+    if than is not None:
+        mean, low, high = point.difference(than, goal.metric)
+        good = good and goal.sign * (low if goal.sign > 0 else high) >= 0
+        words.append(
+            f"less that of {than.stack} ({than.mean(goal.metric):.4g} at {than.cost:.4g} evaluations): {mean:+.4g} "
+            f"[{low:+.4g}, {high:+.4g}]"
+        )
+    return Verdict(point, good, "; ".join(words))
+
+
+def candidates(points: Sequence[Point], goal: Goal, than: Point | None) -> Iterator[Point]:
+    """Points of the frontier that reach a goal on the training prompts, cheapest first.
+
+    Where only the cost is bounded these are the most alike first.
+
+    Raises:
+        InputError: none does; the message says the best there is.
+    """
+    front = pareto(points, goal.metric, goal.sign)
+    good = [point for point in front if judged(point, goal, than).reached]
+    if not good:
+        affordable = [point for point in front if goal.evaluations is None or point.cost <= goal.evaluations]
+        best = (affordable or front[:1])[-1]
+        raise InputError(
+            f"none of {len(points)} stacks reaches {goal} on the training prompts; the best found is {best.stack}, "
+            f"{judged(best, goal, than).told}; raise --budget, or ask for less"
+        )
+    yield from good if goal.bound is not None or goal.than is not None else reversed(good)
+
+
+def written(chosen: str, header: Sequence[str], numbers: Mapping[str, str]) -> bytes:
+    """A preset: the stack as `from_config` reads it, below comments.
+
+    Args:
+        chosen: the stack's text.
+        header: sentences.
+        numbers: lines with a name each.
+    """
+    lines = [line for sentence in header for line in textwrap.wrap(sentence, WIDTH)]
+    for name, number in numbers.items():
+        lines += textwrap.wrap(f"{name}: {number}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+    comments = "".join(f"# {line}\n".replace("&", "and") for line in lines)  # presets are read without anchors
+    return (comments + yaml.safe_dump(to_config(parse(chosen)), sort_keys=False, width=10**6)).encode()

@@ -1,0 +1,347 @@
+"""A whole tuning: search on training prompts, verification on held-out ones, and the files that say what came of it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...guidance.config import as_stack
+from ...guidance.errors import InputError
+from ...guidance.plan import When
+from ...guidance.stack import Stack
+from ...pipelines import guide
+from ...samplers import grid
+from ..check import check
+from ..maker import Maker
+from ..progress import Progress
+from ..prompts import Prompt
+from ..runner import Options
+from ..store import RunFolder
+from . import frontier, plot, preset
+from .frontier import Point, pareto
+from .goal import Goal, likeness
+from .pool import Pool, Setup
+from .search import check_budget, search
+from .space import Space, linear_stacks
+
+TRAINING, HELD_OUT = "training", "held-out"
+SHARES = (3 / 4, 1 / 2, 1 / 3, 1 / 4)
+"""Of the steps, with which the reference itself is measured: what a schedule has to beat."""
+SECOND = "ssim"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of one set.
+
+    Args:
+        prompts: in order.
+        start: seed of the first.
+        drawn: count and seed, of prompts for the bundled model that were drawn by these.
+    """
+
+    prompts: tuple[Prompt, ...]
+    start: int
+    drawn: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to tune.
+
+    Args:
+        model: folder or hub id; None for the bundled model.
+        reference: the stack whose images are wanted for less.
+        goal: what is wanted.
+        training: prompts that the search looks at.
+        held_out: prompts that verify what it found.
+        fixed: sampler, steps, size, dtype, batch.
+        budget: stacks to try.
+        seed: of the proposals.
+        each: seeds of a prompt.
+        coefficients: of LinearAG around the reference, to be tried as well; None for none.
+
+    Raises:
+        InputError: a budget of 0, or prompts that are in both sets.
+    """
+
+    model: str | None
+    reference: Stack
+    goal: Goal
+    training: Prompts
+    held_out: Prompts
+    fixed: Mapping[str, Any]
+    budget: int = 64
+    seed: int = 0
+    each: int = 1
+    coefficients: str | None = None
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        both = {one.text for one in self.training.prompts} & {one.text for one in self.held_out.prompts}
+        if both:
+            raise InputError(
+                f"{len(both)} prompts are in the training and in the held-out set, such as {min(both)!r}: what is "
+                "verified must be new; take them out of one of the two"
+            )
+        for name, one in (("training", self.training), ("held-out", self.held_out)):
+            if len(one.prompts) < 2:
+                raise InputError(f"an interval needs two {name} prompts at least; got {len(one.prompts)}")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The likeness that is searched by, and a second one to look at."""
+        return tuple(dict.fromkeys((self.goal.metric, SECOND)))
+
+    def setup(self, prompts: Prompts) -> Setup:
+        """The samples of one of the sets."""
+        return Setup(
+            self.model,
+            str(self.reference),
+            prompts.prompts,
+            prompts.start,
+            self.each,
+            self.fixed,
+            self.metrics,
+            prompts.drawn,
+        )
+
+
+@dataclass
+class Tuning:
+    """A tuning in a folder, which is gone on with where it was stopped.
+
+    Args:
+        settings: what to tune.
+        out: the folder, on this machine.
+        options: how to run.
+        progress: told what happens.
+        say: shows a line to the user.
+
+    Raises:
+        GuidestackError: the model cannot be loaded, or cannot run the reference.
+    """
+
+    settings: Settings
+    out: Path
+    options: Options = field(default_factory=Options)
+    progress: Progress = field(default_factory=Progress)
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.maker = Maker(settings.model, settings.fixed["dtype"], self.options.device, self.options.allow_pickle)
+        self.files = RunFolder(self.out)
+        self.files.location.create()
+        self.training = self._pool(TRAINING, settings.training)
+        self.held_out = self._pool(HELD_OUT, settings.held_out)
+        self.space = Space.of(settings.reference, self._points(), self._runs)
+        self.extra = list(map(str, linear_stacks(settings.reference, settings.coefficients, settings.fixed["steps"])))
+        for pool in (self.training, self.held_out):
+            self._check(pool.setup)
+
+    def _pool(self, name: str, prompts: Prompts) -> Pool:
+        return Pool(str(self.out / name), self.settings.setup(prompts), self.maker, self.options, self.progress)
+
+    def _runs(self, stack: Stack) -> None:
+        guide(self.maker.pipe, stack)
+
+    def _points(self) -> tuple[When, ...]:
+        self.maker.use(self.settings.fixed["sampler"])
+        self._runs(self.settings.reference)
+        self.maker.pipe.scheduler.set_timesteps(self.settings.fixed["steps"])
+        points = grid(self.maker.pipe.scheduler).points
+        return tuple(When(point.step, point.evaluation, point.level, point.time) for point in points)
+
+    def _check(self, setup: Setup) -> None:
+        """Refuse what the model cannot run before it runs anything."""
+        from ..cells import expand
+
+        than = [self.settings.goal.than] if self.settings.goal.than else []
+        stacks = list(dict.fromkeys([setup.reference, *than, *self.extra]))
+        check(self.maker, expand(setup.sweep(stacks)), setup.prompts)
+
+    @property
+    def samples(self) -> int:
+        """Images that a whole tuning makes, about."""
+        yardsticks = len(self.fewer)
+        return (self.settings.budget + 1 + yardsticks) * self.training.samples + 5 * self.held_out.samples
+
+    @functools.cached_property
+    def fewer(self) -> list[int]:
+        """Numbers of steps to measure the reference with."""
+        steps = self.settings.fixed["steps"]
+        return sorted({round(share * steps) for share in SHARES if 1 <= round(share * steps) < steps}, reverse=True)
+
+    # --- the parts -------------------------------------------------------------------------------------------------
+
+    def run(self) -> preset.Verdict:
+        """Search, verify, and write everything.
+
+        Returns:
+            The verdict on the held-out prompts of the stack that was chosen and written.
+
+        Raises:
+            InputError: the goal is not reached; what was measured is written all the same.
+            GuidestackError: as the pipeline; what was finished stays.
+            KeyboardInterrupt: Ctrl-C, likewise.
+        """
+        settings, goal = self.settings, self.settings.goal
+        (reference,) = self.training.measure([self.training.setup.reference])
+        fewer = [self._fewer(self.training, TRAINING, steps) for steps in self.fewer]
+        than = self.training.measure([goal.than])[0] if goal.than else None
+        tried: list[Point] = [reference]
+
+        def measure(stacks: Sequence[str]) -> list[Point]:
+            found = self.training.measure(stacks)
+            tried.extend(point for point in found if point not in tried)
+            self._write(tried, fewer, than)
+            return found
+
+        points = search(self.space, measure, goal.metric, goal.sign, settings.budget, settings.seed, self.extra)
+        self._write(points, fewer, than)
+        return self._verified(points, fewer, than)
+
+    def _fewer(self, pool: Pool, name: str, steps: int) -> Point:
+        """The reference with fewer steps, on the samples of a pool."""
+        (point,) = pool.at(steps, str(self.out / f"{name}-{steps}-steps")).measure([pool.setup.reference])
+        return point
+
+    def _verified(self, points: Sequence[Point], fewer: Sequence[Point], than: Point | None) -> preset.Verdict:
+        goal, looked = self.settings.goal, []
+        for candidate in self._some(preset.candidates(points, goal, than)):
+            stacks = [self.held_out.setup.reference, *([goal.than] if goal.than else []), candidate.stack]
+            measured = dict(zip(stacks, self.held_out.measure(stacks), strict=True))
+            other = measured[goal.than] if goal.than else None
+            verdict = preset.judged(measured[candidate.stack], goal, other)
+            looked.append(verdict)
+            self.say(f"held-out: {candidate.stack}: {verdict.told}")
+            if verdict.reached:
+                yardstick = self._yardstick(verdict.point)
+                self._write_preset(verdict, looked, yardstick, other)
+                self._write(points, fewer, than, [one for one in (verdict.point, other, yardstick) if one], verdict.point)
+                return verdict
+        best = max(looked, key=lambda one: goal.sign * one.point.mean(goal.metric))
+        raise InputError(
+            f"none of the {len(looked)} best stacks reaches {goal} on the held-out prompts as well; the best is "
+            f"{best.point.stack}, {best.told}; raise --budget, give more training prompts, or ask for less"
+        )
+
+    @staticmethod
+    def _some(candidates: Iterator[Point]) -> Iterator[Point]:
+        for _, candidate in zip(range(preset.ATTEMPTS), candidates):
+            yield candidate
+
+    def _yardstick(self, chosen: Point) -> Point | None:
+        """The reference on the held-out prompts with as many steps as cost no more than the stack that was chosen."""
+        each = self.space.cost(self.settings.reference) / self.space.steps
+        steps = min(math.floor(chosen.cost / each), self.space.steps - 1)
+        return self._fewer(self.held_out, HELD_OUT, steps) if steps >= 1 else None
+
+    # --- what is written -------------------------------------------------------------------------------------------
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the numbers are of."""
+        settings = self.settings
+        return {
+            "model": dict(self.maker.identity),
+            "reference": str(settings.reference),
+            **{name: settings.fixed[name] for name in ("sampler", "steps", "dtype")},
+            "goal": str(settings.goal),
+            "metrics": {metric: likeness(metric).full_name for metric in settings.metrics},
+            "versions": {"guidestack": __version__, **self.maker.versions},
+        }
+
+    def _write(
+        self,
+        tried: Sequence[Point],
+        fewer: Sequence[Point],
+        than: Point | None,
+        verified: Sequence[Point] = (),
+        chosen: Point | None = None,
+    ) -> None:
+        """The frontier as JSON, CSV and a picture."""
+        goal = self.settings.goal
+        front = pareto(tried, goal.metric, goal.sign)
+        groups: dict[str, Sequence[Point]] = {"frontier": front, "tried": tried, "fewer_steps": fewer}
+        groups |= {"wanted": [than]} if than else {}
+        groups |= {"held_out": verified} if verified else {}
+        self.files.write_bytes("frontier.json", frontier.as_json(self.told, groups))
+        self.files.write_bytes("frontier.csv", frontier.as_csv(groups))
+        if not verified:  # the picture is for the end, which is where it is looked at
+            return
+        self.files.write_bytes("frontier.svg", self.figure(tried, fewer, than, chosen))
+
+    def figure(
+        self,
+        tried: Sequence[Point],
+        fewer: Sequence[Point],
+        than: Point | None,
+        chosen: Point | None,
+        kind: str = "svg",
+    ) -> bytes:
+        """The picture of what was measured."""
+        goal, reference = self.settings.goal, str(self.settings.reference)
+        lines = plot.frontier_lines(tried, goal.metric, goal.sign)
+        lines.append(plot.Line(f"{reference} in fewer steps", fewer, "s--", "#d1495b"))
+        lines += [plot.Line(_short(than.stack), [than], "D", "#2f2f2f")] if than else []
+        lines += [plot.Line("chosen, on held-out prompts", [chosen], "*", "#e08e00")] if chosen else []
+        title = (
+            f"Likeness to {reference}, {self.space.steps} steps, {self.space.cost(self.settings.reference)} evaluations"
+        )
+        return plot.figure(lines, goal.metric, likeness(goal.metric).full_name, title, kind)
+
+    def _write_preset(
+        self, verdict: preset.Verdict, looked: Sequence[preset.Verdict], yardstick: Point | None, than: Point | None
+    ) -> None:
+        settings, point = self.settings, verdict.point
+        seeds = f"seeds {settings.held_out.start} and on"
+        held = f"{len(settings.held_out.prompts)} held-out prompts, {seeds}"
+        model = " ".join(self.maker.identity.values())
+        whole = self.space.cost(settings.reference)
+        header = [
+            f"Tuned: {point.cost:.4g} network evaluations an image instead of the {whole} of {settings.reference}.",
+            f"For the model {model}, sampler {settings.fixed['sampler']}, {self.space.steps} steps.",
+            f"Wanted: {settings.goal}. Verified on {held}, with 95% intervals over prompts:",
+        ]
+        numbers = {}
+        for metric in settings.metrics:
+            low, high = point.interval(metric)
+            numbers[likeness(metric).full_name] = f"{point.mean(metric):.4g} [{low:.4g}, {high:.4g}]"
+        for other, words in ((than, "wanted"), (yardstick, "fewer steps of the reference")):
+            if other is not None:
+                each = ", ".join(f"{metric} {other.mean(metric):.4g}" for metric in settings.metrics)
+                name = f"{words}: {other.stack}, {other.steps} steps"
+                numbers[name] = f"{other.cost:.4g} evaluations, {each}"
+        if than is not None:
+            mean, low, high = point.difference(than, settings.goal.metric)
+            numbers[f"{settings.goal.metric} less that of the wanted"] = f"{mean:+.4g} [{low:+.4g}, {high:+.4g}]"
+        numbers["search"] = (
+            f"{len(self.training.points) - 1} stacks on {len(settings.training.prompts)} other prompts; the "
+            f"{_ordinal(len(looked))} that was looked at on the held-out ones"
+        )
+        versions = ", ".join(f"{name} {number}" for name, number in self.told["versions"].items())
+        numbers["made"] = f"{datetime.now(UTC):%Y-%m-%d} by guidestack tune, {versions}"
+        self.files.write_bytes("tuned.yaml", preset.written(point.stack, header, numbers))
+
+
+def _ordinal(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 50 else f"{text[:49]}…"
+
+
+def reference_of(text: str) -> Stack:
+    """The reference that a user names."""
+    from ...guidance.presets import read
+
+    return as_stack(read(text))

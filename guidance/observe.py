@@ -1,0 +1,38 @@
+"""What an observer of a run is shown: every evaluation, with all that the rules saw of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .prediction import Level
+from .query import Predictions
+from .rule import Estimate, Rule, State, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One evaluation of a stack, after its update.
+
+    Attributes:
+        stack: the stack.
+        step: where the run stands.
+        state: the stack's state before the update.
+        predictions: all answers of this evaluation; rows that nobody asked for read as the prompt's.
+        estimate: what the sampler is told.
+        after: level at the end of the sampler's step; None where it is not known.
+    """
+
+    stack: Rule
+    step: Step
+    state: State
+    predictions: Predictions
+    estimate: Estimate
+    after: Level | None = None
+
+
+Observer = Callable[[Seen], Mapping[str, Tensor]]
+"""Told of each evaluation; what it returns, by name one number a sample, is kept in the report's `observed`. It changes
+nothing of the run, and costs no network evaluation: it cannot ask for one."""

@@ -1,0 +1,383 @@
+"""Schedule: what is evaluated at which step, as a line of letters; some steps go by what earlier ones answered."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ..errors import RuleError
+from ..fields import choice, set_field, whole
+from ..prediction import SPACES, Level, Prediction, Space
+from ..query import Predictions, Queries, Query, RowMask
+from ..registry import register
+from ..rule import Estimate, Rule, Run, State, Step
+from ..stack import sole
+from .adaptive import CASTILLO_2023
+
+GUIDED, CONDITIONAL, REUSED, SKIPPED = "g", "c", "r", "s"
+LETTERS = GUIDED + CONDITIONAL + REUSED + SKIPPED
+LONGEST = 1000  # letters of a plan
+PERIOD = 4  # letters of a repeated group that is found when a plan is written
+ITEM = re.compile(r"\s*(?:\((?P<group>[^()]*)\)|(?P<letter>[a-z]))\s*(?P<times>\d{1,4}|\*)?\s*", re.IGNORECASE)
+
+
+class Kept(NamedTuple):
+    """A tensor of an earlier evaluation, with that of the re-noising prediction where the rule sets one.
+
+    Attributes:
+        level: of the evaluation.
+        value: shape ``(B, ...)``, float32 or better.
+        renoise: likewise, or None.
+    """
+
+    level: Level
+    value: Tensor
+    renoise: Tensor | None
+
+
+class Remembered(NamedTuple):
+    """What a schedule remembers; nothing that no step to come will need.
+
+    Attributes:
+        updates: what `rule` did to the prompt's prediction at its last evaluations, newest last; at most two.
+        estimates: clean samples of the last estimates, likewise.
+        inner: the state of the wrapped rule.
+    """
+
+    updates: tuple[Kept, ...]
+    estimates: tuple[Kept, ...]
+    inner: State
+
+
+@lru_cache(maxsize=1024)
+def read_plan(plan: str) -> tuple[str, str]:
+    """The letters of a plan: those that stand in it, and those that are repeated behind them to the end of a run.
+
+    Raises:
+        RuleError: it is no plan.
+
+    >>> read_plan("g6 (rg)2 c*"), read_plan("gcs")
+    (('ggggggrgrg', 'c'), ('gcs', ''))
+    """
+    if not isinstance(plan, str):
+        raise RuleError(f"Schedule: plan is a text such as 'g6 r4 c*'; got {plan!r}")
+    place, head, tail = 0, "", ""
+    while place < len(plan):
+        item = ITEM.match(plan, place)
+        if item is None or tail:
+            raise _unreadable(plan, place, "expected a letter, or letters in brackets" if not tail else "* ends a plan")
+        letters = _letters(item["group"], plan, place) if item["group"] is not None else item["letter"]
+        times = item["times"]
+        unknown = set(letters) - set(LETTERS)
+        if unknown or not letters:
+            raise _unreadable(plan, place, f"{min(unknown)!r} is none of g, c, r, s" if unknown else "empty brackets")
+        if times == "*":
+            tail = letters
+        elif times is not None and int(times) < 1:
+            raise _unreadable(plan, place, "a number is 1 at least")
+        else:
+            head += letters * int(times or 1)
+        if len(head) + len(tail) > LONGEST:
+            raise RuleError(f"Schedule: a plan has at most {LONGEST} letters; this one begins {plan[:40]!r}")
+        place = item.end()
+    if not head + tail:
+        raise RuleError("Schedule: the plan is empty; write a letter for each step, such as 'g6 r4 c*'")
+    return head, tail
+
+
+def _letters(group: str, plan: str, place: int) -> str:
+    """What stands between brackets, which do not nest."""
+    letters = ""
+    for part in re.finditer(r"\s*([a-z])\s*(\d{1,4})?\s*|.", group, re.IGNORECASE):
+        if part[1] is None or part[2] == "0":
+            raise _unreadable(plan, place, f"{part[0]!r} within brackets")
+        letters += part[1] * int(part[2] or 1)
+    return letters
+
+
+def _unreadable(plan: str, place: int, what: str) -> RuleError:
+    return RuleError(
+        f"Schedule: cannot read the plan {plan[:80]!r} at character {place + 1}: {what}; it is letters g (guided), c "
+        "(conditional), r (reused), s (skipped) with how often, such as 'g6 (rg)2 c*'"
+    )
+
+
+def written_plan(head: str, tail: str = "") -> str:
+    """The text of a plan, the same for the same letters; `read_plan` reads it back.
+
+    >>> written_plan("ggggggrgrgcc", "c"), written_plan("gcs")
+    ('g5 (gr)2 g c*', 'g c s')
+    """
+    while tail and head.endswith(tail):
+        head = head.removesuffix(tail)
+    items, place = [], 0
+    while place < len(head):
+        period, times = max(
+            ((size, _repeats(head, place, size)) for size in range(1, PERIOD + 1)),
+            key=lambda found: found[0] * found[1] if found[1] > 1 or found[0] == 1 else 0,
+        )
+        items.append(_item(head[place : place + period], str(times) if times > 1 else ""))
+        place += period * times
+    return " ".join([*items, *([_item(tail, "*")] if tail else [])])
+
+
+def _repeats(letters: str, place: int, size: int) -> int:
+    """How often the `size` letters at `place` stand there one behind the other."""
+    unit, times = letters[place : place + size], 1
+    while letters[place + size * times : place + size * (times + 1)] == unit:
+        times += 1
+    return times
+
+
+def _item(letters: str, times: str) -> str:
+    return f"{letters}{times}" if len(letters) == 1 else f"({letters}){times}"
+
+
+@register("schedule", cost="by letter: g that of the rule, c and r 1, s 0", references=(CASTILLO_2023,))
+@dataclass(frozen=True)
+class Schedule(Rule):
+    r"""Apply `rule` at some steps and go by earlier answers at others: a letter for each step.
+
+    ======  ===================================================================  =====================
+    letter  the step                                                             evaluations
+    ======  ===================================================================  =====================
+    ``g``   guided: `rule` as it is                                              those of the rule
+    ``c``   conditional: the prompt's prediction                                 1
+    ``r``   reused: the prompt's prediction, and what `rule` did to it before    1
+    ``s``   skipped: an estimate from the last ones, without any prediction      0
+    ======  ===================================================================  =====================
+
+    With :math:`\Delta_i = \hat D_i - D_{c,i}`, what the rule did to the prompt's prediction at its evaluation i, and
+    :math:`\lambda = \log(\alpha/\sigma)`, at a level :math:`\lambda` after the last two at a and b
+
+    .. math:: r:\ D_c + \Delta_b + \rho\,(\Delta_b - \Delta_a),\qquad s:\ \hat D_b + \rho\,(\hat D_b - \hat D_a),\qquad
+              \rho = \frac{\lambda - \lambda_b}{\lambda_b - \lambda_a}
+
+    with the differences read in `space` and the estimates as clean samples; :math:`\rho` is 0 with `order` 0, and where
+    there is no second one or a level is pure noise or none.
+
+    Args:
+        rule: any rule, a stack included; what else is wanted goes in here: ``schedule(adaptive(cfg(4)), 'g6 r*')``.
+        plan: letters, each with how often; several in brackets. ``*`` in a number's place repeats to the end of the run,
+            whatever its length; without it the plan has a letter for each step. The steps are those of the schedule: a
+            run that begins mid-way begins there in the plan. A step r or s with nothing to go by is guided.
+        order: of the extrapolation at r: 0 holds the last difference, 1 goes on in a line through the last two.
+        skip_order: likewise at s, of the estimates.
+        space: in which differences are kept. Clean samples differ by about the same amount as long as there is much
+            noise, noises as long as there is little; their ratio is sigma/alpha. ``"velocity"`` is near the former where
+            alpha is small and near the latter where sigma is, so that its differences change least from step to step.
+
+    Queries: those of `rule` at g; none at c and r, whose prompt's prediction every step has; at s not even that. With a
+    solver that evaluates twice a step a letter is for both.
+
+    State: at most two differences and two estimates, float32 or better, as long as a step to come needs them; the state
+    of `rule`. Trace ``reused`` (1 at r and s, else 0).
+
+    Raises:
+        RuleError: at construction, the plan cannot be read, or begins with what has nothing to go by; when a run begins,
+            the plan is for another number of steps.
+
+    References:
+        Castillo et al., "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models",
+        arXiv:2312.12487, section 3: which prediction to evaluate at which step, as a search. Holding the difference is
+        known from inference engines; the extrapolation at s is that of multistep solvers in log-SNR (Lu et al.,
+        arXiv:2211.01095, which `skip_order` 1 continues over a missing evaluation).
+
+    >>> from guidestack import CFG, Schedule
+    >>> print(Schedule(CFG(4), "gggggg rgrgrg cccc c*"))
+    schedule(cfg(4), 'g5 (gr)3 g c*')
+    """
+
+    whole_stack: ClassVar[bool] = True  # a skipped step has no prediction that another rule could work on
+
+    rule: Rule
+    plan: str
+    order: int = 1
+    skip_order: int = 1
+    space: Space = "velocity"  # type: ignore[misc]  # the user's choice, so a field instead of a class attribute
+
+    def __post_init__(self) -> None:
+        set_field(self, "rule", sole(self.rule, "Schedule"))
+        head, tail = read_plan(self.plan)
+        set_field(self, "plan", written_plan(head, tail))
+        for name in ("order", "skip_order"):
+            whole(self, name, 0)
+            if getattr(self, name) > 1:
+                raise RuleError(f"Schedule: {name} is 0 or 1, got {getattr(self, name)!r}")
+        choice(self, "space", SPACES)
+        for letter, needs in ((SKIPPED, (GUIDED, CONDITIONAL)), (REUSED, (GUIDED,))):
+            before = (head + tail).partition(letter)
+            if before[1] and not set(needs) & set(before[0]):
+                raise RuleError(
+                    f"Schedule: {self.plan!r} begins with {letter}, which goes by an earlier step: put "
+                    f"{' or '.join(needs)} before it"
+                )
+
+    @property
+    def contrast(self) -> Query | None:
+        """That of the rule."""
+        return self.rule.contrast
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.renoises
+
+    @property
+    def refines(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.refines
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rule does."""
+        return self.rule.moves
+
+    @cached_property
+    def skips(self) -> bool:  # type: ignore[override]  # computed once
+        """Whether the plan has an s."""
+        return SKIPPED in "".join(read_plan(self.plan))
+
+    def letters(self, steps: int) -> str:
+        """A letter for each of so many steps.
+
+        Raises:
+            RuleError: the plan is for another number.
+        """
+        head, tail = read_plan(self.plan)
+        if tail:
+            head += tail * (max(0, steps - len(head)) // len(tail) + 1)
+            if len(read_plan(self.plan)[0]) <= steps:
+                return head[:steps]
+        if len(head) != steps:
+            at_least = "at least " * bool(tail)
+            raise RuleError(
+                f"schedule: the plan {self.plan!r} is for {at_least}{len(read_plan(self.plan)[0])} steps, and this run "
+                f"has {steps}; write another, or end it with a letter and * for any number"
+            )
+        return head
+
+    def init(self, run: Run) -> State:
+        """Nothing to go by.
+
+        Raises:
+            RuleError: the plan is for another number of steps.
+        """
+        self.letters(run.steps)
+        return Remembered((), (), self.rule.init(run))
+
+    def asks(self) -> frozenset[Query]:
+        """Whatever the rule may ask for."""
+        return self.rule.asks()
+
+    def _letter(self, step: Step, state: State) -> str:
+        """What is done at this step."""
+        assert isinstance(state, Remembered)
+        letter = self.letters(step.run.steps)[step.index]
+        if (letter == REUSED and not state.updates) or (letter == SKIPPED and not state.estimates):
+            return GUIDED
+        return letter
+
+    def queries(self, step: Step, state: State) -> Queries:
+        """Those of the rule at guided steps, none at others."""
+        assert isinstance(state, Remembered)
+        return self.rule.queries(step, state.inner) if self._letter(step, state) == GUIDED else {}
+
+    def unasked(self, step: Step, state: State) -> RowMask | None:
+        """All samples at a skipped step."""
+        if self._letter(step, state) != SKIPPED:
+            return None
+        return torch.ones(step.run.batch, dtype=torch.bool)
+
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """That of the rule at guided steps; at others there is no answer to lead away from."""
+        assert isinstance(state, Remembered)
+        return self.rule.away(predictions, step, state.inner) if self._letter(step, state) == GUIDED else None
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """The rule's update at guided steps, the equations above at the others."""
+        assert isinstance(state, Remembered)
+        letter = self._letter(step, state)
+        later = self.letters(step.run.steps)[step.index + 1 :]
+        updates, estimates, inner = state
+        prompt = estimate.prediction
+        if letter == GUIDED:
+            estimate, inner = self.rule.update(estimate, predictions, step, inner)
+            if REUSED in later:
+                updates = _with(updates, self._update(prompt, estimate, step.level), 1 + self.order)
+        elif letter == REUSED:
+            held = _extrapolated(updates, step.level, self.order)
+            base = prompt.read(self.space)
+            renoise = None if held.renoise is None else prompt.replace(self.space, base + held.renoise)
+            estimate = Estimate(prompt.replace(self.space, base + held.value), renoise, estimate.traces)
+        elif letter == SKIPPED:
+            held = _extrapolated(estimates, step.level, self.skip_order)
+            renoise = None if held.renoise is None else prompt.replace("denoised", held.renoise)
+            estimate = Estimate(prompt.replace("denoised", held.value), renoise, estimate.traces)
+        if SKIPPED not in later:
+            estimates = ()
+        elif letter != SKIPPED:
+            estimates = _with(estimates, _clean(estimate, step.level), 1 + self.skip_order)
+        if REUSED not in later:
+            updates = ()
+        mark = torch.full((step.run.batch,), float(letter in (REUSED, SKIPPED)), device=prompt.native.device)
+        marked = Estimate(estimate.prediction, estimate.renoise, {**estimate.traces, "reused": mark})
+        return marked, Remembered(updates, estimates, inner)
+
+    def _update(self, prompt: Prediction, guided: Estimate, level: Level) -> Kept:
+        base = prompt.read(self.space)
+        renoise = None if guided.renoise is None else guided.renoise.read(self.space) - base
+        return Kept(level, guided.read(self.space) - base, renoise)
+
+    def neutral(self) -> Self:
+        """Around the neutral form of its rule, with a prediction at every step."""
+        return type(self)(self.rule.neutral(), "c*", self.order, self.skip_order, self.space)
+
+
+def _clean(estimate: Estimate, level: Level) -> Kept:
+    """The clean samples of an estimate, in memory of their own."""
+
+    def own(prediction: Prediction) -> Tensor:
+        clean = prediction.denoised
+        return clean.clone() if clean is prediction.native else clean
+
+    return Kept(level, own(estimate.prediction), None if estimate.renoise is None else own(estimate.renoise))
+
+
+def _with(kept: Sequence[Kept], one: Kept, most: int) -> tuple[Kept, ...]:
+    """With one more, at most so many; of two at one level, as solvers with two evaluations have them, the later."""
+    before = kept[:-1] if kept and kept[-1].level == one.level else kept
+    return (*before, one)[-most:]
+
+
+def _extrapolated(kept: Sequence[Kept], level: Level, order: int) -> Kept:
+    """What the last one, or a line through the last two in log-SNR, has at `level`."""
+    last = kept[-1]
+    ahead = _ahead(kept[-2].level, last.level, level) if order and len(kept) > 1 else 0.0
+    if not ahead:
+        return last
+
+    def line(now: Tensor, before: Tensor) -> Tensor:
+        return torch.add(now * (1 + ahead), before, alpha=-ahead)
+
+    renoise = None
+    if last.renoise is not None:
+        earlier = kept[-2].renoise
+        renoise = last.renoise if earlier is None else line(last.renoise, earlier)
+    return Kept(level, line(last.value, kept[-2].value), renoise)
+
+
+def _ahead(first: Level, second: Level, level: Level) -> float:
+    """Rho of the equation; 0 where it has no meaning."""
+    ks = (first.k_sigma, second.k_sigma, level.k_sigma)
+    if not all(0 < k < math.inf for k in ks) or ks[0] == ks[1]:
+        return 0.0
+    a, b, here = (-math.log(k) for k in ks)
+    return (here - b) / (b - a)

@@ -1,0 +1,201 @@
+"""doctor(): the self-test of a pipeline and its family record."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ...guidance.errors import GuidestackError, InputError, UnsupportedPipelineError
+from ...samplers import parameterization
+from ..family import FAMILIES, Family, Pipeline, denoisers_of, family_of
+from . import example
+from .bench import Bench
+from .checks import CHECKS, GUIDED, Answer
+from .diagnosis import FAIL, NOT_MADE, PASS, Check, Diagnosis
+from .state import kept
+from .trials import trials
+from .watch import RecordError
+
+
+def doctor(pipe: Pipeline, call: Mapping[str, Any] | None = None, *, rules: bool = True) -> Diagnosis:
+    """Check by running it that `guide` works on a pipeline: a self-test for a model, and for a family record.
+
+    The pipeline makes two samples in two steps, as small as it allows, without decoding. Compared and counted is what
+    its denoiser and its scheduler are really handed, with and without guidance, by itself and through `guide`.
+
+    Args:
+        pipe: a pipeline. It keeps its device and type, and is left as it was found.
+        call: arguments to call it with in place of those made up: a picture of your own, embeddings for a pipeline
+            without text encoders. No guidance arguments.
+        rules: also run every rule of the registry, for the table of which run on it.
+
+    Returns:
+        The diagnosis; ``str`` of it is a page. A check that fails names the field of the record, or the rule, that is
+        wrong; one that cannot be made on this pipeline says why.
+
+    Raises:
+        InputError: `call` has arguments that rules replace.
+
+    Cost: about 25 small calls of the pipeline, 12 without `rules`.
+    """
+    name = type(pipe).__name__
+    try:
+        family = family_of(pipe)
+    except UnsupportedPipelineError:
+        return unrecorded(name, type(pipe), vars(pipe))
+    if wrong := sorted(set(call or {}) & set(family.owned) - {family.embedded(pipe)} if _there(pipe, family) else ()):
+        raise InputError(f"call= has {wrong[0]!r}, which rules replace: leave it out")
+    found = [Check("record", PASS, _record(name, family))]
+    try:
+        denoisers_of(pipe, family)
+        parameterization(pipe.scheduler)
+    except (GuidestackError, AttributeError) as error:
+        found.append(Check("components", FAIL, _line(error)))
+        return Diagnosis(name, "", (*found, *_not_made("its components cannot be used")))
+    found.append(Check("components", PASS, f"{family.denoiser} and {type(pipe.scheduler).__name__} are known"))
+    with kept(pipe):
+        if hasattr(pipe, "set_progress_bar_config"):
+            pipe.set_progress_bar_config(disable=True)
+        with _silent():
+            return _examined(pipe, family, found, dict(call or {}), rules)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the log lines of diffusers, which would come with every call."""
+    if "diffusers" not in sys.modules:
+        yield
+        return
+    logging: Any = sys.modules["diffusers"].utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _there(pipe: Pipeline, family: Family) -> bool:
+    return all(getattr(pipe, name, None) is not None for name in (family.denoiser, "scheduler"))
+
+
+def _examined(pipe: Pipeline, family: Family, found: list[Check], given: dict[str, Any], rules: bool) -> Diagnosis:
+    name = type(pipe).__name__
+    bench, answer = _bench(pipe, family, given)
+    found.append(Check("inputs", *answer))
+    if bench is None:
+        return Diagnosis(name, "", (*found, *_not_made("the pipeline itself does not run")))
+    refused = _answer(_runs, bench)
+    for one, check in CHECKS.items():
+        if refused[0] == FAIL and one in GUIDED:
+            found.append(Check(one, NOT_MADE, f"there is no guided run: {refused[1]}"))
+        else:
+            found.append(Check(one, *_answer(check, bench)))
+    tried = tuple(trials(pipe, lambda: example.fresh(bench.call))) if rules else ()
+    if rules:
+        broken = [trial.rule for trial in tried if trial.broken]
+        run = sum(trial.evaluations is not None for trial in tried)
+        reason = (
+            f"{', '.join(broken)}: see the table" if broken else f"{run} of {len(tried)} run; the others say why not"
+        )
+        found.append(Check("rules", FAIL if broken else PASS, reason))
+    size = tuple(bench.plain.reached[0].shape)
+    words = example.described(pipe, family, len(bench.plain.told), size)
+    return Diagnosis(name, words, tuple(found), tried, tuple(_notes(pipe, family)))
+
+
+def _bench(pipe: Pipeline, family: Family, given: Mapping[str, Any]) -> tuple[Bench | None, Answer]:
+    """The pipeline on the smallest inputs on which it runs by itself."""
+    reason = "it makes no steps"
+    for call in example.examples(pipe, family, given):
+        try:
+            bench = Bench(pipe, family, call)
+        except RecordError as error:
+            return None, (FAIL, _line(error))
+        except Exception as error:  # whatever the pipeline says about arguments that it does not take
+            reason = f"{type(error).__name__}: {_line(error)}"
+            continue
+        if bench.plain.finite() and bench.plain.calls and (bench.own is None or bench.own.finite()):
+            return bench, (PASS, f"the pipeline runs by itself on {', '.join(sorted(call))}")
+        steps, calls = len(bench.plain.told), len(bench.plain.calls)
+        idle = f"it made {steps} steps and called its {family.denoiser} {calls} times"
+        reason = "its samples are not finite" if steps and calls else idle
+    return None, (
+        FAIL,
+        f"the pipeline itself does not run on what was made up for it: {reason}. Give the arguments of a call that "
+        "works as doctor(pipe, call={...}), or in the record's `example`",
+    )
+
+
+def _answer(check: Callable[[Bench], Answer], bench: Bench) -> Answer:
+    try:
+        return check(bench)
+    except Exception as error:  # a wrong record can make anything happen, which is what is to be reported
+        return FAIL, f"{type(error).__name__}: {_line(error)}"
+
+
+def _runs(bench: Bench) -> Answer:
+    return PASS, str(bench.report)
+
+
+def _not_made(reason: str) -> list[Check]:
+    return [Check(name, NOT_MADE, reason) for name in CHECKS]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).partition(" (all: ")[0].split())[:300]
+
+
+def _record(name: str, family: Family) -> str:
+    return f"of {family.pipeline}" + f", whose __call__ {name} inherits" * (name != family.pipeline)
+
+
+def _notes(pipe: Pipeline, family: Family) -> list[str]:
+    notes = []
+    if reason := family.cannot(pipe):
+        notes.append(f"no guidance of its own: {reason}")
+    if (embedded := family.embedded(pipe)) and not reason:
+        notes.append(
+            f"this network was distilled from guided runs and takes their scale as an input, {embedded}, which stays "
+            "yours; rules guide on top of it"
+        )
+    if family.offset:
+        notes.append(f"its own scale counts from 0: {family.scale}=s is cfg(s + {family.offset:g})")
+    return notes
+
+
+def unrecorded(name: str, cls: type | None, components: Iterable[str]) -> Diagnosis:
+    """The diagnosis of a pipeline without a record.
+
+    Args:
+        name: of its class.
+        cls: the class, if it is at hand.
+        components: names of what it has.
+    """
+    derived = next((one.__name__ for one in cls.__mro__[1:] if one.__name__ in FAMILIES), "") if cls else ""
+    start = derived or _nearest(name, cls, set(components))
+    why = "whose __call__ it replaces" if derived else "by its components, its arguments and its name"
+    reason = f"there is none for {name}; the nearest is that of {start}, {why}"
+    steps = (
+        f"enter a copy: register_family(dataclasses.replace(FAMILIES[{start!r}], pipeline={name!r})), where "
+        "register_family is guidestack's and FAMILIES that of guidestack.pipelines.family",
+        "then guidestack.doctor(pipe) names the fields that are wrong; docs/families.md says what each means",
+    )
+    return Diagnosis(name, "", (Check("record", FAIL, reason), *_not_made("there is no record")), notes=steps)
+
+
+def _nearest(name: str, cls: type | None, components: set[str]) -> str:
+    """The pipeline whose record is the likeliest to be nearly right."""
+    arguments = set(inspect.signature(cls.__call__).parameters) if cls else set()
+
+    def likeness(family: Family) -> float:
+        owned = sum(one in arguments for one in family.owned) / max(1, len(family.owned))
+        prompts = (family.encode is not None) == ("prompt" in arguments)
+        alike = difflib.SequenceMatcher(None, name, family.pipeline).ratio()
+        return 2 * (family.denoiser in components) + owned + prompts + alike
+
+    return max(FAMILIES.values(), key=likeness).pipeline

@@ -1,0 +1,40 @@
+"""A scheduler's steps by themselves, for loops that are not a pipeline's."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+
+class Stepper:
+    """The steps of one run of a scheduler.
+
+    Args:
+        scheduler: any supported scheduler, after ``set_timesteps``.
+
+    One of them (CogVideoX's DPM-Solver) does not remember its last prediction, and is handed it back.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.forgets = "old_pred_original_sample" in inspect.signature(scheduler.step).parameters
+        self.last: tuple[Tensor | None, Any] = (None, None)
+
+    def __call__(self, output: Tensor, timestep: Any, x: Tensor, **options: Any) -> Tensor:
+        """The samples after a step.
+
+        Args:
+            output: what the network emitted at `x`.
+            timestep: the entry of ``scheduler.timesteps``.
+            x: the samples.
+            **options: further arguments of the scheduler's ``step``.
+        """
+        if not self.forgets:
+            stepped: Tensor = self.scheduler.step(output, timestep, x, **options, return_dict=False)[0]
+            return stepped
+        old, back = self.last
+        stepped, predicted = self.scheduler.step(output, old, timestep, back, x, **options, return_dict=False)
+        self.last = predicted, timestep
+        return stepped

@@ -1,0 +1,335 @@
+"""``guidestack bench``: what guidance costs, over the stock pipeline on the same weights and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from ...guidance.errors import GuidestackError, InputError
+from ..emoji.files import replacing
+from ..model import notices, quiet
+from . import arithmetic, install, page
+from .measure import Watched, measured
+from .memory import peak
+from .models import BUNDLED, MODELS, SHAPED, Model, bundled, of_folder
+from .pipelines import STEPS, Bench, Side, chosen
+from .table import HEAD, Measured, Row, line
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+QUICK = 25.0
+"""Seconds after which --quick begins no further round; it ends within a minute."""
+QUICK_STEPS = 5
+REMEMBERED = 2
+"""Steps of the runs whose memory is measured, of a side that does not name its own."""
+
+
+def sides_of(bench: Bench, sides: Iterable[Side], strict: bool) -> dict[int, dict[str, tuple[Side, Callable[[], Any]]]]:
+    """The runs of the sides that this model can make, by their steps and names; what it cannot is said in a line.
+
+    Raises:
+        GuidestackError: with `strict`, instead of the line.
+    """
+    found: dict[int, dict[str, tuple[Side, Callable[[], Any]]]] = {}
+    for side in sides:
+        steps = side.steps or bench.steps
+        try:
+            run = bench.with_steps(steps).guided(side)
+            run()
+        except GuidestackError as error:
+            if strict:
+                raise
+            click.echo(f"{side.name:<22}  left out: {' '.join(str(error).split())}")
+            continue
+        found.setdefault(steps, {})[side.name] = (side, run)
+    return found
+
+
+def rows_of(
+    model: Model,
+    pipe: Any,
+    batch: int,
+    sides: Sequence[Side],
+    rounds: int,
+    clock: str,
+    go_on: Callable[[], bool],
+    strict: bool = False,
+    modular: bool = False,
+) -> Iterator[Measured]:
+    """What each stack costs on one model at one batch size.
+
+    Args:
+        model: what is measured.
+        pipe: its pipeline.
+        batch: images of a run.
+        sides: the stacks.
+        rounds: at most.
+        clock: one of `CLOCKS`.
+        go_on: whether there is time for another round.
+        strict: whether a stack that the model cannot run is an error.
+        modular: whether to compare with Modular pipelines too.
+
+    Raises:
+        GuidestackError: with `strict`.
+    """
+    bench = Bench(pipe, batch, model.steps)
+    watched = Watched(pipe, CLOCKS[clock])
+    over_guiders = _over_guiders(pipe, batch)
+    over_modular = _over_modular(pipe, batch, bench.steps, rounds) if modular else {}
+    for steps, group in sides_of(bench, sides, strict).items():
+        at = bench.with_steps(steps)
+        runs = {name: run for name, (_, run) in group.items()}
+        found, made = measured(watched, at.stock, runs, steps, rounds, model.apart, go_on)
+        reference = {}
+        for name, (side, _) in group.items():
+            remembered = bench.with_steps(side.steps or min(REMEMBERED, steps))
+            if remembered.steps not in reference:
+                reference[remembered.steps] = peak(remembered.stock)
+            one = found[name]
+            yield {
+                "model": model.name,
+                "stack": side.stack,
+                "batch": batch,
+                "time_ratio": one.time_ratio.median,
+                "evaluation_ratio": one.evaluation_ratio,
+                "efficiency": one.efficiency,
+                "memory_ratio": peak(remembered.guided(side)) / reference[remembered.steps],
+                "name": name,
+                "negatives": len(side.negatives),
+                "max_rows": side.max_rows * batch or None,
+                "steps": steps,
+                "rounds": made,
+                "time_low": one.time_ratio.low,
+                "time_high": one.time_ratio.high,
+                "seconds": one.seconds.median,
+                "added_ms": 1000 * one.added,
+                "network_share": one.share,
+                "guider_ratio": over_guiders.get(side.guider),
+                "modular_ratio": over_modular.get(side.guider),
+                "efficiency_limit": model.efficiency,
+                "clock": clock,
+                **machine(),
+            }
+
+
+def _over_guiders(pipe: Any, batch: int) -> dict[str, float]:
+    """Time of a rule's arithmetic over that of the guider of diffusers with the same rule, on this model's samples."""
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    config = getattr(denoiser, "config", {})
+    channels, size = config.get("in_channels"), config.get("sample_size")
+    if not isinstance(channels, int) or not isinstance(size, int):
+        return {}
+    timings = arithmetic.paired(arithmetic.Answers((batch, channels, size, size)), 50)
+    return {name: timing.ratio.median for name, timing in timings.items()}
+
+
+def _over_modular(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str, float]:
+    large = install.enlarged(pipe)
+    return {name: ratio.median for name, ratio in install.over_modular(large, batch, steps, rounds).items()}
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured."""
+    import diffusers
+
+    return {
+        "machine": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [one.partition(":")[2].strip() for one in text.splitlines() if one.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="The bundled model with one image, few steps and rounds: within a minute.")
+@click.option(
+    "--model",
+    "only",
+    multiple=True,
+    metavar="NAME",
+    help=f"{BUNDLED}, {SHAPED} (a random UNet of Stable Diffusion 1.5's shape), or a model folder.  [default: both]",
+)
+@click.option("--guidance", "stacks", multiple=True, metavar="STACK", help="Only these stacks.  [default: every rule]")
+@click.option("--batch", type=click.IntRange(1), multiple=True, help="Images of a run.  [default: 1, 4, 16; shaped: 1]")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a run.  [default: 20; shaped: 2]")
+@click.option("--repeats", type=click.IntRange(1), help="Rounds.  [default: 9; shaped: 3; --arithmetic: 100]")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
+@click.option(
+    "--clock",
+    type=click.Choice(list(CLOCKS)),
+    default="wall",
+    show_default=True,
+    help="cpu: processor time, for a machine that others use too.",
+)
+@click.option(
+    "--arithmetic",
+    "only_step",
+    is_flag=True,
+    help="One step without the network instead, on large samples, against guiders of diffusers.",
+)
+@click.option(
+    "--install",
+    "only_install",
+    is_flag=True,
+    help="What guide() costs around the network instead, and its single calls against a Modular pipeline's.",
+)
+@click.option("--json", "to", type=click.Path(path_type=Path), help="Also write the rows here.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Measure nothing; show the rows of this file (of several).",
+)
+@click.option("--page", "page_to", type=click.Path(path_type=Path), help="Also write the rows as a page, in Markdown.")
+def command(
+    quick: bool,
+    only: tuple[str, ...],
+    stacks: tuple[str, ...],
+    batch: tuple[int, ...],
+    steps: int | None,
+    repeats: int | None,
+    threads: int,
+    clock: str,
+    only_step: bool,
+    only_install: bool,
+    to: Path | None,
+    source: tuple[Path, ...],
+    page_to: Path | None,
+) -> None:
+    """Measure what guidance costs, over the stock pipeline on the same weights and seeds.
+
+    For every rule: time, network evaluations and peak memory over those of the stock pipeline with its own guidance; the
+    efficiency, what the network's calls would cost by themselves over what they cost with guidance around them; the
+    time that guidance adds outside of the network for each step; its arithmetic over that of diffusers' guider, and a
+    whole run over a Modular pipeline with it, for the rules that diffusers has.
+
+    All runs are in one process, interleaved; figures are medians.
+    """
+    torch.set_num_threads(threads)
+    began = time.monotonic()
+    with notices():
+        if only_install:
+            install.report(bundled(), batch[0] if batch else 1, repeats or 15)
+            return
+        if only_step:
+            if page_to:
+                raise InputError("--page is of whole pipelines; drop --arithmetic")
+            step_rows = _step(repeats or 100)
+            if to:
+                _write([row.mapping() for row in step_rows], to)
+            return
+        if source:
+            rows = [row for path in source for row in page.read(path)]
+            _show(rows)
+        else:
+            models = [_named(name, batch, steps) for name in only or ((BUNDLED,) if quick else (BUNDLED, SHAPED))]
+            rows = []
+            for model in models:
+                rows += _measure(model, quick, stacks, batch, steps, repeats, clock, began)
+        if to:
+            _write(rows, to)
+        if page_to:
+            with replacing(page_to) as beside:
+                beside.write_text(page.text(rows), encoding="utf-8")
+
+
+def _named(name: str, batch: Sequence[int], steps: int | None) -> Model:
+    known = {model.name: model for model in MODELS}
+    return known.get(name) or of_folder(name, batch or (1,), steps or STEPS)
+
+
+def _measure(
+    model: Model,
+    quick: bool,
+    stacks: Sequence[str],
+    batch: Sequence[int],
+    steps: int | None,
+    repeats: int | None,
+    clock: str,
+    began: float,
+) -> list[Measured]:
+    if steps or quick:
+        model = dataclasses.replace(model, steps=steps or min(QUICK_STEPS, model.steps))
+    sides, pipe, rows = chosen(stacks), model.make(), []
+    rounds = repeats or (9 if model.apart == 1 else 3)
+    for size in batch or (model.batches[:1] if quick else model.batches):
+        click.echo(
+            f"{model.name}, batch {size}, {model.steps} steps, {clock} time, {torch.get_num_threads()} threads, at most "
+            f"{rounds} rounds; efficiency at least {model.efficiency:.2f}\n{HEAD}"
+        )
+        found = rows_of(
+            model,
+            pipe,
+            size,
+            sides,
+            rounds,
+            clock,
+            go_on=lambda: not quick or time.monotonic() - began < QUICK,
+            strict=bool(stacks),
+            modular=model.name == BUNDLED and not quick,
+        )
+        for row in found:
+            click.echo(line(row))
+            rows.append(row)
+    return rows
+
+
+def _show(rows: Sequence[Measured]) -> None:
+    for key in dict.fromkeys((row["model"], row["batch"]) for row in rows):
+        click.echo(f"{key[0]}, batch {key[1]}\n{HEAD}")
+        for row in rows:
+            if (row["model"], row["batch"]) == key:
+                click.echo(line(row))
+
+
+def _step(repeats: int) -> list[Row]:
+    quiet()
+    _warm()
+    shape = arithmetic.SHAPE
+    timings = arithmetic.timed(arithmetic.Answers(shape), repeats)
+    rows = [
+        Row(f"arithmetic over {side.over}", side.name, side.stack, shape[0], timings[side.name], side.limit)
+        for side in arithmetic.SIDES
+    ]
+    click.echo(
+        f"one step without the network, latents {shape}, float32, {torch.get_num_threads()} threads, median of "
+        f"{repeats}: over the forward of a guider of diffusers (smallest to largest)"
+    )
+    for over in dict.fromkeys(side.over for side in arithmetic.SIDES):
+        click.echo(f"{'rule':<22}  {'time':>12}  {'over ' + over:>24}  limit")
+        for row in rows:
+            if row.what.endswith(over):
+                click.echo(row.line())
+    return rows
+
+
+def _warm() -> None:
+    """Allocate and free what a network would: the C library then keeps the memory of smaller tensors, as in real use.
+
+    Without that it hands every tensor of some MB back to the system, and most of what is timed is getting it again.
+    """
+    torch.empty(7 << 20)  # 28 MiB; above 32 it would learn nothing
+
+
+def _write(rows: list[dict[str, Any]], path: Path) -> None:
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,119 @@
+"""docs/performance.md, made from the rows that ``guidestack bench --json`` wrote."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...guidance.errors import InputError
+from .table import Measured, short
+
+NUMBERS = ("batch", "time_ratio", "evaluation_ratio", "efficiency", "memory_ratio")
+TEXTS = ("model", "stack", "name", "machine", "clock", "torch", "diffusers", "python")
+MORE = ("time_low", "time_high", "added_ms", "network_share", "efficiency_limit", "steps", "rounds", "threads")
+OPTIONAL = ("guider_ratio", "modular_ratio")
+LARGEST = 10_000_000  # bytes
+
+INTRODUCTION = """# Performance
+
+An image costs at least its network evaluations. This page measures what guidance costs beside them: every rule, on the
+same weights and seeds as the stock diffusers pipeline with its own classifier-free guidance, in one process, interleaved.
+
+It is made by `guidestack bench --json docs/performance.json --page docs/performance.md`.
+
+* **time**: of a whole run over the stock pipeline's; median, smallest and largest ratio to the runs next to it.
+* **evaluations**: rows over all network calls, over the stock pipeline's.
+* **efficiency**: what the network's calls would cost by themselves, over what they cost with guidance around them. By
+  themselves is a call with as many rows and nothing around it, timed in the same rounds; what guidance adds is the time
+  outside of the calls less that of the stock pipeline. Encoding the prompt and decoding the image are the pipeline's own
+  and count for neither; encoding what only a rule asks for counts against it.
+* **network**: the same numerator over the whole run, with text and decoding: what is left to win anywhere.
+* **memory**: the most bytes in tensors allocated during a run, without the weights, over the stock pipeline's.
+* **added**: time that guidance spends outside of the network in each step, beyond what the stock pipeline spends there.
+* **guider**: time of the rule's arithmetic over that of diffusers' guider of the same rule, on samples of this size.
+* **Modular**: time of a whole run over that of a Modular pipeline of diffusers with that guider, on a Stable Diffusion
+  XL of the model's size.
+
+A rule may take less time than its share of evaluations says, or more: a call with fewer rows costs more for each of them.
+"""
+
+
+def read(path: Path) -> list[Measured]:
+    """The rows of a file.
+
+    Raises:
+        InputError: there is none, or it holds something else.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{str(path)!r} is not a file of the bench: it has {path.stat().st_size} bytes")
+        rows: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        rows = None
+    if not isinstance(rows, list) or not rows or not all(map(_whole, rows)):
+        raise InputError(f"{str(path)!r} is not a file of the bench: expected what guidestack bench --json writes")
+    return rows
+
+
+def _whole(row: Any) -> bool:
+    def number(value: Any) -> bool:
+        return type(value) in (int, float) and math.isfinite(value)
+
+    return (
+        isinstance(row, dict)
+        and all(number(row.get(name)) for name in (*NUMBERS, *MORE))
+        and all(isinstance(row.get(name), str) for name in TEXTS)
+        and all(name in row and (row[name] is None or number(row[name])) for name in OPTIONAL)
+    )
+
+
+def text(rows: Sequence[Measured]) -> str:
+    """The page."""
+    parts = [INTRODUCTION]
+    for key in dict.fromkeys((row["model"], row["batch"]) for row in rows):
+        here = [row for row in rows if (row["model"], row["batch"]) == key]
+        parts.append(_section(here))
+    return "\n".join(parts)
+
+
+def _section(rows: Sequence[Measured]) -> str:
+    first = rows[0]
+    unit = "processor" if first["clock"] == "cpu" else "wall"
+    lines = [
+        f"## {first['model']}, {first['batch']} image{'s' * (first['batch'] > 1)}\n",
+        f"{first['machine']}, {first['threads']} thread{'s' * (first['threads'] > 1)}; {unit} time, medians of "
+        f"{first['rounds']} rounds of {first['steps']} steps; torch {first['torch']}, diffusers {first['diffusers']}, "
+        f"Python {first['python']}.\n",
+        "| stack | time | evaluations | efficiency | network | memory | added | guider | Modular |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            _stack(row),
+            f"{row['time_ratio']:.3f} ({row['time_low']:.3f} to {row['time_high']:.3f})",
+            f"{row['evaluation_ratio']:.3f}",
+            f"{row['efficiency']:.3f}",
+            f"{row['network_share']:.3f}",
+            f"{row['memory_ratio']:.3f}",
+            f"{row['added_ms']:.2f} ms",
+            *("" if row[name] is None else f"{row[name]:.2f}" for name in OPTIONAL),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    for row in rows:
+        lines += [f"\n{_stack(row)}: {fault}." for fault in short(row)]
+    return "\n".join(lines) + "\n"
+
+
+def _stack(row: Measured) -> str:
+    text = row["stack"].replace("|", "\\|")
+    notes = []
+    if row.get("negatives"):
+        notes.append(f"{row['negatives']} negative{'s' * (row['negatives'] > 1)}")
+    if row.get("max_rows"):
+        notes.append(f"max_rows={row['max_rows']}")
+    return f"`{text}`" + (f", {', '.join(notes)}" if notes else "")

@@ -1,0 +1,109 @@
+"""``guidestack evaluate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+import click
+
+from ..guidance.errors import InputError
+from .model import check_device, notices
+
+
+@click.command()
+@click.argument("sweep", metavar="SWEEP.yaml")
+@click.option("--out", metavar="RUN", help="Folder for the results: a path, or an fsspec address.")
+@click.option("--dry-run", is_flag=True, help="Print cells, images, evaluations and a time estimate; write nothing.")
+@click.option(
+    "--times", type=click.IntRange(1), default=1, help="Times as many seeds for each prompt: narrower intervals."
+)
+@click.option("--merge-only", is_flag=True, help="Merge the records of RUN; make nothing.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: cpu; cuda by rank under a launcher]")
+@click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
+def command(**options: Any) -> None:
+    """Run a sweep: every cell of its axes, on every prompt, with every seed.
+
+    SWEEP.yaml is a file, or the name of a sweep that comes with guidestack, such as smoke. Everything is checked before
+    the first network call. What exists in RUN is never made again: stop it at any moment and start it again, or add a
+    value to an axis.
+    """
+    with notices():
+        _evaluate(options)
+
+
+def _evaluate(options: dict[str, Any]) -> None:
+    try:
+        from ..evaluation import runner
+        from ..evaluation.lock import Launch
+        from ..evaluation.progress import Bar
+        from ..evaluation.store import RunFolder
+        from ..evaluation.sweep import load_sweep
+    except ImportError as error:
+        if (error.name or "").startswith("guidestack"):
+            raise
+        raise InputError(f"evaluate needs {error.name}: pip install 'guidestack[evaluation]'") from None
+    launch = Launch.here()
+    if not options["out"] and not options["dry_run"]:
+        raise InputError("say where the results go with --out RUN; --dry-run writes nothing")
+    run = RunFolder(options["out"]) if options["out"] else None
+    if options["merge_only"]:
+        assert run is not None  # refused above
+        click.echo(f"records: {run}/records.parquet, {runner.merge_only(run, launch)} rows")
+        return
+    sweep = load_sweep(options["sweep"])
+    if options["times"] > 1:
+        sweep = dataclasses.replace(sweep, seeds=sweep.seeds.times(options["times"]))
+    device = options["device"] or _device(launch.local, launch.world)
+    check_device(device)
+    prepared = runner.Prepared(sweep, runner.Options(device, options["allow_pickle"], launch))
+    if options["dry_run"]:
+        from ..evaluation.estimate import estimate
+
+        click.echo(estimate(prepared, *runner.dry_run(prepared, run)))
+        return
+    assert run is not None  # refused above
+    outcome = runner.run_sweep(prepared, run, Bar(launch.rank))
+    if launch.rank == 0:
+        click.echo(_account(run, outcome))
+        runner.refuse_missing(outcome.missing)
+        _measure(run, sweep.metrics)
+        if sweep.claim:
+            from ..evaluation.claims import findings, table
+
+            click.echo(f"{table(sweep.claim, findings(run, sweep.claim))}\n")
+        click.echo(f"next: guidestack report {run}")
+
+
+def _account(run: Any, outcome: Any) -> str:
+    there = f", {outcome.existing} were there already" if outcome.existing else ""
+    return (
+        f"{outcome.made} images made{there}: {outcome.evaluations} network evaluations, {outcome.seconds:.1f} s\n"
+        f"records: {run}/records.parquet, {outcome.records} rows"
+    )
+
+
+def _measure(run: Any, metrics: tuple[str, ...]) -> None:
+    """Compute the metrics of sets of images, and show all of them."""
+    if not metrics:
+        return
+    from ..evaluation.measure import measure
+    from ..evaluation.metrics import parse_metric
+    from ..evaluation.summary import summary
+
+    found = measure(run, [parse_metric(one) for one in metrics])
+    click.echo(f"\n{summary(found, run.cells())}\n")
+
+
+def _device(local: int, world: int) -> str:
+    import torch
+
+    return f"cuda:{local}" if world > 1 and torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":  # for launchers: accelerate launch -m guidestack.scripts.evaluate SWEEP.yaml --out RUN
+    from .cli import main
+
+    sys.argv.insert(1, "evaluate")
+    main()

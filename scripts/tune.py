@@ -1,0 +1,133 @@
+"""``guidestack tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..guidance import presets
+from ..guidance.errors import InputError
+from .generate import read_size
+from .model import check_device, notices
+from .words import counted
+
+HELD_OUT = 48
+"""Prompts that are drawn to verify on, where no file is given."""
+APART = 1_000_000
+"""Between the first seeds of the two sets."""
+
+
+@click.command()
+@click.option("--prompts", default="12", show_default=True, metavar="FILE|N", help="Training prompts: a .txt, .jsonl or "
+              ".csv file; for the bundled model also how many to draw.")  # fmt: skip
+@click.option("--held-out", default=str(HELD_OUT), show_default=True, metavar="FILE|N", help="Prompts to verify on.")
+@click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
+@click.option("--reference", default="cfg(4)", show_default=True, metavar="STACK", help="Whose images are wanted.")
+@click.option("--likeness", metavar="WANTED", help="'ssim>=0.97', 'feature_distance<=0.05', or a stack: no worse than "
+              "that stack.")  # fmt: skip
+@click.option("--evaluations", type=float, metavar="N", help="At most so many an image; the most alike if alone.")
+@click.option("--metric", help="Likeness to go by.  [default: that of --likeness, or feature_distance]")
+@click.option("--budget", type=int, default=64, show_default=True, help="Stacks to try.")
+@click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
+@click.option("--steps", type=click.IntRange(2, 1000), default=25, show_default=True)
+@click.option("--size", metavar="HxW", help="In pixels.  [default: the model's own]")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images in one call.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of proposals and images.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt.")
+@click.option("--linear-ag", metavar="FILE", help="Coefficients of linear_ag(STACK), to be tried as well.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
+@click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
+def command(**options: Any) -> None:
+    """Search the cheapest schedule of a stack: what to evaluate at which step.
+
+    Tries schedules of the reference on the training prompts, takes the one that costs least of those that reach
+    --likeness (or is most alike at --evaluations), verifies it on held-out prompts, and writes OUT/tuned.yaml, to be
+    used as --guidance @OUT/tuned.yaml. OUT/frontier.csv, .json and .svg have everything that was measured;
+    OUT/training and OUT/held-out are run folders for guidestack report. Stop it at any moment: the same command goes on.
+    """
+    with notices():
+        _tune(options)
+
+
+def _tune(options: dict[str, Any]) -> None:
+    try:
+        from ..evaluation.runner import Options
+        from ..evaluation.tune.goal import read_goal
+        from ..evaluation.tune.progress import Bar
+        from ..evaluation.tune.search import check_budget
+        from ..evaluation.tune.session import Settings, Tuning
+    except ImportError as error:
+        if (error.name or "").startswith("guidestack"):
+            raise
+        raise InputError(f"tune needs {error.name}: pip install 'guidestack[tune]'") from None
+    check_budget(options["budget"])
+    goal = read_goal(options["likeness"], options["evaluations"], options["metric"])
+    fixed = {name: options[name] for name in ("sampler", "steps", "dtype", "batch")}
+    training, held_out = prompt_sets(options)
+    settings = Settings(
+        model=options["model"],
+        reference=presets.read(options["reference"]),
+        goal=goal,
+        training=training,
+        held_out=held_out,
+        fixed={**fixed, "size": read_size(options["size"])},
+        budget=options["budget"],
+        seed=options["seed"],
+        each=options["seeds"],
+        coefficients=options["linear_ag"],
+    )
+    check_device(options["device"])
+    bar = Bar()
+    tuning = Tuning(settings, options["out"], Options(options["device"], options["allow_pickle"]), bar, bar.say)
+    bar.start(tuning.samples)
+    try:
+        verdict = tuning.run()
+    except KeyboardInterrupt:
+        tried = max(0, len(tuning.training.points) - 1)
+        bar.say(f"stopped after {counted(tried, 'stack')} of {options['budget']}; the same command goes on")
+        raise
+    finally:
+        bar.stop()
+    whole = tuning.space.cost(settings.reference)
+    click.echo(f"{verdict.point.stack}: {verdict.point.cost:.4g} evaluations instead of {whole}\n{verdict.told}")
+    click.echo(f"use it: --guidance @{options['out'] / 'tuned.yaml'}; measured: {options['out'] / 'frontier.csv'}")
+
+
+def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
+    """Training and held-out prompts, from files or drawn.
+
+    Raises:
+        InputError: a file cannot be read, or prompts are to be drawn for another model than the bundled one.
+    """
+    from ..evaluation.prompts import bundled
+    from ..evaluation.tune.session import Prompts
+
+    sets: dict[str, Any] = {}
+    for name, place, text in (("held-out", 1, options["held_out"]), ("prompts", 0, options["prompts"])):
+        start = options["seed"] + place * APART
+        if not text.isdigit():
+            sets[name] = Prompts(tuple(_read(text, name)), start)
+            continue
+        if options["model"] is not None:
+            raise InputError(f"--{name} {text} draws prompts for the bundled model; give a file for {options['model']}")
+        count = int(text)
+        if place:
+            sets[name] = Prompts(tuple(bundled(count, place)), start, (count, place))
+        else:  # what is verified must be new
+            other = {one.text for one in sets["held-out"].prompts}
+            drawn = [one for one in bundled(count + 10 * len(other), place) if one.text not in other]
+            sets[name] = Prompts(tuple(drawn[:count]), start)
+    return sets["prompts"], sets["held-out"]
+
+
+def _read(path: str, name: str) -> list[Any]:
+    from ..evaluation.prompts import parse_prompts
+
+    try:
+        return parse_prompts(Path(path).read_bytes(), Path(path).name)
+    except OSError as error:
+        raise InputError(f"--{name}: cannot read {path!r}: {error.strerror}") from None

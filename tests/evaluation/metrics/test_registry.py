@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from guidestack.evaluation.metrics import SampleMetric, metrics, parse_metric, register, signature, summary
+from guidestack.guidance.errors import InputError
+
+
+@pytest.mark.parametrize("name", [name for name in metrics() if name != "clip_score"])
+def test_every_metric_is_read_by_its_name_and_its_text_is_read_back(name: str) -> None:
+    metric = parse_metric(name)
+    assert str(metric) == name
+    assert parse_metric(f"{name}()") == metric
+    assert metric.full_name.startswith(name)
+    assert metric.better in ("up", "down", "none")
+    assert metric.range[0] < metric.range[1]
+    assert signature(name).startswith(f"{name}(")
+    assert summary(name)[0].isupper()
+
+
+@pytest.mark.parametrize("text", ["concept(top=5)", "concept(by='features')", "kid(degree=2)", "recall(k=5)"])
+def test_parameters_are_in_the_text_and_in_the_full_name(text: str) -> None:
+    metric = parse_metric(text)
+    assert str(metric) == text
+    assert metric.full_name != parse_metric(metric.name).full_name
+    assert parse_metric(f" {text} ") == metric
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("satturation", "unknown metric 'satturation'; did you mean 'saturation'"),
+        ("", "a metric is a text such as"),
+        ("3", "a name with literal arguments"),
+        ("saturation | contrast", "a name with literal arguments"),
+        ("saturation(", "cannot read the metric"),
+        ("saturation(3)", "saturation takes 0 arguments at most"),
+        ("kid(degre=3)", "kid has no argument 'degre'; did you mean 'degree'"),
+        ("kid('x', extractor='y')", "kid got 'extractor' twice"),
+        ("kid(**{'degree': 3})", r"kid has no argument '\*\*'"),
+        ("kid(degree=open)", "kid: degree is a number or a text in quotes"),
+        ("kid(degree=__import__('os'))", "kid: degree is a number or a text in quotes"),
+        ("kid(degree=0)", "degree must be a whole number, 1 at least; got 0"),
+        ("recall(k=2.5)", "k must be a whole number, 1 at least; got 2.5"),
+        ("concept(by='pixel')", "unknown by 'pixel'; did you mean 'pixels'"),
+        ("concept(top=0)", "top must be a whole number, 1 at least; got 0"),
+        ("clip_score", "clip_score needs 'model'"),
+        ("clip_score(model='')", "model is a folder with a CLIP"),
+        ("(" * 3000, "a metric is a text such as"),
+    ],
+)
+def test_what_is_no_metric_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        parse_metric(text)
+    assert "\n" not in str(error.value)
+
+
+def test_others_register_metrics_of_their_own() -> None:
+    from guidestack.evaluation.metrics import registry
+
+    try:
+
+        @register("brightness_of_a_test")
+        @dataclass(frozen=True)
+        class Brightness(SampleMetric):
+            """Mean of all channels."""
+
+        assert parse_metric("brightness_of_a_test") == Brightness()
+        with pytest.raises(ValueError, match="no other metric has"):
+            register("brightness_of_a_test")(Brightness)
+        with pytest.raises(ValueError, match="frozen dataclass"):
+            register("another")(type("Loose", (SampleMetric,), {}))
+    finally:
+        registry._METRICS.pop("brightness_of_a_test", None)

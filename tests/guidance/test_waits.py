@@ -1,0 +1,145 @@
+"""No step makes the host wait for an accelerator, unless its rule says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from guidestack import parse
+from guidestack.guidance import fetched
+from guidestack.guidance.errors import NonFiniteError
+from guidestack.guidance.network import CallableNetwork
+from guidestack.guidance.prediction import EPSILON, Level
+from guidestack.guidance.rule import Run
+from guidestack.guidance.run import GuidedRun
+from guidestack.guidance.text import to_text
+
+from .elsewhere import Device, Elsewhere
+
+SHAPE = (3, 2, 4, 4)
+STEPS = 5
+CONDITIONS = ("null", "negative", "negative:0", "negative:1", "positive:1", "positive")
+WAITLESS = (
+    "stack()",
+    "cfg(4)",
+    "cfg(4) | rescale(0.7)",
+    "cfg(4) | renorm()",
+    "apg(4)",
+    "apg(4, radius=2, momentum=-0.5)",
+    "apg(4, radius=2, axes=(2, 3))",
+    "cfgpp(0.6)",
+    "perpneg(4) | renoise('null')",
+    "perpneg(4, weights=(1, 0.5))",
+    "tsg(4)",
+    "during(cfg(4), sigma=(0.5, 2))",
+    "prefix(cfg(4), 2)",
+    "adaptive(cfg(4), threshold=0.9, lag=1)",
+)
+
+
+class Model:
+    perturbations = frozenset({"time"})
+
+    def __call__(self, x: Tensor, level: Level, conditions: Tensor, **options: Any) -> Tensor:
+        return x * (0.5 + 0.1 * conditions.reshape(-1, 1, 1, 1)) + 0.1 * bool(options)
+
+
+def estimates(text: str, device: Device | None, scale: float = 1.0) -> tuple[list[Tensor], GuidedRun]:
+    """The guided estimates of a run of `STEPS` steps."""
+    put = (lambda value: value) if device is None else Elsewhere
+    x = put(scale * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)))
+    conditions: Mapping[str, Tensor] = {
+        name: put(torch.full((3,), float(place))) for place, name in enumerate(CONDITIONS)
+    }
+    place = torch.device("meta") if device else torch.device("cpu")
+    run = GuidedRun(
+        parse(text), Run(SHAPE, device=place, steps=STEPS, seeds=(0, 1, 2), negatives=(2, 1, 0), positives=(1, 0, 0))
+    )
+    found = []
+    for index in range(STEPS):
+        level = Level.ve(3.0 - 0.5 * index)
+        network = CallableNetwork({"main": Model()}, x, level, conditions, EPSILON)
+        estimate = run.estimate(network, x, index, level, time=1 - index / STEPS)
+        found.append(estimate.prediction.native)
+        x = 0.9 * x + 0.1 * estimate.prediction.native
+    return found, run
+
+
+class Event:
+    made: int = 0
+
+    def record(self) -> None:
+        Event.made += 1
+
+    def synchronize(self) -> None:
+        assert Event.made  # a copy that was never begun would be waited for forever
+
+
+@pytest.fixture
+def _events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fetched.EVENTS, "meta", Event)
+    monkeypatch.setattr(
+        fetched, "_landing", lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    )
+
+
+@pytest.mark.usefixtures("_events")
+@pytest.mark.parametrize("text", WAITLESS)
+def test_no_step_waits(text: str) -> None:
+    expected, _ = estimates(text, None)
+    with Device() as device:
+        found, run = estimates(text, device)
+        assert device.waits == []
+        run.finish()
+        assert len(device.waits) == 1  # once a run: was everything finite?
+    assert all(torch.equal(one.own, other) for one, other in zip(found, expected, strict=True))  # type: ignore[attr-defined]
+
+
+def test_adaptive_guidance_waits_once_a_step() -> None:
+    with Device() as device:
+        _, run = estimates("adaptive(cfg(4), threshold=0.9)", device)
+    assert len(device.waits) == STEPS - 1  # before the first nobody can have stopped
+    assert any(samples != (0, 1, 2) for record in run.report.steps for samples in record.queries.values())
+
+
+@pytest.mark.usefixtures("_events")
+def test_a_lag_changes_what_is_evaluated_and_not_the_answer() -> None:
+    exact, first = estimates("adaptive(cfg(4), threshold=0.9)", None)
+    lagged, second = estimates("adaptive(cfg(4), threshold=0.9, lag=1)", None)
+    assert all(torch.equal(one, other) for one, other in zip(exact, lagged, strict=True))
+    guiding = torch.tensor(first.report.trace("guiding"))
+    stopped_before_the_end = (guiding[:-2] == 0).any(0)
+    more = [b - a for a, b in zip(first.report.evaluations, second.report.evaluations, strict=True)]
+    assert stopped_before_the_end.any()
+    assert more == [int(one) for one in stopped_before_the_end]
+
+
+def test_what_is_not_finite_is_found_at_the_end_of_the_run() -> None:
+    with Device() as device:
+        _, run = estimates("cfg(4)", device, scale=1e38)
+        with pytest.raises(NonFiniteError, match="step 0 of 5"):
+            run.finish()
+
+
+def test_the_device_counts_what_waits() -> None:
+    with Device() as device:
+        here = Elsewhere(torch.tensor([1.0, 0.0]))
+        bool(here.sum() > 0)
+        here.sum().item()
+        here.cpu()
+        here.nonzero()
+        torch.ones(2).to(torch.device("meta"))
+        assert len(device.waits) == 5
+        torch.ones(2).to(torch.device("meta"), non_blocking=True)
+        assert len(device.waits) == 5
+        with pytest.raises(AssertionError, match="and on the host"):
+            here + torch.ones(2)
+
+
+def test_a_lag_is_written() -> None:
+    text = "adaptive(cfg(4), threshold=0.9, lag=1)"
+    assert to_text(parse(text)) == text

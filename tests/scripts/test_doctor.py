@@ -1,0 +1,129 @@
+"""``guidestack doctor``: the page it prints, its exit status, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guidestack.pipelines.family import FAMILIES
+from guidestack.scripts import cli
+
+from ..conftest import make_dit, make_unconditional
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """``run(*arguments) -> (exit status, stdout, stderr)``, in this process."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["guidestack", "doctor", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_a_model_folder(run: Run, model_folder: Path) -> None:
+    status, out, err = run(model_folder)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "StableDiffusionPipeline: samples of 2 x 4 x 8 x 8, 2 steps of DDIMScheduler, float32 on cpu"
+    assert "pass      cfg          cfg(3) is its own guidance, guidance_scale=3, to the bit" in lines
+    assert [line.split() for line in lines if line.startswith("perpneg(3)")] == [["perpneg(3)", "3"]]
+    assert lines[-1] == "17 of 17 checks hold"
+
+
+def test_the_bundled_model_in_half_precision_without_the_table(run: Run) -> None:
+    status, out, err = run("--no-rules", "--dtype", "bfloat16")
+    assert (status, err) == (0, "")
+    assert "bfloat16 on cpu" in out.splitlines()[0]
+    assert "perpneg" not in out
+    assert "to the bit" in out
+    # What rounding hides is said, not passed over.
+    assert ("not made" in out) == ("not told from rounding" in out)
+
+
+def test_another_pipeline_of_the_same_components(run: Run, model_folder: Path) -> None:
+    status, out, _ = run(model_folder, "--no-rules", "--pipeline", "StableDiffusionImg2ImgPipeline")
+    assert status == 0
+    assert out.startswith("StableDiffusionImg2ImgPipeline: samples of 2 x 4 x 8 x 8, 2 steps")
+    status, _, err = run(model_folder, "--no-rules", "--pipeline", "StableDiffusionImgPipeline")
+    assert status == 2
+    assert "--pipeline 'StableDiffusionImgPipeline' is no pipeline of diffusers; did you mean" in err
+    status, _, err = run(model_folder, "--no-rules", "--pipeline", "StableDiffusionControlNetPipeline")
+    assert status == 2
+    assert "controlnet" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_failed_check_is_named_and_the_status_is_1(
+    run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FAMILIES["StableDiffusionPipeline"]
+    monkeypatch.setitem(FAMILIES, right.pipeline, replace(right, halves=("positive", "negative")))
+    status, out, err = run(model_folder, "--no-rules")
+    assert (status, err) == (1, "")
+    assert out.splitlines()[-1] == "13 of 16 checks hold; failed: halves, cfg, prompts"
+
+
+@pytest.mark.parametrize("make", [make_dit, make_unconditional])
+def test_models_without_prompts(run: Run, tmp_path: Path, make: Callable[[], Any]) -> None:
+    make().save_pretrained(tmp_path)
+    status, out, err = run(tmp_path)
+    assert (status, err) == (0, "")
+    assert "not made  " in out
+    assert [line.split() for line in out.splitlines() if line.startswith("tsg(3)")] == [["tsg(3)", "2"]]
+
+
+def test_a_model_without_a_record(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    index = folder / "model_index.json"
+    parts = json.loads(index.read_text())
+    for name, nearest in (
+        ("StableDiffusionPanoramaPipeline", "StableDiffusionPipeline, by its components"),
+        ("OurOwnPipeline", "by its components"),
+    ):
+        index.write_text(json.dumps({**parts, "_class_name": name}))
+        status, out, err = run(folder)
+        assert (status, err) == (1, "")
+        assert f"there is none for {name}; the nearest is that of" in out
+        assert nearest in out
+        assert "docs/families.md" in out
+        assert out.splitlines()[-1].startswith("0 of 14 checks hold; failed: record; not made: gate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/no/such/folder"], "no model at '/no/such/folder'"),
+        (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--dtype", "int8"], "'int8' is not one of"),
+        (["--ruels"], "No such option"),
+    ],
+)
+def test_what_is_refused(run: Run, arguments: list[str], message: str) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_folder_that_is_no_model(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("[" * 100_000)
+    status, _, err = run(tmp_path)
+    assert status == 2
+    assert "is no model index: expected JSON with '_class_name'" in err
