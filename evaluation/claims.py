@@ -1,8 +1,8 @@
 """A paper's claim: in words, as expectations on the cells of a sweep, and what a run says of it.
 
 An expectation compares a metric in two cells over the samples of the same prompts and seeds. The interval of the
-difference, at 95%, is that of `intervals.halves`: both cells lose the same prompts. A margin ``m`` is in the metric's
-unit:
+difference, at 95%, is that of `intervals.jackknife`: both cells lose the same prompts. A margin ``m`` is in the
+metric's unit:
 
 =============  =================================  ==================================
 ``be``         holds if the interval lies         contrary if it lies
@@ -168,7 +168,7 @@ def _found(cells: Cells, expectation: Expectation) -> Finding:
         return of(rows) - than(rows)
 
     everything = np.arange(len(prompts))
-    low, high = intervals.halves(difference, prompts, difference(everything))
+    low, high = intervals.jackknife(difference, prompts, difference(everything))
     return Finding(expectation, of(everything), than(everything), low, high, len(np.unique(prompts)), len(prompts))
 
 

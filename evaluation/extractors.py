@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -110,7 +111,8 @@ def full_name(text: str) -> str:
     kind, path = _split(text)
     if path is None:
         return f"{DEFAULT}@128-bicubic-aa"
-    return f"{kind}-{digest(path)}@{SIZES[kind]}"
+    resizing = f"{_clip_side(path)}-bicubic-aa" if kind == "clip" else RESIZINGS[kind]
+    return f"{kind}-{digest(path)}@{resizing}"
 
 
 def load(text: str, device: str = "cpu") -> Extractor:
@@ -147,8 +149,8 @@ def _split(text: str) -> tuple[str, Path | None]:
     kind, colon, path = text.partition(":")
     if not colon and kind.partition("@")[0] == DEFAULT and kind in (DEFAULT, f"{DEFAULT}@128-bicubic-aa"):
         return kind, None
-    if kind not in SIZES:
-        raise InputError(f"unknown extractor {text!r}{nearest(kind, [DEFAULT, *SIZES])}")
+    if kind not in RESIZINGS:
+        raise InputError(f"unknown extractor {text!r}{nearest(kind, [DEFAULT, *RESIZINGS])}")
     if not path:
         raise InputError(
             f"the extractor {kind} needs your own files: {kind}:{'FILE' if kind == 'inception' else 'FOLDER'}"
@@ -156,7 +158,15 @@ def _split(text: str) -> tuple[str, Path | None]:
     return kind, Path(path).expanduser()
 
 
-SIZES = {"inception": "299-bilinear-tf1", "dinov2": "224-bicubic-aa", "clip": "224-bicubic-aa"}
+RESIZINGS = {"inception": "299-bilinear-tf1", "dinov2": "224-bicubic-aa", "clip": "224-bicubic-aa"}
+
+
+def _clip_side(path: Path) -> int:
+    """Pixels of the images that a CLIP was trained on."""
+    try:
+        return int(json.loads((path / "config.json").read_text())["vision_config"]["image_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 224  # what transformers takes where nothing is said; loading finds whatever else is wrong
 
 
 @functools.cache
@@ -312,38 +322,38 @@ def _dinov2(name: str, path: Path, device: str) -> Extractor:
 
 
 def _clip(name: str, path: Path, device: str) -> Extractor:
-    """CLIP: the projected embedding of an image, at 224 pixels."""
-    from transformers import CLIPVisionModelWithProjection
-
-    net = _loaded("CLIP", CLIPVisionModelWithProjection, path, device)
+    """CLIP: the projected embedding of an image, at the size that it was trained on."""
+    net, _ = _whole_clip(path, digest(path), device)
+    side = _clip_side(path)
 
     def features(pixels: Tensor) -> Tensor:
-        found: Tensor = net(_normalized(pixels, net.config.image_size, *CLIP)).image_embeds
+        pooled = net.vision_model(pixel_values=_normalized(pixels, side, *CLIP)).pooler_output
+        found: Tensor = net.visual_projection(pooled)
         return found
 
     return Extractor(name, net.config.projection_dim, features, device=device)
 
 
-def clip_texts(path: Path, texts: list[str]) -> Tensor:
+@torch.no_grad()
+def clip_texts(path: Path, texts: list[str], device: str = "cpu") -> Tensor:
     """The projected embeddings of texts by the CLIP in a folder, shape ``(N, D)``; texts too long are cut off.
 
     Raises:
         InputError: the folder is none of a CLIP with its tokenizer.
     """
-    net, tokenizer = _clip_text(path, digest(path))
-    with torch.no_grad():
-        tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        found: Tensor = net(**tokens).text_embeds
-    return found
+    net, tokenizer = _whole_clip(path, digest(path), device)
+    tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
+    found: Tensor = net.text_projection(net.text_model(**tokens).pooler_output)
+    return found.float().cpu()
 
 
 @functools.lru_cache(maxsize=1)
-def _clip_text(path: Path, name: str) -> tuple[Any, Any]:
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+def _whole_clip(path: Path, name: str, device: str) -> tuple[Any, Any]:
+    from transformers import CLIPModel, CLIPTokenizer
 
+    net = _loaded("CLIP", CLIPModel, path, device)
     with _own_files("CLIP", path):
-        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        return _loaded("CLIP", CLIPTextModelWithProjection, path, "cpu"), tokenizer
+        return net, CLIPTokenizer.from_pretrained(path, local_files_only=True)
 
 
 def _short(error: BaseException) -> str:

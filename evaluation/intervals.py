@@ -6,10 +6,10 @@ of few prompts do not narrow an interval much.
 * Means (`bootstrap`): the percentile bootstrap over prompts.
 * Shares (`wilson`): Wilson's interval, which is right at shares near 0 and 1 as well, of the samples divided by the
   design effect of prompts; the bootstrap would say that a share of 1 is known exactly.
-* Sets of images (`halves`): the metric of half of the prompts, drawn without replacement, deviates from its mean as the
-  metric of all deviates from what it estimates (the delete-half jackknife, Shao and Wu 1989): the interval is the value
-  and Student's quantile times that deviation. The ordinary bootstrap draws images twice, which nearest neighbours and
-  covariances take for a narrower set; and the bias that comes with fewer images drops out here.
+* Sets of images (`jackknife`): Student's interval with the jackknife's deviation, from the metric without one group of
+  prompts after the other. It is not too narrow on average whatever the metric (Efron and Stein 1981), and the metric's
+  bias drops out. The bootstrap draws images twice, which nearest neighbours and covariances take for a narrower set: of
+  a coverage by 60 samples it finds 0.7 of the true deviation.
 
 The interval is of the number that so many samples are expected to give: it does not correct a metric's bias.
 """
@@ -26,8 +26,8 @@ from scipy.special import stdtrit
 from ..scripts.emoji.nearest import wilson as wilson_of
 
 LEVEL = 0.95
-DRAWS, HALVES = 1000, 100
-FEWEST = 4  # prompts, of which halves can be taken
+DRAWS, GROUPS = 1000, 50
+FEWEST = 4  # prompts, below which a deviation is not worth the name
 CHUNK = 1 << 22  # numbers that are drawn at a time
 
 Values = NDArray[np.float64]
@@ -96,12 +96,12 @@ def wilson(values: Values, prompts: Prompts) -> Interval:
     return wilson_of(share, count / min(max(effect, 1.0), max(most, 1.0)))
 
 
-def halves(
+def jackknife(
     statistic: Callable[[Rows], float],
     prompts: Prompts,
     value: float,
     bounds: Interval = (-math.inf, math.inf),
-    draws: int = HALVES,
+    groups: int = GROUPS,
     seed: int = 0,
 ) -> Interval:
     """The interval of a metric of a set.
@@ -111,27 +111,22 @@ def halves(
         prompts: of each row.
         value: of all rows.
         bounds: of the values there can be.
-        draws: halves; each comes with its complement.
-        seed: the same one draws the same halves.
+        groups: of prompts, at most; the statistic is called once for each.
+        seed: the same one deals the same groups.
 
     Returns:
-        Its ends; NaN for fewer than four prompts, or where a half has no value.
+        Its ends; NaN for fewer than four prompts, or where the metric has no value without one of the groups.
     """
-    groups = members(prompts)
-    units = len(groups)
-    if units < FEWEST:
+    rows = members(prompts)
+    count = min(len(rows), groups)
+    if count < FEWEST:
         return UNKNOWN
-    generator = np.random.default_rng((seed, units))
-    size = units // 2
-    found: list[list[float]] = [[], []]
-    for _ in range(max(1, draws // 2)):
-        order = generator.permutation(units)
-        for side, chosen in enumerate((order[:size], order[size:])):
-            found[side].append(statistic(np.concatenate([groups[one] for one in np.sort(chosen)])))
+    group = np.empty(len(prompts), np.int64)
+    for place, one in enumerate(np.random.default_rng((seed, len(rows))).permutation(len(rows))):
+        group[rows[one]] = place % count
+    found = np.array([statistic(np.flatnonzero(group != left)) for left in range(count)])
     if not np.isfinite(found).all():
         return UNKNOWN
-    # Of m out of G prompts without replacement the variance is (1/m - 1/G) S^2; that of all G is S^2 / G.
-    scales = (size / (units - size), (units - size) / size)
-    variance = np.mean([np.var(side, ddof=1) * scale for side, scale in zip(found, scales, strict=True)])
-    reach = float(stdtrit(units - 1, (1 + LEVEL) / 2) * math.sqrt(variance))
+    deviation = math.sqrt((count - 1) / count * ((found - found.mean()) ** 2).sum())
+    reach = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * deviation
     return max(bounds[0], value - reach), min(bounds[1], value + reach)

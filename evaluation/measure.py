@@ -158,7 +158,7 @@ class Cell:
             return self._of_samples(metric)
         if isinstance(metric, PairMetric):
             if baseline is None:
-                raise InputError("compares with a baseline; name one cell of the sweep as baseline: STACK")
+                raise InputError(metric.lacks((), False, True))
             return self._of_pairs(metric, baseline)
         raise InputError("is of a set of images, and of no single one")
 
@@ -187,9 +187,6 @@ class Cell:
         found = self.numbers(f"metric.{name}")
         missing = np.flatnonzero(np.isnan(found))
         labels = {label: self.listed(f"label.{label}") for label in metric.labels}
-        for label, given in labels.items():
-            if all(one is None for one in given):
-                raise InputError(f"needs the label {label!r}, which no prompt has")
         # A sample without its label has no value, however often it is measured.
         missing = missing[[all(given[row] is not None for given in labels.values()) for row in missing]]
         features = self.features(metric.extractor) if metric.extractor and len(missing) else None
@@ -233,6 +230,11 @@ class Cells:
         table = table.select([*wanted, *(name for name in _recorded() if name in table.column_names)])
         if not len(table):
             raise InputError(f"{run} has no records yet; `guidestack evaluate` makes them")
+        self.labels = {
+            name.removeprefix("label.")
+            for name in table.column_names
+            if name.startswith("label.") and table.column(name).null_count < len(table)
+        }
         self.by_name: dict[str, Cell] = {}
         for one in self.told["cells"]:
             part = table.filter(pc.field("cell") == one["cell"])
@@ -266,6 +268,8 @@ class Cells:
         """
         cell = self.by_name[name]
         try:
+            if lacking := metric.lacks(self.labels, self.told.get("baseline") is not None, images=True):
+                raise InputError(lacking)
             return self._numbered(metric, cell)
         except TooFewError as error:
             named = metric.full_name if not isinstance(metric, SetMetric) else metric.named(len(cell))
@@ -279,7 +283,7 @@ class Cells:
             everything = np.arange(len(cell))
             statistic = cell.statistic(metric, everything)
             value, prompts = statistic(everything), cell.prompts
-            low, high = intervals.halves(statistic, prompts, value, metric.range)
+            low, high = intervals.jackknife(statistic, prompts, value, metric.range)
             named = metric.named(len(cell))
         else:
             values = cell.values(metric, self.baseline)
@@ -317,6 +321,8 @@ class Cells:
             raise InputError(f"{self.called(one)} and {self.called(other)} have no prompt and seed in common")
         rows = [np.array([place[key] for key in keys], np.int64) for place in places]
         try:
+            if lacking := metric.lacks(self.labels, self.told.get("baseline") is not None, images=True):
+                raise InputError(lacking)
             either = [
                 cell.statistic(metric, chosen, self.baseline if isinstance(metric, PairMetric) else None)
                 for cell, chosen in zip((cells[0], cells[1]), rows, strict=True)

@@ -33,13 +33,14 @@ class Meter:
     extractors: tuple[str, ...]
 
     @classmethod
-    def of(cls, texts: Sequence[str], prompts: Sequence[Prompt], baseline: bool) -> Meter:
+    def of(cls, texts: Sequence[str], prompts: Sequence[Prompt], baseline: bool, images: bool = True) -> Meter:
         """The meter for a sweep's metrics, tried on a picture, so that what they need is known to be there.
 
         Args:
             texts: the metrics.
             prompts: of the sweep.
             baseline: whether it names a cell that others are compared with.
+            images: whether it keeps them.
 
         Raises:
             InputError: a metric lacks its labels, its baseline, its extractor or a file.
@@ -47,15 +48,13 @@ class Meter:
         metrics = [parse_metric(text) for text in texts]
         known = {name for prompt in prompts for name in prompt.labels}
         for metric in metrics:
-            if missing := [name for name in metric.labels if name not in known]:
-                raise InputError(
-                    f"the metric {metric} needs the label {missing[0]!r}, which no prompt has; use prompts: {{bundled: "
-                    f"{{count: 8}}}}, or give labels: {{{missing[0]}: ...}} with the prompts"
-                )
-            if isinstance(metric, PairMetric) and not baseline:
-                raise InputError(f"the metric {metric} compares with a baseline; name one cell as baseline: STACK")
+            if lacking := metric.lacks(known, baseline, images):
+                raise InputError(f"the metric {metric} {lacking}")
+            metric.named(1)  # which looks for the files of its extractor and reference
         each = tuple(metric for metric in metrics if isinstance(metric, SampleMetric))
-        meter = cls(each, tuple(dict.fromkeys(metric.extractor for metric in metrics if metric.extractor)))
+        # Pairs are compared when the baseline's images are there, by other features than those of a whole image.
+        needed = (one.extractor for one in metrics if one.extractor and not isinstance(one, PairMetric))
+        meter = cls(each, tuple(dict.fromkeys(needed)))
         rows = [{"address": "", "prompt": prompts[0].text, **{f"label.{name}": None for name in known}}]
         meter.measured(pa.Table.from_pylist(rows), np.random.default_rng(0).integers(0, 256, PICTURE, np.uint8))
         return meter

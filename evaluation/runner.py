@@ -105,7 +105,7 @@ def _meter(sweep: Sweep) -> Meter | None:
         return None
     from .meter import Meter  # the extractors take their time
 
-    return Meter.of(sweep.metrics, sweep.prompts, sweep.baseline is not None)
+    return Meter.of(sweep.metrics, sweep.prompts, sweep.baseline is not None, sweep.images != "none")
 
 
 def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = None) -> Outcome:

@@ -182,39 +182,57 @@ class Method:
         ranges = [curve.range for curve in self.curves]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
 
-    def there(self, x: float) -> list[Curve]:
-        """The curves that reach `x`."""
-        return [curve for curve in self.curves if curve.range[0] <= x <= curve.range[1]]
+    def on(self, grid: Floats) -> Surface:
+        """The method at `grid`."""
+        found = [(curve.at(grid), curve.unsure(grid), curve.range) for curve in self.curves]
+        return Surface(
+            np.stack([at[0] for at, _, _ in found]),
+            np.stack([at[1][0] for at, _, _ in found]),
+            np.stack([unsure for _, unsure, _ in found]),
+            np.stack([(low <= grid) & (grid <= high) for _, _, (low, high) in found]),
+        )
 
-    def at(self, x: float, cost: float | None) -> tuple[Floats, float, float]:
-        """The value at `x` in every replicate, its mean cost, and how unsure the interpolation is.
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """A method at some x.
+
+    Args:
+        y: ``(curves, 1 + R, S)``.
+        cost: ``(curves, S)``.
+        unsure: of the interpolation, ``(curves, S)``.
+        there: whether a curve reaches x, ``(curves, S)``.
+    """
+
+    y: Floats
+    cost: Floats
+    unsure: Floats
+    there: NDArray[np.bool_]
+
+    def costs(self, place: int) -> tuple[float, float]:
+        """The least and the greatest cost at an x."""
+        found = self.cost[self.there[:, place], place]
+        return float(found.min()), float(found.max())
+
+    def at(self, place: int, cost: float | None) -> tuple[Floats, float, float]:
+        """The value at an x in every replicate, its mean cost, and how unsure the interpolation is.
 
         Args:
-            x: in the range.
-            cost: network evaluations to look at; None for those of the only, or the most expensive, curve.
+            place: of the x.
+            cost: network evaluations to look at; None for those of the most expensive curve.
         """
-        grid = np.array([x])
-        known = sorted(
-            ((curve.at(grid), float(curve.unsure(grid)[0])) for curve in self.there(x)), key=lambda one: one[0][1][0, 0]
-        )
-        costs = np.array([one[0][1][0, 0] for one in known])
-        ys = np.stack([one[0][0][:, 0] for one in known], 1)
+        known = np.flatnonzero(self.there[:, place])
+        known = known[np.argsort(self.cost[known, place], kind="stable")]
+        costs, last = self.cost[known, place], known[-1]
         if cost is None or len(known) == 1:
-            return ys[:, -1], float(costs[-1]), known[-1][1]
+            return self.y[last, :, place], float(costs[-1]), float(self.unsure[last, place])
         at = min(max(cost, float(costs[0])), float(costs[-1]))
         right = min(max(int(np.searchsorted(costs, at)), 1), len(costs) - 1)
-        gap = costs[right] - costs[right - 1]
-        share = (at - costs[right - 1]) / gap if gap > 0 else 1.0
-        return (
-            (1 - share) * ys[:, right - 1] + share * ys[:, right],
-            at,
-            max(known[right - 1][1], known[right][1]),
-        )
-
-    def costs(self, x: float) -> tuple[float, float]:
-        """The least and the greatest cost at `x`."""
-        found = [float(curve.at(np.array([x]))[1][0, 0]) for curve in self.there(x)]
-        return min(found), max(found)
+        gap = float(costs[right] - costs[right - 1])
+        share = (at - float(costs[right - 1])) / gap if gap > 0 else 1.0
+        pair = known[right - 1 : right + 1]
+        value = (1 - share) * self.y[pair[0], :, place] + share * self.y[pair[1], :, place]
+        return value, at, float(self.unsure[pair, place].max())
 
 
 @dataclass(frozen=True)
@@ -287,44 +305,46 @@ def compare(one: Method, other: Method, replicates: Replicates) -> Comparison:
     """Compare two methods where both were measured."""
     low = max(one.range()[0], other.range()[0])
     high = min(one.range()[1], other.range()[1])
-    if low > high:
-        grid = np.zeros(0)
-    else:
-        grid = np.unique(np.linspace(low, high, GRID)) if high > low else np.array([low])
-        grid = np.array([x for x in grid if one.there(float(x)) and other.there(float(x))])
-    differences, costs, unsure = [], [], []
-    for x in map(float, grid):
-        cost = _common([one.costs(x), other.costs(x)])
-        left, right = one.at(x, cost), other.at(x, cost)
-        differences.append(left[0] - right[0])
-        costs.append((left[1], right[1]))
-        unsure.append(left[2] + right[2])
-    if not differences:
-        empty = np.zeros(0)
-        return Comparison(one.name, other.name, empty, empty, empty, empty, np.zeros((2, 0)), replicates.prompts)
-    values = np.stack(differences, 1)
-    reach = simultaneous(values, replicates) + np.array(unsure)
-    value = values[0]
-    return Comparison(
-        one.name, other.name, grid, value, value - reach, value + reach, np.array(costs).T, replicates.prompts
-    )
+    grid = np.unique(np.linspace(low, high, GRID)) if high > low else np.full(int(low == high), low)
+    if not len(grid):
+        return _nowhere(one, other, replicates)
+    surfaces = (one.on(grid), other.on(grid))
+    both = np.flatnonzero(surfaces[0].there.any(0) & surfaces[1].there.any(0))
+    pairs = []
+    for place in both.tolist():
+        cost = _common([surface.costs(place) for surface in surfaces])
+        pairs.append((surfaces[0].at(place, cost), surfaces[1].at(place, cost)))
+    return _comparison(one, other, grid[both], pairs, replicates) if pairs else _nowhere(one, other, replicates)
 
 
 def compare_costs(one: Method, other: Method, x: float, replicates: Replicates) -> Comparison:
-    """Compare two methods at one `x` over the costs that both reach there; `Comparison.x` are costs then."""
-    ranges = [method.costs(x) for method in (one, other)]
+    """Compare two methods at one `x`, which both reach, over their common costs: `Comparison.x` are costs then."""
+    surfaces = [method.on(np.array([x])) for method in (one, other)]
+    ranges = [surface.costs(0) for surface in surfaces]
     low, high = max(least for least, _ in ranges), min(most for _, most in ranges)
-    grid = np.unique(np.linspace(low, high, GRID)) if high > low else np.zeros(0)
-    if not len(grid):
-        empty = np.zeros(0)
-        return Comparison(one.name, other.name, empty, empty, empty, empty, np.zeros((2, 0)), replicates.prompts)
-    pairs = [(one.at(x, float(cost)), other.at(x, float(cost))) for cost in grid]
+    if low >= high:
+        return _nowhere(one, other, replicates)
+    grid = np.linspace(low, high, GRID)
+    pairs = [(surfaces[0].at(0, float(cost)), surfaces[1].at(0, float(cost))) for cost in grid]
+    return _comparison(one, other, grid, pairs, replicates)
+
+
+Value = tuple[Floats, float, float]
+
+
+def _comparison(
+    one: Method, other: Method, x: Floats, pairs: Sequence[tuple[Value, Value]], replicates: Replicates
+) -> Comparison:
     values = np.stack([left[0] - right[0] for left, right in pairs], 1)
     reach = simultaneous(values, replicates) + np.array([left[2] + right[2] for left, right in pairs])
+    costs = np.array([(left[1], right[1]) for left, right in pairs]).T
     value = values[0]
-    return Comparison(
-        one.name, other.name, grid, value, value - reach, value + reach, np.stack([grid, grid]), replicates.prompts
-    )
+    return Comparison(one.name, other.name, x, value, value - reach, value + reach, costs, replicates.prompts)
+
+
+def _nowhere(one: Method, other: Method, replicates: Replicates) -> Comparison:
+    empty = np.zeros(0)
+    return Comparison(one.name, other.name, empty, empty, empty, empty, np.zeros((2, 0)), replicates.prompts)
 
 
 def _common(ranges: Sequence[tuple[float, float]]) -> float | None:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -239,6 +238,8 @@ class Prediction:
     x: Tensor
     level: Level
     parameterization: Parameterization
+    # Several rules of a stack may read the same form of the same prediction: each is computed once.
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def read(self, space: Space | Literal["any"]) -> Tensor:
         """The answer in `space`, in float32 or better.
@@ -252,7 +253,9 @@ class Prediction:
         target = _spelled(space, self.level, self.parameterization)
         if target == self.parameterization:
             return self.native.to(wide(self.native.dtype))
-        return getattr(self, f"_{space}")  # type: ignore[no-any-return]
+        if space not in self._known:
+            self._known[space] = convert(self.native, self.x, self.level, self.parameterization, target)
+        return self._known[space]
 
     def replace(self, space: Space | Literal["any"], value: Tensor) -> Prediction:
         """The prediction whose reading in `space` is `value`; its native form has the network's type."""
@@ -281,20 +284,3 @@ class Prediction:
     def velocity(self) -> Tensor:
         """The velocity along the level's path."""
         return self.read("velocity")
-
-    # Several rules of a stack may read the same form of the same prediction: each is computed once.
-    @cached_property
-    def _denoised(self) -> Tensor:
-        return self._converted("denoised")
-
-    @cached_property
-    def _noise(self) -> Tensor:
-        return self._converted("noise")
-
-    @cached_property
-    def _velocity(self) -> Tensor:
-        return self._converted("velocity")
-
-    def _converted(self, space: Space) -> Tensor:
-        target = _spelled(space, self.level, self.parameterization)
-        return convert(self.native, self.x, self.level, self.parameterization, target)

@@ -163,8 +163,8 @@ def _compatible(rules: Sequence[Rule]) -> None:
         if len(rules) > 1 and rule.whole_stack:
             other = next(one for one in rules if one is not rule)
             raise CompositionError(
-                f"{rule} was made for runs of its own rule alone and cannot stand beside {other}; put {other} inside it, "
-                "and fit or tune for that"
+                f"{rule} was made for runs of its own rule alone and cannot stand beside {other}; put {other} inside "
+                "it, and fit or tune for that"
             )
 
 
@@ -180,8 +180,8 @@ def sole(rule: Rule, wrapper: str) -> Rule:
     for part in rule.parts():
         if part.whole_stack:
             raise CompositionError(
-                f"{wrapper} around {part}: it was made for whole runs of its own rule alone; put {wrapper} inside it, and "
-                "fit or tune for that"
+                f"{wrapper} around {part}: it was made for whole runs of its own rule alone; put {wrapper} inside it, "
+                "and fit or tune for that"
             )
     return rule.rules[0] if isinstance(rule, Stack) and len(rule.rules) == 1 else rule
 

@@ -11,9 +11,11 @@ import click
 COMMANDS = {
     "generate": "Make images from prompts, with any stack of guidance rules.",
     "evaluate": "Run a sweep of stacks, scales, samplers and steps; stop and go on at any moment.",
+    "report": "Write a run's page: plots, tables, images, and what holds at matched strength.",
     "edit": "Change an image by a prompt: invert it, and sample under another.",
     "tune": "Search what to evaluate at which step: the cheapest schedule of a stack.",
     "rules": "List the guidance rules with cost, parameters and paper.",
+    "metrics": "List the metrics of sweeps with their parameters.",
     "explain": "Print what a stack will ask for at each step, before anything runs.",
     "doctor": "Test that guidance works on a model, and which rules run on it.",
     "bench": "Measure what guidance costs, over the stock pipeline.",

@@ -35,7 +35,7 @@ HEAD = """# Which rules run on which pipelines
 Made by `python -m guidestack.scripts.families > docs/family-rules.md`; a test holds it to what the code does. Every
 cell was run on a tiny random pipeline of that class, for one prompt and, where the pipeline takes one, a negative
 prompt. A cell has the network evaluations of the first step, or the letter of the reason for which it is refused. What
-wraps or reshapes other rules (`during`, `prefix`, `renorm`, `renoise`, `linear_ag`) runs where these do.
+wraps or reshapes other rules (`during`, `prefix`, `renorm`, `renoise`, `linear_ag`, `schedule`) runs where these do.
 """
 
 

@@ -20,13 +20,21 @@ APART = 1_000_000
 
 
 @click.command()
-@click.option("--prompts", default="12", show_default=True, metavar="FILE|N", help="Training prompts: a .txt, .jsonl or "
-              ".csv file; for the bundled model also how many to draw.")  # fmt: skip
+@click.option(
+    "--prompts",
+    default="12",
+    show_default=True,
+    metavar="FILE|N",
+    help="Training prompts: a .txt, .jsonl or .csv file; for the bundled model also how many to draw.",
+)
 @click.option("--held-out", default=str(HELD_OUT), show_default=True, metavar="FILE|N", help="Prompts to verify on.")
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @click.option("--reference", default="cfg(4)", show_default=True, metavar="STACK", help="Whose images are wanted.")
-@click.option("--likeness", metavar="WANTED", help="'ssim>=0.97', 'feature_distance<=0.05', or a stack: no worse than "
-              "that stack.")  # fmt: skip
+@click.option(
+    "--likeness",
+    metavar="WANTED",
+    help="'ssim>=0.97', 'feature_distance<=0.05', or a stack: no worse than that stack.",
+)
 @click.option("--evaluations", type=float, metavar="N", help="At most so many an image; the most alike if alone.")
 @click.option("--metric", help="Likeness to go by.  [default: that of --likeness, or feature_distance]")
 @click.option("--budget", type=int, default=64, show_default=True, help="Stacks to try.")
@@ -47,7 +55,8 @@ def command(**options: Any) -> None:
     Tries schedules of the reference on the training prompts, takes the one that costs least of those that reach
     --likeness (or is most alike at --evaluations), verifies it on held-out prompts, and writes OUT/tuned.yaml, to be
     used as --guidance @OUT/tuned.yaml. OUT/frontier.csv, .json and .svg have everything that was measured;
-    OUT/training and OUT/held-out are run folders for guidestack report. Stop it at any moment: the same command goes on.
+    OUT/training and OUT/held-out are run folders for guidestack report. Stop it at any moment: the same command goes
+    on.
     """
     with notices():
         _tune(options)

@@ -16,7 +16,7 @@ resize filter and size, the reference, every parameter, and the number of sample
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -84,6 +84,21 @@ class Metric:
         """The whole name of a number of so many samples."""
         return self.full_name
 
+    def lacks(self, labels: Collection[str], baseline: bool, images: bool) -> str:
+        """What the metric needs and a sweep does not have, in words; "" if nothing.
+
+        Args:
+            labels: names of the labels that prompts of the sweep have.
+            baseline: whether it names a cell that others are compared with.
+            images: whether it keeps images.
+        """
+        if missing := [name for name in self.labels if name not in labels]:
+            return (
+                f"needs the label {missing[0]!r}, which no prompt has; use prompts: {{bundled: {{count: 8}}}}, or give "
+                f"labels: {{{missing[0]}: ...}} with the prompts"
+            )
+        return ""
+
     def note(self, samples: int) -> str:
         """What is to be said of a number of so many samples; "" if there are enough of them."""
         return f"{samples} samples; {self.minimum} are wanted at least" if samples < self.minimum else ""
@@ -136,6 +151,12 @@ class SampleMetric(Metric):
 
 class PairMetric(Metric):
     """A number of each image and its counterpart: the baseline cell's image of the same prompt and seed."""
+
+    def lacks(self, labels: Collection[str], baseline: bool, images: bool) -> str:
+        """The labels, a baseline, or the images."""
+        if not baseline:
+            return "compares with a baseline; name one cell of the sweep as baseline: STACK"
+        return super().lacks(labels, baseline, images) if images else "needs images, and none are kept; use images: png"
 
     def against(self, baseline: str) -> str:
         """The whole name of numbers that compare with the cell of this name."""
@@ -216,6 +237,15 @@ class AgainstReference(SetMetric):
 
     extractor: str = extractors.DEFAULT
     reference: str = references.EMOJI
+
+    def lacks(self, labels: Collection[str], baseline: bool, images: bool) -> str:
+        """A reference, where the prompts are not those of the bundled model."""
+        if self.reference == references.EMOJI and "concept" not in labels:
+            return (
+                "compares with the pictures of the bundled model unless told otherwise, and no prompt has the label "
+                f"'concept', as its prompts have; give {self.name}(reference='FOLDER'), a folder of pictures"
+            )
+        return super().lacks(labels, baseline, images)
 
     def target(self, samples: Samples) -> Features:
         """The reference's features, shape ``(M, D)``.

@@ -19,9 +19,9 @@ class Saturation(SampleMetric):
     """Mean over the pixels of the S of HSV, in [0, 1].
 
     ``S = (max - min) / max`` of a pixel's red, green and blue, and 0 for black. Sadat et al. 2024 (arXiv:2410.02416)
-    report saturation and contrast to show oversaturation, and have published no code: this is the mean of the channel
-    that HSV calls saturation, and below is the root-mean-square contrast. A white, black or grey background has 0 and a
-    coloured one its own: compare cells of the same prompts.
+    show oversaturation by saturation and contrast; these are the usual readings of the two words, as their own
+    computation was not at hand to compare with. A white, black or grey background has 0 and a coloured one its own:
+    compare cells of the same prompts.
     """
 
     def measure(self, images: Images, labels: Labels, prompts: Sequence[str], features: Features | None) -> Values:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import extractors, references
 from .base import AgainstReference, Rows, Samples, Statistic, need
@@ -15,7 +16,7 @@ from .moments import Matrix, Moments
 from .registry import register
 
 
-def roots(eigenvalues: Matrix) -> Matrix:
+def roots(eigenvalues: NDArray[Any]) -> Matrix:
     """The square roots of a positive semidefinite matrix's eigenvalues; those that are 0 but for rounding are 0.
 
     The root of a rounding error of 1e-16 is 1e-8, and there are as many of them as the matrix lacks rank.
@@ -62,6 +63,7 @@ class Frechet(AgainstReference):
     better: ClassVar[str] = "down"
     range: ClassVar[tuple[float, float]] = (0.0, math.inf)
     counted: ClassVar[bool] = True
+    minimum: ClassVar[int] = 1281  # with the default extractor; `note` knows others
 
     def prepare(self, samples: Samples) -> Statistic:
         """The distance of some of `samples`."""

@@ -67,7 +67,9 @@ class SSIM(PairMetric):
             InputError: the images are smaller than the window.
         """
         if min(images.shape[1:3]) < WINDOW:
-            raise InputError(f"ssim needs images of {WINDOW}x{WINDOW} pixels at least; got {images.shape[1:3]}")
+            raise InputError(
+                f"ssim needs images of {WINDOW}x{WINDOW} pixels at least; got {images.shape[1]}x{images.shape[2]}"
+            )
         one, other = (torch.from_numpy(pixels.astype(np.float64)).permute(0, 3, 1, 2) for pixels in (images, others))
         mean1, mean2 = _blurred(one), _blurred(other)
         var1, var2 = _blurred(one * one) - mean1**2, _blurred(other * other) - mean2**2

@@ -125,7 +125,7 @@ def find(text: str) -> Reference:
         count = sum(map(len, json.loads((HERE / "emoji.json").read_text()).values()))
         return Reference(f"{EMOJI}-{count}-{colour or 'all'}", None if colour in ("", "all") else colour)
     folder = Path(text).expanduser()
-    if not folder.is_dir():
+    if not text or not folder.is_dir():
         raise InputError(f"the reference {text!r} is neither {EMOJI!r} nor a folder of pictures")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not 0 < len(found) <= MOST:
@@ -192,7 +192,8 @@ def _made_of(reference: Reference) -> str:
     """What the features depend on beside the names: the pictures themselves."""
     if isinstance(reference.source, tuple):
         return reference.name
-    return hashlib.blake2b((HERE / "emoji.webp").read_bytes(), digest_size=8).hexdigest()
+    drawn = repr((BACKGROUNDS, reference.source or backgrounds(len(BACKGROUNDS)))).encode()
+    return hashlib.blake2b((HERE / "emoji.webp").read_bytes() + drawn, digest_size=8).hexdigest()
 
 
 def cache() -> Path:

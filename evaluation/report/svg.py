@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,13 @@ Floats = NDArray[np.float64]
 
 WIDTH, HEIGHT = 380, 290
 TOP, BOTTOM, LEFT = 14, 42, 50
-LETTER = 6.1  # width of a letter at 11.5 px, about
+LETTER = 7.3  # width of a letter at 11.5 px, bold, at most about
 LONGEST = 17  # letters of a direct label
 SERIES = 8
 SHAPES = ("circle", "square", "triangle", "diamond", "down", "plus", "star", "cross")
 
-# Okabe and Ito's palette, without its yellow, which white does not show; lighter ones for dark.
-LIGHT = ("#0072B2", "#D55E00", "#009E73", "#AA4C87", "#B57B00", "#3B8FC4", "#5B5B5B", "#8C3B00")
+# Okabe and Ito's palette without its yellow, made dark enough for text on white, and light enough for text on black.
+LIGHT = ("#0072B2", "#C24E00", "#00795A", "#A0457F", "#8F6100", "#2A76A9", "#5B5B5B", "#7A3B12")
 DARK = ("#56B4E9", "#F08A4B", "#2CC295", "#E39CC6", "#E8B339", "#8FCBF0", "#B8B8B8", "#FFB58A")
 
 STYLE = """
@@ -32,10 +32,11 @@ font-variant-numeric: tabular-nums; }
 .plot .curve { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .plot .thin { fill: none; stroke: var(--c); stroke-width: 1; stroke-opacity: .55; }
 .plot .band { fill: var(--c); fill-opacity: .14; stroke: none; }
-.plot .whisker { stroke: var(--c); stroke-width: 1.2; stroke-opacity: .55; }
+.plot .whisker { stroke: var(--c); stroke-width: 1.2; stroke-opacity: .38; }
 .plot .mark { fill: var(--paper); stroke: var(--c); stroke-width: 1.8; }
 .plot .front { fill: none; stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 3 3; }
-.plot .name { fill: var(--c); font-weight: 600; }
+.plot .name { fill: var(--c); font-weight: 600; stroke: var(--paper); stroke-width: 3.5px; stroke-linejoin: round; \
+paint-order: stroke; pointer-events: none; }
 .plot .note { fill: var(--soft); font-size: 11px; font-style: italic; }
 """
 
@@ -107,6 +108,7 @@ class Plot:
         series: of the methods.
         front: corners of the front of what nothing is better than, ``(x, y)``; None for none.
         described: what there is to see, in words.
+        apart: whether marks of different series are moved apart sideways, as they are at the same x otherwise.
     """
 
     title: str
@@ -115,10 +117,10 @@ class Plot:
     series: Sequence[Series]
     front: tuple[Floats, Floats] | None = None
     described: str = ""
-    notes: Sequence[str] = field(default_factory=tuple)
+    apart: bool = False
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
     """Round numbers from `low` to `high`, about so many.
 
     >>> ticks(0.0, 1.0), ticks(3.1, 3.35)
@@ -128,7 +130,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.99)
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.99)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(place * step, 12) for place in range(first, last + 1)]
@@ -136,10 +138,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def shown(value: float, among: Sequence[float] = ()) -> str:
     """A tick's text: as many digits as tell it from its neighbours."""
-    step = min((b - a for a, b in zip(among, among[1:])), default=abs(value) or 1.0)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
-    if digits and len(among) > 1 and any(abs(one * 10**digits - round(one * 10**digits)) > 1e-6 for one in among):
-        digits += 1
+    digits = next((d for d in range(9) if all(abs(round(one, d) - one) <= 1e-9 * abs(one) for one in among)), 9)
     return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
@@ -204,9 +203,9 @@ def drawn(plot: Plot, identity: str = "", own: bool = False) -> str:
             ys += list(one.line[1])
         if one.band:
             ys += [*one.band[1], *one.band[2]]
-    longest = max((min(len(one.label), LONGEST) for one in plot.series), default=0)
-    right = WIDTH - 12 - (longest * LETTER + 8 if longest else 0)
-    x, y = _Scale(*_extent(xs, 0.04), LEFT, right), _Scale(*_extent(ys), HEIGHT - BOTTOM, TOP)
+    y = _Scale(*_extent(ys), HEIGHT - BOTTOM, TOP)
+    right = _right(plot, _extent(xs, 0.04))
+    x = _Scale(*_extent(xs, 0.04), LEFT, right)
     parts = [_axes(plot, x, y, right)]
     if plot.front is not None and len(plot.front[0]):
         parts.append(f'<path class="front" d="{_path(x, y, *plot.front)}"/>')
@@ -221,10 +220,11 @@ def drawn(plot: Plot, identity: str = "", own: bool = False) -> str:
         if one.line is not None and len(one.line[0]) > 1:
             inside.append(f'<path class="curve" d="{_path(x, y, *one.line)}"/>')
         for mark in one.marks:
-            inside.append(f"<g><title>{html.escape(mark.said)}</title>{_whiskers(mark, x, y)}")
-            inside.append(f"{_shape(SHAPES[place], x(mark.x), y(mark.y))}</g>")
+            aside = _aside(plot, one, mark, x) if plot.apart else 0.0
+            inside.append(f'<g class="point"><title>{html.escape(mark.said)}</title>{_whiskers(mark, x, y, aside)}')
+            inside.append(f"{_shape(SHAPES[place], x(mark.x) + aside, y(mark.y))}</g>")
         parts.append(f'<g class="s{place}">{"".join(inside)}</g>')
-    parts.append(_labels(plot, x, y, right))
+    parts.append(_labels(plot, x, y))
     named = f' id="{identity}"' if identity else ""
     space = ' xmlns="http://www.w3.org/2000/svg"' if own else ""
     style = f"<style>{OWN_STYLE}</style>" if own else ""
@@ -235,14 +235,21 @@ def drawn(plot: Plot, identity: str = "", own: bool = False) -> str:
     )
 
 
+def _aside(plot: Plot, own: Series, mark: Mark, x: _Scale) -> float:
+    """How far a mark is moved sideways: not at all where no other series has one at its x."""
+    sharing = [one for one in plot.series if any(abs(x(other.x) - x(mark.x)) < 2 for other in one.marks)]
+    place = next(number for number, one in enumerate(sharing) if one is own)
+    return 10.0 * (place - (len(sharing) - 1) / 2)
+
+
 def _path(x: _Scale, y: _Scale, xs: Floats, ys: Floats) -> str:
     return "M" + "L".join(f"{x(float(a)):.1f} {y(float(b)):.1f}" for a, b in zip(xs, ys, strict=True))
 
 
-def _whiskers(mark: Mark, x: _Scale, y: _Scale) -> str:
+def _whiskers(mark: Mark, x: _Scale, y: _Scale, aside: float) -> str:
     found = ""
     if math.isfinite(mark.low) and math.isfinite(mark.high):
-        found += f'<path class="whisker" d="M{x(mark.x):.1f} {y(mark.low):.1f}V{y(mark.high):.1f}"/>'
+        found += f'<path class="whisker" d="M{x(mark.x) + aside:.1f} {y(mark.low):.1f}V{y(mark.high):.1f}"/>'
     if math.isfinite(mark.left) and math.isfinite(mark.right):
         found += f'<path class="whisker" d="M{x(mark.left):.1f} {y(mark.y):.1f}H{x(mark.right):.1f}"/>'
     return found
@@ -250,7 +257,7 @@ def _whiskers(mark: Mark, x: _Scale, y: _Scale) -> str:
 
 def _axes(plot: Plot, x: _Scale, y: _Scale, right: float) -> str:
     parts = []
-    upward, sideward = ticks(y.low, y.high), ticks(x.low, x.high, 5 if right > 260 else 4)
+    upward, sideward = ticks(y.low, y.high), ticks(x.low, x.high, 6 if right > 260 else 4)
     for value in upward:
         at = y(value)
         parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{right:.0f}"/>')
@@ -270,40 +277,56 @@ def _axes(plot: Plot, x: _Scale, y: _Scale, right: float) -> str:
     return "".join(parts)
 
 
-def _labels(plot: Plot, x: _Scale, y: _Scale, right: float) -> str:
-    """A label at the right end of each series; those that would lie on one another are moved apart."""
+def _end(one: Series) -> tuple[float, float] | None:
+    """Where a series ends on the right."""
+    if one.line is not None and len(one.line[0]):
+        last = int(np.argmax(one.line[0]))
+        return float(one.line[0][last]), float(one.line[1][last])
+    if one.marks:
+        mark = max(one.marks, key=lambda mark: mark.x)
+        return mark.x, mark.y
+    return None
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
+
+
+def _right(plot: Plot, extent: tuple[float, float]) -> float:
+    """Where the x axis ends, so that every label has room behind the end of its series."""
+    right = WIDTH - 12.0
+    for one in plot.series:
+        end = _end(one)
+        if one.label and end is not None:
+            share = (end[0] - extent[0]) / (extent[1] - extent[0])
+            room = len(_cut(one.label)) * LETTER + 12
+            # LEFT + share * (right - LEFT) + room <= WIDTH
+            right = min(right, LEFT + (WIDTH - room - LEFT) / max(share, 1e-9))
+    return max(right, LEFT + 120.0)
+
+
+def _labels(plot: Plot, x: _Scale, y: _Scale) -> str:
+    """A label behind the end of each series; those that would lie on one another are moved apart."""
     wanted = []
     for one in plot.series:
-        if not one.label:
-            continue
-        if one.line is not None and len(one.line[0]):
-            last = int(np.argmax(one.line[0]))
-            end, height = float(one.line[0][last]), float(one.line[1][last])
-        elif one.marks:
-            mark = max(one.marks, key=lambda mark: mark.x)
-            end, height = mark.x, mark.y
-        else:
-            continue
-        text = one.label if len(one.label) <= LONGEST else one.label[: LONGEST - 1] + "…"
-        wanted.append([y(height), x(end), text, one.label, one.colour % SERIES])
-    wanted.sort(key=lambda one: float(one[0]))
-    heights = [float(one[0]) for one in wanted]
+        end = _end(one)
+        if one.label and end is not None:
+            wanted.append((y(end[1]), x(end[0]), _cut(one.label), one))
+    wanted.sort(key=lambda each: each[0])
+    heights = [each[0] for each in wanted]
     for _ in range(60):
-        for a in range(len(heights) - 1):
-            short = 14 - (heights[a + 1] - heights[a])
-            if short > 0:
-                heights[a] -= short / 2
-                heights[a + 1] += short / 2
-        heights = [min(max(height, TOP + 4), HEIGHT - BOTTOM - 2) for height in heights]
-    parts = []
-    for height, (own, end, text, whole, place) in zip(heights, wanted, strict=True):
-        lead = right + 2
-        if lead - float(end) > 14:  # from where the curve ends to where its name stands
-            parts.append(
-                f'<path class="thin s{place}" d="M{float(end) + 7:.1f} {float(own):.1f}L{lead:.1f} {height:.1f}"/>'
-            )
-        parts.append(
-            f'<text class="name s{place}" x="{right + 6:.0f}" y="{height + 4:.1f}"><title>{html.escape(str(whole))}'
-            f"</title>{html.escape(str(text))}</text>"
-        )
-    return "".join(parts)
+        for a in range(len(heights)):
+            for b in range(a + 1, len(heights)):
+                first, second = wanted[a], wanted[b]
+                beside = first[1] + len(first[2]) * LETTER < second[1] or second[1] + len(second[2]) * LETTER < first[1]
+                short = 14 - abs(heights[b] - heights[a])
+                if short > 0 and not beside:
+                    up, down = (a, b) if heights[a] <= heights[b] else (b, a)
+                    heights[up] -= short / 2
+                    heights[down] += short / 2
+        heights = [min(max(height, TOP + 4), HEIGHT - BOTTOM - 3) for height in heights]
+    return "".join(
+        f'<text class="name s{one.colour % SERIES}" x="{end + 9:.1f}" y="{height + 4:.1f}"><title>'
+        f"{html.escape(one.label)}</title>{html.escape(text)}</text>"
+        for height, (_, end, text, one) in zip(heights, wanted, strict=True)
+    )

@@ -81,14 +81,18 @@ def pareto(points: Iterable[Point], metric: str, sign: int) -> list[Point]:
     return found
 
 
-def as_json(told: Mapping[str, Any], groups: Mapping[str, Sequence[Point]]) -> bytes:
-    """Points by group, with what they are of."""
-    whole = {**told, **{name: [point.row() for point in points] for name, points in groups.items()}}
-    return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=True).encode() + b"\n"
+def told(about: Mapping[str, Any], groups: Mapping[str, Sequence[Point]]) -> dict[str, Any]:
+    """Points by group as plain numbers, with what they are of."""
+    return {**about, **{name: [point.row() for point in points] for name, points in groups.items()}}
+
+
+def as_json(whole: Mapping[str, Any]) -> bytes:
+    """What `told` tells, as a file."""
+    return json.dumps(whole, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def as_csv(groups: Mapping[str, Sequence[Point]]) -> bytes:
-    """The same as a table, with a column for the group."""
+    """Points as a table, with a column for the group."""
     rows = [{"group": name, **point.row()} for name, points in groups.items() for point in points]
     sink = io.StringIO()
     writer = csv.DictWriter(sink, list(rows[0]) if rows else ["group"], lineterminator="\n")

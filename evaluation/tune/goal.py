@@ -10,7 +10,7 @@ from ...guidance.presets import read
 from ..metrics import PairMetric, parse_metric
 
 DEFAULT = "feature_distance"
-BOUND = re.compile(r"\s*(?P<metric>[^<>=]+?)\s*(?P<sign><=|>=)\s*(?P<number>[-+.\deE]+)\s*")
+BOUND = re.compile(r"\s*(?P<metric>[^<>]+?)\s*(?P<sign><=|>=)\s*(?P<number>[-+.\deE]+)\s*")
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from ...guidance.errors import InputError
-
+from ..history import differs
 from ..maker import Maker
 from ..measure import Cell as Images
 from ..measure import Cells
 from ..progress import Progress
 from ..prompts import Prompt
 from ..runner import Options, Prepared, run_sweep
-from ..store import RunFolder
+from ..store import SWEEP, RunFolder
 from ..sweep import Seeds, Sweep
 from .frontier import Point
 from .goal import likeness
@@ -90,7 +90,12 @@ class Pool:
     def __post_init__(self) -> None:
         self.run = RunFolder(self.location)
         self.points: dict[str, Point] = {}
-        there = list(self.run.sweep().stacks) if self.run.location.exists("sweep.yaml") else []
+        there: list[str] = []
+        if self.run.location.exists(SWEEP):
+            before = self.run.sweep()
+            there = list(before.stacks)
+            if difference := differs(before, self.setup.sweep(there)):
+                raise InputError(f"{self.run} is of another tuning: {difference}; choose another --out")
         self.stacks = there or ([self.setup.reference] if self.against is None else [])
         self._values: dict[str, dict[str, list[float]]] = self._read()
 
@@ -177,5 +182,3 @@ class Pool:
         """A pool of the same samples with another number of steps, compared with this one's reference."""
         setup = replace(self.setup, fixed={**self.setup.fixed, "steps": steps})
         return Pool(location, setup, self.maker, self.options, self.progress, self)
-
-

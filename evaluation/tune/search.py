@@ -1,7 +1,7 @@
 """The search: stacks are proposed in rounds, made and measured, and what is found out guides the next round.
 
-It keeps nothing on a disk. Proposals follow from the seed and from what was measured, which the run folder has: a search
-that was stopped begins anew, finds its images there, and goes on as if it had not been stopped.
+It keeps nothing on a disk. Proposals follow from the seed and from what was measured, which the run folder has: a
+search that was stopped begins anew, finds its images there, and goes on as if it had not been stopped.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     import optuna
 
 ROUND = 8  # proposals between two looks at what was measured; their samples fill batches together
-POPULATION = 16
-PATIENCE = 30  # proposals for one that is new, after which a small space counts as exhausted
+POPULATION = 10
+CROSSED, SWAPPED, CHANGED = 0.4, 0.15, 2.0
+"""Of NSGA-II: share of proposals with two parents, what they take of the second, and choices that change by chance.
+Most proposals are a good plan with a letter or two exchanged: there are far more plans than can be measured."""
+GENERATION = "NSGAIISampler:generation"  # under which optuna keeps it
+PATIENCE = 100  # proposals for one that is new, after which a small space counts as exhausted
 
 Measure = Callable[[Sequence[str]], Sequence[Point]]
 """Points of some stacks, in their order."""
@@ -45,7 +49,7 @@ def search(
         measure: makes and measures.
         metric: the likeness.
         sign: 1 where more is more alike, -1 where less is.
-        budget: how many different stacks, beside the reference, that cost no more than it.
+        budget: how many different stacks, beside the reference; none that NSGA-II proposes costs more than that.
         seed: of the proposals.
         extra: further stacks, which come first and count.
 
@@ -57,64 +61,76 @@ def search(
     """
     check_budget(budget)
     reference = str(space.reference)
-    most = space.cost(space.reference)
-    (first,) = measure([reference])
-    found: dict[str, Point] = {reference: first}
-    listed = list(dict.fromkeys(extra))[:budget]
-    found |= dict(zip(listed, measure(listed), strict=True)) if listed else {}
-    study = _study(seed)
-    for chosen in space.informed():
-        study.enqueue_trial(chosen)
-    choices = {name: _categorical(values) for name, values in space.choices.items()}
-    tried, idle = len(found) - 1, 0
-    while tried < budget and idle < PATIENCE:
-        asked: list[tuple[Any, str]] = []
-        fresh: list[str] = []
-        while len(fresh) < min(ROUND, budget - tried) and idle < PATIENCE:
+    found: dict[str, Point] = dict(zip([reference], measure([reference]), strict=True))
+
+    def try_all(stacks: Sequence[str]) -> None:
+        """As many as the budget has left."""
+        fresh = [stack for stack in dict.fromkeys(stacks) if stack not in found][: budget + 1 - len(found)]
+        for start in range(0, len(fresh), ROUND):
+            some = fresh[start : start + ROUND]
+            found.update(zip(some, measure(some), strict=True))
+
+    def objectives(stack: str) -> tuple[float, float]:
+        return found[stack].cost, -sign * found[stack].mean(metric)
+
+    try_all(list(extra))
+    informed = {str(space.stack(chosen)): chosen for chosen in space.informed()}
+    try_all(list(informed))
+    known = {stack: chosen for stack, chosen in informed.items() if stack in found}
+    study, choices = _study(space, seed, len(known))
+    for stack, chosen in known.items():
+        study.add_trial(_trial(chosen, choices, objectives(stack)))
+    most, idle = space.cost(space.reference), 0
+    while len(found) <= budget and idle < PATIENCE:
+        asked: list[tuple[optuna.Trial, str]] = []
+        fresh: set[str] = set()
+        while len(fresh) < min(ROUND, budget + 1 - len(found)) and idle < PATIENCE:
             trial = study.ask(choices)
-            stack = space.stack(_chosen(trial))
+            stack = space.stack(trial.params)
             text = str(stack)
-            if space.cost(stack) >= most and text not in found:
+            new = text not in found and text not in fresh
+            idle = 0 if new and space.cost(stack) < most else idle + 1
+            if new and space.cost(stack) >= most:
                 study.tell(trial, state=_failed())
-                idle += 1
                 continue
             asked.append((trial, text))
-            if text in found or text in fresh:
-                idle += 1
-            else:
-                fresh.append(text)
-                idle = 0
-        if fresh:
-            found |= dict(zip(fresh, measure(fresh), strict=True))
-            tried += len(fresh)
+            if new:
+                fresh.add(text)
+        try_all([text for _, text in asked])
         for trial, text in asked:
-            study.tell(trial, (found[text].cost, -sign * found[text].mean(metric)))
+            study.tell(trial, objectives(text))
     return list(found.values())
 
 
-def _study(seed: int) -> optuna.Study:
+def _study(space: Space, seed: int, informed: int) -> tuple[optuna.Study, dict[str, Any]]:
+    """A study whose sampler begins with so many informed trials, and the distributions of the choices."""
     try:
         import optuna
+        from optuna.samplers.nsgaii import UniformCrossover
     except ImportError:
         raise InputError("tune needs optuna: pip install 'guidestack[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    choices = {name: optuna.distributions.CategoricalDistribution(values) for name, values in space.choices.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
-    return optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+        warnings.simplefilter("ignore")  # crossovers are marked as experimental
+        sampler = optuna.samplers.NSGAIISampler(
+            population_size=max(2, min(POPULATION, informed)),
+            mutation_prob=min(1.0, CHANGED / len(choices)),
+            crossover=UniformCrossover(SWAPPED),
+            crossover_prob=CROSSED,
+            seed=seed,
+        )
+    return optuna.create_study(directions=["minimize", "minimize"], sampler=sampler), choices
 
 
-def _categorical(values: tuple[Any, ...]) -> Any:
-    from optuna.distributions import CategoricalDistribution
+def _trial(chosen: Choices, choices: dict[str, Any], values: Sequence[float]) -> Any:
+    """A trial of the first generation, which optuna would count those as that it proposed itself only."""
+    from optuna.trial import create_trial
 
-    return CategoricalDistribution(values)
+    return create_trial(params=chosen, distributions=choices, values=values, system_attrs={})
 
 
 def _failed() -> Any:
     from optuna.trial import TrialState
 
     return TrialState.FAIL
-
-
-def _chosen(trial: Any) -> Choices:
-    return dict(trial.params)

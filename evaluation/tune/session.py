@@ -225,7 +225,7 @@ class Tuning:
             if verdict.reached:
                 yardstick = self._yardstick(verdict.point)
                 self._write_preset(verdict, looked, yardstick, other)
-                self._write(points, fewer, than, [one for one in (verdict.point, other, yardstick) if one], verdict.point)
+                self._write(points, fewer, than, [one for one in (verdict.point, other, yardstick) if one])
                 return verdict
         best = max(looked, key=lambda one: goal.sign * one.point.mean(goal.metric))
         raise InputError(
@@ -254,8 +254,10 @@ class Tuning:
             "model": dict(self.maker.identity),
             "reference": str(settings.reference),
             **{name: settings.fixed[name] for name in ("sampler", "steps", "dtype")},
+            "evaluations": self.space.cost(settings.reference),
             "goal": str(settings.goal),
-            "metrics": {metric: likeness(metric).full_name for metric in settings.metrics},
+            "metric": settings.goal.metric,
+            "names": {metric: likeness(metric).full_name for metric in settings.metrics},
             "versions": {"guidestack": __version__, **self.maker.versions},
         }
 
@@ -265,7 +267,6 @@ class Tuning:
         fewer: Sequence[Point],
         than: Point | None,
         verified: Sequence[Point] = (),
-        chosen: Point | None = None,
     ) -> None:
         """The frontier as JSON, CSV and a picture."""
         goal = self.settings.goal
@@ -273,30 +274,11 @@ class Tuning:
         groups: dict[str, Sequence[Point]] = {"frontier": front, "tried": tried, "fewer_steps": fewer}
         groups |= {"wanted": [than]} if than else {}
         groups |= {"held_out": verified} if verified else {}
-        self.files.write_bytes("frontier.json", frontier.as_json(self.told, groups))
+        told = frontier.told(self.told, groups)
+        self.files.write_bytes("frontier.json", frontier.as_json(told))
         self.files.write_bytes("frontier.csv", frontier.as_csv(groups))
-        if not verified:  # the picture is for the end, which is where it is looked at
-            return
-        self.files.write_bytes("frontier.svg", self.figure(tried, fewer, than, chosen))
-
-    def figure(
-        self,
-        tried: Sequence[Point],
-        fewer: Sequence[Point],
-        than: Point | None,
-        chosen: Point | None,
-        kind: str = "svg",
-    ) -> bytes:
-        """The picture of what was measured."""
-        goal, reference = self.settings.goal, str(self.settings.reference)
-        lines = plot.frontier_lines(tried, goal.metric, goal.sign)
-        lines.append(plot.Line(f"{reference} in fewer steps", fewer, "s--", "#d1495b"))
-        lines += [plot.Line(_short(than.stack), [than], "D", "#2f2f2f")] if than else []
-        lines += [plot.Line("chosen, on held-out prompts", [chosen], "*", "#e08e00")] if chosen else []
-        title = (
-            f"Likeness to {reference}, {self.space.steps} steps, {self.space.cost(self.settings.reference)} evaluations"
-        )
-        return plot.figure(lines, goal.metric, likeness(goal.metric).full_name, title, kind)
+        if verified:  # the picture is for the end, which is where it is looked at
+            self.files.write_bytes("frontier.svg", plot.figure(told))
 
     def _write_preset(
         self, verdict: preset.Verdict, looked: Sequence[preset.Verdict], yardstick: Point | None, than: Point | None
@@ -334,10 +316,6 @@ class Tuning:
 
 def _ordinal(number: int) -> str:
     return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 50 else f"{text[:49]}…"
 
 
 def reference_of(text: str) -> Stack:

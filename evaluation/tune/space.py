@@ -129,22 +129,24 @@ class Space:
     def _informed(self) -> Iterator[tuple[str, Choices]]:
         n = self.steps
         half = n // 2
-        for count in (2, 3, 4):  # every second, third, fourth step
-            for space in SPACES[:2]:
-                yield spaced(n, math.ceil(n / count)), {SPACE: space}
+        for space in SPACES[:2]:  # every second step
+            yield spaced(n, n - half), {SPACE: space}
+            yield spaced(n, n - half)[:-1] + CONDITIONAL, {SPACE: space}
+        for count in (2, 3):  # fewer; and closer to one another late
+            for power, space in ((1.0, SPACES[0]), (0.7, SPACES[0]), (1.0, SPACES[2])):
+                yield spaced(n, n // count, power=power), {SPACE: space}
         yield _cycled("gr", n), {}
         yield _cycled("gsrs", n), {}
+        yield spaced(n, n - half, GUIDED + REUSED), {ORDER: 0}
+        first = round(0.75 * n)
+        yield spaced(first, math.ceil(first / 2)) + _cycled("sc", n - first), {}
         for order in ORDERS:  # a line through two differences is not to be drawn far
-            yield spaced(half, math.ceil(half / 2)) + _cycled("rs", n - half), {ORDER: order}
-        yield spaced(n, math.ceil(n / 3), "gr"), {ORDER: 0}
-        for share in (0.75, 0.5, 0.25):  # Adaptive Guidance without measuring
-            first = round(share * n)
-            yield GUIDED * first + CONDITIONAL * (n - first), {}
-            yield spaced(first, math.ceil(first / 2)) + _cycled("cs", n - first), {}
-        for threshold in THRESHOLDS[2:4]:
-            if self.adaptive:
-                yield GUIDED * n, {THRESHOLD: threshold}
-                yield spaced(n, half), {THRESHOLD: threshold}
+            yield spaced(first, math.ceil(first / 2)) + _cycled("sr", n - first), {ORDER: order}
+        for share in (0.75, 0.5):  # Adaptive Guidance without measuring
+            yield GUIDED * round(share * n) + CONDITIONAL * (n - round(share * n)), {}
+        if self.adaptive:
+            yield GUIDED * n, {THRESHOLD: THRESHOLDS[2]}
+            yield spaced(n, n - half), {THRESHOLD: THRESHOLDS[3]}
         yield _cycled("gr", half) + CONDITIONAL * (n - half), {}  # LinearAG's policy
         third = n // 3  # an interval
         yield CONDITIONAL * (third // 2) + GUIDED * (n - third) + CONDITIONAL * (third - third // 2), {}
@@ -167,15 +169,21 @@ def possible(letters: str) -> str:
     return letters
 
 
-def spaced(steps: int, evaluated: int, letters: str = GUIDED) -> str:
-    """So many evaluated steps, evenly from the first to the last, and skipped ones between.
+def spaced(steps: int, evaluated: int, letters: str = GUIDED, power: float = 1.0) -> str:
+    """So many evaluated steps from the first to the last, and skipped ones between.
 
-    >>> spaced(7, 3), spaced(7, 4, "gr")
-    ('gssgssg', 'gsrsgsr')
+    Args:
+        steps: of the run.
+        evaluated: of these.
+        letters: of the evaluated ones, in turn.
+        power: 1 for even distances; below 1 for steps that are closer late, above for steps that are closer early.
+
+    >>> spaced(7, 3), spaced(7, 4, "gr"), spaced(9, 4, power=0.5)
+    ('gssgssg', 'gsrsgsr', 'gssssgsgg')
     """
     if evaluated < 2:
         return (GUIDED + SKIPPED * (steps - 1))[:steps]
-    places = [round(index * (steps - 1) / (evaluated - 1)) for index in range(evaluated)]
+    places = [round((steps - 1) * (index / (evaluated - 1)) ** power) for index in range(evaluated)]
     found = [SKIPPED] * steps
     for index, place in enumerate(places):
         found[place] = letters[index % len(letters)]

@@ -47,7 +47,7 @@ class Remembered(NamedTuple):
 
     Attributes:
         updates: what `rule` did to the prompt's prediction at its last evaluations, newest last; at most two.
-        estimates: clean samples of the last estimates, likewise.
+        estimates: the last estimates, likewise.
         inner: the state of the wrapped rule.
     """
 
@@ -160,19 +160,20 @@ class Schedule(Rule):
     .. math:: r:\ D_c + \Delta_b + \rho\,(\Delta_b - \Delta_a),\qquad s:\ \hat D_b + \rho\,(\hat D_b - \hat D_a),\qquad
               \rho = \frac{\lambda - \lambda_b}{\lambda_b - \lambda_a}
 
-    with the differences read in `space` and the estimates as clean samples; :math:`\rho` is 0 with `order` 0, and where
-    there is no second one or a level is pure noise or none.
+    read in `space`; :math:`\rho` is 0 with order 0, and where there is no second one or a level is pure noise or none.
 
     Args:
         rule: any rule, a stack included; what else is wanted goes in here: ``schedule(adaptive(cfg(4)), 'g6 r*')``.
-        plan: letters, each with how often; several in brackets. ``*`` in a number's place repeats to the end of the run,
-            whatever its length; without it the plan has a letter for each step. The steps are those of the schedule: a
-            run that begins mid-way begins there in the plan. A step r or s with nothing to go by is guided.
+        plan: letters, each with how often; several in brackets. ``*`` in a number's place repeats to the end of the
+            run, whatever its length; without it the plan has a letter for each step. The steps are those of the
+            schedule: a run that begins mid-way begins there in the plan. A step r or s with nothing to go by is guided.
         order: of the extrapolation at r: 0 holds the last difference, 1 goes on in a line through the last two.
         skip_order: likewise at s, of the estimates.
-        space: in which differences are kept. Clean samples differ by about the same amount as long as there is much
-            noise, noises as long as there is little; their ratio is sigma/alpha. ``"velocity"`` is near the former where
-            alpha is small and near the latter where sigma is, so that its differences change least from step to step.
+        space: in which differences and estimates are kept. The two branches' clean samples differ by about the same
+            amount as long as there is much noise, their noises as long as there is little; the ratio of the two is
+            sigma/alpha. ``"velocity"`` is near the former where alpha is small and near the latter where sigma is, so
+            that its differences change least from step to step. An estimate held in ``"denoised"`` or ``"noise"`` makes
+            two steps of a first-order solver without noise of its own one longer step.
 
     Queries: those of `rule` at g; none at c and r, whose prompt's prediction every step has; at s not even that. With a
     solver that evaluates twice a step a letter is for both.
@@ -181,8 +182,8 @@ class Schedule(Rule):
     of `rule`. Trace ``reused`` (1 at r and s, else 0).
 
     Raises:
-        RuleError: at construction, the plan cannot be read, or begins with what has nothing to go by; when a run begins,
-            the plan is for another number of steps.
+        RuleError: at construction, the plan cannot be read, or begins with what has nothing to go by; when a run
+            begins, the plan is for another number of steps.
 
     References:
         Castillo et al., "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models",
@@ -241,7 +242,7 @@ class Schedule(Rule):
         return self.rule.moves
 
     @cached_property
-    def skips(self) -> bool:  # type: ignore[override]  # computed once
+    def skips(self) -> bool:
         """Whether the plan has an s."""
         return SKIPPED in "".join(read_plan(self.plan))
 
@@ -305,7 +306,7 @@ class Schedule(Rule):
         """The rule's update at guided steps, the equations above at the others."""
         assert isinstance(state, Remembered)
         letter = self._letter(step, state)
-        later = self.letters(step.run.steps)[step.index + 1 :]
+        later = self.letters(step.run.steps)[step.index :]  # with this step: a solver may come to it again
         updates, estimates, inner = state
         prompt = estimate.prediction
         if letter == GUIDED:
@@ -319,12 +320,12 @@ class Schedule(Rule):
             estimate = Estimate(prompt.replace(self.space, base + held.value), renoise, estimate.traces)
         elif letter == SKIPPED:
             held = _extrapolated(estimates, step.level, self.skip_order)
-            renoise = None if held.renoise is None else prompt.replace("denoised", held.renoise)
-            estimate = Estimate(prompt.replace("denoised", held.value), renoise, estimate.traces)
+            renoise = None if held.renoise is None else prompt.replace(self.space, held.renoise)
+            estimate = Estimate(prompt.replace(self.space, held.value), renoise, estimate.traces)
         if SKIPPED not in later:
             estimates = ()
         elif letter != SKIPPED:
-            estimates = _with(estimates, _clean(estimate, step.level), 1 + self.skip_order)
+            estimates = _with(estimates, self._estimate(estimate, step.level), 1 + self.skip_order)
         if REUSED not in later:
             updates = ()
         mark = torch.full((step.run.batch,), float(letter in (REUSED, SKIPPED)), device=prompt.native.device)
@@ -336,19 +337,19 @@ class Schedule(Rule):
         renoise = None if guided.renoise is None else guided.renoise.read(self.space) - base
         return Kept(level, guided.read(self.space) - base, renoise)
 
+    def _estimate(self, estimate: Estimate, level: Level) -> Kept:
+        """The estimate in memory of its own: that of a network's output may be used again for the next one."""
+
+        def own(prediction: Prediction) -> Tensor:
+            value = prediction.read(self.space)
+            return value.clone() if value is prediction.native else value
+
+        renoise = None if estimate.renoise is None else own(estimate.renoise)
+        return Kept(level, own(estimate.prediction), renoise)
+
     def neutral(self) -> Self:
         """Around the neutral form of its rule, with a prediction at every step."""
         return type(self)(self.rule.neutral(), "c*", self.order, self.skip_order, self.space)
-
-
-def _clean(estimate: Estimate, level: Level) -> Kept:
-    """The clean samples of an estimate, in memory of their own."""
-
-    def own(prediction: Prediction) -> Tensor:
-        clean = prediction.denoised
-        return clean.clone() if clean is prediction.native else clean
-
-    return Kept(level, own(estimate.prediction), None if estimate.renoise is None else own(estimate.renoise))
 
 
 def _with(kept: Sequence[Kept], one: Kept, most: int) -> tuple[Kept, ...]:

@@ -24,6 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tsg": ("tsg(3)",),
     "during": ("during(cfg(3), progress=(0, 0.5))",),
     "prefix": ("prefix(cfg(3), 1)",),
+    "schedule": ("schedule(cfg(3), 'g r*')", "schedule(cfg(3), 'g s*')"),
     "renorm": ("cfg(3) | renorm()",),
     "renoise": ("cfg(3) | renoise()",),
 }

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import torch
 
+from ...guidance import presets
 from ...guidance.errors import GuidestackError, InputError
 from ..emoji.files import replacing
 from ..model import notices, quiet
@@ -26,7 +27,7 @@ from .table import HEAD, Measured, Row, line
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 QUICK = 25.0
 """Seconds after which --quick begins no further round; it ends within a minute."""
-QUICK_STEPS = 5
+QUICK_STEPS = 3
 REMEMBERED = 2
 """Steps of the runs whose memory is measured, of a side that does not name its own."""
 
@@ -41,8 +42,8 @@ def sides_of(bench: Bench, sides: Iterable[Side], strict: bool) -> dict[int, dic
     for side in sides:
         steps = side.steps or bench.steps
         try:
+            bench.with_steps(side.steps or REMEMBERED).guided(side)()  # fills caches
             run = bench.with_steps(steps).guided(side)
-            run()
         except GuidestackError as error:
             if strict:
                 raise
@@ -167,7 +168,7 @@ def processor() -> str:
     metavar="NAME",
     help=f"{BUNDLED}, {SHAPED} (a random UNet of Stable Diffusion 1.5's shape), or a model folder.  [default: both]",
 )
-@click.option("--guidance", "stacks", multiple=True, metavar="STACK", help="Only these stacks.  [default: every rule]")
+@click.option("--guidance", "stacks", multiple=True, metavar="STACK", help="Only these.  [default: every rule]")
 @click.option("--batch", type=click.IntRange(1), multiple=True, help="Images of a run.  [default: 1, 4, 16; shaped: 1]")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a run.  [default: 20; shaped: 2]")
 @click.option("--repeats", type=click.IntRange(1), help="Rounds.  [default: 9; shaped: 3; --arithmetic: 100]")
@@ -241,10 +242,11 @@ def command(
             rows = [row for path in source for row in page.read(path)]
             _show(rows)
         else:
-            models = [_named(name, batch, steps) for name in only or ((BUNDLED,) if quick else (BUNDLED, SHAPED))]
+            sides = chosen([str(presets.read(text)) for text in stacks])
+            default = [model.name for model in (MODELS[:1] if quick else MODELS)]
             rows = []
-            for model in models:
-                rows += _measure(model, quick, stacks, batch, steps, repeats, clock, began)
+            for model in [_named(name, batch, steps) for name in only or default]:
+                rows += _measure(model, quick, sides, bool(stacks), batch, steps, repeats, clock, began)
         if to:
             _write(rows, to)
         if page_to:
@@ -260,7 +262,8 @@ def _named(name: str, batch: Sequence[int], steps: int | None) -> Model:
 def _measure(
     model: Model,
     quick: bool,
-    stacks: Sequence[str],
+    sides: Sequence[Side],
+    strict: bool,
     batch: Sequence[int],
     steps: int | None,
     repeats: int | None,
@@ -269,7 +272,7 @@ def _measure(
 ) -> list[Measured]:
     if steps or quick:
         model = dataclasses.replace(model, steps=steps or min(QUICK_STEPS, model.steps))
-    sides, pipe, rows = chosen(stacks), model.make(), []
+    pipe, rows = model.make(), []
     rounds = repeats or (9 if model.apart == 1 else 3)
     for size in batch or (model.batches[:1] if quick else model.batches):
         click.echo(
@@ -284,7 +287,7 @@ def _measure(
             rounds,
             clock,
             go_on=lambda: not quick or time.monotonic() - began < QUICK,
-            strict=bool(stacks),
+            strict=strict,
             modular=model.name == BUNDLED and not quick,
         )
         for row in found:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from . import edit, methods, views
+from . import edit, methods, tune, views
 
 group = click.Group(
-    commands={"edit": edit.main, "methods": methods.main, "views": views.main},
+    commands={"edit": edit.main, "methods": methods.main, "tune": tune.main, "views": views.main},
     help="Draw the figures of the documentation.",
 )
 

@@ -85,7 +85,16 @@ HEAD = "| | evaluations | saturation | contrast |\n|---|---|---|---|\n"
 
 
 def with_numbers(page: str, name: str, means: Sequence[Means]) -> str:
-    """The page with the table of figure `name` exchanged: what stands between its two marks.
+    """The page with the table of figure `name` exchanged.
+
+    Raises:
+        InputError: the page has no place for it.
+    """
+    return exchanged(page, name, HEAD + "".join(one.cells() + "\n" for one in means))
+
+
+def exchanged(page: str, name: str, text: str) -> str:
+    """The page with the numbers called `name` exchanged: what stands between its two marks.
 
     Raises:
         InputError: the page has no such marks.
@@ -95,7 +104,7 @@ def with_numbers(page: str, name: str, means: Sequence[Means]) -> str:
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise InputError(f"the page has no place for the numbers of {name}; add {begin.strip()} and {end} to it")
-    return before + begin + HEAD + "".join(one.cells() + "\n" for one in means) + end + after
+    return before + begin + text + end + after
 
 
 def draw(pipe: Any, figure: Figure) -> tuple[Image.Image, list[Means]]:

@@ -211,6 +211,11 @@ def test_a_sampler_that_makes_more_calls_than_was_said() -> None:
     denoiser = gs.as_denoiser("cfg(3)", k_model(), conditions=told((0,)), sigmas=SIGMAS)
     with pytest.raises(GuidanceNotAppliedError, match="does the sampler not make evaluations=1 calls in a step"):
         heun(denoiser, start((0,), 8.0), SIGMAS)
+    # Levels so near to one another that the second call of a step could be a third step begun above its level.
+    sigmas = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.0], dtype=torch.float64)
+    denoiser = gs.as_denoiser("cfg(3)", k_model(), conditions=told((0,)), sigmas=sigmas)
+    with pytest.raises(GuidanceNotAppliedError, match=r"call 3 is at sigma 0\.9, and step 2 of the schedule"):
+        heun(denoiser, start((0,), 1.0), sigmas)
 
 
 def test_steps_that_begin_above_their_level() -> None:

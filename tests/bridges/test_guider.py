@@ -161,7 +161,6 @@ def test_other_schedulers(sdxl: Pair, name: str, emits: str) -> None:
     for text in (
         "apg(5, eta=0.2, momentum=-0.5)",
         "adaptive(cfg(5), threshold=0.9999, space='denoised')",
-        "during(cfg(5), sigma=(0.9, 6))",  # its ends lie within steps: Heun's two evaluations are both in, or out
     ):
         one = guider(sdxl, text)
         got = sdxl.run(one)
@@ -170,6 +169,19 @@ def test_other_schedulers(sdxl: Pair, name: str, emits: str) -> None:
         places = [(step.index, step.evaluation) for step in one.report.steps]
         assert places == [(step.index, step.evaluation) for step in report.steps]
         assert (name == "HeunDiscreteScheduler") == any(evaluation for _, evaluation in places)
+
+
+def test_a_window_by_step_takes_both_evaluations_or_none(sdxl: Pair) -> None:
+    from diffusers import HeunDiscreteScheduler
+
+    sdxl.use(HeunDiscreteScheduler.from_config(sdxl.classic.scheduler.config))
+    sdxl.modular.scheduler.set_timesteps(4)
+    second, third = [point.level.sigma for point in grid(sdxl.modular.scheduler).points if not point.evaluation][1:3]
+    text = f"during(cfg(5), sigma=({(second + third) / 2}, inf), per_step=True)"
+    one = guider(sdxl, text)
+    got = sdxl.run(one)
+    assert [len(step.queries) for step in one.report.steps] == [2, 2, 2, 2, 1, 1, 1]
+    assert close(got, sdxl.guided(text)[0])
 
 
 def test_image_to_image_begins_in_the_middle(sdxl: Pair) -> None:

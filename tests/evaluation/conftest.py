@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from typing import Any
 
 import pytest
@@ -21,3 +22,36 @@ def server() -> Any:
         ]
     )
     return context
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """``command(*arguments) -> (exit status, stdout, stderr)`` of guidestack, in this process."""
+    from guidestack.scripts import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["guidestack", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def reported(model_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of the tiny pipeline with its report."""
+    from guidestack.evaluation.report import write
+    from guidestack.evaluation.store import RunFolder
+
+    from .common import run
+    from .reported import WICKED
+
+    out = tmp_path_factory.mktemp("reported") / "run"
+    run(model_folder, out, prompts=[WICKED, "red", "sea", "b", "c"], metrics=["saturation", "contrast"], traces=True)
+    write(RunFolder(out))
+    return out

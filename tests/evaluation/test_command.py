@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from guidestack.evaluation.store import RunFolder
-from guidestack.scripts import cli
 
 from .common import written
 
 
 @pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+def evaluate(command: Any) -> Any:
     """``evaluate(*arguments) -> (exit status, stdout, stderr)``, in this process."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["guidestack", "evaluate", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return call
+    return functools.partial(command, "evaluate")
 
 
 def test_a_sweep_from_its_file(evaluate: Any, model_folder: Path, tmp_path: Path) -> None:

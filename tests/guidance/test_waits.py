@@ -37,6 +37,7 @@ WAITLESS = (
     "tsg(4)",
     "during(cfg(4), sigma=(0.5, 2))",
     "prefix(cfg(4), 2)",
+    "schedule(cfg(4), 'g2 r s g')",
     "adaptive(cfg(4), threshold=0.9, lag=1)",
 )
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from guidestack.evaluation.metrics import SampleMetric, metrics, parse_metric, register, signature, summary
 from guidestack.guidance.errors import InputError
@@ -74,3 +76,18 @@ def test_others_register_metrics_of_their_own() -> None:
             register("another")(type("Loose", (SampleMetric,), {}))
     finally:
         registry._METRICS.pop("brightness_of_a_test", None)
+
+
+def test_the_page_has_the_table_that_the_command_prints() -> None:
+    from guidestack.scripts.metrics import markdown
+
+    page = Path(__file__).parents[3] / "docs" / "metrics.md"
+    assert markdown() in page.read_text(), "run: guidestack metrics --markdown"
+
+
+def test_the_command_lists_every_metric() -> None:
+    from guidestack.scripts.metrics import command
+
+    shown = CliRunner().invoke(command, [])
+    assert shown.exit_code == 0
+    assert [line.partition("(")[0] for line in shown.output.splitlines() if not line.startswith(" ")] == list(metrics())
