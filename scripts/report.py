@@ -1,0 +1,45 @@
+"""``guidestack report``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from ..guidance.errors import InputError
+from .model import notices
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--metric", "metrics", metavar="METRIC", multiple=True, help="A metric beside the sweep's; may be repeated."
+)
+@click.option(
+    "--embed",
+    type=click.FloatRange(0),
+    metavar="MB",
+    help="Images in the page itself, at most; others are links.  [16]",
+)
+def command(**options: Any) -> None:
+    """Write RUN/report.html: one page with plots, tables, images, and what holds at matched strength.
+
+    It needs no server and asks nothing of the network. The plots are in RUN/plots as well, as SVG and CSV.
+    """
+    with notices():
+        _report(options)
+
+
+def _report(options: dict[str, Any]) -> None:
+    try:
+        from ..evaluation.report import BUDGET, write
+        from ..evaluation.store import RunFolder
+    except ImportError as error:
+        if (error.name or "").startswith("guidestack"):
+            raise
+        raise InputError(f"report needs {error.name}: pip install 'guidestack[evaluation]'") from None
+    budget = BUDGET if options["embed"] is None else options["embed"]
+    with tqdm(bar_format="{desc}", leave=False, disable=None) as line:  # None: where nobody watches
+        written = write(RunFolder(options["run"]), options["metrics"], budget, line.set_description_str)
+    click.echo(f"report: {written}")

@@ -1,0 +1,339 @@
+"""The report in a browser, as who reads it meets it: headless Chromium, by Selenium."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .common import SAMPLES
+from .reported import WICKED, data_of
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+REQUIRED = "GUIDESTACK_BROWSER"
+"""Set where a browser must be there, as in CI: without it the tests fail instead of being skipped."""
+
+
+def installed() -> tuple[str, str]:
+    """The browser and its driver."""
+    found = [
+        next((path for name in names if (path := shutil.which(name))), None)
+        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))
+    ]
+    if None in found:
+        missing = "needs Chromium and its driver: apt-get install chromium chromium-driver"
+        pytest.fail(missing) if os.environ.get(REQUIRED) else pytest.skip(missing)
+    return found[0], found[1]  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def _chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    browser, driver = installed()
+    selenium = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = selenium.ChromeOptions()
+    options.binary_location = browser
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium = selenium.Chrome(options=options, service=Service(driver))
+    yield chromium
+    chromium.quit()
+
+
+class Page:
+    """A page in the browser."""
+
+    def __init__(self, browser: Any, path: Path) -> None:
+        self.browser, self.path = browser, path
+
+    def open(self, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
+        device = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}  # or a click hits what is scrolling by
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme, still]})
+        self.browser.get_log("browser")
+        self.browser.get(self.path.as_uri())
+        self.js("localStorage.clear()")
+        self.browser.get(self.path.as_uri())
+        return self
+
+    def js(self, script: str, *arguments: Any) -> Any:
+        return self.browser.execute_script(script if "return" in script else f"return {script}", *arguments)
+
+    def all(self, selector: str) -> list[Any]:
+        return self.browser.find_elements("css selector", selector)
+
+    def one(self, selector: str) -> Any:
+        return self.browser.find_element("css selector", selector)
+
+    def choose(self, selector: str, value: str) -> None:
+        """As a user does: through the keyboard's and mouse's own events."""
+        from selenium.webdriver.support.ui import Select
+
+        Select(self.one(selector)).select_by_value(value)
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """Wait for what takes the browser a moment; fails after ten seconds."""
+        for _ in range(200):
+            if found := condition():
+                return found
+            time.sleep(0.05)
+        return pytest.fail("it did not happen in ten seconds")
+
+    def images(self) -> list[str]:
+        return self.js("return [...document.querySelectorAll('#grid img')].map((image) => image.alt)")
+
+    def headings(self) -> list[str]:
+        return self.js("return [...document.querySelectorAll('#grid thead th')].map((one) => one.textContent)")
+
+    def rows(self) -> list[str]:
+        return self.js("return [...document.querySelectorAll('#grid .caption')].map((one) => one.textContent)")
+
+    def press(self, key: str) -> None:
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.browser).send_keys(key).perform()
+
+    def record(self) -> dict[str, str]:
+        return self.js(
+            "return Object.fromEntries([...document.querySelectorAll('#record dt')].map((term) => "
+            "[term.textContent, term.nextElementSibling.textContent]))"
+        )
+
+
+@pytest.fixture
+def page(_chromium: Any, reported: Path) -> Iterator[Page]:
+    yield Page(_chromium, reported / "report.html")
+    complaints = [one for one in _chromium.get_log("browser") if one["level"] not in ("DEBUG", "INFO")]
+    assert complaints == []
+
+
+def test_it_opens_and_asks_nobody(page: Page) -> None:
+    page.open()
+    assert page.browser.title == "run · guidestack report"
+    assert page.js("document.querySelectorAll('#grid img').length") == SAMPLES
+    asked = page.js("return performance.getEntriesByType('resource').map((one) => one.name)")
+    assert [one for one in asked if not one.startswith("data:")] == []
+    page.until(lambda: page.js("[...document.images].filter((one) => one.src).every((one) => one.naturalWidth > 0)"))
+    assert page.js("document.documentElement.scrollWidth") <= 1280
+
+
+def test_a_prompt_is_text_whatever_it_says(page: Page) -> None:
+    page.open()
+    assert page.browser.title != "broken"
+    assert any(row.startswith(WICKED) for row in page.rows())
+    assert page.all("#grid b") == []
+
+
+def test_one_metric_is_shown_at_a_time(page: Page) -> None:
+    page.open()
+
+    def seen() -> list[str]:
+        return [one.get_attribute("data-metric") for one in page.all("figure") if one.is_displayed()]
+
+    assert set(seen()) == {"saturation"}
+    page.choose("#metric", "contrast")
+    assert set(seen()) == {"contrast"}
+    page.choose("#metric", "")
+    assert set(seen()) == {"saturation", "contrast"}
+
+
+def test_a_point_says_its_numbers(page: Page) -> None:
+    from selenium.webdriver import ActionChains
+
+    page.open()
+    point = page.all("figure g.s0 .point .mark")[1]
+    page.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", point)
+    ActionChains(page.browser).move_to_element(point).perform()
+    page.until(lambda: page.one("#tip").is_displayed())
+    said = page.one("#tip").text
+    assert re.match(r"(cfg|apg)\(5\)\neffective scale [45][.\d]*\nsaturation 0\.\d+ \[", said)  # one lies on the other
+    ActionChains(page.browser).move_to_element(page.one("h2#plots-title")).perform()
+    page.until(lambda: not page.one("#tip").is_displayed())
+
+
+def test_the_choice_of_axes_changes_the_grid(page: Page) -> None:
+    page.open()
+    assert page.headings() == ["cfg(2)", "cfg(5)", "apg(2)", "apg(5)"]
+    assert len(page.rows()) == 5
+    first = page.images()
+    page.choose("#choose-columns", "w")
+    assert page.headings() == ["w 2", "w 5"]
+    assert len(page.images()) == 10
+    assert all("cfg(" in alt for alt in page.images())
+    page.choose("#choose-stack", "apg({w}, eta=0)")
+    assert all("apg(" in alt for alt in page.images())
+    page.choose("#choose-rows", "stack")
+    assert page.rows() == ["cfg({w})", "apg({w}, eta=0)"]
+    assert [alt.rpartition(", ")[2] for alt in page.images()] == ["cfg(2)", "cfg(5)", "apg(2)", "apg(5)"]
+    page.choose("#choose-prompt-and-seed", "2/5")
+    assert all(alt.startswith("sea, seed 5") for alt in page.images())
+    page.choose("#choose-columns", "cell")  # all axes at once: the samples are what is left
+    assert page.js("document.getElementById('choose-rows').value") == "prompt and seed"
+    assert page.images() == first
+    page.choose("#choose-rows", "cell")
+    assert page.rows() == ["cfg(2)", "cfg(5)", "apg(2)", "apg(5)"]
+    assert len(page.headings()) == 5
+
+
+def test_the_record_of_an_image_can_be_read(page: Page) -> None:
+    from selenium.webdriver import Keys
+
+    page.open()
+    data = data_of(page.path.read_text())
+    page.one("#grid button[data-row='1'][data-column='0']").click()
+    assert page.one("#viewer").is_displayed()
+    first = page.record()
+    sample = next(one for one in data["samples"] if one["p"] == 1 and data["cells"][one["c"]]["stack"] == "cfg(2)")
+    assert (first["prompt"], first["stack"], first["seed"]) == ("red", "cfg(2)", str(sample["s"]))
+    assert (first["address"], first["evaluations"]) == (sample["a"], "6")
+    assert float(first["effective scale"]) == pytest.approx(2, abs=1e-3)
+    assert float(first["saturation"]) == sample["m"][0]
+    assert first["make it again"].startswith("guidestack generate --like ")
+    assert first["make it again"].endswith(f"{sample['a']}.png")
+    assert page.js("document.getElementById('large').src") == sample["d"]
+    assert page.one("#trace svg").get_attribute("aria-label").startswith("Effective scale at each of 3 steps: 2")
+    page.press(Keys.ARROW_RIGHT)
+    assert page.record()["stack"] == "cfg(5)"
+    page.press(Keys.ARROW_UP)
+    assert (page.record()["prompt"], page.record()["stack"]) == (WICKED, "cfg(5)")
+    page.press(Keys.ARROW_UP)  # there is nothing above
+    assert page.record()["prompt"] == WICKED
+    page.one("#right").click()
+    assert page.record()["stack"] == "apg(2)"
+    page.press(Keys.ESCAPE)
+    page.until(lambda: not page.one("#viewer").is_displayed())
+
+
+def test_everything_is_within_reach_of_the_keyboard(page: Page) -> None:
+    from selenium.webdriver import Keys
+
+    page.open()
+    assert page.js("return [...document.images].filter((one) => one.src && !one.alt).length") == 0
+    nameless = (
+        "return [...document.querySelectorAll('button, select, a')].filter((one) => !(one.textContent.trim() || "
+        "one.getAttribute('aria-label') || one.querySelector('img[alt]') || one.closest('label'))).length"
+    )
+    assert page.js(nameless) == 0
+    page.js("document.querySelector('#grid button').focus()")
+    page.press(Keys.ENTER)
+    assert page.one("#viewer").is_displayed()
+    page.press(Keys.ESCAPE)
+    page.until(lambda: not page.one("#viewer").is_displayed())
+    assert page.js("document.activeElement === document.querySelector('#grid button')")
+    page.js("document.querySelector('#choose-columns').focus()")
+    page.choose("#choose-columns", "w")
+    assert page.js("document.activeElement.id") == "choose-columns"  # the controls are made anew, the focus stays
+    levels = page.js("return [...document.querySelectorAll('main h2, main h3')].map((one) => +one.tagName[1])")
+    assert levels[0] == 2
+    assert set(levels) == {2, 3}
+
+
+CONTRAST = """
+const light = (text) => {
+  const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((one) => one / 255)
+    .map((one) => (one <= 0.03928 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = light(getComputedStyle(document.body).backgroundColor);
+const found = {};
+for (const selector of ["body", ".lede", ".soft", ".fine", "a", "thead th", ".interval", ".kicker",
+  ".plot .tick", ".s0.name", ".s1.name", ".warn, .flag, dt"]) {
+  const element = document.querySelector(selector);
+  const style = getComputedStyle(element);
+  const own = light(element.ownerSVGElement ? style.fill : style.color);
+  found[selector] = (Math.max(own, ground) + 0.05) / (Math.min(own, ground) + 0.05);
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_all_text_can_be_read_in_light_and_dark(page: Page, dark: bool) -> None:
+    page.open(dark=dark)
+    ground = page.js("getComputedStyle(document.body).backgroundColor")
+    assert (sum(int(part) for part in ground[4:-1].split(",")) < 150) == dark
+    contrasts = page.js(CONTRAST)
+    assert {name: ratio for name, ratio in contrasts.items() if ratio < 4.5} == {}
+
+
+def test_the_colours_can_be_chosen(page: Page) -> None:
+    page.open()
+
+    def colours() -> tuple[str, str, str]:
+        return (
+            page.one("#theme").text,
+            page.js("getComputedStyle(document.body).backgroundColor"),
+            page.js("getComputedStyle(document.querySelector('.s0 .mark')).stroke"),
+        )
+
+    auto = colours()
+    page.one("#theme").click()
+    light = colours()
+    page.one("#theme").click()
+    dark = colours()
+    assert (auto[0], light[0], dark[0]) == ("Auto", "Light", "Dark")
+    assert auto[1:] == light[1:]
+    assert dark[1] != light[1]
+    assert dark[2] != light[2]
+    page.browser.refresh()
+    assert colours() == dark  # it is remembered
+    page.open(dark=True)
+    assert colours()[1] == dark[1]
+    page.one("#theme").click()
+    assert colours()[1] == light[1]
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_nothing_scrolls_sideways_but_tables(page: Page, width: int) -> None:
+    page.open(width=width, height=740)
+    page.choose("#metric", "")
+    assert page.js("document.documentElement.scrollWidth") <= width
+    wide = "one.getBoundingClientRect().right > innerWidth + 1 && !one.closest('.scroll, pre, svg, [hidden]')"
+    shown = "one.outerHTML.slice(0, 80)"
+    beyond = page.js(f"return [...document.querySelectorAll('main *')].filter((one) => {wide}).map((one) => {shown})")
+    assert beyond == []
+    page.one("#grid button").click()
+    box = page.js("return document.getElementById('viewer').getBoundingClientRect().toJSON()")
+    assert box["left"] >= 0
+    assert box["right"] <= width
+    assert page.js("const one = document.getElementById('viewer'); return one.scrollWidth <= one.clientWidth")
+
+
+def test_images_that_are_links_come_from_the_folder(page: Page, reported: Path) -> None:
+    from guidestack.evaluation.report.gather import gather
+    from guidestack.evaluation.report.page import page as made
+    from guidestack.evaluation.store import RunFolder
+
+    linked = reported / "linked.html"
+    linked.write_text(made(gather(RunFolder(reported)), budget=0))
+    try:
+        page.path = linked
+        page.open()
+        ready = "[...document.querySelectorAll('#grid img')].every((one) => one.naturalWidth === 16)"
+        page.js("[...document.querySelectorAll('#grid img')].forEach((one) => { one.loading = 'eager'; })")
+        page.until(lambda: page.js(ready))
+        assert page.js("document.querySelector('#grid img').getAttribute('src')").startswith("images/")
+        page.one("#grid button").click()
+        page.until(lambda: page.js("document.getElementById('large').naturalWidth === 16"))
+    finally:
+        linked.unlink()

@@ -1,0 +1,335 @@
+"""The report's files: what stands in them, without a browser (test_page.py has that)."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from guidestack.evaluation.measure import Cells
+from guidestack.evaluation.methods import Matched, families
+from guidestack.evaluation.metrics import parse_metric
+from guidestack.evaluation.report import write
+from guidestack.evaluation.report.gather import front, gather
+from guidestack.evaluation.report.page import script_safe, written_csv
+from guidestack.evaluation.report.svg import Mark, Plot, Series, drawn, shown, ticks
+from guidestack.evaluation.report.words import APART, BOTH, NONE, ONE, OTHER, number, verdict
+from guidestack.evaluation.store import RunFolder
+from guidestack.evaluation.strength import Comparison
+
+from .common import SAMPLES, run
+from .reported import WICKED, data_of, nowhere_else
+
+
+def html_of(out: Path) -> str:
+    return (out / "report.html").read_text()
+
+
+def test_everything_is_written(reported: Path) -> None:
+    page = html_of(reported)
+    assert (reported / "plots").is_dir()
+    plots = sorted(path.name for path in (reported / "plots").iterdir())
+    names = itertools.product(("contrast", "saturation"), ("effective-scale", "evaluations"), ("csv", "svg"))
+    assert plots == [f"{metric}-by-{x}.{kind}" for metric, x, kind in names]
+    for name in plots:
+        if name.endswith("svg"):
+            assert ElementTree.parse(reported / "plots" / name).getroot().tag.endswith("svg")
+        assert f"plots/{name}" in page
+    data = data_of(page)
+    assert len(data["samples"]) == SAMPLES
+    assert [cell["stack"] for cell in data["cells"]] == ["cfg(2)", "cfg(5)", "apg(2)", "apg(5)"]
+    assert data["axes"] == [
+        {"name": "stack", "values": ["cfg({w})", "apg({w}, eta=0)"]},
+        {"name": "w", "values": ["2", "5"]},
+    ]
+    assert "cfg(w)" in page
+    assert "apg(w, eta=0)" in page
+    assert f"guidestack evaluate {reported}/sweep.yaml --out {reported}" in page
+    assert "- cfg({w})" in page  # the sweep itself
+
+
+def test_every_sample_has_its_record_and_its_image(reported: Path) -> None:
+    data = data_of(html_of(reported))
+    rows = {row["address"]: row for row in RunFolder(reported).records().to_pylist()}
+    for sample in data["samples"]:
+        row = rows.pop(sample["a"])
+        assert data["cells"][sample["c"]]["id"] == row["cell"]
+        assert data["prompts"][str(sample["p"])]["text"] == row["prompt"]
+        assert (sample["s"], sample["e"], sample["i"]) == (row["seed"], row["evaluations"], row["image"])
+        assert sample["w"] == pytest.approx(row["effective_scale"], rel=1e-4)
+        assert sample["g"] == row["guided_steps"]
+        assert sample["m"] == pytest.approx([row["metric.saturation"], row["metric.contrast"]], rel=1e-4)
+        assert sample["d"].startswith("data:image/png;base64,")
+        assert len(sample["n"]) == 3
+        if row["stack"].startswith("cfg"):
+            scale = float(row["stack"][4:-1])
+            assert sample["w"] == pytest.approx(scale, abs=1e-3)
+            assert sample["n"] == pytest.approx([scale] * 3, abs=1e-3)
+    assert not rows
+
+
+def test_nothing_in_it_is_asked_of_anyone(reported: Path) -> None:
+    assert nowhere_else(html_of(reported)) == []
+    assert nowhere_else('<img src="https://a/b">') == ["https://a/b"]  # so that it can be seen
+
+
+def test_no_prompt_can_break_out(reported: Path) -> None:
+    page = html_of(reported)
+    assert WICKED not in page
+    assert page.count("<script") == 2
+    assert page.count("</script>") == 2
+    assert "<b>bold" not in page
+    assert WICKED in {one["text"] for one in data_of(page)["prompts"].values()}
+    for text in (WICKED, "\u2028", "<!--", "]]>", "&lt;", 'a"b\\'):
+        assert json.loads(script_safe([text])) == [text]
+        assert not set("<>&\u2028") & set(script_safe([text]))
+    with pytest.raises(ValueError, match="Out of range"):
+        script_safe([float("nan")])
+
+
+def test_the_plots_have_the_numbers_of_the_cells(reported: Path) -> None:
+    cells = Cells(RunFolder(reported))
+    metric = parse_metric("saturation")
+    with (reported / "plots" / "saturation-by-evaluations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["cell"] for row in rows} == set(cells.by_name)
+    for row in rows:
+        one = cells.numbered(metric, row["cell"])
+        assert (float(row["value"]), float(row["low"]), float(row["high"])) == (one.value, one.low, one.high)
+        assert float(row["evaluations"]) == 6
+    with (reported / "plots" / "saturation-by-effective-scale.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    points = [row for row in rows if row["kind"] == "cell"]
+    assert [row["written"] for row in points] == ["2", "5", "2", "5"]
+    for row in points:
+        mean = cells.by_name[row["cell"]].numbers("effective_scale").mean()
+        assert float(row["effective_scale"]) == pytest.approx(mean)
+    curve = [row for row in rows if row["kind"] == "curve" and row["method"] == "cfg(w)"]
+    assert len(curve) == 41
+    assert float(curve[0]["low"]) <= float(curve[0]["value"]) <= float(curve[0]["high"])
+
+
+def test_images_beyond_the_budget_are_smaller_and_then_links(reported: Path, tmp_path: Path) -> None:
+    for budget, kinds in ((0.0, {None}), (0.003, {None, "data:image/webp"})):
+        from guidestack.evaluation.report.page import page
+
+        text = page(gather(RunFolder(reported)), budget)
+        samples = data_of(text)["samples"]
+        assert {sample.get("d") and sample["d"].partition(";")[0] for sample in samples} == kinds
+        embedded = sum(len(sample.get("d") or "") for sample in samples)
+        assert embedded <= budget * 1e6
+        assert all(sample["i"] for sample in samples)
+        assert "made smaller" in text
+
+
+def test_a_run_without_images_or_metrics(model_folder: Path, tmp_path: Path) -> None:
+    run(model_folder, tmp_path / "run", images="none", prompts=["a cat"])
+    write(RunFolder(tmp_path / "run"))
+    page = html_of(tmp_path / "run")
+    assert "images of this run are not kept" in page
+    assert not (tmp_path / "run" / "plots").exists()
+    assert "There are no two methods to compare" in page
+    data_of(page)
+
+
+def test_a_run_of_one_cell(model_folder: Path, tmp_path: Path) -> None:
+    run(model_folder, tmp_path / "run", stack="stack()", axes=None, prompts=["a cat", "red"])
+    write(RunFolder(tmp_path / "run"))
+    page = html_of(tmp_path / "run")
+    assert "There are no two methods to compare" in page
+    assert [cell["stack"] for cell in data_of(page)["cells"]] == ["stack()"]
+    assert "saturation" in page  # what a sweep that names no metric is shown with
+
+
+def test_a_run_that_is_not_finished_says_so(reported: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import pyarrow.parquet as pq
+
+    out = tmp_path / "run"
+    shutil.copytree(reported, out)
+    table = pq.read_table(out / "records.parquet")
+    cell = table.column("cell")[0].as_py()
+    kept = [row["cell"] != cell or row["prompt_index"] < 2 for row in table.to_pylist()]
+    pq.write_table(table.filter(kept), out / "records.parquet")
+    write(RunFolder(out))
+    page = html_of(out)
+    assert f"{sum(kept)} images of {SAMPLES}" in page
+    assert "on 2 prompts that all cells share" in page
+    assert "too few for intervals" in page
+
+
+def test_the_command(reported: Path, tmp_path: Path, command: Any) -> None:
+    before = html_of(reported)
+    status, said, _ = command("report", reported, "--metric", "clipping")
+    assert (status, said) == (0, f"report: {reported}/report.html\n")
+    assert "clipping" in html_of(reported)
+    (reported / "report.html").write_text(before)
+    for path in (reported / "plots").glob("clipping*"):
+        path.unlink()
+    for arguments, message in (
+        ((tmp_path / "nowhere",), "no run folder"),
+        ((reported, "--metric", "saturatoin"), "did you mean 'saturation'"),
+        ((reported, "--metric", "concept"), "label 'concept'"),
+        ((reported, "--embed", "-1"), "--embed"),
+    ):
+        status, _, err = command("report", *arguments)
+        assert (status, err.count("\n")) == (2, 1), err
+        assert message in err
+    assert html_of(reported) == before
+
+
+# --- what a method is ------------------------------------------------------------------------------------------------
+
+
+def told(*cells: dict[str, Any]) -> dict[str, Any]:
+    plain = {"sampler": "ddim", "steps": 10, "size": None, "dtype": "float32", "axes": {}}
+    return {"cells": [{"cell": str(place), **plain, **cell} for place, cell in enumerate(cells)]}
+
+
+def named(whole: dict[str, Any], templates: dict[str, str]) -> dict[str, dict[int, tuple[str, ...]]]:
+    known = [cell["cell"] for cell in whole["cells"]]
+    return {family.name: dict(family.cells) for family in families(whole, templates, known)}
+
+
+def test_methods_are_templates_without_what_is_swept() -> None:
+    templates = {"cfg({w})": "cfg({w})", "apg": "apg({w}, eta={eta})", "none": "stack()"}
+    whole = told(
+        {"template": "cfg({w})", "stack": "cfg(10)", "axes": {"w": "10", "eta": None}},
+        {"template": "cfg({w})", "stack": "cfg(9)", "axes": {"w": "9", "eta": None}},
+        {"template": "cfg({w})", "stack": "cfg(9)", "axes": {"w": "9", "eta": None}, "steps": 20},
+        {"template": "apg", "stack": "apg(10)", "axes": {"w": "10", "eta": "0"}},
+        {"template": "apg", "stack": "apg(10, eta=1)", "axes": {"w": "10", "eta": "1"}},
+        {"template": "none", "stack": "stack()", "axes": {"w": None, "eta": None}},
+    )
+    assert named(whole, templates) == {
+        "cfg(w)": {10: ("1", "0"), 20: ("2",)},  # by value, not as texts sort
+        "apg, eta=0": {10: ("3",)},
+        "apg, eta=1": {10: ("4",)},
+        "none": {10: ("5",)},
+    }
+
+
+def test_methods_of_plain_stacks_are_their_texts_without_the_first_number() -> None:
+    stacks = ["cfg(2)", "cfg(4.5)", "adaptive(cfg(2), threshold=0.9)", "adaptive(cfg(4), threshold=0.9)", "stack()",
+              "apg(3, eta=0.5) | rescale(0.7)"]  # fmt: skip
+    whole = told(*({"template": text, "stack": text} for text in stacks))
+    assert named(whole, {text: text for text in stacks}) == {
+        "cfg(w)": {10: ("0", "1")},
+        "adaptive(cfg(w), threshold=0.9)": {10: ("2", "3")},
+        "stack()": {10: ("4",)},
+        "apg(w, eta=0.5) | rescale(0.7)": {10: ("5",)},
+    }
+    beside = told(
+        {"template": "cfg(2)", "stack": "cfg(2)", "sampler": "ddim"},
+        {"template": "cfg(2)", "stack": "cfg(2)", "sampler": "heun"},
+    )
+    assert list(named(beside, {"cfg(2)": "cfg(2)"})) == ["cfg(w), ddim", "cfg(w), heun"]
+
+
+def test_replicates_of_a_cell_are_means_of_its_prompts(reported: Path) -> None:
+    run_folder = RunFolder(reported)
+    cells = Cells(run_folder)
+    matched = Matched(cells, families(cells.told, run_folder.sweep().stacks, cells.by_name))
+    metric = parse_metric("saturation")
+    method = matched.methods(metric)[0]
+    cell = cells.by_name[method.curves[0].names[1]]
+    values = cell.values(metric)
+    np.testing.assert_allclose(method.curves[0].y[0, 1], values.mean())
+    draw = matched.replicates(metric).draws[6]
+    chosen = [values[cell.prompts == matched.prompts[one]].mean() for one in draw]
+    np.testing.assert_allclose(method.curves[0].y[7, 1], np.mean(chosen))
+    assert method.curves[0].cost[0].tolist() == [6, 6]
+
+
+# --- words, numbers, plots -------------------------------------------------------------------------------------------
+
+
+def compared(low: list[float], high: list[float], costs: tuple[float, float] = (20.0, 20.0)) -> Comparison:
+    x, one, other = np.arange(2.0, 2.0 + len(low)), np.array(low), np.array(high)
+    both = np.array([[costs[0]] * len(low), [costs[1]] * len(low)])
+    return Comparison("A", "B", x, (one + other) / 2, one, other, both, 20)
+
+
+def test_verdicts() -> None:
+    mixed = compared([0.1, 0.2, -0.1, -0.6], [0.3, 0.6, 0.1, -0.2])
+    up, down, none = (verdict(mixed, "m", better) for better in ("up", "down", "none"))
+    assert up.words == (
+        "A is better than B from effective scale 2 to 3, by 0.2 to 0.4; B is better than A at effective scale 5, "
+        "by 0.4. Elsewhere no difference beyond the intervals."
+    )
+    assert down.words.startswith("B is better than A from effective scale 2 to 3, by 0.2 to 0.4; A is better")
+    assert none.words.startswith("A is higher than B from effective scale 2 to 3")
+    assert {up.kind, down.kind, none.kind} == {BOTH}
+    assert (up.where, up.cost, up.equal) == ("2 to 5", "20", True)
+    whole = compared([0.1, 0.2], [0.3, 0.6])
+    assert [verdict(whole, "m", better).kind for better in ("up", "down", "none")] == [ONE, OTHER, ONE]
+    assert "Elsewhere" not in verdict(whole, "m", "up").words
+    undecided = verdict(compared([-0.1, -0.1], [0.3, 0.1], (20.0, 30.0)), "m", "up")
+    assert (undecided.kind, undecided.cost, undecided.equal) == (NONE, "20 against 30", False)
+    assert undecided.words == "No difference beyond the intervals: A minus B is 0 to 0.1."
+    assert verdict(compared([], []), "m", "up").kind == APART
+    few = verdict(compared([float("nan")], [float("nan")]), "m", "up")
+    assert few.kind == NONE
+    assert "No intervals from 20 prompts" in few.words
+
+
+def test_the_front_has_what_nothing_beats() -> None:
+    generator = np.random.default_rng(0)
+    points = [tuple(map(float, row)) for row in generator.integers(0, 8, (40, 2))]
+    for across, up in itertools.product(("up", "down"), repeat=2):
+        signs = np.array([1 if across == "up" else -1, 1 if up == "up" else -1])
+
+        def beaten(point: Any, signs: Any = signs) -> bool:
+            better = [(np.array(other) - point) * signs for other in points]
+            return any((one >= 0).all() and (one > 0).any() for one in better)
+
+        wanted = sorted({point for point in points if not beaten(point)})
+        assert front(points, across, up) == wanted
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (3.1, 3.35), (-2.0, 5.0), (1e-4, 3e-4), (10.0, 1234.0), (1.5, 12.0)]
+)
+def test_ticks_are_round_and_told_apart(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 3 <= len(found) <= 8
+    assert low - 1e-9 <= found[0]
+    assert found[-1] <= high + 1e-9
+    texts = [shown(value, found) for value in found]
+    assert len(set(texts)) == len(texts)
+    for text, value in zip(texts, found, strict=True):
+        assert float(text) == pytest.approx(value)
+    assert max(map(len, texts)) <= 7
+
+
+def test_a_plot_is_well_formed_whatever_its_names() -> None:
+    marks = [Mark(1, 2, 1.5, 2.5, said='<a & "b">'), Mark(3, 4)]
+    line = (np.array([1.0, 3.0]), np.array([2.0, 4.0]))
+    band = (line[0], line[1] - 1, line[1] + 1)
+    series = [Series(f"<{place}>", place, marks, line, band, label="<method> & a very long name") for place in range(9)]
+    for own in (True, False):
+        root = ElementTree.fromstring(drawn(Plot("<t>", "x & y", "y", series, described='"'), own=own))
+        assert root.attrib["role"] == "img"
+        assert root.attrib["aria-label"].startswith("<t>")
+        # labels do not lie on one another
+        heights = [float(one.attrib["y"]) for one in root.iter() if one.attrib.get("class", "").startswith("name")]
+        assert len(heights) == 9
+        assert min(b - a for a, b in itertools.pairwise(sorted(heights))) > 11
+    empty = drawn(Plot("nothing", "x", "y", [Series("a", 0)]))
+    assert ElementTree.fromstring(empty).tag == "svg"
+
+
+def test_numbers() -> None:
+    assert [number(value) for value in (0, 0.1234, -12.345, 1e-5, 12345.0, float("nan"))] == [
+        "0", "0.123", "−12.3", "1.00e-05", "1.23e+04", "–",
+    ]  # fmt: skip
+    assert written_csv([["a", "b"], [1.5, float("nan")], ['x,"y', None]]).decode() == 'a,b\n1.5,\n"x,""y",\n'
+    assert re.fullmatch(r"[0-9.]+", shown(0.30000000000000004, [0.1, 0.2, 0.30000000000000004]))
