@@ -115,17 +115,21 @@ def full_name(text: str) -> str:
     return f"{kind}-{digest(path)}@{resizing}"
 
 
-def load(text: str, device: str = "cpu") -> Extractor:
+def load(text: str, device: str | None = None) -> Extractor:
     """The extractor that `text` means, loaded once for each device.
 
     Args:
         text: see the table above.
-        device: where to run.
+        device: where to run; the first GPU if there is one, unless told.
 
     Raises:
         InputError: an unknown extractor, a package or a file that is missing, or weights of something else.
     """
-    return _load(text, full_name(text), device)
+    return _load(text, full_name(text), device or _here())
+
+
+def _here() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def dimensions(text: str) -> int:
@@ -335,14 +339,14 @@ def _clip(name: str, path: Path, device: str) -> Extractor:
 
 
 @torch.no_grad()
-def clip_texts(path: Path, texts: list[str], device: str = "cpu") -> Tensor:
+def clip_texts(path: Path, texts: list[str], device: str | None = None) -> Tensor:
     """The projected embeddings of texts by the CLIP in a folder, shape ``(N, D)``; texts too long are cut off.
 
     Raises:
         InputError: the folder is none of a CLIP with its tokenizer.
     """
-    net, tokenizer = _whole_clip(path, digest(path), device)
-    tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
+    net, tokenizer = _whole_clip(path, digest(path), device or _here())
+    tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(net.device)
     found: Tensor = net.text_projection(net.text_model(**tokens).pooler_output)
     return found.float().cpu()
 

@@ -27,13 +27,22 @@ class Meter:
     Args:
         metrics: of each image by itself.
         extractors: whose features are kept.
+        device: where these run.
     """
 
     metrics: tuple[SampleMetric, ...]
     extractors: tuple[str, ...]
+    device: str | None = None
 
     @classmethod
-    def of(cls, texts: Sequence[str], prompts: Sequence[Prompt], baseline: bool, images: bool = True) -> Meter:
+    def of(
+        cls,
+        texts: Sequence[str],
+        prompts: Sequence[Prompt],
+        baseline: bool,
+        images: bool = True,
+        device: str | None = None,
+    ) -> Meter:
         """The meter for a sweep's metrics, tried on a picture, so that what they need is known to be there.
 
         Args:
@@ -41,6 +50,7 @@ class Meter:
             prompts: of the sweep.
             baseline: whether it names a cell that others are compared with.
             images: whether it keeps them.
+            device: where extractors run; the first GPU if there is one, unless told.
 
         Raises:
             InputError: a metric lacks its labels, its baseline, its extractor or a file.
@@ -54,7 +64,7 @@ class Meter:
         each = tuple(metric for metric in metrics if isinstance(metric, SampleMetric))
         # Pairs are compared when the baseline's images are there, by other features than those of a whole image.
         needed = (one.extractor for one in metrics if one.extractor and not isinstance(one, PairMetric))
-        meter = cls(each, tuple(dict.fromkeys(needed)))
+        meter = cls(each, tuple(dict.fromkeys(needed)), device)
         rows = [{"address": "", "prompt": prompts[0].text, **{f"label.{name}": None for name in known}}]
         meter.measured(pa.Table.from_pylist(rows), np.random.default_rng(0).integers(0, 256, PICTURE, np.uint8))
         return meter
@@ -66,7 +76,7 @@ class Meter:
             records: of the samples.
             pixels: of these, ``(N, H, W, 3)``.
         """
-        features = {text: load(text)(pixels) for text in self.extractors}
+        features = {text: load(text, self.device)(pixels) for text in self.extractors}
         prompts = records.column("prompt").to_pylist()
         for metric in self.metrics:
             labels = {name: _listed(records, f"label.{name}") for name in metric.labels}

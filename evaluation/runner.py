@@ -86,7 +86,7 @@ class Prepared:
         self.costs: dict[Cell, Cost] = check(self.maker, self.cells, sweep.prompts)
         self.notes = notes(self.maker, self.cells, sweep.prompts)
         self.addresses = Addresses(self.maker.model)
-        self.meter = _meter(sweep)
+        self.meter = _meter(sweep, options.device)
 
     def plan(self, sweeps: Sequence[Sweep]) -> Plan:
         """The batches of the sweep, given the versions of it that a folder has seen."""
@@ -100,12 +100,12 @@ class Prepared:
         return self.maker
 
 
-def _meter(sweep: Sweep) -> Meter | None:
+def _meter(sweep: Sweep, device: str) -> Meter | None:
     if not sweep.metrics:
         return None
     from .meter import Meter  # the extractors take their time
 
-    return Meter.of(sweep.metrics, sweep.prompts, sweep.baseline is not None, sweep.images != "none")
+    return Meter.of(sweep.metrics, sweep.prompts, sweep.baseline is not None, sweep.images != "none", device)
 
 
 def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = None) -> Outcome:

@@ -329,6 +329,18 @@ def compare_costs(one: Method, other: Method, x: float, replicates: Replicates) 
     return _comparison(one, other, grid, pairs, replicates)
 
 
+def widest(one: Method, other: Method, x: Floats) -> float | None:
+    """The one of `x`, which both reach, where they have the widest range of costs in common; None if they have none."""
+    surfaces = (one.on(x), other.on(x))
+    widths = []
+    for place in range(len(x)):
+        (low, high), (low_too, high_too) = (surface.costs(place) for surface in surfaces)
+        widths.append(min(high, high_too) - max(low, low_too))
+    most = max(widths, default=0.0)
+    at = [value for value, width in zip(x.tolist(), widths, strict=True) if width >= most - 1e-9 * abs(most)]
+    return at[len(at) // 2] if most > 0 else None
+
+
 Value = tuple[Floats, float, float]
 
 

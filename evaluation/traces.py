@@ -55,7 +55,7 @@ from ..guidance.prediction import X0, Level, Prediction, weights, wide
 from ..guidance.query import POSITIVE
 from ..guidance.report import Report
 
-ROUNDINGS = 8  # an update of less than so many of the output's roundings is no update
+ROUNDINGS = 8  # an update of less than so many roundings of the arithmetic is no update
 
 Floats = NDArray[np.float64]
 
@@ -87,7 +87,7 @@ def strength(seen: Seen) -> Mapping[str, Tensor]:
         g = back + (jump - back) * _lever(seen)
     length = norm(d).square()
     along = ratio(dot(g, d), length)
-    size, rounding = norm(g), ROUNDINGS * torch.finfo(prompt.native.dtype).eps * norm(c)
+    size, rounding = norm(g), ROUNDINGS * torch.finfo(computed).eps * norm(c)
     # In the direction's terms where there is one; nothing where nothing was done; else there is nothing to say.
     has = known.reshape(length.shape) & (length > 0)
     still = ~known.reshape(length.shape) & (size <= rounding)

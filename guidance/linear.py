@@ -112,7 +112,9 @@ _SOLVED: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def solved(triangle: Tensor, target: int, columns: tuple[int, ...]) -> list[float]:
     """`solve` as plain numbers; a triangle that is kept is solved once, for all runs."""
-    known: dict[tuple[int, tuple[int, ...]], list[float]] = _SOLVED.setdefault(triangle, {})
+    if triangle not in _SOLVED:
+        _SOLVED[triangle] = {}
+    known: dict[tuple[int, tuple[int, ...]], list[float]] = _SOLVED[triangle]
     if (target, columns) not in known:
         known[target, columns] = solve(triangle, target, columns).tolist()
     return known[target, columns]

@@ -293,9 +293,7 @@ def _pieces(requests: Sequence[Request], batch: int, max_rows: int | None) -> It
         piece: dict[Query, list[int]] = {}
         for query, sample in flat[start : start + max_rows]:
             piece.setdefault(query, []).append(sample)
-        yield [
-            Request(query, None if len(samples) == batch else tuple(samples)) for query, samples in piece.items()
-        ]
+        yield [Request(query, None if len(samples) == batch else tuple(samples)) for query, samples in piece.items()]
 
 
 def evaluate(

@@ -94,7 +94,7 @@ class GuidedRun:
         return estimate
 
     def _watch(self, step: Step, done: Evaluation, estimate: Estimate) -> None:
-        """Look at the estimate; on an accelerator note what to look at when the run is over: numbers, no predictions."""
+        """Look at the estimate; on an accelerator note what to look at when the run is over, in a few numbers."""
         native = estimate.prediction.native
         if native.device.type == "cpu" and math.isfinite(native.detach().sum(dtype=wide(native.dtype))):
             return  # a sum is the cheapest pass; it is finite unless a number is not, or it overflows by itself

@@ -37,9 +37,8 @@ class Prepared:
         """
         leaves = [(leaf, _version(leaf)) for source in sources for leaf in _leaves(source)]
         known = self._made.get(key)
-        if known and len(known[0]) == len(leaves):
-            if all(was is now and before == after for (was, before), (now, after) in zip(known[0], leaves)):
-                return known[1]
+        if known and len(known[0]) == len(leaves) and all(map(_same, known[0], leaves)):
+            return known[1]
         value = make()
         if len(self._made) >= MOST:
             self._made.clear()
@@ -53,6 +52,10 @@ class Prepared:
                 self._rows.clear()
             self._rows[rows, device] = sent(rows, device)
         return self._rows[rows, device]
+
+
+def _same(one: tuple[Any, int | None], other: tuple[Any, int | None]) -> bool:
+    return one[0] is other[0] and one[1] == other[1]
 
 
 def _leaves(value: Any) -> list[Any]:

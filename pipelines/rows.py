@@ -238,7 +238,7 @@ class PipelineNetwork(Network):
         return list(torch.split(branch.call(arguments), counts))
 
     def _joined(self, name: str, asked: Hashable, chosen: Sequence[Chosen]) -> Any:
-        """The rows of one argument for all requests of a call; made once a run where they are the same at every step."""
+        """The rows of one argument for all requests of a call; made once a run where they stay the same."""
         family = self.family
         if name == family.sample:
             return family.pack(join([self._taken(name, *one) for one in chosen]))

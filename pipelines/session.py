@@ -86,8 +86,8 @@ class Session:
         self.part: tuple[slice, ...] | None = None
         self.run: GuidedRun | None = None
         self.waiting: list[tuple[Branch, Tensor, Tensor]] = []
-        self.last: Any = None
-        self.whole: Tensor | None = None
+        self.last_output: Any = None
+        self.last_answer: Tensor | None = None
 
     def _emitted(self) -> Parameterization:
         emitted = parameterization(self.pipe.scheduler)
@@ -160,7 +160,7 @@ class Session:
                 f"the scheduler of {type(self.pipe).__name__} was replaced in the middle of a guided call; replace it "
                 "between two calls"
             )
-        branch = Branch(self.family, module, original, args, kwargs, self.last)
+        branch = Branch(self.family, module, original, args, kwargs, self.last_output)
         both = self.family.branches(self.pipe, self.call)
         if self.family.sequential and both:
             return self._one_of_several(branch)
@@ -206,7 +206,8 @@ class Session:
         reached = schedule.reached(self.position)
         estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time, reached)
         self.fired += 1
-        self.last, self.whole = branch.output, network.whole
+        if self.stack.skips:  # others need neither, and it is memory
+            self.last_output, self.last_answer = branch.output, network.whole
         self.estimate = self._handed(branch, estimate)
         return network.completed((estimate.renoise or estimate.prediction).native)
 
@@ -262,7 +263,7 @@ class Session:
             perturb=functools.partial(self._perturbed, branch.module),
             answered=answered,
             prepared=self.prepared,
-            whole=self.whole,
+            whole=self.last_answer,
         )
 
     def _perturbed(

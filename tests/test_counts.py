@@ -8,7 +8,7 @@ pipeline. What is expected is not what was seen once but what a rule's formula t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import guidestack as gs
+from guidestack.guidance.prediction import EPSILON, Level
+from guidestack.guidance.query import NULL, Network, Request, evaluate
 
 BATCH = 2
 NEGATIVES = ["x", "y", "z"]
@@ -178,12 +180,12 @@ CASES = (
     # Pieces of whole conditions are views of what the pipeline made, and their answers are taken as they are.
     Case("cfg(4)", parts(LINEAR, CHECK, HALVES), allocated=1 + 2, calls=(BATCH, BATCH), max_rows=BATCH),
     # The deviations of the prompt's answer and of the estimate; estimate * ratio * phi + estimate * (1 - phi).
-    Case(
-        "cfg(4) | rescale(0.7)", parts(LINEAR, "std std", "mul mul_ mul add_", CHECK, HALVES), allocated=1 + 2 + 2
-    ),
+    Case("cfg(4) | rescale(0.7)", parts(LINEAR, "std std", "mul mul_ mul add_", CHECK, HALVES), allocated=1 + 2 + 2),
     # The prompt's denoised sample, c - u in it, their product and its square, d - share * denoised, estimate + that.
     # New: denoised, c - u, the product, two sums, the halves.
-    Case("apg(4)", parts(CONVERT, "sub mul_", DOT, NORM, "addcmul addcmul", CHECK, HALVES), allocated=1 + 1 + 1 + 2 + 2),
+    Case(
+        "apg(4)", parts(CONVERT, "sub mul_", DOT, NORM, "addcmul addcmul", CHECK, HALVES), allocated=1 + 1 + 1 + 2 + 2
+    ),
     # And the sum of differences, in the new tensor, and its norm.
     Case(
         "apg(4, radius=2, momentum=-0.5)",
@@ -277,6 +279,39 @@ def test_a_stopped_sample_is_not_evaluated_and_costs_no_pass_over_the_others(pip
         pipe(guidance_scale=4.0, **given(3))
     assert ours.calls == [4, 2, 2]  # all stop at the first step: a random network answers all prompts alike
     assert ours.passes["index"] == theirs.passes["index"]  # the scheduler's tables
+
+
+class Ready(Network):
+    """Has its answers ready, so that what is counted is what is around it."""
+
+    parameterization = EPSILON
+    conditions = ("null", "positive")
+
+    def __init__(self, size: int) -> None:
+        self.answers = torch.randn(size, 64)
+
+    def run(self, requests: Sequence[Request]) -> list[Tensor]:
+        return [self.answers if one.rows is None else self.answers[: len(one.rows)] for one in requests]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "max_rows", "passes"),
+    [
+        ([True, True, True], None, []),
+        ([False, False, False], None, []),
+        ([True, False, True], None, ["clone", "index_copy_"]),  # over a copy of the prompt's answers
+        ([True, True, True], 2, ["cat", "cat"]),  # of each condition's pieces: null 2 + 1, positive 1 + 2
+        ([True, True, True], 3, []),
+    ],
+)
+def test_answers_are_put_together_in_as_few_passes_as_can_be(
+    wanted: list[bool], max_rows: int | None, passes: list[str]
+) -> None:
+    network, x = Ready(3), torch.randn(3, 64)
+    counting = Counting(64)
+    with counting:
+        evaluate(network, {NULL: torch.tensor(wanted)}, x, Level.ve(1.0), max_rows=max_rows)
+    assert counting.passes == Counter(passes)
 
 
 def test_conditions_are_joined_once_a_run(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def full_name(text: str) -> str:
     return find(text).name
 
 
-def features(text: str, extractor: str, device: str = "cpu") -> NDArray[np.float32]:
+def features(text: str, extractor: str, device: str | None = None) -> NDArray[np.float32]:
     """The features of a reference, shape ``(N, D)``; kept, so that the network runs once.
 
     Raises:
@@ -160,7 +160,7 @@ def features(text: str, extractor: str, device: str = "cpu") -> NDArray[np.float
 
 
 @functools.lru_cache(maxsize=8)
-def _features(reference: Reference, extractor: str, name: str, device: str) -> NDArray[np.float32]:
+def _features(reference: Reference, extractor: str, name: str, device: str | None) -> NDArray[np.float32]:
     path = cache() / name / f"{reference.name}.safetensors"
     key = {"of": _made_of(reference)}
     try:

@@ -18,7 +18,7 @@ from ..measure import Cells, Number
 from ..methods import Family, Matched, families
 from ..metrics import Metric, RecordMetric, SetMetric, parse_metric
 from ..store import SWEEP, RunFolder
-from ..strength import GRID, Curve, Method, compare, compare_costs
+from ..strength import GRID, Curve, Method, compare, compare_costs, widest
 from . import svg
 from .svg import Mark, Plot, Series
 from .words import Verdict, number, verdict
@@ -219,11 +219,10 @@ def _verdicts(found: Found, matched: Matched, column: Column, methods: Sequence[
     for one, other in itertools.combinations(methods[:MOST], 2):
         compared = compare(one, other, replicates)
         found.verdicts.append(verdict(compared, column.text, column.better))
-        if len(compared.x) and max(len(one.curves), len(other.curves)) > 1:
-            middle = float(compared.x[len(compared.x) // 2])
-            by_cost = compare_costs(one, other, middle, replicates)
-            if len(by_cost.x):
-                found.by_cost.append((middle, verdict(by_cost, column.text, column.better, "evaluations")))
+        at = widest(one, other, compared.x)
+        if at is not None:
+            by_cost = compare_costs(one, other, at, replicates)
+            found.by_cost.append((at, verdict(by_cost, column.text, column.better, "evaluations")))
 
 
 def _beside(key: str, value: Any) -> str:

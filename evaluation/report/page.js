@@ -183,7 +183,7 @@
     const head = make("tr", {}, ...columns.map((column) => make("th", { scope: "col" }, textOf(state.columns, column))));
     const body = make("tbody");
     rows.forEach((row, r) => {
-      body.append(make("tr", { class: "caption" }, make("th", { colspan: columns.length, scope: "rowgroup" }, make("span", {}, textOf(state.rows, row)))));
+      body.append(make("tr", { class: "caption" }, make("th", { colspan: columns.length + 1, scope: "rowgroup" }, make("span", {}, textOf(state.rows, row)))));
       body.append(make("tr", {}, ...columns.map((_, c) => make("td", {}, picture(shownRows[r][c], r, c)))));
     });
     $("grid").replaceChildren(make("thead", {}, head), body);

@@ -197,7 +197,8 @@ def _claim(found: Found) -> dict[str, Any] | None:
         }
         for one in findings
     ]
-    return {"words": claim.words, "remark": claim.remark, "paper": claim.paper, "rows": rows, "verdict": overall(findings)}
+    said = {"words": claim.words, "remark": claim.remark, "paper": claim.paper}
+    return {**said, "rows": rows, "verdict": overall(findings)}
 
 
 def _column_notes(found: Found) -> list[str]:

@@ -130,7 +130,7 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.99)
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.7)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(place * step, 12) for place in range(first, last + 1)]

@@ -86,11 +86,11 @@ def search(
         fresh: set[str] = set()
         while len(fresh) < min(ROUND, budget + 1 - len(found)) and idle < PATIENCE:
             trial = study.ask(choices)
-            stack = space.stack(trial.params)
-            text = str(stack)
+            proposed = space.stack(trial.params)
+            text, cost = str(proposed), space.cost(proposed)
             new = text not in found and text not in fresh
-            idle = 0 if new and space.cost(stack) < most else idle + 1
-            if new and space.cost(stack) >= most:
+            idle = 0 if new and cost < most else idle + 1
+            if new and cost >= most:
                 study.tell(trial, state=_failed())
                 continue
             asked.append((trial, text))
@@ -127,7 +127,7 @@ def _trial(chosen: Choices, choices: dict[str, Any], values: Sequence[float]) ->
     """A trial of the first generation, which optuna would count those as that it proposed itself only."""
     from optuna.trial import create_trial
 
-    return create_trial(params=chosen, distributions=choices, values=values, system_attrs={})
+    return create_trial(params=chosen, distributions=choices, values=values, system_attrs={GENERATION: 0})
 
 
 def _failed() -> Any:

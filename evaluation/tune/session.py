@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...guidance.config import as_stack
 from ...guidance.errors import InputError
 from ...guidance.plan import When
 from ...guidance.stack import Stack
@@ -215,7 +214,7 @@ class Tuning:
 
     def _verified(self, points: Sequence[Point], fewer: Sequence[Point], than: Point | None) -> preset.Verdict:
         goal, looked = self.settings.goal, []
-        for candidate in self._some(preset.candidates(points, goal, than)):
+        for candidate in self._some(preset.candidates(points[1:], goal, than)):  # the reference saves nothing
             stacks = [self.held_out.setup.reference, *([goal.than] if goal.than else []), candidate.stack]
             measured = dict(zip(stacks, self.held_out.measure(stacks), strict=True))
             other = measured[goal.than] if goal.than else None
@@ -224,7 +223,7 @@ class Tuning:
             self.say(f"held-out: {candidate.stack}: {verdict.told}")
             if verdict.reached:
                 yardstick = self._yardstick(verdict.point)
-                self._write_preset(verdict, looked, yardstick, other)
+                self._write_preset(verdict, (len(points) - 1, len(looked)), yardstick, other)
                 self._write(points, fewer, than, [one for one in (verdict.point, other, yardstick) if one])
                 return verdict
         best = max(looked, key=lambda one: goal.sign * one.point.mean(goal.metric))
@@ -281,7 +280,7 @@ class Tuning:
             self.files.write_bytes("frontier.svg", plot.figure(told))
 
     def _write_preset(
-        self, verdict: preset.Verdict, looked: Sequence[preset.Verdict], yardstick: Point | None, than: Point | None
+        self, verdict: preset.Verdict, counts: tuple[int, int], yardstick: Point | None, than: Point | None
     ) -> None:
         settings, point = self.settings, verdict.point
         seeds = f"seeds {settings.held_out.start} and on"
@@ -306,8 +305,8 @@ class Tuning:
             mean, low, high = point.difference(than, settings.goal.metric)
             numbers[f"{settings.goal.metric} less that of the wanted"] = f"{mean:+.4g} [{low:+.4g}, {high:+.4g}]"
         numbers["search"] = (
-            f"{len(self.training.points) - 1} stacks on {len(settings.training.prompts)} other prompts; the "
-            f"{_ordinal(len(looked))} that was looked at on the held-out ones"
+            f"{counts[0]} stacks on {len(settings.training.prompts)} other prompts; the {_ordinal(counts[1])} that was "
+            "looked at on the held-out ones"
         )
         versions = ", ".join(f"{name} {number}" for name, number in self.told["versions"].items())
         numbers["made"] = f"{datetime.now(UTC):%Y-%m-%d} by guidestack tune, {versions}"
@@ -316,10 +315,3 @@ class Tuning:
 
 def _ordinal(number: int) -> str:
     return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
-
-
-def reference_of(text: str) -> Stack:
-    """The reference that a user names."""
-    from ...guidance.presets import read
-
-    return as_stack(read(text))

@@ -28,7 +28,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 QUICK = 25.0
 """Seconds after which --quick begins no further round; it ends within a minute."""
 QUICK_STEPS = 3
-REMEMBERED = 2
+REMEMBERED = 3
 """Steps of the runs whose memory is measured, of a side that does not name its own."""
 
 
@@ -170,7 +170,7 @@ def processor() -> str:
 )
 @click.option("--guidance", "stacks", multiple=True, metavar="STACK", help="Only these.  [default: every rule]")
 @click.option("--batch", type=click.IntRange(1), multiple=True, help="Images of a run.  [default: 1, 4, 16; shaped: 1]")
-@click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a run.  [default: 20; shaped: 2]")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a run.  [default: 20; shaped: 3]")
 @click.option("--repeats", type=click.IntRange(1), help="Rounds.  [default: 9; shaped: 3; --arithmetic: 100]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
 @click.option(
@@ -218,8 +218,8 @@ def command(
 ) -> None:
     """Measure what guidance costs, over the stock pipeline on the same weights and seeds.
 
-    For every rule: time, network evaluations and peak memory over those of the stock pipeline with its own guidance; the
-    efficiency, what the network's calls would cost by themselves over what they cost with guidance around them; the
+    For every rule: time, network evaluations and peak memory over those of the stock pipeline with its own guidance;
+    the efficiency, what the network's calls would cost by themselves over what they cost with guidance around them; the
     time that guidance adds outside of the network for each step; its arithmetic over that of diffusers' guider, and a
     whole run over a Modular pipeline with it, for the rules that diffusers has.
 
@@ -276,8 +276,8 @@ def _measure(
     rounds = repeats or (9 if model.apart == 1 else 3)
     for size in batch or (model.batches[:1] if quick else model.batches):
         click.echo(
-            f"{model.name}, batch {size}, {model.steps} steps, {clock} time, {torch.get_num_threads()} threads, at most "
-            f"{rounds} rounds; efficiency at least {model.efficiency:.2f}\n{HEAD}"
+            f"{model.name}, batch {size}, {model.steps} steps, {clock} time, {torch.get_num_threads()} threads, "
+            f"at most {rounds} rounds; efficiency at least {model.efficiency:.2f}\n{HEAD}"
         )
         found = rows_of(
             model,

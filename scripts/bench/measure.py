@@ -75,7 +75,7 @@ class Watched:
         """While the context lasts, calls are timed: inside of whatever hooks others put around them."""
         modules = denoisers_of(self.pipe, self.family)
         for module in modules:
-            module.forward = self._timed(module, module.forward)  # type: ignore[method-assign]
+            module.forward = self._timed(module, module.forward)
         try:
             yield
         finally:

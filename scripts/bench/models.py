@@ -49,11 +49,11 @@ def bundled() -> Any:
 
 
 def shaped(unet: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> Any:
-    """A StableDiffusionPipeline with the UNet and the text encoder of Stable Diffusion 1.5, random weights, 32x32 latents.
+    """A StableDiffusionPipeline with the UNet and the text encoder of Stable Diffusion 1.5, and random weights.
 
-    860 and 88 million parameters in float32. What a rule costs does not depend on the weights; they are made in place,
-    not as a network to be trained is initialized, which takes longer than all else. The tokenizer, with its small
-    vocabulary, and the decoder are the bundled model's.
+    860 and 88 million parameters in float32, latents of 32x32. What a rule costs does not depend on the weights; they
+    are made in place, not as a network to be trained is initialized, which takes longer than all else. The tokenizer,
+    with its small vocabulary, and the decoder are the bundled model's.
 
     Args:
         unet: options of the UNet in the place of Stable Diffusion's: for tests.
@@ -107,7 +107,7 @@ def _filled(module: torch.nn.Module) -> torch.nn.Module:
 
 MODELS: tuple[Model, ...] = (
     Model(BUNDLED, bundled, (1, 4, 16), steps=20),
-    Model(SHAPED, shaped, (1,), steps=2, apart=4, efficiency=0.99),
+    Model(SHAPED, shaped, (1,), steps=3, apart=6, efficiency=0.99),
 )
 
 

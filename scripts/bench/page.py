@@ -19,17 +19,19 @@ LARGEST = 10_000_000  # bytes
 
 INTRODUCTION = """# Performance
 
-An image costs at least its network evaluations. This page measures what guidance costs beside them: every rule, on the
-same weights and seeds as the stock diffusers pipeline with its own classifier-free guidance, in one process, interleaved.
+An image costs at least its network evaluations. This page measures what guidance costs beside them: every rule, on
+the same weights and seeds as the stock diffusers pipeline with its own classifier-free guidance, in one process,
+interleaved.
 
 It is made by `guidestack bench --json docs/performance.json --page docs/performance.md`.
 
 * **time**: of a whole run over the stock pipeline's; median, smallest and largest ratio to the runs next to it.
 * **evaluations**: rows over all network calls, over the stock pipeline's.
 * **efficiency**: what the network's calls would cost by themselves, over what they cost with guidance around them. By
-  themselves is a call with as many rows and nothing around it, timed in the same rounds; what guidance adds is the time
-  outside of the calls less that of the stock pipeline. Encoding the prompt and decoding the image are the pipeline's own
-  and count for neither; encoding what only a rule asks for counts against it.
+  themselves is a call with as many rows and nothing around it, timed in the same rounds; what guidance adds is the
+  time outside of the calls less that of the stock pipeline. Encoding the prompt and decoding the image are the
+  pipeline's own and count for neither. Encoding what only a rule asks for counts against it: ICG's random texts,
+  Perp-Neg's negatives.
 * **network**: the same numerator over the whole run, with text and decoding: what is left to win anywhere.
 * **memory**: the most bytes in tensors allocated during a run, without the weights, over the stock pipeline's.
 * **added**: time that guidance spends outside of the network in each step, beyond what the stock pipeline spends there.
@@ -37,7 +39,7 @@ It is made by `guidestack bench --json docs/performance.json --page docs/perform
 * **Modular**: time of a whole run over that of a Modular pipeline of diffusers with that guider, on a Stable Diffusion
   XL of the model's size.
 
-A rule may take less time than its share of evaluations says, or more: a call with fewer rows costs more for each of them.
+A rule may take less time than its share of evaluations says, or more: a call with fewer rows costs more for each.
 """
 
 

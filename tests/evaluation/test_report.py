@@ -148,6 +148,41 @@ def test_a_run_of_one_cell(model_folder: Path, tmp_path: Path) -> None:
     assert "saturation" in page  # what a sweep that names no metric is shown with
 
 
+def test_steps_make_curves_of_one_method_and_costs_equal(model_folder: Path, tmp_path: Path) -> None:
+    """A claim, a metric against a baseline, several numbers of steps, and two methods of which one costs less."""
+    expect = [{"metric": "psnr", "of": {"stack": "cfg", "w": 5, "steps": 2}, "be": "lower",
+               "than": {"stack": "cfg", "w": 2, "steps": 2}}]  # fmt: skip
+    keys = {
+        "stack": {"cfg": "cfg({w})", "first": "prefix(cfg({w}), 2)"},
+        "axes": {"w": [2, 3, 5], "steps": [2, 4]},
+        "steps": None,
+        "metrics": ["psnr", "saturation"],
+        "baseline": {"stack": "cfg", "w": 2, "steps": 4},
+        "claim": {"words": "More guidance, another image.", "paper": "0000.00000", "expect": expect},
+    }
+    run(model_folder, tmp_path / "run", **keys)
+    found = gather(RunFolder(tmp_path / "run"))
+    assert [(family.name, list(family.cells)) for family in found.families] == [("cfg", [2, 4]), ("first", [2, 4])]
+    of_psnr, of_saturation = found.verdicts
+    assert (of_psnr.metric, of_psnr.one, of_psnr.other) == ("psnr", "cfg", "first")
+    # cfg costs 4 and 8, the other 4 and 6: both reach 6 where both guide equally hard in so many steps, else 4
+    assert of_saturation.equal
+    assert {row.where for _, row in found.by_cost} == {"4 to 6"}
+    scales = {row[1]: set() for row in found.figures[0].rows[1:]}
+    for row in found.figures[0].rows[1:]:
+        scales[row[1]].add(row[2])
+    assert scales == {"cfg": {2, 4}, "first": {2, 4}}
+    assert found.claim is not None
+    write(RunFolder(tmp_path / "run"))
+    page = html_of(tmp_path / "run")
+    assert "More guidance, another image." in page
+    assert "psnr of cfg, w 5, steps 2 is lower than that of cfg, w 2, steps 2" in page
+    assert f"<strong>{found.claim[1][0].verdict}</strong>" in page
+    assert "Over network evaluations, at one effective scale" in page
+    assert "cfg, 2 steps" in page
+    assert {axis["name"] for axis in data_of(page)["axes"]} == {"stack", "w", "steps"}
+
+
 def test_a_run_that_is_not_finished_says_so(reported: Path, tmp_path: Path) -> None:
     import shutil
 

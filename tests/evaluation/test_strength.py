@@ -16,6 +16,7 @@ from guidestack.evaluation.strength import (
     compare,
     compare_costs,
     simultaneous,
+    widest,
 )
 
 SCALES = np.array([1.5, 2.5, 4.0, 6.0, 9.0])
@@ -195,6 +196,9 @@ def test_several_numbers_of_steps_are_compared_at_equal_cost() -> None:
     assert (over.x[0], over.x[-1]) == (20.0, 30.0)
     np.testing.assert_allclose(over.difference, 0.5)
     assert len(compare_costs(cheap, Method("dear", (exact(x, x, 90.0),)), 2.0, replicates).x) == 0
+    far = Method("far", (exact([1.0, 3.0], [0, 0], 20.0), exact([1.0, 2.0], [0, 0], 40.0)))
+    assert widest(far, plain, np.array([1.0, 1.5, 2.0, 2.5, 3.0])) == 1.5  # of the first three, where far has two costs
+    assert widest(far, plain, np.array([2.5, 3.0])) is None
 
 
 def test_few_prompts_decide_nothing() -> None:

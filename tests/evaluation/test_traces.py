@@ -156,6 +156,18 @@ def test_windows() -> None:
     assert (two.values["across"][:, both] > 1e-3).all()
 
 
+def test_each_sample_has_the_direction_of_the_first_rule_that_leads_it() -> None:
+    first = gs.AdaptiveGuidance(gs.CFG(4), threshold=0.9, space="denoised", crossing="guided")
+    stops, _ = observed(first)
+    both, _ = observed(first | gs.CFG(2, against="null@weak"))
+    stopped = both.values["rule.guiding.1"] == 0
+    assert (stopped.any(0) & ~stopped.all(0)).any()  # at some step some have stopped
+    np.testing.assert_allclose(both.values["effective_scale"][stopped], 2, atol=1e-5)
+    np.testing.assert_allclose(both.values["across"][stopped], 0, atol=1e-5)
+    assert (both.values["across"][~stopped] > 1e-6).all()
+    assert (stops.values["effective_scale"][stops.values["rule.guiding"] == 0] == 1).all()
+
+
 @pytest.fixture
 def _fit(tmp_path, monkeypatch) -> None:  # noqa: ANN001
     triangle = torch.triu(torch.arange(1.0, 4 * STEPS**2 + 1, dtype=torch.float64).reshape(2 * STEPS, -1).sin())
@@ -251,8 +263,12 @@ def test_half_precision() -> None:
     oracle = Oracle(dtype=torch.bfloat16)
     traces, _ = observed(gs.CFG(4), oracle)
     np.testing.assert_allclose(traces.values["effective_scale"], 4, rtol=0.1)
-    still, _ = observed("during(cfg(3), progress=(0, 0.2)) | rescale(0.7)", oracle)
-    assert (still.values["effective_scale"][:, -1] == 1).all()
+    for dtype in (torch.bfloat16, torch.float32):  # what rescale rounds is no guidance
+        still, done = observed("during(cfg(3), progress=(0, 0.2)) | rescale(0.7)", Oracle(dtype=dtype))
+        assert (still.values["effective_scale"][:, -1] == 1).all()
+        assert still.guided_steps.tolist() == [2] * 3
+    prompt = oracle_run(gs.Stack(), Oracle(dtype=torch.float32)).outputs[0]
+    assert not torch.equal(gs.Rescale(0.7).phi * prompt + (1 - 0.7) * prompt, prompt)
 
 
 def test_through_a_pipeline_it_changes_and_asks_nothing(pipe) -> None:  # noqa: ANN001

@@ -58,7 +58,7 @@ class Device(TorchDispatchMode):
         if to is not None:
             here = torch.device(to).type == "meta"
             kwargs["device"] = torch.device("cpu")
-            if ours and not here or (given and not ours and here and not kwargs.get("non_blocking")):
+            if (ours and not here) or (given and not ours and here and not kwargs.get("non_blocking")):
                 self.waits.append(str(func))
         if func is aten._local_scalar_dense.default and ours:
             self.waits.append(str(func))

@@ -83,9 +83,7 @@ class Event:
 @pytest.fixture
 def _events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fetched.EVENTS, "meta", Event)
-    monkeypatch.setattr(
-        fetched, "_landing", lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    )
+    monkeypatch.setattr(fetched, "_landing", lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
 
 
 @pytest.mark.usefixtures("_events")

@@ -19,8 +19,7 @@ from guidestack.guidance.prediction import X0, Level, Prediction
 from guidestack.guidance.query import POSITIVE, Predictions, Query
 from guidestack.guidance.rule import Estimate, Run, Step
 from guidestack.scripts.bench import __main__ as bench
-from guidestack.scripts.bench import arithmetic
-from guidestack.scripts.bench import cli, memory, models, page
+from guidestack.scripts.bench import arithmetic, cli, memory, models, page
 from guidestack.scripts.bench.measure import Found, Timed, Watched, _found, measured
 from guidestack.scripts.bench.models import Model
 from guidestack.scripts.bench.pipelines import FITTED, SIDES, Bench, Side, chosen
@@ -311,7 +310,10 @@ def test_the_page_is_made_of_the_rows() -> None:
     rows = [measured_row(), measured_row(batch=1, negatives=3, max_rows=2, clock="cpu", efficiency=0.9)]
     text = page.text(rows)
     assert "## m, 4 images\n\nM, 1 thread; wall time, medians of 9 rounds of 20 steps; torch 2" in text
-    assert "| `cfg(4) \\| rescale(0.7)` | 1.010 (1.000 to 1.020) | 1.000 | 0.990 | 0.900 | 1.000 | 0.25 ms | 0.50 |  |" in text
+    assert (
+        "| `cfg(4) \\| rescale(0.7)` | 1.010 (1.000 to 1.020) | 1.000 | 0.990 | 0.900 | 1.000 | 0.25 ms | 0.50 |  |"
+        in text
+    )
     assert "## m, 1 image\n\nM, 1 thread; processor time" in text
     assert "`cfg(4) \\| rescale(0.7)`, 3 negatives, max_rows=2: efficiency below 0.98." in text
 

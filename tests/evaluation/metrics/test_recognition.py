@@ -8,9 +8,10 @@ import pytest
 from guidestack.evaluation import references
 from guidestack.evaluation.metrics import SampleMetric, parse_metric, recognition
 from guidestack.guidance.errors import InputError
+from guidestack.scripts.emoji import nearest
 from guidestack.scripts.emoji.features import units
 from guidestack.scripts.emoji.measure import backgrounds_right, recognized
-from guidestack.scripts.emoji.nearest import shrink
+from guidestack.scripts.emoji.nearest import Place, shrink
 from guidestack.scripts.emoji.pictures import on_background
 from guidestack.scripts.emoji.vocabulary import BACKGROUNDS, Drawing, Request, drawn_requests, labels
 
@@ -143,3 +144,16 @@ def test_names_say_how_images_are_compared_and_with_what() -> None:
     )
     assert parse_metric("concept(by='features')").extractor == "efficientnet-lite0"
     assert parse_metric("concept").extractor is None
+
+
+def test_pictures_are_counted_and_not_concepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The four nearest pictures are of one other concept: the fifth picture, and the second concept.
+    monkeypatch.setattr(recognition.Concept, "places", lambda *given: [Place(picture=4, concept=1, style="flat")])
+    found = [values(f"concept(top={top})", np.zeros((1, 64, 64, 3), np.uint8), {})[0] for top in (2, 4, 5)]
+    assert found == [0, 0, 1]
+
+
+def test_places_are_counted_among_pictures_and_among_concepts() -> None:
+    slugs, styles = np.array(["b", "b", "c", "a", "a"]), np.array(["flat", "noto", "flat", "noto", "flat"])
+    assert nearest.place(np.array([1, 0, 2, 4, 3]), slugs, styles, "a") == Place(3, 2, "flat")
+    assert nearest.place(np.array([3, 1, 0, 2, 4]), slugs, styles, "a") == Place(0, 0, "noto")
