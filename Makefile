@@ -46,8 +46,8 @@ types: $(VENV)/.dev
 	  -m guidestack $(foreach part,$(PACKAGES),-p guidestack.$(part))
 
 bench: $(VENV)/.dev ## time and memory of guide() against the stock pipeline, and of a step's arithmetic
-	$(BIN)/python -m guidestack.scripts.bench
-	$(BIN)/python -m guidestack.scripts.bench --arithmetic
+	$(BIN)/guidestack bench
+	$(BIN)/guidestack bench --arithmetic
 
 figures: $(VENV)/.dev ## the pictures of the documentation, and the tables of docs/methods.md
 	$(BIN)/python -m guidestack.scripts.figures methods

@@ -10,8 +10,8 @@ compared at the effective scales that both have reached, and at equal evaluation
   does), so that a curve has one value at each effective scale. Equal effective scales are the same case.
 * A method with several numbers of steps is one curve for each. Two methods are compared at the greatest cost that both
   reach at an effective scale, in network evaluations; between two numbers of steps the value is interpolated over cost.
-  Where neither reaches the other's cost (within `EQUAL`), they are compared as they are, and the costs are part of what
-  is said.
+  Effective scales at which they have no cost in common are left out; if they have none anywhere (within `EQUAL`), they
+  are compared as they are, and the costs are part of what is said.
 
 What is uncertain is the prompts: replicates draw prompts, the same ones for all cells of all methods, so that what
 prompts have in common cancels in differences. For means they are bootstrap draws; for metrics of sets halves without
@@ -310,10 +310,10 @@ def compare(one: Method, other: Method, replicates: Replicates) -> Comparison:
         return _nowhere(one, other, replicates)
     surfaces = (one.on(grid), other.on(grid))
     both = np.flatnonzero(surfaces[0].there.any(0) & surfaces[1].there.any(0))
-    pairs = []
-    for place in both.tolist():
-        cost = _common([surface.costs(place) for surface in surfaces])
-        pairs.append((surfaces[0].at(place, cost), surfaces[1].at(place, cost)))
+    costs = {place: _common([surface.costs(place) for surface in surfaces]) for place in both.tolist()}
+    if any(cost is not None for cost in costs.values()):
+        both = np.array([place for place, cost in costs.items() if cost is not None])
+    pairs = [tuple(surface.at(place, costs[place]) for surface in surfaces) for place in both.tolist()]
     return _comparison(one, other, grid[both], pairs, replicates) if pairs else _nowhere(one, other, replicates)
 
 
@@ -345,7 +345,7 @@ Value = tuple[Floats, float, float]
 
 
 def _comparison(
-    one: Method, other: Method, x: Floats, pairs: Sequence[tuple[Value, Value]], replicates: Replicates
+    one: Method, other: Method, x: Floats, pairs: Sequence[tuple[Value, ...]], replicates: Replicates
 ) -> Comparison:
     values = np.stack([left[0] - right[0] for left, right in pairs], 1)
     reach = simultaneous(values, replicates) + np.array([left[2] + right[2] for left, right in pairs])

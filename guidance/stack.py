@@ -69,6 +69,7 @@ class Stack(Rule):
 
     def init(self, run: Run) -> State:
         """The states of the rules, in their order."""
+        _ = self._suffixes  # found now: a compiled `update` cannot take the lock of a cached property
         return tuple(rule.init(run) for rule in self.rules)
 
     def asks(self) -> frozenset[Query]:

@@ -301,9 +301,10 @@ class Tuning:
                 each = ", ".join(f"{metric} {other.mean(metric):.4g}" for metric in settings.metrics)
                 name = f"{words}: {other.stack}, {other.steps} steps"
                 numbers[name] = f"{other.cost:.4g} evaluations, {each}"
-        if than is not None:
-            mean, low, high = point.difference(than, settings.goal.metric)
-            numbers[f"{settings.goal.metric} less that of the wanted"] = f"{mean:+.4g} [{low:+.4g}, {high:+.4g}]"
+                mean, low, high = point.difference(other, settings.goal.metric)
+                numbers[name] += (
+                    f"; {settings.goal.metric} of the tuned less that: {mean:+.4g} [{low:+.4g}, {high:+.4g}]"
+                )
         numbers["search"] = (
             f"{counts[0]} stacks on {len(settings.training.prompts)} other prompts; the {_ordinal(counts[1])} that was "
             "looked at on the held-out ones"

@@ -131,7 +131,8 @@ class Space:
         half = n // 2
         for space in SPACES[:2]:  # every second step
             yield spaced(n, n - half), {SPACE: space}
-            yield spaced(n, n - half)[:-1] + CONDITIONAL, {SPACE: space}
+            yield spaced(n, n - half)[:-1] + REUSED, {SPACE: space}  # half of the evaluations, if the steps are odd
+        yield spaced(n, n - half)[:-1] + CONDITIONAL, {}
         for count in (2, 3):  # fewer; and closer to one another late
             for power, space in ((1.0, SPACES[0]), (0.7, SPACES[0]), (1.0, SPACES[2])):
                 yield spaced(n, n // count, power=power), {SPACE: space}

@@ -113,7 +113,7 @@ def written_plan(head: str, tail: str = "") -> str:
     """The text of a plan, the same for the same letters; `read_plan` reads it back.
 
     >>> written_plan("ggggggrgrgcc", "c"), written_plan("gcs")
-    ('g5 (gr)2 g c*', 'g c s')
+    ('g6 (rg)2 c*', 'g c s')
     """
     while tail and head.endswith(tail):
         head = head.removesuffix(tail)
@@ -193,7 +193,7 @@ class Schedule(Rule):
 
     >>> from guidestack import CFG, Schedule
     >>> print(Schedule(CFG(4), "gggggg rgrgrg cccc c*"))
-    schedule(cfg(4), 'g5 (gr)3 g c*')
+    schedule(cfg(4), 'g6 (rg)3 c*')
     """
 
     whole_stack: ClassVar[bool] = True  # a skipped step has no prediction that another rule could work on

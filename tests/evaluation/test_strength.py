@@ -196,6 +196,10 @@ def test_several_numbers_of_steps_are_compared_at_equal_cost() -> None:
     assert (over.x[0], over.x[-1]) == (20.0, 30.0)
     np.testing.assert_allclose(over.difference, 0.5)
     assert len(compare_costs(cheap, Method("dear", (exact(x, x, 90.0),)), 2.0, replicates).x) == 0
+    # at 3 and above only 15 evaluations are there, and plain's least are 20: nothing is said of that
+    partly = Method("partly", (exact([1.0, 4.0], [0, 0], 15.0), exact([1.0, 3.0], [0, 0], 30.0)))
+    assert compare(partly, plain, replicates).x[-1] <= 3.0
+    assert compare(partly, plain, replicates).equal_cost
     far = Method("far", (exact([1.0, 3.0], [0, 0], 20.0), exact([1.0, 2.0], [0, 0], 40.0)))
     assert widest(far, plain, np.array([1.0, 1.5, 2.0, 2.5, 3.0])) == 1.5  # of the first three, where far has two costs
     assert widest(far, plain, np.array([2.5, 3.0])) is None

@@ -264,7 +264,7 @@ def test_half_precision() -> None:
     traces, _ = observed(gs.CFG(4), oracle)
     np.testing.assert_allclose(traces.values["effective_scale"], 4, rtol=0.1)
     for dtype in (torch.bfloat16, torch.float32):  # what rescale rounds is no guidance
-        still, done = observed("during(cfg(3), progress=(0, 0.2)) | rescale(0.7)", Oracle(dtype=dtype))
+        still, _ = observed("during(cfg(3), progress=(0, 0.2)) | rescale(0.7)", Oracle(dtype=dtype))
         assert (still.values["effective_scale"][:, -1] == 1).all()
         assert still.guided_steps.tolist() == [2] * 3
     prompt = oracle_run(gs.Stack(), Oracle(dtype=torch.float32)).outputs[0]

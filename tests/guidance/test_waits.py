@@ -14,6 +14,7 @@ from guidestack.guidance import fetched
 from guidestack.guidance.errors import NonFiniteError
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.prediction import EPSILON, Level
+from guidestack.guidance.query import Query
 from guidestack.guidance.rule import Run
 from guidestack.guidance.run import GuidedRun
 from guidestack.guidance.text import to_text
@@ -49,7 +50,7 @@ class Model:
         return x * (0.5 + 0.1 * conditions.reshape(-1, 1, 1, 1)) + 0.1 * bool(options)
 
 
-def estimates(text: str, device: Device | None, scale: float = 1.0) -> tuple[list[Tensor], GuidedRun]:
+def estimates(text: str, device: Device | None, scale: float = 1.0, evaluations: int = 1) -> tuple[list[Tensor], GuidedRun]:
     """The guided estimates of a run of `STEPS` steps."""
     put = (lambda value: value) if device is None else Elsewhere
     x = put(scale * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)))
@@ -64,7 +65,8 @@ def estimates(text: str, device: Device | None, scale: float = 1.0) -> tuple[lis
     for index in range(STEPS):
         level = Level.ve(3.0 - 0.5 * index)
         network = CallableNetwork({"main": Model()}, x, level, conditions, EPSILON)
-        estimate = run.estimate(network, x, index, level, time=1 - index / STEPS)
+        for evaluation in range(evaluations):
+            estimate = run.estimate(network, x, index, level, evaluation, time=1 - index / STEPS)
         found.append(estimate.prediction.native)
         x = 0.9 * x + 0.1 * estimate.prediction.native
     return found, run
@@ -103,6 +105,20 @@ def test_adaptive_guidance_waits_once_a_step() -> None:
         _, run = estimates("adaptive(cfg(4), threshold=0.9)", device)
     assert len(device.waits) == STEPS - 1  # before the first nobody can have stopped
     assert any(samples != (0, 1, 2) for record in run.report.steps for samples in record.queries.values())
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_steps_second_evaluation_is_for_the_samples_of_its_first(lag: int) -> None:
+    """Also in the step in which a sample stops, which here is guided once more."""
+    _, run = estimates(f"adaptive(cfg(4), threshold=0.9, crossing='guided', lag={lag})", None, evaluations=2)
+    samples = [record.queries.get(Query("negative"), ()) for record in run.report.steps]
+    guiding = run.report.trace("guiding")
+    assert guiding[0::2] == guiding[1::2]
+    assert len(set(samples)) > 1  # some stop, and not all at once
+    for first, second, guided in zip(samples[0::2], samples[1::2], guiding[0::2], strict=True):
+        if not lag:
+            assert first == second
+        assert set(second) >= {sample for sample in range(3) if guided[sample]}
 
 
 @pytest.mark.usefixtures("_events")
