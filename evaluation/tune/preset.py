@@ -59,6 +59,23 @@ def judged(point: Point, goal: Goal, than: Point | None) -> Verdict:
     return Verdict(point, good, "; ".join(words))
 
 
+def compared(point: Point, other: Point, metrics: Sequence[str], sign: int) -> str:
+    """Another point's numbers, and how this one differs from it in the first of the metrics.
+
+    Args:
+        point: the stack that was chosen.
+        other: on the same samples.
+        metrics: of likeness.
+        sign: 1 where more of the first is more alike, -1 where less is.
+    """
+    each = ", ".join(f"{metric} {other.mean(metric):.4g}" for metric in metrics)
+    mean, low, high = point.difference(other, metrics[0])
+    worst, best = sorted((sign * low, sign * high))
+    verdict = "more alike" if worst > 0 else "less alike" if best < 0 else "not told apart"
+    away = f"{metrics[0]} {mean:+.4g} [{low:+.4g}, {high:+.4g}]"
+    return f"{other.cost:.4g} evaluations, {each}; the tuned is {verdict} ({away})"
+
+
 def candidates(points: Sequence[Point], goal: Goal, than: Point | None) -> Iterator[Point]:
     """Points of the frontier that reach a goal on the training prompts, cheapest first.
 

@@ -223,6 +223,9 @@ class Tuning:
             self.say(f"held-out: {candidate.stack}: {verdict.told}")
             if verdict.reached:
                 yardstick = self._yardstick(verdict.point)
+                if yardstick is not None:
+                    than_fewer = preset.compared(verdict.point, yardstick, self.settings.metrics, goal.sign)
+                    self.say(f"{yardstick.stack} in {yardstick.steps} steps: {than_fewer}")
                 self._write_preset(verdict, (len(points) - 1, len(looked)), yardstick, other)
                 self._write(points, fewer, than, [one for one in (verdict.point, other, yardstick) if one])
                 return verdict
@@ -298,13 +301,8 @@ class Tuning:
             numbers[likeness(metric).full_name] = f"{point.mean(metric):.4g} [{low:.4g}, {high:.4g}]"
         for other, words in ((than, "wanted"), (yardstick, "fewer steps of the reference")):
             if other is not None:
-                each = ", ".join(f"{metric} {other.mean(metric):.4g}" for metric in settings.metrics)
                 name = f"{words}: {other.stack}, {other.steps} steps"
-                numbers[name] = f"{other.cost:.4g} evaluations, {each}"
-                mean, low, high = point.difference(other, settings.goal.metric)
-                numbers[name] += (
-                    f"; {settings.goal.metric} of the tuned less that: {mean:+.4g} [{low:+.4g}, {high:+.4g}]"
-                )
+                numbers[name] = preset.compared(point, other, settings.metrics, settings.goal.sign)
         numbers["search"] = (
             f"{counts[0]} stacks on {len(settings.training.prompts)} other prompts; the {_ordinal(counts[1])} that was "
             "looked at on the held-out ones"

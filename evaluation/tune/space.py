@@ -136,6 +136,8 @@ class Space:
         for count in (2, 3):  # fewer; and closer to one another late
             for power, space in ((1.0, SPACES[0]), (0.7, SPACES[0]), (1.0, SPACES[2])):
                 yield spaced(n, n // count, power=power), {SPACE: space}
+        yield spaced(n, n // 3, power=0.5), {}
+        yield spaced(n, n // 4, power=0.7), {}
         yield _cycled("gr", n), {}
         yield _cycled("gsrs", n), {}
         yield spaced(n, n - half, GUIDED + REUSED), {ORDER: 0}

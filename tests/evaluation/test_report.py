@@ -116,6 +116,18 @@ def test_the_plots_have_the_numbers_of_the_cells(reported: Path) -> None:
     assert float(curve[0]["low"]) <= float(curve[0]["value"]) <= float(curve[0]["high"])
 
 
+def test_bands_end_where_values_do(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends() -> tuple[float, float]:
+        figure = next(one for one in gather(RunFolder(reported)).figures if one.name == "contrast-by-effective-scale")
+        rows = [row for row in figure.rows if row[0] == "curve"]
+        return min(row[-2] for row in rows), max(row[-1] for row in rows)
+
+    low, high = ends()
+    near = (low + 0.1 * (high - low), high - 0.1 * (high - low))
+    monkeypatch.setattr(type(parse_metric("contrast")), "range", near)
+    assert ends() == near
+
+
 def test_images_beyond_the_budget_are_smaller_and_then_links(reported: Path, tmp_path: Path) -> None:
     for budget, kinds in ((0.0, {None}), (0.003, {None, "data:image/webp"})):
         from guidestack.evaluation.report.page import page

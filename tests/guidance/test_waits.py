@@ -50,7 +50,9 @@ class Model:
         return x * (0.5 + 0.1 * conditions.reshape(-1, 1, 1, 1)) + 0.1 * bool(options)
 
 
-def estimates(text: str, device: Device | None, scale: float = 1.0, evaluations: int = 1) -> tuple[list[Tensor], GuidedRun]:
+def estimates(
+    text: str, device: Device | None, scale: float = 1.0, evaluations: int = 1
+) -> tuple[list[Tensor], GuidedRun]:
     """The guided estimates of a run of `STEPS` steps."""
     put = (lambda value: value) if device is None else Elsewhere
     x = put(scale * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)))

@@ -71,8 +71,8 @@ def test_the_picture_has_what_was_measured() -> None:
         colours = {pixel for _, pixel in picture.convert("RGB").getcolors(1 << 20)}
     assert {(0x1F, 0x6F, 0xB4), (0xE0, 0x8E, 0x00)} <= colours
     assert figure(TOLD) == figure(TOLD)
-    for group in ("tried", "frontier", "fewer_steps", "held_out"):
-        assert figure({**TOLD, group: []}) != figure(TOLD)
+    for shown in ("tried", "frontier", "fewer_steps", "held_out"):
+        assert figure({**TOLD, shown: []}) != figure(TOLD)
 
 
 def test_the_command_fills_the_page(tmp_path: Path) -> None:

@@ -223,3 +223,15 @@ def test_proposals_descend_from_the_best_of_what_is_informed() -> None:
         for text in proposed
     ]
     assert sum(changed) / len(changed) < 2  # of 6; letters drawn at random differ more from the nearest
+
+
+def test_a_comparison_says_which_is_more_alike() -> None:
+    from guidestack.evaluation.tune.preset import compared
+
+    low, high = point("low", 10, 0.1), point("high", 12, 0.6)
+    noisy = Point("noisy", STEPS, low.evaluations, {"d": np.array([0.0, 0.9, -0.4, -0.1])}, low.prompts)
+    assert "the tuned is more alike (d -0.5 [-0.5, -0.5])" in compared(low, high, ["d"], -1)
+    assert "the tuned is less alike" in compared(high, low, ["d"], -1)
+    assert "the tuned is less alike" in compared(low, high, ["d"], 1)
+    assert "12 evaluations, d 0.6; " in compared(low, high, ["d"], -1)
+    assert "the tuned is not told apart" in compared(noisy, low, ["d"], -1)
