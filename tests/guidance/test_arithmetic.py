@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guidestack import parse
+from guidestack.guidance.per_sample import ratio
 from guidestack.guidance.prediction import EPSILON, Level, Prediction
 from guidestack.guidance.query import POSITIVE, Predictions, Query
 from guidestack.guidance.rule import Estimate, Run, State, Step
@@ -88,3 +89,8 @@ def test_projections_of_half_precision_are_those_of_float32_rounded_once(text: s
     wide = {query: value.float() for query, value in half.items()}
     expected, _ = (other := Updating(text))(x.float(), wide, other.state)
     assert torch.equal(found, expected.to(dtype))
+
+
+def test_a_ratio_to_nothing_is_nothing() -> None:
+    found = ratio(torch.tensor([1.0, 1.0, 0.0, -3.0]), torch.tensor([2.0, 0.0, 0.0, -0.0]))
+    assert torch.equal(found, torch.tensor([0.5, 0.0, 0.0, 0.0]))
