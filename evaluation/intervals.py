@@ -96,6 +96,13 @@ def wilson(values: Values, prompts: Prompts) -> Interval:
     return wilson_of(share, count / min(max(effect, 1.0), max(most, 1.0)))
 
 
+def dealt(prompts: int, groups: int = GROUPS, seed: int = 0) -> Rows:
+    """The group of each of so many prompts: of at most `groups`, as equal as can be, dealt at random."""
+    group = np.empty(prompts, np.int64)
+    group[np.random.default_rng((seed, prompts)).permutation(prompts)] = np.arange(prompts) % min(prompts, groups)
+    return group
+
+
 def jackknife(
     statistic: Callable[[Rows], float],
     prompts: Prompts,
@@ -122,8 +129,8 @@ def jackknife(
     if count < FEWEST:
         return UNKNOWN
     group = np.empty(len(prompts), np.int64)
-    for place, one in enumerate(np.random.default_rng((seed, len(rows))).permutation(len(rows))):
-        group[rows[one]] = place % count
+    for one, place in zip(rows, dealt(len(rows), groups, seed).tolist(), strict=True):
+        group[one] = place
     found = np.array([statistic(np.flatnonzero(group != left)) for left in range(count)])
     if not np.isfinite(found).all():
         return UNKNOWN

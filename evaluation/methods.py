@@ -14,7 +14,7 @@ from .measure import Cells
 from .metrics import Metric, SetMetric
 from .metrics.base import PairMetric
 from .metrics.recorded import EffectiveScale, Evaluations
-from .strength import FEWEST, Curve, Floats, Method, Replicates
+from .strength import FEWEST, Curve, Floats, Ints, Method, Replicates
 from .sweep import HOLE
 
 SCALE = re.compile(r"(?<=\()(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=[,)])")
@@ -117,7 +117,7 @@ class Matched:
             for name, cell in cells.by_name.items()
         }
         self._replicates = {
-            kind: (Replicates.halves if kind else Replicates.bootstrap)(len(self.prompts)) for kind in (False, True)
+            kind: (Replicates.jackknife if kind else Replicates.bootstrap)(len(self.prompts)) for kind in (False, True)
         }
         self.families = []
         for family in methods:
@@ -173,10 +173,8 @@ class Matched:
         counts = np.bincount(place[there], minlength=len(self.prompts))
         if not counts.sum():
             raise InputError(f"the metric {metric} has no value in {self.cells.called(name)}")
-        drawn = np.stack(replicates.draws)
         with np.errstate(invalid="ignore"):
-            means = sums[drawn].sum(1) / counts[drawn].sum(1)
-        return np.concatenate([[sums.sum() / counts.sum()], means])
+            return np.array([sums[draw].sum() / counts[draw].sum() for draw in _all(replicates, len(self.prompts))])
 
     @property
     def enough(self) -> bool:
@@ -184,5 +182,5 @@ class Matched:
         return len(self.prompts) >= FEWEST
 
 
-def _all(replicates: Replicates, prompts: int) -> list[Any]:
+def _all(replicates: Replicates, prompts: int) -> list[Ints]:
     return [np.arange(prompts), *replicates.draws]

@@ -14,12 +14,13 @@ compared at the effective scales that both have reached, and at equal evaluation
   are compared as they are, and the costs are part of what is said.
 
 What is uncertain is the prompts: replicates draw prompts, the same ones for all cells of all methods, so that what
-prompts have in common cancels in differences. For means they are bootstrap draws; for metrics of sets halves without
-replacement, for the reasons in `intervals`. From the replicates come
+prompts have in common cancels in differences. For means they are bootstrap draws; for metrics of sets what is left
+without one group of prompts after the other (the jackknife), for the reasons in `intervals`. From the replicates come
 
 * bands of curves: pointwise, 95% at each effective scale by itself;
 * bands of differences: simultaneous, 95% for all effective scales of one comparison together (the greatest deviation in
-  standard errors, which replaces Student's quantile). One method *dominates* over a range if the whole band is on one
+  standard errors, which replaces Student's quantile; of the jackknife's few replicates by sums of all of them with
+  normal weights, which have their covariance). One method *dominates* over a range if the whole band is on one
   side there, by more than the interpolation is uncertain. Several comparisons, of several metrics or pairs, are not
   corrected for one another.
 """
@@ -34,13 +35,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
-LEVEL = 0.95
+from .intervals import FEWEST, GROUPS, LEVEL, dealt
+
 EQUAL = 0.02  # relative difference of costs that counts as none
 GRID = 41  # effective scales at which two curves are compared
-DRAWS, HALVES = 1000, 200
-FEWEST = 4  # prompts
+DRAWS = 1000
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -54,34 +55,44 @@ class Replicates:
         draws: for each replicate the places of its prompts.
         scale: by which a replicate's deviation is to be multiplied.
         prompts: how many there are.
+        units: that vary by themselves: prompts, or groups of them.
+        left_out: whether each replicate is the whole without one group.
     """
 
     draws: tuple[Ints, ...]
     scale: float
     prompts: int
+    units: int
+    left_out: bool = False
 
     @classmethod
     def bootstrap(cls, prompts: int, draws: int = DRAWS, seed: int = 0) -> Replicates:
         """Prompts with replacement, for means."""
         generator = np.random.default_rng((seed, prompts))
         rows = generator.integers(prompts, size=(draws, prompts))
-        return cls(tuple(rows), math.sqrt(prompts / max(1, prompts - 1)), prompts)
+        return cls(tuple(rows), math.sqrt(prompts / max(1, prompts - 1)), prompts, prompts)
 
     @classmethod
-    def halves(cls, prompts: int, draws: int = HALVES, seed: int = 0) -> Replicates:
-        """Half of the prompts without replacement, for metrics of sets."""
-        generator = np.random.default_rng((seed, prompts))
-        size = prompts // 2
-        return cls(
-            tuple(np.sort(generator.permutation(prompts)[:size]) for _ in range(draws)),
-            math.sqrt(size / (prompts - size)) if size else math.nan,
-            prompts,
-        )
+    def jackknife(cls, prompts: int, groups: int = GROUPS, seed: int = 0) -> Replicates:
+        """All prompts but one group, for metrics of sets."""
+        group = dealt(prompts, groups, seed)
+        units = min(prompts, groups)
+        draws = tuple(np.flatnonzero(group != left) for left in range(units))
+        return cls(draws, math.sqrt(max(0, units - 1)), prompts, units, left_out=True)
 
     def deviations(self, values: Floats) -> Floats:
         """How replicates deviate from their mean, in the size of the deviations of the whole; axis 0 is replicates."""
         away: Floats = (values - values.mean(0)) * self.scale
         return away
+
+    def drawn(self, values: Floats, seed: int = 0) -> Floats:
+        """Deviations as they might have been, ``(DRAWS, S)`` or as many as the replicates, of values ``(R, S)``."""
+        away = self.deviations(values)
+        if not self.left_out:
+            return away
+        weights = np.random.default_rng((seed, self.units)).standard_normal((DRAWS, self.units))
+        sums: Floats = weights @ away / math.sqrt(self.units)
+        return sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +163,8 @@ class Curve:
         return y[0], y[0] - reach, y[0] + reach
 
 
-def _student(prompts: int) -> float:
-    return float(stdtrit(prompts - 1, (1 + LEVEL) / 2)) if prompts >= FEWEST else math.nan
+def _student(units: int, level: float = LEVEL) -> float:
+    return float(stdtrit(units - 1, (1 + level) / 2)) if units >= FEWEST else math.nan
 
 
 def _errors(values: Floats, replicates: Replicates) -> Floats:
@@ -162,7 +173,7 @@ def _errors(values: Floats, replicates: Replicates) -> Floats:
 
 
 def _reach(values: Floats, replicates: Replicates) -> Floats:
-    return _errors(values, replicates) * _student(replicates.prompts)
+    return _errors(values, replicates) * _student(replicates.units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,9 +382,9 @@ def simultaneous(values: Floats, replicates: Replicates) -> Floats:
     # A difference that no replicate moves is as certain as it gets; it decides nothing about the others.
     known = errors > 1e-12 * max(1.0, float(np.abs(values).max()))
     if not known.any():
-        return errors * _student(replicates.prompts)
-    away = np.abs(replicates.deviations(values[1:])[:, known]) / errors[known]
-    normal = float(stdtrit(math.inf, (1 + LEVEL) / 2))
-    widest = float(np.quantile(away.max(1), LEVEL)) * _student(replicates.prompts) / normal
-    reach: Floats = errors * max(widest, _student(replicates.prompts))
+        return errors * _student(replicates.units)
+    away = np.abs(replicates.drawn(values[1:])[:, known]) / errors[known]
+    # The deviations are in errors that are estimated themselves: Student's quantile at the tail of the normal one.
+    widest = float(np.quantile(away.max(1), LEVEL))
+    reach: Floats = errors * max(_student(replicates.units, 2 * float(ndtr(widest)) - 1), _student(replicates.units))
     return reach

@@ -152,8 +152,9 @@ class AdaptiveGuidance(Rule):
 
     def _contrast_of(self, asked: Queries) -> Query | None:
         """The contrast as the rule asks for it at this step, with this step's amount of perturbation."""
-        assert self.contrast is not None  # refused at construction
-        return next((query for query in asked if covered(query, {self.contrast})), None)
+        contrast = self.contrast
+        assert contrast is not None  # refused at construction
+        return contrast if contrast in asked else next((one for one in asked if covered(one, {contrast})), None)
 
     def queries(self, step: Step, state: State) -> Queries:
         """The queries of the rule for the samples that are guided still."""

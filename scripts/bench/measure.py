@@ -7,9 +7,9 @@ themselves, over what they and guidance's addition did cost:
     efficiency = sum of bare(rows) / (sum of the calls' times + added)
 
 over the calls of a run, where bare(rows) is the time of a call of the network with so many rows and nothing around it,
-measured in the same rounds, and added is the time outside of the calls less that of the stock pipeline. Rows that a
-rule could have spared, calls that are slower than they need be, and arithmetic all lower it; text encoding and decoding
-do not. Times are medians over all calls with as many rows.
+measured right before and after the stack's own runs, and added is the time outside of the calls less that of the stock
+pipeline. Rows that a rule could have spared, calls that are slower than they need be, and arithmetic all lower it; text
+encoding and decoding do not. Times are medians over all calls with as many rows.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ import torch
 from ...pipelines.family import denoisers_of, family_of
 from .timing import Spread
 
+BARE = 2
+"""Bare calls before a run, and as many after it: a machine's speed drifts within a round."""
+
 
 @dataclass
 class Timed:
@@ -37,6 +40,7 @@ class Timed:
         rest: time of each run outside of the network's calls.
         calls: times of the network's calls, by their rows.
         counts: calls of one run, by their rows.
+        bare: times of bare calls next to the runs, by their rows.
     """
 
     whole: list[float] = field(default_factory=list)
@@ -44,6 +48,7 @@ class Timed:
     rest: list[float] = field(default_factory=list)
     calls: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     counts: dict[int, int] = field(default_factory=dict)
+    bare: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def rows(self) -> int:
@@ -53,7 +58,15 @@ class Timed:
     @property
     def network(self) -> float:
         """Time of the network's calls of a run."""
-        return sum(count * statistics.median(self.calls[rows]) for rows, count in self.counts.items())
+        return self._summed(self.calls)
+
+    @property
+    def alone(self) -> float:
+        """What these calls cost bare."""
+        return self._summed(self.bare)
+
+    def _summed(self, times: Mapping[int, Sequence[float]]) -> float:
+        return sum(count * statistics.median(times[rows]) for rows, count in self.counts.items())
 
 
 class Watched:
@@ -108,6 +121,11 @@ class Watched:
         for rows, seconds in self.seen:
             into.calls[rows].append(seconds)
         return whole
+
+    def bare_calls(self, into: Timed) -> None:
+        """Time bare calls with the rows of a run, and note them."""
+        for rows in into.counts:
+            into.bare[rows].extend(self.bare(rows) for _ in range(BARE))
 
     @torch.no_grad()
     def bare(self, rows: int) -> float:
@@ -179,15 +197,13 @@ def measured(
         What was found, by name, and the rounds that were made.
     """
     reference, timed = Timed(), {name: Timed() for name in sides}
-    bare: dict[int, list[float]] = defaultdict(list)
     with watched.watching():
         watched.run(stock, Timed())  # it has not
         made = 0
         while made < rounds and (not made or go_on()):
-            _round(watched, stock, sides, reference, timed, bare, apart, backwards=made % 2 == 1)
+            _round(watched, stock, sides, reference, timed, apart, backwards=made % 2 == 1)
             made += 1
-    medians = {rows: statistics.median(values) for rows, values in bare.items()}
-    return {name: _found(one, reference, medians, steps) for name, one in timed.items()}, made
+    return {name: _found(one, reference, steps) for name, one in timed.items()}, made
 
 
 def _round(
@@ -196,7 +212,6 @@ def _round(
     sides: Mapping[str, Callable[[], Any]],
     reference: Timed,
     timed: Mapping[str, Timed],
-    bare: dict[int, list[float]],
     apart: int,
     backwards: bool,
 ) -> None:
@@ -207,9 +222,10 @@ def _round(
         group = names[start : start + apart]
         took = {}
         for name in group:
-            took[name] = watched.run(sides[name], timed[name])
-            for rows in timed[name].counts:
-                bare[rows].append(watched.bare(rows))
+            one = timed[name]
+            watched.bare_calls(one)  # none in the first round, which does not know yet what it calls
+            took[name] = watched.run(sides[name], one)
+            watched.bare_calls(one)
         after = watched.run(stock, reference)
         for name in group:
             # Over the mean of the stock runs around it: a drift of the machine's speed cancels.
@@ -217,14 +233,13 @@ def _round(
         before = after
 
 
-def _found(one: Timed, reference: Timed, bare: Mapping[int, float], steps: int) -> Found:
-    alone = sum(count * bare[rows] for rows, count in one.counts.items())
+def _found(one: Timed, reference: Timed, steps: int) -> Found:
     added = statistics.median(one.rest) - statistics.median(reference.rest)
     return Found(
         Spread.of(one.ratios),
         one.rows / reference.rows,
-        alone / (one.network + added),
-        alone / statistics.median(one.whole),
+        one.alone / (one.network + added),
+        one.alone / statistics.median(one.whole),
         added / steps,
         Spread.of(one.whole),
     )

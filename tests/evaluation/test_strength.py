@@ -106,10 +106,14 @@ def test_a_real_gain_is_found_where_it_is() -> None:
     assert [stretch.sign for stretch in worse] in ([0, -1], [0, -1, 0])
 
 
-def test_the_band_covers_the_truth_everywhere_at_once() -> None:
+@pytest.mark.parametrize(
+    "replicates",
+    [Replicates.bootstrap(40, 300), Replicates.jackknife(40), Replicates.jackknife(50, groups=25)],
+    ids=["bootstrap", "jackknife", "groups"],
+)
+def test_the_band_covers_the_truth_everywhere_at_once(replicates: Replicates) -> None:
     """Of straight curves, which interpolation reads rightly, 95% of bands have the difference inside everywhere."""
-    prompts, draws, inside = 40, 300, 0
-    replicates = Replicates.bootstrap(prompts, draws)
+    inside, prompts = 0, replicates.prompts
     for seed in range(200):
         generator = np.random.default_rng(seed)
         rows = generator.normal(0, 1, (prompts, 9)) + generator.normal(0, 1, (prompts, 1)) + 0.3
@@ -118,15 +122,43 @@ def test_the_band_covers_the_truth_everywhere_at_once() -> None:
     assert 0.92 <= inside / 200 <= 0.99
 
 
-def test_halves_give_the_same_errors_as_the_bootstrap() -> None:
-    generator = np.random.default_rng(1)
-    rows = generator.normal(0, 1, (60, 1))
-    errors = []
-    for replicates in (Replicates.bootstrap(60, 4000), Replicates.halves(60, 4000)):
+def test_the_jackknife_of_a_mean_has_its_textbook_error() -> None:
+    rows = np.random.default_rng(1).normal(0, 1, (60, 1))
+    textbook = float(rows.std(ddof=1)) / 60**0.5
+
+    def error(replicates: Replicates) -> float:
         values = np.stack([rows[draw].mean(0) for draw in replicates.draws])
-        errors.append(float(replicates.deviations(values).std(0)[0]))
-    assert errors[0] == pytest.approx(float(rows.std(ddof=1)) / 60**0.5, rel=0.05)
-    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+        return float(replicates.deviations(values).std(0)[0])
+
+    assert error(Replicates.jackknife(60, groups=60)) == pytest.approx(textbook, rel=1e-12)
+    assert error(Replicates.bootstrap(60, 4000)) == pytest.approx(textbook, rel=0.05)
+
+
+def test_groups_are_left_out_whole() -> None:
+    """Seven prompts in three groups: each is left out once."""
+    replicates = Replicates.jackknife(7, groups=3)
+    assert (replicates.prompts, replicates.units) == (7, 3)
+    left = [sorted({*range(7)} - {*draw.tolist()}) for draw in replicates.draws]
+    assert sorted(map(len, left)) == [2, 2, 3]
+    assert sorted(sum(left, [])) == [*range(7)]
+
+
+def test_of_a_metric_of_sets_the_error_is_the_true_one() -> None:
+    """The share of a line that points are near to, as a coverage: its spread over samples is known by sampling."""
+    grid = np.linspace(0, 1, 200)
+
+    def covered(points: np.ndarray) -> float:
+        return float((np.abs(grid[:, None] - points).min(1) < 0.01).mean())
+
+    generator = np.random.default_rng(3)
+    samples = generator.random((200, 60))
+    true = float(np.std([covered(sample) for sample in samples]))
+    replicates = Replicates.jackknife(60)
+    found = []
+    for sample in samples[:40]:
+        values = np.array([[covered(sample[draw])] for draw in replicates.draws])
+        found.append(float(replicates.deviations(values).std(0)[0]))
+    assert 1 < float(np.mean(found)) / true < 1.6  # on average not too small (Efron and Stein 1981)
 
 
 def test_what_prompts_have_in_common_cancels() -> None:

@@ -124,9 +124,10 @@ def test_calls_that_a_rule_could_have_spared_and_time_beside_them_cost_efficienc
 
 
 def test_efficiency_is_bare_calls_over_what_they_cost() -> None:
-    one = Timed(whole=[12.0], ratios=[1.2], rest=[3.0], calls={4: [2.0, 2.5, 9.0], 2: [1.0]}, counts={4: 3, 2: 1})
-    reference = Timed(whole=[10.0], rest=[2.0], counts={4: 4})
-    result = _found(one, reference, {4: 2.0, 2: 1.0}, steps=4)
+    one = Timed(whole=[12.0], ratios=[1.2], rest=[3.0], calls={4: [2.0, 2.5, 9.0], 2: [1.0]}, counts={4: 3, 2: 1},
+                bare={4: [1.0, 2.0, 8.0], 2: [1.0], 6: [7.0]})  # fmt: skip
+    reference = Timed(whole=[10.0], rest=[2.0], counts={4: 4}, bare={4: [5.0]})
+    result = _found(one, reference, steps=4)
     assert result.efficiency == pytest.approx((3 * 2 + 1) / (3 * 2.5 + 1 + (3 - 2)))
     assert result.share == pytest.approx(7 / 12)
     assert result.added == pytest.approx(1 / 4)
