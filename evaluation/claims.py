@@ -1,8 +1,8 @@
 """A paper's claim: in words, as expectations on the cells of a sweep, and what a run says of it.
 
 An expectation compares a metric in two cells over the samples of the same prompts and seeds. The interval of the
-difference, at 95%, is that of `intervals.jackknife`: both cells lose the same prompts. A margin ``m`` is in the
-metric's unit:
+difference, at 95%, is that of `intervals.jackknife`: both cells lose the same prompts; of shares that of
+`intervals.paired_share`. A margin ``m`` is in the metric's unit:
 
 =============  =================================  ==================================
 ``be``         holds if the interval lies         contrary if it lies
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from ..guidance.errors import InputError
 from . import intervals, values
-from .measure import Cells
-from .metrics import parse_metric
+from .measure import Cells, each
+from .metrics import SampleMetric, SetMetric, parse_metric
 from .store import RunFolder
 
 KEYS = ("words", "paper", "expect", "remark")
@@ -101,6 +101,7 @@ class Finding:
         low, high: interval of the difference ``of - than`` at 95%.
         prompts: that both cells have.
         samples: pairs of samples.
+        note: what is to be said of so few.
     """
 
     expectation: Expectation
@@ -110,6 +111,7 @@ class Finding:
     high: float
     prompts: int
     samples: int
+    note: str = ""
 
     @property
     def told(self) -> str:
@@ -117,6 +119,7 @@ class Finding:
         return (
             f"{self.of:.4g} and {self.than:.4g}, difference {self.of - self.than:+.4g} "
             f"[{self.low:+.4g}, {self.high:+.4g}], {self.samples} pairs of {self.prompts} prompts"
+            + (f" ({self.note})" if self.note else "")
         )
 
     @property
@@ -162,14 +165,21 @@ def findings(run: RunFolder, claim: Claim) -> list[Finding]:
 
 def _found(cells: Cells, expectation: Expectation) -> Finding:
     one, other = (cell_meant(cells.told["cells"], which) for which in (expectation.of, expectation.than))
-    prompts, of, than = cells.paired(parse_metric(expectation.metric), one, other)
+    metric = parse_metric(expectation.metric)
+    prompts, of, than = cells.paired(metric, one, other)
 
     def difference(rows: NDArray[np.int64]) -> float:
         return of(rows) - than(rows)
 
     everything = np.arange(len(prompts))
-    low, high = intervals.jackknife(difference, prompts, difference(everything))
-    return Finding(expectation, of(everything), than(everything), low, high, len(np.unique(prompts)), len(prompts))
+    if isinstance(metric, SampleMetric | SetMetric) and metric.share:
+        values = each(of, everything), each(than, everything)
+        known = ~np.isnan(values[0]) & ~np.isnan(values[1])
+        low, high = intervals.paired_share(values[0][known], values[1][known], prompts[known])
+    else:
+        low, high = intervals.jackknife(difference, prompts, difference(everything))
+    units, note = len(np.unique(prompts)), metric.note(len(prompts))
+    return Finding(expectation, of(everything), than(everything), low, high, units, len(prompts), note)
 
 
 def cell_meant(cells: Sequence[Mapping[str, Any]], wanted: Mapping[str, str]) -> str:

@@ -272,8 +272,8 @@ class Cells:
                 raise InputError(lacking)
             return self._numbered(metric, cell)
         except TooFewError as error:
-            named = metric.full_name if not isinstance(metric, SetMetric) else metric.named(len(cell))
             prompts = len(np.unique(cell.prompts))
+            named = metric.named(len(cell), prompts) if isinstance(metric, SetMetric) else metric.full_name
             return Number(named, math.nan, math.nan, math.nan, len(cell), prompts, f"no value: {error}")
         except InputError as error:
             raise InputError(f"the metric {metric}, {self.called(name)}: {error}") from None
@@ -283,8 +283,11 @@ class Cells:
             everything = np.arange(len(cell))
             statistic = cell.statistic(metric, everything)
             value, prompts = statistic(everything), cell.prompts
-            low, high = intervals.jackknife(statistic, prompts, value, metric.range)
-            named = metric.named(len(cell))
+            if metric.share:
+                low, high = intervals.wilson(each(statistic, everything), prompts)
+            else:
+                low, high = intervals.jackknife(statistic, prompts, value, metric.range)
+            named = metric.named(len(cell), len(np.unique(prompts)))
         else:
             values = cell.values(metric, self.baseline)
             known = ~np.isnan(values)
@@ -293,7 +296,9 @@ class Cells:
                 raise TooFewError("no sample has one")
             value = float(values.mean())
             share = isinstance(metric, SampleMetric) and metric.share
-            low, high = (intervals.wilson if share else intervals.bootstrap)(values, prompts)
+            low, high = (
+                intervals.wilson(values, prompts) if share else intervals.bootstrap(values, prompts, metric.range)
+            )
             named = metric.full_name
             if isinstance(metric, PairMetric):
                 named = metric.against(self.called(str(self.told["baseline"])))
@@ -382,6 +387,11 @@ def measure(run: RunFolder, metrics: Sequence[Metric], progress: Report = lambda
     table = pa.Table.from_pylist(rows, SCHEMA)
     run.write_bytes(METRICS, parquet_bytes(table))
     return table
+
+
+def each(statistic: Statistic, rows: Rows) -> Values:
+    """What a mean is the mean of: the statistic of each row by itself."""
+    return np.array([statistic(rows[place : place + 1]) for place in range(len(rows))])
 
 
 def column(metrics: pa.Table, text: str) -> tuple[str, dict[str, dict[str, Any]]]:

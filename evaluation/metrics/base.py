@@ -80,8 +80,8 @@ class Metric:
         parts = self.described()
         return f"{self.name}[{', '.join(parts)}]" if parts else self.name
 
-    def named(self, samples: int) -> str:
-        """The whole name of a number of so many samples."""
+    def named(self, samples: int, prompts: int = 1) -> str:
+        """The whole name of a number of so many samples, of so many prompts."""
         return self.full_name
 
     def lacks(self, labels: Collection[str], baseline: bool, images: bool) -> str:
@@ -206,12 +206,14 @@ class SetMetric(Metric):
 
     Attributes:
         counted: whether the expected value depends on the number of samples, which is then part of the name.
+        share: whether it is the share of its images of which something is true, for each by itself.
     """
 
     counted: ClassVar[bool] = False
+    share: ClassVar[bool] = False
 
-    def named(self, samples: int) -> str:
-        """The whole name of a number of so many samples."""
+    def named(self, samples: int, prompts: int = 1) -> str:
+        """The whole name of a number of so many samples, of so many prompts."""
         if not self.counted:
             return self.full_name
         return f"{self.name}[{', '.join([*self.described(), f'samples={samples}'])}]"

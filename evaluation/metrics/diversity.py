@@ -89,14 +89,18 @@ class Diversity(_WithinPrompts):
 class Vendi(_WithinPrompts):
     """Vendi score of the images of one prompt, averaged over prompts: how many unlike images there are among them.
 
-    Friedman and Dieng 2023 (arXiv:2210.02410) with the cosine of the features; between 1 and the number of seeds.
+    Friedman and Dieng 2023 (arXiv:2210.02410) with the cosine of the features; between 1 and the number of seeds, which
+    is part of its name.
 
     Args:
         extractor: of the features.
     """
 
     range: ClassVar[tuple[float, float]] = (1.0, math.inf)
-    counted: ClassVar[bool] = True
+
+    def named(self, samples: int, prompts: int = 1) -> str:
+        """The whole name of a number of so many images of each prompt, on average."""
+        return f"{self.name}[{', '.join([*self.described(), f'seeds={samples / prompts:g}'])}]"
 
     def value(self, alike: Matrix) -> float:
         """The score."""

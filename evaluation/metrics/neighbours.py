@@ -88,6 +88,8 @@ class Precision(_Neighbours):
         k: neighbours to which a ball reaches.
     """
 
+    share: ClassVar[bool] = True
+
     k: int = 3
 
     def prepare(self, samples: Samples) -> Statistic:

@@ -32,7 +32,10 @@ class Seconds(RecordMetric):
 @register("effective_scale")
 @dataclass(frozen=True)
 class EffectiveScale(RecordMetric):
-    """The guided update's component along conditional - unconditional, mean over steps and samples."""
+    """How hard it was guided: 1 + <guided - conditional, d> / <d, d>, d = conditional - unconditional; w for CFG.
+
+    The mean over steps and samples.
+    """
 
     column: ClassVar[str] = "effective_scale"
 
@@ -40,6 +43,6 @@ class EffectiveScale(RecordMetric):
 @register("across")
 @dataclass(frozen=True)
 class Across(RecordMetric):
-    """The norm of what of the guided update is across conditional - unconditional, over the norm of that; mean."""
+    """The norm of what of guided - conditional is across conditional - unconditional, over the norm of that; mean."""
 
     column: ClassVar[str] = "across"

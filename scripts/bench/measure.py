@@ -7,13 +7,18 @@ themselves, over what they and guidance's addition did cost:
     efficiency = sum of bare(rows) / (sum of the calls' times + added)
 
 over the calls of a run, where bare(rows) is the time of a call of the network with so many rows and nothing around it,
-measured right before and after the stack's own runs, and added is the time outside of the calls less that of the stock
-pipeline. Rows that a rule could have spared, calls that are slower than they need be, and arithmetic all lower it; text
-encoding and decoding do not. Times are medians over all calls with as many rows.
+and added is the time outside of the calls less that of the stock pipeline. Rows that a rule could have spared, calls
+that are slower than they need be, and arithmetic all lower it; text encoding and decoding do not.
+
+The speed of a machine that others use drifts by more than what is looked for, so that whatever is compared was measured
+within moments: a bare call right before or after one of the run, by a copy of the network that nothing is attached to,
+and the stock pipeline right before and after a run. Times are medians, of calls over those with as many rows.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +26,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from ...pipelines.family import denoisers_of, family_of
 from .timing import Spread
 
-BARE = 2
-"""Bare calls before a run, and as many after it: a machine's speed drifts within a round."""
+EVERY = 3
+"""Of so many calls of a run one has a bare call beside it."""
 
 
 @dataclass
@@ -38,17 +41,19 @@ class Timed:
         whole: time of each run.
         ratios: of each over that of the stock pipeline's next to it.
         rest: time of each run outside of the network's calls.
+        added: of each run, its rest less that of the stock pipeline's next to it.
         calls: times of the network's calls, by their rows.
         counts: calls of one run, by their rows.
-        bare: times of bare calls next to the runs, by their rows.
+        slowness: of a call of a run over a bare one beside it.
     """
 
     whole: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     rest: list[float] = field(default_factory=list)
+    added: list[float] = field(default_factory=list)
     calls: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     counts: dict[int, int] = field(default_factory=dict)
-    bare: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    slowness: list[float] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -58,15 +63,12 @@ class Timed:
     @property
     def network(self) -> float:
         """Time of the network's calls of a run."""
-        return self._summed(self.calls)
+        return sum(count * statistics.median(self.calls[rows]) for rows, count in self.counts.items())
 
     @property
     def alone(self) -> float:
         """What these calls cost bare."""
-        return self._summed(self.bare)
-
-    def _summed(self, times: Mapping[int, Sequence[float]]) -> float:
-        return sum(count * statistics.median(times[rows]) for rows, count in self.counts.items())
+        return self.network / statistics.median(self.slowness)
 
 
 class Watched:
@@ -81,26 +83,47 @@ class Watched:
         self.pipe, self.clock = pipe, clock
         self.family = family_of(pipe)
         self.seen: list[tuple[int, float]] = []
-        self.last: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
+        self.slowness: list[float] = []
+        self.aside = 0.0
+        self.runs = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While the context lasts, calls are timed: inside of whatever hooks others put around them."""
         modules = denoisers_of(self.pipe, self.family)
-        for module in modules:
-            module.forward = self._timed(module, module.forward)
+        twins = [copy.deepcopy(module) for module in modules]
+        for module, twin in zip(modules, twins, strict=True):
+            module.forward = self._timed(module.forward, twin)
         try:
             yield
         finally:
             for module in modules:
                 del module.forward
 
-    def _timed(self, module: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, forward: Callable[..., Any], twin: Any) -> Callable[..., Any]:
+        def bare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Some networks take what is in their dictionaries and lists out of them.
+            given = {name: copy.copy(value) if type(value) in (dict, list) else value for name, value in kwargs.items()}
+            twin(*args, **given)
+
         def timed(*args: Any, **kwargs: Any) -> Any:
-            began = self.clock()
+            place = len(self.seen) + self.runs
+            beside, first = place % EVERY == 0, place // EVERY % 2 == 0  # it finds the memory as the other left it
+            times = [self.clock()]
+            if beside and first:
+                bare(args, kwargs)
+                times.append(self.clock())
             output = forward(*args, **kwargs)
-            self.seen.append((len(self._sample(args, kwargs)), self.clock() - began))
-            self.last = module, args, kwargs
+            times.append(self.clock())
+            if beside and not first:
+                bare(args, kwargs)
+                times.append(self.clock())
+            taken = [end - start for start, end in itertools.pairwise(times)]
+            own = taken.pop(1 if beside and first else 0)
+            self.seen.append((len(self._sample(args, kwargs)), own))
+            for alone in taken:
+                self.slowness.append(own / alone)
+                self.aside += alone
             return output
 
         return timed
@@ -110,46 +133,19 @@ class Watched:
         return kwargs[self.family.sample] if self.family.sample in kwargs else args[names.index(self.family.sample)]
 
     def run(self, what: Callable[[], Any], into: Timed) -> float:
-        """Run, and note the times; returns that of the whole."""
-        self.seen = []
+        """Run, and note the times; returns that of the whole without the bare calls."""
+        self.seen, self.slowness, self.aside = [], [], 0.0
+        self.runs += 1
         began = self.clock()
         what()
-        whole = self.clock() - began
+        whole = self.clock() - began - self.aside
         into.whole.append(whole)
         into.rest.append(whole - sum(seconds for _, seconds in self.seen))
         into.counts = dict(Counter(rows for rows, _ in self.seen))
+        into.slowness += self.slowness
         for rows, seconds in self.seen:
             into.calls[rows].append(seconds)
         return whole
-
-    def bare_calls(self, into: Timed) -> None:
-        """Time bare calls with the rows of a run, and note them."""
-        for rows in into.counts:
-            into.bare[rows].extend(self.bare(rows) for _ in range(BARE))
-
-    @torch.no_grad()
-    def bare(self, rows: int) -> float:
-        """Time of one call of the network with so many rows, and nothing around it."""
-        assert self.last is not None  # somebody ran before
-        module, args, kwargs = self.last
-        names = (self.family.sample, *self.family.rows)
-        batch = len(self._sample(args, kwargs))
-        order = torch.arange(rows) % batch
-        given = [_taken(value, order, batch) if name in names else value for name, value in _named(self.family, args)]
-        named = {name: _taken(value, order, batch) if name in names else value for name, value in kwargs.items()}
-        began = self.clock()
-        type(module).forward(module, *given, **named)
-        return self.clock() - began
-
-
-def _named(family: Any, args: Sequence[Any]) -> list[tuple[str, Any]]:
-    return list(zip(family.positional, args, strict=False))
-
-
-def _taken(value: Any, order: torch.Tensor, batch: int) -> Any:
-    if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
-        return value[order.to(value.device)]
-    return value
 
 
 @dataclass(frozen=True)
@@ -220,21 +216,17 @@ def _round(
     before = watched.run(stock, reference)
     for start in range(0, len(names), apart):
         group = names[start : start + apart]
-        took = {}
-        for name in group:
-            one = timed[name]
-            watched.bare_calls(one)  # none in the first round, which does not know yet what it calls
-            took[name] = watched.run(sides[name], one)
-            watched.bare_calls(one)
+        took = {name: watched.run(sides[name], timed[name]) for name in group}
         after = watched.run(stock, reference)
         for name in group:
             # Over the mean of the stock runs around it: a drift of the machine's speed cancels.
             timed[name].ratios.append(2 * took[name] / (before + after))
+            timed[name].added.append(timed[name].rest[-1] - sum(reference.rest[-2:]) / 2)
         before = after
 
 
 def _found(one: Timed, reference: Timed, steps: int) -> Found:
-    added = statistics.median(one.rest) - statistics.median(reference.rest)
+    added = statistics.median(one.added)
     return Found(
         Spread.of(one.ratios),
         one.rows / reference.rows,

@@ -124,14 +124,35 @@ def test_calls_that_a_rule_could_have_spared_and_time_beside_them_cost_efficienc
 
 
 def test_efficiency_is_bare_calls_over_what_they_cost() -> None:
-    one = Timed(whole=[12.0], ratios=[1.2], rest=[3.0], calls={4: [2.0, 2.5, 9.0], 2: [1.0]}, counts={4: 3, 2: 1},
-                bare={4: [1.0, 2.0, 8.0], 2: [1.0], 6: [7.0]})  # fmt: skip
-    reference = Timed(whole=[10.0], rest=[2.0], counts={4: 4}, bare={4: [5.0]})
+    one = Timed(whole=[12.0], ratios=[1.2], rest=[3.0], added=[1.0, 1.0, 5.0], calls={4: [2.0, 2.5, 9.0], 2: [1.0]},
+                counts={4: 3, 2: 1}, slowness=[1.0, 1.25, 4.0])  # fmt: skip
+    reference = Timed(whole=[10.0], rest=[2.0], counts={4: 4})
     result = _found(one, reference, steps=4)
-    assert result.efficiency == pytest.approx((3 * 2 + 1) / (3 * 2.5 + 1 + (3 - 2)))
-    assert result.share == pytest.approx(7 / 12)
+    network = 3 * 2.5 + 1
+    assert result.efficiency == pytest.approx(network / 1.25 / (network + 1))
+    assert result.share == pytest.approx(network / 1.25 / 12)
     assert result.added == pytest.approx(1 / 4)
     assert result.evaluation_ratio == 14 / 16
+
+
+def test_a_call_that_is_slower_than_a_bare_one_costs_efficiency(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline's network does twice what its bare copy does, by a clock that counts layers."""
+    count = itertools.count()
+
+    def twice(forward: Any) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            next(count)
+            return forward(*args, **kwargs)
+
+        return called
+
+    bench = Bench(pipe, 2, 4)
+    watched = Watched(pipe, lambda: float(next(count)))
+    with watched.watching():
+        monkeypatch.setattr(pipe.unet.conv_in, "forward", twice(pipe.unet.conv_in.forward), raising=False)
+        one = Timed()
+        watched.run(bench.stock, one)
+    assert one.slowness == [2.0]  # one of four calls has a bare one beside it
 
 
 def test_the_stock_side_is_what_cfg_equals(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
