@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..guidance.errors import InputError
+from .intervals import FEWEST
 from .measure import Cells
 from .metrics import Metric, SetMetric
 from .metrics.base import PairMetric
 from .metrics.recorded import EffectiveScale, Evaluations
-from .strength import FEWEST, Curve, Floats, Ints, Method, Replicates
+from .strength import Curve, Floats, Ints, Method, Replicates
 from .sweep import HOLE
 
 SCALE = re.compile(r"(?<=\()(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=[,)])")
@@ -137,21 +139,37 @@ class Matched:
         Raises:
             InputError: the metric has no value of a cell.
         """
-        return [
-            Method(
-                family.name,
-                tuple(
-                    Curve(
-                        self._columns(EffectiveScale(), cells, metric),
-                        self._columns(metric, cells, metric),
-                        self._columns(Evaluations(), cells, metric),
-                        cells,
-                    )
-                    for cells in family.cells.values()
-                ),
+        found = []
+        for family in self.families:
+            parts = [cells for _, cells in self.parts(family, metric)]
+            curves = (
+                Curve(
+                    self._columns(EffectiveScale(), cells, metric),
+                    self._columns(metric, cells, metric),
+                    self._columns(Evaluations(), cells, metric),
+                    cells,
+                )
+                for cells in parts
             )
-            for family in self.families
-        ]
+            if parts:
+                found.append(Method(family.name, tuple(curves)))
+        return found
+
+    def left_out(self, metric: Metric) -> str | None:
+        """The cell that curves of a metric are without: the baseline, which a metric of pairs compares with itself."""
+        return self.cells.told.get("baseline") if isinstance(metric, PairMetric) else None
+
+    def parts(self, family: Family, metric: Metric) -> list[tuple[int, tuple[str, ...]]]:
+        """The cells of each curve of a family, with its number of steps.
+
+        A curve ends where the baseline is left out, and another one begins behind it: between the two the metric rises
+        to what equal images have, and a straight line across would not.
+        """
+        baseline, found = self.left_out(metric), []
+        for steps, cells in family.cells.items():
+            place = cells.index(baseline) if baseline in cells else len(cells)
+            found += [(steps, part) for part in (cells[:place], cells[place + 1 :]) if part]
+        return found
 
     def _columns(self, metric: Metric, cells: Sequence[str], drawn_for: Metric) -> Floats:
         draws = self.replicates(drawn_for)
@@ -175,6 +193,12 @@ class Matched:
             raise InputError(f"the metric {metric} has no value in {self.cells.called(name)}")
         with np.errstate(invalid="ignore"):
             return np.array([sums[draw].sum() / counts[draw].sum() for draw in _all(replicates, len(self.prompts))])
+
+    def scale(self, name: str) -> float:
+        """The effective scale of a cell, mean over the common prompts."""
+        values = self.cells.by_name[name].numbers(EffectiveScale.column)[self._places[name] >= 0]
+        known = values[~np.isnan(values)]
+        return float(known.mean()) if len(known) else math.nan
 
     @property
     def enough(self) -> bool:

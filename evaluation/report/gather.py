@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ from ...guidance.errors import InputError
 from ..claims import Claim, Finding, findings
 from ..measure import Cells, Number
 from ..methods import Family, Matched, families
-from ..metrics import Metric, RecordMetric, SetMetric, parse_metric
+from ..metrics import Metric, PairMetric, RecordMetric, SetMetric, parse_metric
 from ..store import SWEEP, RunFolder
-from ..strength import GRID, Curve, Method, compare, compare_costs, widest
+from ..strength import GRID, Comparison, Curve, Method, compare, compare_costs, widest
 from . import svg
 from .svg import Mark, Plot, Series
-from .words import Verdict, number, verdict
+from .words import APART, Verdict, number, parts, span, verdict
 
 ALWAYS = ("evaluations", "effective_scale", "across")
 USUAL = ("saturation", "contrast")  # where a sweep names no metric and keeps its images
@@ -29,6 +29,8 @@ ALIGNMENT = ("clip_score", "concept", "background", "style")
 """Metrics of how well an image follows its prompt; the first one that a run has is what quality is plotted against."""
 BESIDE = ("sampler", "steps", "size", "dtype")
 MOST = 12  # methods that are compared pair by pair
+PLOTTED = 100  # comparisons that have a plot
+CALLED = 24  # letters of a method's name in one
 
 Progress = Callable[[str], None]
 
@@ -88,6 +90,8 @@ class Found:
         verdicts: of pairs of methods over effective scale.
         by_cost: of pairs over evaluations, at one effective scale each.
         figures: the plots.
+        differences: plots of comparisons, by the name that their verdicts have.
+        apart: pairs of methods that are nowhere equally strong, and what to do about it, in a line each.
         claim: what a paper says of these cells, and what the run says of it; None if the sweep has none.
         notes: what is to be said.
     """
@@ -100,6 +104,8 @@ class Found:
     verdicts: list[Verdict] = field(default_factory=list)
     by_cost: list[tuple[float, Verdict]] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    differences: dict[str, Figure] = field(default_factory=dict)
+    apart: dict[tuple[str, str], str] = field(default_factory=dict)
     claim: tuple[Claim, list[Finding]] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -109,6 +115,15 @@ class Found:
         differing = [key for key in BESIDE if len({str(cell[key]) for cell in told.values()}) > 1]
         parts = [str(told[name]["stack"]), *(_beside(key, told[name][key]) for key in differing)]
         return ", ".join(parts)
+
+    @property
+    def baseline(self) -> str | None:
+        """The cell that others are compared with, if the sweep names one."""
+        return self.cells.told.get("baseline")
+
+    def left_out(self, column: Column, cell: str) -> bool:
+        """Whether a cell is the baseline, which a metric of pairs would compare with itself."""
+        return isinstance(column.metric, PairMetric) and cell == self.baseline
 
     @property
     def same(self) -> str:
@@ -182,6 +197,7 @@ def _compared(found: Found, progress: Progress) -> None:
         found.notes.append(f"{found.prompts} prompts are too few for intervals of comparisons")
     if not matched.prompts:
         found.notes.append("no prompt is in every cell: methods cannot be compared until the sweep is complete")
+    _unmatched(found, matched)
     names = [column.name for column in found.columns]
     aligned = next((column for text in ALIGNMENT for column in found.columns if column.metric.name == text), None)
     for column in found.columns:
@@ -212,23 +228,113 @@ def _methods(found: Found, matched: Matched, column: Column) -> list[Method]:
         return []
 
 
+def _unmatched(found: Found, matched: Matched) -> None:
+    """Methods that are nowhere equally strong: said once, not for each metric."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for family in matched.families[:MOST] if matched.prompts else []:
+        cells = [cell for each in family.cells.values() for cell in each]
+        scales = [matched.scale(cell) for cell in cells]
+        ranges[family.name] = (min(scales), max(scales))
+    for (one, (low, high)), (other, (low_too, high_too)) in itertools.combinations(ranges.items(), 2):
+        if high < low_too or high_too < low:
+            weak, strong = (one, other) if high < low_too else (other, one)
+            found.apart[one, other] = (
+                f"{one} and {other} cannot be compared: {one} reached effective scales {span(low, high)}, {other} "
+                f"{span(low_too, high_too)}. Add greater scales of {weak} to the sweep, or smaller ones of {strong}, "
+                "and run it again into the same folder: what is there is kept."
+            )
+
+
 def _verdicts(found: Found, matched: Matched, column: Column, methods: Sequence[Method]) -> None:
     replicates = matched.replicates(column.metric)
     if len(methods) > MOST:
         found.notes.append(f"{len(methods)} methods are too many to compare each with each; the first {MOST} are")
     for one, other in itertools.combinations(methods[:MOST], 2):
         compared = compare(one, other, replicates)
-        found.verdicts.append(verdict(compared, column.text, column.better))
+        breaks = _breaks(one, other, compared)
+        told = verdict(compared, column.text, column.better, breaks=breaks)
+        found.verdicts.append(_plotted(found, column, compared, told, "effective scale", breaks))
         at = widest(one, other, compared.x)
         if at is not None:
             by_cost = compare_costs(one, other, at, replicates)
-            found.by_cost.append((at, verdict(by_cost, column.text, column.better, "evaluations")))
+            told = verdict(by_cost, column.text, column.better, "evaluations")
+            found.by_cost.append((at, _plotted(found, column, by_cost, told, "evaluations")))
+
+
+def _breaks(one: Method, other: Method, compared: Comparison) -> list[int]:
+    """The places in the comparison's x behind a stretch that one of the methods does not reach."""
+    x = compared.x
+    if len(x) < 2:
+        return []
+    between = (x[1:] + x[:-1]) / 2
+    there = one.on(between).there.any(0) & other.on(between).there.any(0)
+    return [int(place) + 1 for place in np.flatnonzero(~there)]
 
 
 def _beside(key: str, value: Any) -> str:
     if key == "size":
         return f"{value[0]}x{value[1]}" if value else "the model's size"
     return f"{value} steps" if key == "steps" else str(value)
+
+
+# --- plots of differences --------------------------------------------------------------------------------------------
+
+
+def _plotted(
+    found: Found, column: Column, compared: Comparison, told: Verdict, over: str, breaks: Sequence[int] = ()
+) -> Verdict:
+    """The verdict with the name of its plot, which is added to those of the report."""
+    if told.kind == APART or len(found.differences) >= PLOTTED:
+        return told
+    kind = "difference" if over == "effective scale" else "difference-by-evaluations"
+    name = f"{_slug(column.text)}-{kind}-{1 + sum(each.metric == column.text for each in found.differences.values())}"
+    if name in found.differences:  # of another metric, whose name has the same letters
+        name = f"{name}-{len(found.differences)}"
+    found.differences[name] = _difference(found, column, compared, over, breaks, name)
+    return replace(told, plot=name)
+
+
+def _difference(
+    found: Found, column: Column, compared: Comparison, over: str, breaks: Sequence[int], name: str
+) -> Figure:
+    """The difference of two methods with its simultaneous band; in a method's colour where the band is on one side."""
+    places = {family.name: place for place, family in enumerate(found.families)}
+    title = f"{column.text} of {compared.one} minus {compared.other}"
+    series: list[Series] = []
+    for part in parts(compared, breaks):
+        series.append(_band(title, svg.NEUTRAL, part, slice(None)))
+        for stretch in part.stretches:
+            if stretch.sign:
+                winner = compared.one if (stretch.sign > 0) == (column.better != "down") else compared.other
+                there = np.flatnonzero((stretch.low <= part.x) & (part.x <= stretch.high))
+                series.append(_band(title, places[winner], part, slice(there[0], there[-1] + 1)))
+    header = ["one", "other", over.replace(" ", "_"), "difference", "low", "high", "cost_one", "cost_other"]
+    columns = (compared.x, compared.difference, compared.low, compared.high, *compared.costs)
+    rows: list[Sequence[Any]] = [header]
+    rows += [[compared.one, compared.other, *map(float, row)] for row in zip(*columns, strict=True)]
+    ends = ("better", "worse") if column.better == "up" else ("worse", "better")
+    ends = ("higher", "lower") if column.better == "none" else ends
+    who = compared.one if len(compared.one) <= CALLED else compared.one[: CALLED - 1] + "…"
+    together = f"all {over}s" if over == "effective scale" else f"all {over}"
+    low, high = float(compared.low.min()), float(compared.high.max())
+    plot = Plot(
+        title,
+        over,
+        title,
+        series,
+        described=f"95% band of {together} together: {number(low)} to {number(high)}",
+        size=svg.SMALL,
+        notes=(f"{who} {ends[0]} ↑", f"{who} {ends[1]} ↓"),
+    )
+    return Figure(name, column.text, plot, rows)
+
+
+def _band(title: str, colour: int, part: Comparison, cut: slice) -> Series:
+    x, y, low, high = part.x[cut], part.difference[cut], part.low[cut], part.high[cut]
+    if len(x) > 1:
+        return Series(title, colour, (), (x, y), (x, low, high))
+    said = f"{number(float(y[0]))} [{number(float(low[0]))}, {number(float(high[0]))}]"
+    return Series(title, colour, [Mark(float(x[0]), float(y[0]), float(low[0]), float(high[0]), said=said)])
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------
@@ -269,26 +375,36 @@ def _by_scale(found: Found, matched: Matched, column: Column, methods: Sequence[
     rows: list[Sequence[Any]] = [header]
     for method in methods:
         family = by_name[method.name]
-        several = len(method.curves) > 1
-        for curve, steps in zip(method.curves, family.cells, strict=True):
-            label = f"{method.name}, {steps} steps" if several else method.name
+        pieces = matched.parts(family, column.metric)
+        ends = {steps: place for place, (steps, _) in enumerate(pieces)}
+        for place, (curve, (steps, _)) in enumerate(zip(method.curves, pieces, strict=True)):
+            name = f"{method.name}, {steps} steps" if len(family.cells) > 1 else method.name
+            label = name if ends[steps] == place else ""  # one of a curve in two parts
             grid = np.unique(np.linspace(*curve.range, GRID)) if len(curve.pooled) > 1 else np.array([curve.range[0]])
             value, low, high = curve.band(grid, replicates)
             low, high = np.maximum(low, column.metric.range[0]), np.minimum(high, column.metric.range[1])
-            marks = [_scale_mark(found, column, curve, place, cell) for place, cell in enumerate(curve.names)]
-            series.append(Series(label, places[method.name], marks, (grid, value), (grid, low, high), label=label))
+            marks = [_scale_mark(found, column, curve, point, cell) for point, cell in enumerate(curve.names)]
+            series.append(Series(name, places[method.name], marks, (grid, value), (grid, low, high), label=label))
             for mark, cell in zip(marks, curve.names, strict=True):
                 rows.append(
                     ["cell", method.name, steps, cell, family.values[cell], mark.x, mark.y, mark.low, mark.high]
                 )
             for point in zip(grid, value, low, high, strict=True):
                 rows.append(["curve", method.name, steps, "", "", *point])
+    for family in matched.families:
+        for steps, cells in family.cells.items():
+            if matched.left_out(column.metric) in cells:
+                mark = _baseline_mark(found, found.baseline or "", matched.scale(found.baseline or ""))
+                series.append(Series(f"{family.name}, baseline", places[family.name], [mark]))
+                written = family.values[found.baseline or ""]
+                rows.append(["baseline", family.name, steps, found.baseline, written, mark.x, *[math.nan] * 3])
     plot = Plot(
         f"{column.text} over effective scale",
         "effective scale, measured",
         _up(column),
         series,
         described="; ".join(_described(one) for one in series),
+        best=column.better,
     )
     return Figure(f"{_slug(column.text)}-by-effective-scale", column.text, plot, rows)
 
@@ -306,12 +422,16 @@ def _scale_mark(found: Found, column: Column, curve: Curve, place: int, cell: st
     )
 
 
+def _baseline_mark(found: Found, cell: str, x: float) -> Mark:
+    said = _said(found, cell, ["baseline: what the others are compared with"])
+    return Mark(x, math.nan, said=said, baseline=True)
+
+
 def _described(one: Series) -> str:
-    ys = [mark.y for mark in one.marks if math.isfinite(mark.y)]
-    xs = [mark.x for mark in one.marks if math.isfinite(mark.x)]
-    if not ys or not xs:
-        return f"{one.name}: no values"
-    first, last = min(one.marks, key=lambda mark: mark.x), max(one.marks, key=lambda mark: mark.x)
+    marks = [mark for mark in one.marks if math.isfinite(mark.y) and math.isfinite(mark.x)]
+    if not marks:
+        return f"{one.name}: no values" if not any(mark.baseline for mark in one.marks) else one.name
+    first, last = min(marks, key=lambda mark: mark.x), max(marks, key=lambda mark: mark.x)
     return f"{one.name}: {number(first.y)} at {number(first.x)}, {number(last.y)} at {number(last.x)}"
 
 
@@ -327,6 +447,11 @@ def _by_cost(found: Found, column: Column) -> Figure:
                 one, cost = column.numbers.get(cell), _mean(found, cell, "evaluations")
                 if one is None or math.isnan(one.value):
                     continue
+                if found.left_out(column, cell):
+                    marks.append(_baseline_mark(found, cell, cost))
+                    rows.append([family.name, cell, family.values[cell], cost, _mean(found, cell, "effective_scale"),
+                                 *[math.nan] * 3, one.samples])  # fmt: skip
+                    continue
                 said = [f"{number(cost)} evaluations", f"{column.text} {_interval(one)}"]
                 marks.append(Mark(cost, one.value, one.low, one.high, said=_said(found, cell, said)))
                 scale = _mean(found, cell, "effective_scale")
@@ -339,9 +464,10 @@ def _by_cost(found: Found, column: Column) -> Figure:
         "network evaluations of a sample",
         _up(column),
         series,
-        _front([(mark.x, mark.y) for one in series for mark in one.marks], "down", column.better),
+        _front([(mark.x, mark.y) for one in series for mark in one.marks if not mark.baseline], "down", column.better),
         "; ".join(_described(one) for one in series),
         apart=True,
+        best=column.better,
     )
     return Figure(f"{_slug(column.text)}-by-evaluations", column.text, plot, rows)
 
@@ -358,6 +484,11 @@ def _by_alignment(found: Found, column: Column, aligned: Column) -> Figure:
                 one, other = column.numbers.get(cell), aligned.numbers.get(cell)
                 if one is None or other is None or math.isnan(one.value) or math.isnan(other.value):
                     continue
+                if found.left_out(column, cell):
+                    marks.append(_baseline_mark(found, cell, other.value))
+                    ends = (other.value, other.low, other.high)
+                    rows.append([family.name, cell, family.values[cell], *ends, *[math.nan] * 3])
+                    continue
                 said = [f"{aligned.text} {_interval(other)}", f"{column.text} {_interval(one)}"]
                 marks.append(
                     Mark(
@@ -372,16 +503,20 @@ def _by_alignment(found: Found, column: Column, aligned: Column) -> Figure:
                 )
                 interval = (other.value, other.low, other.high, one.value, one.low, one.high)
                 rows.append([family.name, cell, family.values[cell], *interval])
-            line = (np.array([mark.x for mark in marks]), np.array([mark.y for mark in marks])) if marks else None
             label = f"{family.name}, {steps} steps" if len(family.cells) > 1 else family.name
-            series.append(Series(label, place, marks, line))
+            at = next((index for index, mark in enumerate(marks) if mark.baseline), len(marks))
+            for part in (marks[:at], marks[at : at + 1], marks[at + 1 :]):
+                if part:
+                    line = (np.array([mark.x for mark in part]), np.array([mark.y for mark in part]))
+                    series.append(Series(label, place, part, line))
     plot = Plot(
         f"{column.text} over {aligned.text}",
         f"{aligned.text} (higher is better)",
         _up(column),
         series,
-        _front([(mark.x, mark.y) for one in series for mark in one.marks], "up", column.better),
+        _front([(mark.x, mark.y) for one in series for mark in one.marks if not mark.baseline], "up", column.better),
         "; ".join(_described(one) for one in series),
+        best=column.better,
     )
     return Figure(f"{_slug(column.text)}-by-{_slug(aligned.text)}", column.text, plot, rows)
 

@@ -94,6 +94,15 @@
   const state = { rows: SAMPLE, columns: CELL, fixed: {}, shown: PAGE };
   if (data.cells.length > 10 && swept.length && axes.has("stack")) state.columns = swept[0];
   for (const [name, values] of axes) state.fixed[name] = values[0];
+  // Not every template uses every axis: of those that are chosen, one that has them is shown first.
+  const uses = (stack, name) => data.cells.some((cell) => cell.at.stack === stack && cell.at[name] !== "–");
+  const suit = () => {
+    if (!axes.has("stack") || state.rows === "stack" || state.columns === "stack") return;
+    const wanted = [state.rows, state.columns].filter((name) => swept.includes(name));
+    if (wanted.every((name) => uses(state.fixed.stack, name))) return;
+    state.fixed.stack = axes.get("stack").find((stack) => wanted.every((name) => uses(stack, name))) || state.fixed.stack;
+  };
+  suit();
   state.fixed[SAMPLE] = order[0];
 
   const select = (name, label, options, value, changed) => {
@@ -123,6 +132,7 @@
       if (value === CELL && state[other] !== SAMPLE) state[other] = SAMPLE;
       if (state[other] === CELL && value !== SAMPLE) state[other] = SAMPLE;
       state.shown = PAGE;
+      suit();
       render();
       $(`choose-${side}`).focus();
     };
@@ -176,14 +186,21 @@
     return button;
   };
 
+  // What an axis says of a stack that does not use it: nothing.
+  const without = (dimension, value) => {
+    const stack = dimension === "stack" ? value : null;
+    const other = dimension === state.rows ? state.columns : state.rows;
+    return stack !== null && swept.includes(other) && !uses(stack, other) ? ` (has no ${other}: the same images)` : "";
+  };
+
   const render = () => {
     controls();
     const rows = valuesOf(state.rows).slice(0, state.shown), columns = valuesOf(state.columns).slice(0, 60);
     shownRows = rows.map((row) => columns.map((column) => sampleAt(row, column)));
-    const head = make("tr", {}, ...columns.map((column) => make("th", { scope: "col" }, textOf(state.columns, column))));
+    const head = make("tr", {}, ...columns.map((column) => make("th", { scope: "col" }, textOf(state.columns, column) + without(state.columns, column))));
     const body = make("tbody");
     rows.forEach((row, r) => {
-      body.append(make("tr", { class: "caption" }, make("th", { colspan: columns.length + 1, scope: "rowgroup" }, make("span", {}, textOf(state.rows, row)))));
+      body.append(make("tr", { class: "caption" }, make("th", { colspan: columns.length + 1, scope: "rowgroup" }, make("span", {}, textOf(state.rows, row) + without(state.rows, row)))));
       body.append(make("tr", {}, ...columns.map((_, c) => make("td", {}, picture(shownRows[r][c], r, c)))));
     });
     $("grid").replaceChildren(make("thead", {}, head), body);
@@ -194,7 +211,13 @@
   // --- one image with its record
   const viewer = $("viewer");
   let at = [0, 0];
-  const shown = (value) => (value === null || value === undefined ? "–" : String(value));
+  // As the tables write numbers, with more digits.
+  const shown = (value) => {
+    if (value === null || value === undefined) return "–";
+    if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+    const size = Math.abs(value), text = size >= 1e-3 && size < 1e4 ? String(size) : size.toExponential(2).replace(/e([+-])(?=\d$)/, "e$10");
+    return (value < 0 ? "−" : "") + text;
+  };
   const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\\''")}'`);
 
   const trace = (values) => {

@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 from ...guidance.errors import InputError
 from ..claims import overall
 from ..measure import Cell, Number
-from ..metrics import SampleMetric
+from ..metrics import PairMetric, SampleMetric, summary
 from ..store import RunFolder
 from . import svg
 from .gather import Column, Figure, Found, Progress, gather, versions
-from .words import APART, BOTH, ONE, OTHER, number
+from .words import APART, BOTH, ONE, OTHER, number, small
 
 FOLDER = Path(__file__).parent
 REPORT, PLOTS = "report.html", "plots"
@@ -36,6 +36,7 @@ THUMBNAIL, QUALITY = 128, 80
 SAMPLES = 3000  # in the page
 IMAGE = re.compile(r"images/[\w./-]+\.(png|webp)", re.ASCII)
 """A path of an image in a run folder; records are read as anybody may have written them."""
+UNUSED = "–"  # the value of an axis in a cell that does not use it
 TRACED = 1000  # of which it has the steps as well
 
 
@@ -58,7 +59,7 @@ def write(
         InputError: there is no run, a metric cannot be had, or the page cannot be written.
     """
     found = gather(run, more, progress)
-    for figure in found.figures:
+    for figure in [*found.figures, *found.differences.values()]:
         run.write_bytes(f"{PLOTS}/{figure.name}.svg", svg.drawn(figure.plot, own=True).encode())
         run.write_bytes(f"{PLOTS}/{figure.name}.csv", written_csv(figure.rows))
     progress("the page")
@@ -92,7 +93,7 @@ def page(found: Found, budget: float = BUDGET) -> str:
     template = environment.from_string((FOLDER / "page.html").read_text())
     records = sum(len(cell) for cell in found.cells.by_name.values())
     style = (FOLDER / "page.css").read_text().replace("/* palette: light */", svg.variables(svg.LIGHT))
-    run = str(found.run)
+    run = _whole(found.run)
     return template.render(
         title=Path(run.rstrip("/")).name or run,
         run=run,
@@ -108,6 +109,12 @@ def page(found: Found, budget: float = BUDGET) -> str:
         same=found.same,
         claim=_claim(found),
         verdicts=_by_metric(found),
+        apart=_apart(found),
+        plots={figure.name: svg.drawn(figure.plot) for figure in found.differences.values()},
+        unplotted=sum(
+            row.kind != APART and not row.plot for row in [*found.verdicts, *(row for _, row in found.by_cost)]
+        ),
+        baseline=_baseline(found),
         decided=sum(verdict.kind in (ONE, OTHER, BOTH) for verdict in found.verdicts),
         compared=sum(verdict.kind != APART for verdict in found.verdicts),
         by_cost=found.by_cost,
@@ -123,6 +130,12 @@ def page(found: Found, budget: float = BUDGET) -> str:
         digest=digest,
         style=style + svg.STYLE + _dark(svg.variables(svg.DARK)),
     )
+
+
+def _whole(run: RunFolder) -> str:
+    """The address of a run, to be used from any folder."""
+    folder = run.location.folder
+    return str(run) if folder is None else str(folder.absolute())
 
 
 def _dark(rules: str) -> str:
@@ -144,7 +157,8 @@ def _metrics(found: Found) -> list[tuple[str, bool]]:
 def _heading(column: Column) -> dict[str, str]:
     arrow = {"up": "↑", "down": "↓"}.get(column.better, "")
     said = {"up": "higher is better", "down": "lower is better"}.get(column.better, "")
-    return {"text": column.text.replace("_", " "), "name": column.name, "arrow": arrow, "said": said}
+    what = summary(column.metric.name).replace("`", "")
+    return {"text": column.text.replace("_", " "), "name": column.name, "arrow": arrow, "said": said, "what": what}
 
 
 def _cells(found: Found) -> list[dict[str, Any]]:
@@ -160,7 +174,12 @@ def _cells(found: Found) -> list[dict[str, Any]]:
                         "key": svg.key(place),
                         "called": found.short(name),
                         "samples": len(found.cells.by_name[name]),
-                        "numbers": [_written(column, one) for column, one in zip(found.columns, numbers, strict=True)],
+                        "numbers": [
+                            {"value": "baseline", "interval": ""}
+                            if found.left_out(column, name)
+                            else _written(column, one)
+                            for column, one in zip(found.columns, numbers, strict=True)
+                        ],
                     }
                 )
     return rows
@@ -169,19 +188,48 @@ def _cells(found: Found) -> list[dict[str, Any]]:
 def _written(column: Column, one: Number | None) -> dict[str, str] | None:
     if one is None or math.isnan(one.value):
         return None
-    # What is 0 but for rounding has no use for its digits.
-    ends = [0.0 if column.text == "across" and abs(end) < 1e-4 else end for end in (one.value, one.low, one.high)]
+    ends = [small(end) if column.text == "across" else end for end in (one.value, one.low, one.high)]
     value, low, high = map(number, ends)
-    return {"value": value, "interval": "" if math.isnan(one.low) or low == high else f"{low} – {high}"}
+    return {"value": value, "interval": "" if math.isnan(one.low) else f"{low} – {high}"}
 
 
 def _by_metric(found: Found) -> list[dict[str, Any]]:
+    """Verdicts by metric, without the pairs that no metric can compare."""
+    nowhere = _nowhere(found)
     groups: dict[str, list[Any]] = {}
     for verdict in found.verdicts:
-        groups.setdefault(verdict.metric, []).append(verdict)
-    better = {column.text: column.better for column in found.columns}
+        if (verdict.one, verdict.other) not in nowhere:
+            groups.setdefault(verdict.metric, []).append(verdict)
+    columns = {column.text: column for column in found.columns}
     word = {"up": "higher is better", "down": "lower is better", "none": "neither direction is better"}
-    return [{"metric": metric, "better": word[better[metric]], "rows": rows} for metric, rows in groups.items()]
+    return [
+        {
+            "metric": metric,
+            "better": word[columns[metric].better],
+            "pairs": isinstance(columns[metric].metric, PairMetric),
+            "rows": rows,
+        }
+        for metric, rows in groups.items()
+    ]
+
+
+def _nowhere(found: Found) -> list[tuple[str, str]]:
+    kinds: dict[tuple[str, str], set[str]] = {}
+    for verdict in found.verdicts:
+        kinds.setdefault((verdict.one, verdict.other), set()).add(verdict.kind)
+    return [pair for pair, own in kinds.items() if own == {APART}]
+
+
+def _apart(found: Found) -> list[str]:
+    """What is said of the pairs that no metric can compare."""
+    plain = "{} and {} cannot be compared: they have no effective scale in common. Add scales to the sweep."
+    return [found.apart.get(pair, plain.format(*pair)) for pair in _nowhere(found)]
+
+
+def _baseline(found: Found) -> str:
+    """The baseline, if a metric compares with it; else ""."""
+    compares = any(isinstance(column.metric, PairMetric) for column in found.columns)
+    return found.short(found.baseline) if compares and found.baseline else ""
 
 
 def _claim(found: Found) -> dict[str, Any] | None:
@@ -260,7 +308,7 @@ def _data(found: Found, budget: float) -> tuple[dict[str, Any], list[str]]:
         "metrics": [str(metric) for metric in each],
         "prompts": texts,
         "samples": samples,
-        "run": str(found.run),
+        "run": _whole(found.run),
     }
     return data, said
 
@@ -306,7 +354,7 @@ def _sample(cell: int, record: Mapping[str, Any], values: Sequence[float]) -> di
         "i": image if IMAGE.fullmatch(image := record.get("image") or "") else None,
         "e": record.get("evaluations"),
         "w": short(record.get("effective_scale")),
-        "x": short(record.get("across")),
+        "x": None if (across := short(record.get("across"))) is None else small(across),
         "g": record.get("guided_steps"),
         "t": short(record.get("seconds"), 3),
         "m": [short(value) for value in values],
@@ -319,7 +367,9 @@ def _axes(found: Found, names: Sequence[str]) -> dict[str, list[str]]:
     for cell in _told(found, names):
         for name, value in _places(cell).items():
             axes.setdefault(name, {}).setdefault(value)
-    return {name: list(values) for name, values in axes.items() if len(values) > 1}
+    # A cell that does not use an axis is there for all its values: that it has none is nothing to choose.
+    used = {name: [value for value in values if value != UNUSED] for name, values in axes.items() if len(values) > 1}
+    return {name: values for name, values in used.items() if values}
 
 
 def _told(found: Found, names: Sequence[str]) -> list[Mapping[str, Any]]:
@@ -328,7 +378,7 @@ def _told(found: Found, names: Sequence[str]) -> list[Mapping[str, Any]]:
 
 
 def _places(cell: Mapping[str, Any]) -> dict[str, str]:
-    given = {name: "–" if value is None else str(value) for name, value in cell["axes"].items()}
+    given = {name: UNUSED if value is None else str(value) for name, value in cell["axes"].items()}
     return {"stack": str(cell["template"]), **given}
 
 
@@ -343,7 +393,7 @@ def _cell(found: Found, name: str, axes: Mapping[str, Sequence[str]]) -> dict[st
         "steps": cell["steps"],
         "size": cell.get("size"),
         "dtype": cell["dtype"],
-        "at": {axis: places.get(axis, "–") for axis in axes},
+        "at": {axis: places.get(axis, UNUSED) for axis in axes},
     }
 
 

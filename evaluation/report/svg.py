@@ -14,9 +14,12 @@ Floats = NDArray[np.float64]
 
 WIDTH, HEIGHT = 380, 290
 TOP, BOTTOM, LEFT = 14, 42, 50
+SMALL = (270, 150)  # of plots of differences, which stand in a table
 LETTER = 7.3  # width of a letter at 11.5 px, bold, at most about
 LONGEST = 17  # letters of a direct label
 SERIES = 8
+NEUTRAL = -1
+"""The colour of what is of no method."""
 SHAPES = ("circle", "square", "triangle", "diamond", "down", "plus", "star", "cross")
 
 # Okabe and Ito's palette without its yellow, made dark enough for text on white, and light enough for text on black.
@@ -37,6 +40,9 @@ font-variant-numeric: tabular-nums; }
 .plot .front { fill: none; stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 3 3; }
 .plot .name { fill: var(--c); font-weight: 600; stroke: var(--paper); stroke-width: 3.5px; stroke-linejoin: round; \
 paint-order: stroke; pointer-events: none; }
+.plot .neutral { --c: var(--soft); }
+.plot .zero { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 3; }
+.plot .baseline .mark { stroke-dasharray: 2 1.6; }
 .plot .note { fill: var(--soft); font-size: 11px; font-style: italic; }
 """
 
@@ -66,6 +72,7 @@ class Mark:
         low, high: ends of y's interval; NaN for none.
         left, right: ends of x's, likewise.
         said: what its tooltip says.
+        baseline: whether it is the cell that others are compared with: it has no y, and stands at the best edge.
     """
 
     x: float
@@ -75,6 +82,7 @@ class Mark:
     left: float = math.nan
     right: float = math.nan
     said: str = ""
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Series:
 
     Args:
         name: of the method.
-        colour: its place in the palette.
+        colour: its place in the palette, or `NEUTRAL`.
         marks: points.
         line: a line through these, ``(x, y)``; None for none.
         band: ``(x, low, high)`` around a line; None for none.
@@ -109,6 +117,10 @@ class Plot:
         front: corners of the front of what nothing is better than, ``(x, y)``; None for none.
         described: what there is to see, in words.
         apart: whether marks of different series are moved apart sideways, as they are at the same x otherwise.
+        best: which edge is the better one, ``"up"`` or ``"down"``.
+        size: width and height.
+        notes: what is said at the upper and at the lower edge of a plot of differences, which has a line at 0; None for
+            other plots.
     """
 
     title: str
@@ -118,6 +130,14 @@ class Plot:
     front: tuple[Floats, Floats] | None = None
     described: str = ""
     apart: bool = False
+    best: str = "up"
+    size: tuple[int, int] = (WIDTH, HEIGHT)
+    notes: tuple[str, str] | None = None
+
+    @property
+    def base(self) -> int:
+        """Where the x axis is."""
+        return self.size[1] - BOTTOM
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:
@@ -177,6 +197,11 @@ def _shape(kind: str, x: float, y: float, size: float = 4.2) -> str:
     return f'<polygon class="mark" points="{points}"/>'
 
 
+def coloured(colour: int) -> str:
+    """The class of a series."""
+    return "neutral" if colour == NEUTRAL else f"s{colour % SERIES}"
+
+
 def key(colour: int) -> str:
     """The mark of a series by itself, for a legend."""
     place = colour % SERIES
@@ -203,17 +228,25 @@ def drawn(plot: Plot, identity: str = "", own: bool = False) -> str:
             ys += list(one.line[1])
         if one.band:
             ys += [*one.band[1], *one.band[2]]
-    y = _Scale(*_extent(ys), HEIGHT - BOTTOM, TOP)
+    low, high = _extent(ys if plot.notes is None else [*ys, 0.0])
+    if plot.notes is not None and low == 0:
+        low = -0.06 * high
+    if any(mark.baseline for mark in marks):  # room for it at its edge
+        room = 0.12 * (high - low)
+        low, high = (low, high + room) if plot.best == "up" else (low - room, high)
+    y = _Scale(low, high, plot.base if plot.notes is None else plot.base - 15, TOP)
     right = _right(plot, _extent(xs, 0.04))
     x = _Scale(*_extent(xs, 0.04), LEFT, right)
     parts = [_axes(plot, x, y, right)]
+    if plot.notes is not None:
+        parts.append(f'<path class="zero" d="M{LEFT} {y(0):.1f}H{right:.0f}"/>')
     if plot.front is not None and len(plot.front[0]):
         parts.append(f'<path class="front" d="{_path(x, y, *plot.front)}"/>')
     for one in plot.series:
         if one.band is not None and np.isfinite(one.band[1]).all() and len(one.band[0]) > 1:
             there = _path(x, y, one.band[0], one.band[2])
             back = _path(x, y, one.band[0][::-1], one.band[1][::-1]).replace("M", "L", 1)
-            parts.append(f'<path class="band s{one.colour % SERIES}" d="{there}{back}Z"/>')
+            parts.append(f'<path class="band {coloured(one.colour)}" d="{there}{back}Z"/>')
     for one in plot.series:
         place = one.colour % SERIES
         inside = []
@@ -221,18 +254,33 @@ def drawn(plot: Plot, identity: str = "", own: bool = False) -> str:
             inside.append(f'<path class="curve" d="{_path(x, y, *one.line)}"/>')
         for mark in one.marks:
             aside = _aside(plot, one, mark, x) if plot.apart else 0.0
-            inside.append(f'<g class="point"><title>{html.escape(mark.said)}</title>{_whiskers(mark, x, y, aside)}')
-            inside.append(f"{_shape(SHAPES[place], x(mark.x) + aside, y(mark.y))}</g>")
-        parts.append(f'<g class="s{place}">{"".join(inside)}</g>')
+            if not mark.baseline and not math.isfinite(mark.y):
+                continue
+            kind, height = "point", y(mark.y)
+            if mark.baseline:
+                kind, height = "point baseline", TOP + 6.0 if plot.best == "up" else plot.base - 8.0
+                inside.append(_beside_mark(x(mark.x) + aside, height, right))
+            inside.append(f'<g class="{kind}"><title>{html.escape(mark.said)}</title>{_whiskers(mark, x, y, aside)}')
+            inside.append(f"{_shape(SHAPES[place], x(mark.x) + aside, height)}</g>")
+        parts.append(f'<g class="{coloured(one.colour)}">{"".join(inside)}</g>')
+    for text, height in zip(plot.notes or (), (TOP - 3, plot.base - 5), strict=False):
+        parts.append(f'<text class="note" x="{LEFT + 4}" y="{height}">{html.escape(text)}</text>')
     parts.append(_labels(plot, x, y))
     named = f' id="{identity}"' if identity else ""
     space = ' xmlns="http://www.w3.org/2000/svg"' if own else ""
     style = f"<style>{OWN_STYLE}</style>" if own else ""
     said = html.escape(plot.title)
     return (
-        f'<svg class="plot"{named}{space} viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg class="plot"{named}{space} viewBox="0 0 {plot.size[0]} {plot.size[1]}" role="img" '
         f'aria-label="{said}. {html.escape(plot.described)}">{style}<title>{said}</title>{"".join(parts)}</svg>'
     )
+
+
+def _beside_mark(at: float, height: float, right: float) -> str:
+    """The word at the baseline's mark, on the side that has room for it."""
+    behind = at + 8 + 8 * LETTER <= right
+    place = f'x="{at + 8:.1f}"' if behind else f'x="{at - 8:.1f}" text-anchor="end"'
+    return f'<text class="note" {place} y="{height + 4:.1f}">baseline</text>'
 
 
 def _aside(plot: Plot, own: Series, mark: Mark, x: _Scale) -> float:
@@ -257,14 +305,15 @@ def _whiskers(mark: Mark, x: _Scale, y: _Scale, aside: float) -> str:
 
 def _axes(plot: Plot, x: _Scale, y: _Scale, right: float) -> str:
     parts = []
-    upward, sideward = ticks(y.low, y.high), ticks(x.low, x.high, 6 if right > 260 else 4)
+    upward = ticks(y.low, y.high, 6 if plot.size == (WIDTH, HEIGHT) else 3)
+    sideward = ticks(x.low, x.high, 6 if right > 300 else 4)
     for value in upward:
         at = y(value)
         parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{right:.0f}"/>')
         parts.append(
             f'<text class="tick" x="{LEFT - 6}" y="{at + 3.8:.1f}" text-anchor="end">{shown(value, upward)}</text>'
         )
-    base = HEIGHT - BOTTOM
+    base = plot.base
     parts.append(f'<path class="axis" d="M{LEFT} {base}H{right:.0f}"/>')
     for value in sideward:
         at = x(value)
@@ -272,8 +321,8 @@ def _axes(plot: Plot, x: _Scale, y: _Scale, right: float) -> str:
         parts.append(
             f'<text class="tick" x="{at:.1f}" y="{base + 16}" text-anchor="middle">{shown(value, sideward)}</text>'
         )
-    middle = (LEFT + right) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(plot.across)}</text>')
+    middle, foot = (LEFT + right) / 2, plot.size[1] - 8
+    parts.append(f'<text x="{middle:.0f}" y="{foot}" text-anchor="middle">{html.escape(plot.across)}</text>')
     return "".join(parts)
 
 
@@ -282,8 +331,8 @@ def _end(one: Series) -> tuple[float, float] | None:
     if one.line is not None and len(one.line[0]):
         last = int(np.argmax(one.line[0]))
         return float(one.line[0][last]), float(one.line[1][last])
-    if one.marks:
-        mark = max(one.marks, key=lambda mark: mark.x)
+    if known := [mark for mark in one.marks if math.isfinite(mark.y)]:
+        mark = max(known, key=lambda mark: mark.x)
         return mark.x, mark.y
     return None
 
@@ -294,14 +343,14 @@ def _cut(label: str) -> str:
 
 def _right(plot: Plot, extent: tuple[float, float]) -> float:
     """Where the x axis ends, so that every label has room behind the end of its series."""
-    right = WIDTH - 12.0
+    right = plot.size[0] - 12.0
     for one in plot.series:
         end = _end(one)
         if one.label and end is not None:
             share = (end[0] - extent[0]) / (extent[1] - extent[0])
             room = len(_cut(one.label)) * LETTER + 12
-            # LEFT + share * (right - LEFT) + room <= WIDTH
-            right = min(right, LEFT + (WIDTH - room - LEFT) / max(share, 1e-9))
+            # LEFT + share * (right - LEFT) + room <= width
+            right = min(right, LEFT + (plot.size[0] - room - LEFT) / max(share, 1e-9))
     return max(right, LEFT + 120.0)
 
 
@@ -324,9 +373,9 @@ def _labels(plot: Plot, x: _Scale, y: _Scale) -> str:
                     up, down = (a, b) if heights[a] <= heights[b] else (b, a)
                     heights[up] -= short / 2
                     heights[down] += short / 2
-        heights = [min(max(height, TOP + 4), HEIGHT - BOTTOM - 3) for height in heights]
+        heights = [min(max(height, TOP + 4), plot.base - 3) for height in heights]
     return "".join(
-        f'<text class="name s{one.colour % SERIES}" x="{end + 9:.1f}" y="{height + 4:.1f}"><title>'
+        f'<text class="name {coloured(one.colour)}" x="{end + 9:.1f}" y="{height + 4:.1f}"><title>'
         f"{html.escape(one.label)}</title>{html.escape(text)}</text>"
         for height, (_, end, text, one) in zip(heights, wanted, strict=True)
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..strength import EQUAL, Comparison, Floats, Stretch
 
+ROUNDING = 1e-4
 APART, NONE, ONE, OTHER, BOTH = "apart", "none", "one", "other", "both"
 
 
@@ -25,6 +28,7 @@ class Verdict:
         words: what holds there.
         kind: `ONE` or `OTHER` if it dominates somewhere, `BOTH` if either does, `NONE` if neither, `APART` if they were
             nowhere equally strong.
+        plot: the name of the plot of the difference; "" if there is none.
     """
 
     metric: str
@@ -35,6 +39,7 @@ class Verdict:
     equal: bool
     words: str
     kind: str
+    plot: str = ""
 
 
 def number(value: float) -> str:
@@ -51,7 +56,36 @@ def span(low: float, high: float) -> str:
     return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
-def verdict(found: Comparison, metric: str, better: str, over: str = "effective scale") -> Verdict:
+def small(value: float) -> float:
+    """What a record has of a length that is 0 but for rounding: 0. Its digits are of no use."""
+    return 0.0 if abs(value) < ROUNDING else value
+
+
+def parts(found: Comparison, breaks: Sequence[int] = ()) -> list[Comparison]:
+    """A comparison cut where a stretch was left out.
+
+    Args:
+        found: the comparison.
+        breaks: the places in its x behind such a stretch.
+    """
+    ends = [0, *breaks, len(found.x)]
+    cuts = [slice(start, end) for start, end in itertools.pairwise(ends) if end > start]
+    return [
+        replace(
+            found,
+            x=found.x[cut],
+            difference=found.difference[cut],
+            low=found.low[cut],
+            high=found.high[cut],
+            costs=found.costs[:, cut],
+        )
+        for cut in cuts
+    ]
+
+
+def verdict(
+    found: Comparison, metric: str, better: str, over: str = "effective scale", breaks: Sequence[int] = ()
+) -> Verdict:
     """What a comparison says.
 
     Args:
@@ -59,25 +93,31 @@ def verdict(found: Comparison, metric: str, better: str, over: str = "effective 
         metric: its text.
         better: ``"up"``, ``"down"`` or ``"none"``.
         over: what the methods were compared over.
+        breaks: places in ``found.x`` behind a stretch that was left out.
     """
     if not len(found.x):
         words = f"The two have no {over} in common, so that nothing can be said without going beyond what was measured."
         return Verdict(metric, found.one, found.other, "–", "–", True, words, APART)
-    where = span(float(found.x[0]), float(found.x[-1]))
-    cost = _cost(found.costs)
+    pieces = parts(found, breaks)
+    where = " and ".join(span(float(piece.x[0]), float(piece.x[-1])) for piece in pieces)
+    told = Verdict(metric, found.one, found.other, where, _cost(found.costs), found.equal_cost, "", NONE)
     if not np.isfinite(found.low).all():
-        words = f"No intervals from {found.prompts} prompts: {_seen(found)}."
-        return Verdict(metric, found.one, found.other, where, cost, found.equal_cost, words, NONE)
-    decided = [stretch for stretch in found.stretches if stretch.sign]
+        return replace(told, words=f"No intervals from {found.prompts} prompts: {_seen(found)} as measured.")
+    all_of_it = [(piece, stretch) for piece in pieces for stretch in piece.stretches]
+    decided = [(piece, stretch) for piece, stretch in all_of_it if stretch.sign]
     if not decided:
-        words = f"No difference beyond the intervals: {_seen(found)}."
-        return Verdict(metric, found.one, found.other, where, cost, found.equal_cost, words, NONE)
-    parts = [_said(stretch, found, better, over) for stretch in decided]
-    whole = len(found.stretches) == 1
-    words = f"{'; '.join(parts)}." + ("" if whole else " Elsewhere no difference beyond the intervals.")
-    signs = {stretch.sign for stretch in decided}
-    kind = BOTH if len(signs) > 1 else _kind(signs.pop(), better)
-    return Verdict(metric, found.one, found.other, where, cost, found.equal_cost, words, kind)
+        words = (
+            f"No difference found: {_seen(found)} as measured, {_band(found.low, found.high)}, so that greater "
+            f"differences are excluded."
+        )
+        return replace(told, words=words)
+    words = "; ".join(_said(stretch, piece, better, over) for piece, stretch in decided) + "."
+    rest = [_within(stretch, piece) for piece, stretch in all_of_it if not stretch.sign]
+    if rest:
+        low, high = (np.concatenate([band[end] for band in rest]) for end in (0, 1))
+        words += f" Elsewhere no difference found: {found.one} minus {found.other} has {_band(low, high)}."
+    signs = {stretch.sign for _, stretch in decided}
+    return replace(told, words=words, kind=BOTH if len(signs) > 1 else _kind(signs.pop(), better))
 
 
 def _kind(sign: int, better: str) -> str:
@@ -93,8 +133,25 @@ def _said(stretch: Stretch, found: Comparison, better: str, over: str) -> str:
         who, other = (found.one, found.other) if _kind(stretch.sign, better) == ONE else (found.other, found.one)
         verb = "better"
     sizes = sorted((abs(stretch.least), abs(stretch.most)))
+    low, high = _within(stretch, found)
+    if stretch.sign < 0:
+        low, high = -high, -low
     at = "at" if number(stretch.low) == number(stretch.high) else "from"
-    return f"{who} is {verb} than {other} {at} {over} {span(stretch.low, stretch.high)}, by {span(*sizes)}"
+    return (
+        f"{who} is {verb} than {other} {at} {over} {span(stretch.low, stretch.high)}, by {span(*sizes)} as measured, "
+        f"{_band(low, high)}"
+    )
+
+
+def _within(stretch: Stretch, found: Comparison) -> tuple[Floats, Floats]:
+    """The ends of the band in a stretch."""
+    there = (stretch.low <= found.x) & (found.x <= stretch.high)
+    return found.low[there], found.high[there]
+
+
+def _band(low: Floats, high: Floats) -> str:
+    """The least and the greatest that the band holds."""
+    return f"95% band {number(float(low.min()))} to {number(float(high.max()))}"
 
 
 def _seen(found: Comparison) -> str:

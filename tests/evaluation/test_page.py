@@ -195,6 +195,64 @@ def test_the_choice_of_axes_changes_the_grid(page: Page) -> None:
     assert len(page.headings()) == 5
 
 
+def test_every_row_has_pictures_where_stacks_have_axes_of_their_own(
+    page: Page, model_folder: Path, tmp_path: Path
+) -> None:
+    from guidestack.evaluation.report import write
+    from guidestack.evaluation.store import RunFolder
+
+    from .common import run
+
+    keys = {"stack": ["stack()", "cfg({w})", "apg({v}, eta=0)"], "axes": {"w": [2, 5], "v": [3, 6]}}
+    run(model_folder, tmp_path / "run", prompts=["red", "sea"], **keys)
+    write(RunFolder(tmp_path / "run"))
+    page.path = tmp_path / "run" / "report.html"
+    page.open()
+    page.choose("#choose-rows", "stack")
+    assert page.rows() == ["stack()", "cfg({w})", "apg({v}, eta=0)"]
+    assert [alt.rpartition(", seed ")[2].partition(", ")[2] for alt in page.images()] == [
+        "stack()", "stack()", "cfg(2)", "cfg(2)", "apg(3)", "apg(3)",
+    ]  # fmt: skip
+    page.choose("#choose-v", "6")
+    assert page.images()[-1].endswith("apg(6)")
+    page.choose("#choose-columns", "w")  # a row that has no w says that it has none
+    assert page.headings() == ["w 2", "w 5"]
+    assert page.rows()[1] == "cfg({w})"
+    assert page.rows()[2] == "apg({v}, eta=0) (has no w: the same images)"
+    assert all(page.images())
+    page.choose("#choose-rows", "prompt and seed")  # of what is left to choose, a stack that has w
+    assert [alt.rpartition(", ")[2] for alt in page.images()] == ["cfg(2)", "cfg(5)"] * 2
+    page.choose("#choose-columns", "v")
+    assert [alt.rpartition(", ")[2] for alt in page.images()] == ["apg(3)", "apg(6)"] * 2
+
+
+def test_numbers_of_a_record_are_written_as_in_the_tables(page: Page) -> None:
+    from guidestack.evaluation.report.words import number
+
+    page.open()
+    page.one("#grid button[data-row='1'][data-column='0']").click()
+    record = page.record()
+    assert record["across"] == "0"
+    # a page whose numbers are very small, below 0, or great
+    text = page.path.read_text()
+    data = data_of(text)
+    sample = next(one for one in data["samples"] if one["p"] == 1)
+    found = re.search(rf'"a":"{sample["a"]}".*?"w":([^,]+),.*?"m":\[([^,]+),([^\]]+)\]', text)
+    assert found is not None
+    end = found[0].replace(f'"w":{found[1]}', '"w":-2.5').replace(f"[{found[2]},{found[3]}]", "[0.00012345,12345.6]")
+    other = page.path.with_name("other.html")
+    other.write_text(text.replace(found[0], end))
+    try:
+        page.path = other
+        page.open()
+        page.one("#grid button[data-row='1'][data-column='0']").click()
+        record = page.record()
+    finally:
+        other.unlink()
+    said = [record[name] for name in ("effective scale", "saturation", "contrast")]
+    assert said == ["−2.5", number(0.00012345), number(12345.6)] == ["−2.5", "1.23e-04", "1.23e+04"]
+
+
 def test_the_record_of_an_image_can_be_read(page: Page) -> None:
     from selenium.webdriver import Keys
 

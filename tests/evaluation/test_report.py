@@ -14,18 +14,28 @@ import numpy as np
 import pytest
 
 from guidestack.evaluation.measure import Cells
-from guidestack.evaluation.methods import Matched, families
+from guidestack.evaluation.methods import Family, Matched, families
 from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.report import write
-from guidestack.evaluation.report.gather import front, gather
+from guidestack.evaluation.report.gather import Column, Found, _difference, front, gather
 from guidestack.evaluation.report.page import script_safe, written_csv
-from guidestack.evaluation.report.svg import Mark, Plot, Series, drawn, shown, ticks
+from guidestack.evaluation.report.svg import NEUTRAL, Mark, Plot, Series, drawn, shown, ticks
 from guidestack.evaluation.report.words import APART, BOTH, NONE, ONE, OTHER, number, verdict
 from guidestack.evaluation.store import RunFolder
-from guidestack.evaluation.strength import Comparison
+from guidestack.evaluation.strength import Comparison, compare
 
 from .common import SAMPLES, run
 from .reported import WICKED, data_of, nowhere_else
+
+
+@pytest.fixture(scope="module")
+def baselined(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a metric that compares with a cell amid its method's others, with its report."""
+    out = tmp_path_factory.mktemp("baselined") / "run"
+    axes = {"w": [2, 3, 5, 7]}
+    run(model_folder, out, axes=axes, metrics=["psnr", "saturation"], baseline={"stack": "cfg({w})", "w": 3})
+    write(RunFolder(out))
+    return out
 
 
 def html_of(out: Path) -> str:
@@ -36,8 +46,9 @@ def test_everything_is_written(reported: Path) -> None:
     page = html_of(reported)
     assert (reported / "plots").is_dir()
     plots = sorted(path.name for path in (reported / "plots").iterdir())
-    names = itertools.product(("contrast", "saturation"), ("effective-scale", "evaluations"), ("csv", "svg"))
-    assert plots == [f"{metric}-by-{x}.{kind}" for metric, x, kind in names]
+    kinds = ("by-effective-scale", "by-evaluations", "difference-1")
+    names = itertools.product(("contrast", "saturation"), kinds, ("csv", "svg"))
+    assert plots == [f"{metric}-{plot}.{kind}" for metric, plot, kind in names]
     for name in plots:
         if name.endswith("svg"):
             assert ElementTree.parse(reported / "plots" / name).getroot().tag.endswith("svg")
@@ -114,6 +125,116 @@ def test_the_plots_have_the_numbers_of_the_cells(reported: Path) -> None:
     curve = [row for row in rows if row["kind"] == "curve" and row["method"] == "cfg(w)"]
     assert len(curve) == 41
     assert float(curve[0]["low"]) <= float(curve[0]["value"]) <= float(curve[0]["high"])
+
+
+def test_the_plots_of_differences_have_the_band(reported: Path) -> None:
+    cells = Cells(RunFolder(reported))
+    matched = Matched(cells, families(cells.told, RunFolder(reported).sweep().stacks, cells.by_name))
+    metric = parse_metric("saturation")
+    found = compare(*matched.methods(metric), matched.replicates(metric))
+    with (reported / "plots" / "saturation-difference-1.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["one"], row["other"]) for row in rows} == {("cfg(w)", "apg(w, eta=0)")}
+    for name, values in (("effective_scale", found.x), ("difference", found.difference), ("low", found.low),
+                         ("high", found.high), ("cost_one", found.costs[0])):  # fmt: skip
+        assert [float(row[name]) for row in rows] == values.tolist()
+    page = html_of(reported)
+    said = f"95% band {number(found.low.min())} to {number(found.high.max())}"
+    assert f"{said}, so that greater differences are excluded" in page
+    small = page[page.index('class="difference"') :].partition("</svg>")[0]
+    assert "cfg(w) higher ↑" in small
+    assert 'class="zero"' in small
+    assert 'class="band neutral"' in small
+
+
+def test_a_difference_has_the_colour_of_who_is_better() -> None:
+    found = compared([0.1, 0.2, -0.1, -0.6, -0.7], [0.3, 0.6, 0.1, -0.2, -0.3])
+    for better, colours in (("up", ["s3", "s5"]), ("down", ["s5", "s3"])):
+        text = drawn(difference_of(found, better).plot)
+        assert re.findall(r'class="band (\w+)"', text) == ["neutral", *colours]
+        assert f"A {'better' if better == 'up' else 'worse'} ↑" in text
+    apart = difference_of(found, "up", breaks=[2]).plot  # nothing is drawn across what was left out
+    assert [(one.colour, one.line and one.line[0].tolist()) for one in apart.series] == [
+        (NEUTRAL, [2, 3]), (3, [2, 3]), (NEUTRAL, [4, 5, 6]), (5, [5, 6]),
+    ]  # fmt: skip
+
+
+def difference_of(found: Comparison, better: str, breaks: Any = ()) -> Any:
+    metric = type("Made", (), {"better": better, "__str__": lambda self: "m"})()
+    whole = Found(None, None, [Family(name, {}, {}) for name in ("", "", "", "A", "", "B")])  # type: ignore[arg-type]
+    return _difference(whole, Column(metric, "m", {}), found, "effective scale", breaks, "m-difference-1")
+
+
+def test_the_baseline_is_compared_with_nothing(baselined: Path) -> None:
+    """A metric of pairs is of the baseline itself what it is of equal images, which says nothing of its method."""
+    found = gather(RunFolder(baselined))
+    baseline = found.baseline
+    assert baseline is not None
+    matched = Matched(found.cells, found.families)
+    for text, left_out in (("psnr", True), ("saturation", False)):
+        methods = matched.methods(parse_metric(text))
+        curves = {method.name: [len(curve.names) for curve in method.curves] for method in methods}
+        assert curves == {"cfg(w)": [1, 2] if left_out else [4], "apg(w, eta=0)": [4]}
+        assert (baseline in [name for method in methods for curve in method.curves for name in curve.names]) != left_out
+    psnr = next(one for one in found.verdicts if one.metric == "psnr")
+    assert psnr.where != next(one for one in found.verdicts if one.metric == "saturation").where
+    assert " and " in psnr.where  # nothing is compared across the baseline
+    for figure in found.figures:
+        marks = [mark for one in figure.plot.series for mark in one.marks if mark.baseline]
+        assert len(marks) == (figure.metric == "psnr")
+        ys = [mark.y for one in figure.plot.series for mark in one.marks if not mark.baseline]
+        assert figure.metric != "psnr" or max(ys) < 100
+        if figure.metric == "psnr":
+            text = drawn(figure.plot)
+            assert text.count(">baseline</text>") == 1
+            assert max(value for value in ticks_of(text)) < 100
+            (row,) = [row for row in figure.rows if baseline in row]
+            assert sum(isinstance(one, float) and np.isnan(one) for one in row) == 3
+    page = html_of(baselined)
+    assert page.count('<td class="num">baseline</td>') == 1
+    assert "likeness to the images of the baseline, cfg(3)" in page
+    assert "100 – 100" not in page
+
+
+def ticks_of(text: str) -> list[float]:
+    return [float(one) for one in re.findall(r'class="tick" x="44" [^>]*>([-.\d]+)<', text)]
+
+
+def test_what_is_nowhere_equally_strong_is_said_once(model_folder: Path, tmp_path: Path) -> None:
+    keys = {"stack": ["cfg({w})", "apg({v}, eta=1)"], "axes": {"w": [2, 3], "v": [6, 7]}}
+    run(model_folder, tmp_path / "run", metrics=["saturation", "contrast"], **keys)
+    write(RunFolder(tmp_path / "run"))
+    page = html_of(tmp_path / "run")
+    assert page.count("cannot be compared") == 1
+    assert re.search(
+        r"cfg\(w\) reached effective scales 2 to 3, apg\(v, eta=1\) 6 to 7. Add greater scales of cfg", page
+    )
+    assert "0 of 0" not in page
+    assert "in common" not in page
+    data = data_of(page)
+    assert data["axes"] == [
+        {"name": "stack", "values": ["cfg({w})", "apg({v}, eta=1)"]},
+        {"name": "w", "values": ["2", "3"]},  # that a cell has none is nothing to choose
+        {"name": "v", "values": ["6", "7"]},
+    ]
+    assert [cell["at"]["w"] for cell in data["cells"]] == ["2", "3", "–", "–"]
+
+
+def test_the_columns_are_explained_and_have_their_intervals(reported: Path) -> None:
+    page = html_of(reported)
+    assert "<dd>Mean over the pixels of the S of HSV, in [0, 1]. <code>saturation</code></dd>" in page
+    assert page.count('6<span class="interval">6 – 6</span>') == 4
+    assert {sample["x"] for sample in data_of(page)["samples"][:10]} == {0}  # of cfg, as in the table
+
+
+def test_commands_work_from_any_folder(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from guidestack.evaluation.report.page import page
+
+    monkeypatch.chdir(reported.parent)
+    text = page(gather(RunFolder(reported.name)), 0)
+    assert f"guidestack report {reported}<" in text
+    assert f"evaluate {reported}/sweep.yaml --out {reported}<" in text
+    assert data_of(text)["run"] == str(reported)
 
 
 def test_bands_end_where_values_do(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,10 +430,11 @@ def test_verdicts() -> None:
     mixed = compared([0.1, 0.2, -0.1, -0.6], [0.3, 0.6, 0.1, -0.2])
     up, down, none = (verdict(mixed, "m", better) for better in ("up", "down", "none"))
     assert up.words == (
-        "A is better than B from effective scale 2 to 3, by 0.2 to 0.4; B is better than A at effective scale 5, "
-        "by 0.4. Elsewhere no difference beyond the intervals."
+        "A is better than B from effective scale 2 to 3, by 0.2 to 0.4 as measured, 95% band 0.1 to 0.6; B is better "
+        "than A at effective scale 5, by 0.4 as measured, 95% band 0.2 to 0.6. Elsewhere no difference found: A minus "
+        "B has 95% band −0.1 to 0.1."
     )
-    assert down.words.startswith("B is better than A from effective scale 2 to 3, by 0.2 to 0.4; A is better")
+    assert down.words.startswith("B is better than A from effective scale 2 to 3, by 0.2 to 0.4 as measured")
     assert none.words.startswith("A is higher than B from effective scale 2 to 3")
     assert {up.kind, down.kind, none.kind} == {BOTH}
     assert (up.where, up.cost, up.equal) == ("2 to 5", "20", True)
@@ -321,7 +443,13 @@ def test_verdicts() -> None:
     assert "Elsewhere" not in verdict(whole, "m", "up").words
     undecided = verdict(compared([-0.1, -0.1], [0.3, 0.1], (20.0, 30.0)), "m", "up")
     assert (undecided.kind, undecided.cost, undecided.equal) == (NONE, "20 against 30", False)
-    assert undecided.words == "No difference beyond the intervals: A minus B is 0 to 0.1."
+    assert undecided.words == (
+        "No difference found: A minus B is 0 to 0.1 as measured, 95% band −0.1 to 0.3, so that greater differences are "
+        "excluded."
+    )
+    cut = verdict(compared([0.1, 0.2, 0.3], [0.3, 0.6, 0.5]), "m", "up", breaks=[2])
+    assert cut.where == "2 to 3 and 4"
+    assert "from effective scale 2 to 3, by 0.2 to 0.4 as measured, 95% band 0.1 to 0.6; A is" in cut.words
     assert verdict(compared([], []), "m", "up").kind == APART
     few = verdict(compared([float("nan")], [float("nan")]), "m", "up")
     assert few.kind == NONE
