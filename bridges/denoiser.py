@@ -17,6 +17,7 @@ from ..guidance.errors import GuidanceNotAppliedError, InputError, QueryError
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork
 from ..guidance.prediction import X0, Level
+from ..guidance.query import Query
 from ..guidance.report import Report
 from ..guidance.rule import Rule, Run
 from ..guidance.run import GuidedRun
@@ -65,8 +66,9 @@ def as_denoiser(
         The guided model, for one run; `GuidedDenoiser.reset` makes it ready for another.
 
     Raises:
-        InputError: no ``"positive"`` condition, a grid of levels that does not fall, or a rule that re-noises: it needs
-            a sampler that takes two predictions, as `sample` does.
+        InputError: no ``"positive"`` condition, a grid of levels that does not fall, a rule that re-noises: it needs
+            a sampler that takes two predictions, as `sample` does; or one that perturbs (`TSG`) a model that has no
+            ``perturbations``.
         StackSyntaxError, RuleError: the text or mapping of the stack is wrong.
 
     The model's native output is clean samples: what a rule does by default in the space "native" it does to these.
@@ -101,7 +103,25 @@ def as_denoiser(
     if not isinstance(evaluations, int) or evaluations < 1:
         raise InputError(f"evaluations is the number of calls in a step, 1 at least; got {evaluations!r}")
     models = model if isinstance(model, Mapping) else {"main": model}
+    _check_perturbed(stack, models)
     return GuidedDenoiser(stack, models, conditions, levels, evaluations, path, seeds, max_rows)
+
+
+def _check_perturbed(stack: Stack, models: Mapping[str, Model]) -> None:
+    """Refuse rules that perturb models which do not say that they can be.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for rule in stack.parts():
+        for query in sorted(rule.asks(), key=str):
+            kind, model = query.perturbation and query.perturbation.kind, models.get(query.model)
+            if kind and model is not None and kind not in getattr(model, "perturbations", ()):
+                raise InputError(
+                    f"{rule} perturbs the {kind} embedding of the network, which a model of the form model(x, sigma) "
+                    f"does not show; give it an attribute perturbations={{{kind!r}}} and take perturbation= and "
+                    "generators= in its call, or use guidestack.guide"
+                )
 
 
 class GuidedDenoiser:
@@ -264,6 +284,22 @@ class _KNetwork(CallableNetwork):
         unconditional_first = dict(sorted(conditions.items(), key=lambda item: item[0] == "positive"))
         super().__init__(called, x, level, unconditional_first, X0, _aliases(conditions), keys)
         self.together = len({_form(tree) for tree in conditions.values() if not callable(tree)}) == 1
+
+    def resolve(self, query: Query) -> Query:
+        """The query under the name that the models' conditions have for it.
+
+        Raises:
+            QueryError: there is none, and what to give.
+        """
+        if self.aliases.get(query.condition, query.condition) not in self.conditions:
+            wanted = f"conditions[{query.condition!r}] with the arguments that conditions['positive'] has"
+            if query.condition == "negative":
+                wanted = wanted.replace(" with", ", or conditions['null'] for the empty prompt, with")
+            elif query.condition.startswith("independent"):
+                wanted = "conditions['independent'], a function draw(generators) that returns such arguments at random"
+            given = ", ".join(sorted(map(repr, self.conditions)))
+            raise QueryError(f"nothing here answers {str(query)!r}: conditions has {given}; give {wanted}")
+        return super().resolve(query)
 
     def _tree(self, name: str) -> Any:
         tree = super()._tree(name)

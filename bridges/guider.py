@@ -29,6 +29,7 @@ from ..guidance.report import Report
 from ..guidance.rule import Rule, Run, Step
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack, remarks
+from ..guidance.text import parse
 from ..pipelines import time_embedding
 from ..pipelines.intercept import calling, exclusively
 from ..pipelines.session import nothing_guided, warn
@@ -120,6 +121,17 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         self.run: GuidedRun | None = None
         self._hooks = ExitStack()
         self.reset()
+
+    @classmethod
+    def from_config(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
+        """A guider from a configuration, such as a folder's: one of diffusers' own ways in.
+
+        Raises:
+            StackSyntaxError: its stack is none; a preset's name, too, which a file does not choose.
+        """
+        if isinstance(config, Mapping) and isinstance(text := config.get("stack"), str):
+            parse(text)
+        return super().from_config(config, *args, **kwargs)
 
     def new(self, **kwargs: Any) -> StackGuider:
         """Another guider of the same stack, scheduler and conditions; `kwargs` replace arguments."""

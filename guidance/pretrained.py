@@ -16,6 +16,7 @@ import yaml
 from . import linear
 from .config import as_stack, from_config, to_config
 from .errors import GuidestackError, InputError
+from .hub import reachable, why
 from .presets import mapping_of
 from .rule import Rule
 from .stack import Stack
@@ -97,16 +98,17 @@ def from_pretrained(
             raise InputError(f"no folder {str(folder)!r} with {NAME}, and no id of a model on the hub (owner/name)")
         return _stack_in(lambda part: _local(folder, part), str(folder))
 
+    asked = not local_files_only and reachable(str(name), token)
+
     def download(part: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
             options = {"revision": revision, "cache_dir": cache_dir, "token": token}
-            return Path(hf_hub_download(str(name), part, local_files_only=local_files_only, **options))  # type: ignore[arg-type]
+            return Path(hf_hub_download(str(name), part, local_files_only=not asked, **options))  # type: ignore[arg-type]
         except (EntryNotFoundError, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"cannot get {part} of {str(name)!r} from the hub: {reason}") from None
+            raise InputError(f"cannot get {part} of {str(name)!r} from the hub: {why(error, asked)}") from None
 
     return _stack_in(download, str(name))
 

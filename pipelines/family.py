@@ -174,9 +174,12 @@ def family_of(pipe: Pipeline) -> Family:
     for cls in type(pipe).__mro__:
         if cls.__name__ in FAMILIES and type(pipe).__call__ is cls.__call__:
             return FAMILIES[cls.__name__]
+    from .nearest import nearest_to  # which looks at the records
+
+    name = type(pipe).__name__
     raise UnsupportedPipelineError(
-        f"guidestack has no family record for {type(pipe).__name__}; it knows {', '.join(sorted(FAMILIES))}. "
-        "docs/families.md says how to write one"
+        f"guidestack has no family record for {name}; {' and '.join(nearest_to(pipe)[:2])} are nearest. "
+        "guidestack.doctor(pipe) says how to enter a copy with register_family, docs/families.md how to write one"
     )
 
 

@@ -13,7 +13,7 @@ from ..guidance.errors import InputError, nearest
 from ..pipelines import doctor
 from ..pipelines.doctor import Diagnosis, unrecorded
 from ..pipelines.family import FAMILIES
-from .model import check_device, class_of, components_of, load, notices
+from .model import check_device, class_of, components_of, load, notices, pipeline_class
 
 
 @click.command()
@@ -44,16 +44,11 @@ def _diagnosed(options: dict[str, Any]) -> Diagnosis:
     check_device(options["device"])
     model = options["model"]
     if model is not None and Path(model).is_dir() and (name := class_of(Path(model))) not in FAMILIES:
-        return unrecorded(name, _class(name), components_of(Path(model)))  # it may be one that cannot be loaded here
+        return unrecorded(
+            name, pipeline_class(name), components_of(Path(model))
+        )  # it may be one that cannot be loaded here
     pipe, _ = load(model, getattr(torch, options["dtype"]), options["device"], options["allow_pickle"], doctored=True)
     return doctor(_as(pipe, options["pipeline"]) if options["pipeline"] else pipe, rules=options["rules"])
-
-
-def _class(name: str) -> type | None:
-    import diffusers
-
-    cls = getattr(diffusers, name, None)
-    return cls if isinstance(cls, type) else None
 
 
 def _as(pipe: Any, name: str) -> Any:
@@ -64,7 +59,7 @@ def _as(pipe: Any, name: str) -> Any:
     """
     import diffusers
 
-    cls: Any = _class(name)
+    cls: Any = pipeline_class(name)
     if cls is None or not issubclass(cls, diffusers.DiffusionPipeline):
         raise InputError(f"--pipeline {name!r} is no pipeline of diffusers{nearest(name, FAMILIES)}")
     try:

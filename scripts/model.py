@@ -13,10 +13,12 @@ from typing import Any
 import click
 
 from ..guidance.errors import GuidestackWarning, InputError, UnsupportedPipelineError
+from ..guidance.hub import reachable, why
 from ..guidance.pretrained import SUBFOLDER
 from ..pipelines import guide as guide  # its import enters the family records
 from ..pipelines.bundled import EMOJI
 from ..pipelines.family import FAMILIES
+from ..pipelines.nearest import nearest_records
 
 PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth", "*.pkl")
 
@@ -67,9 +69,10 @@ def _index(folder: Path) -> dict[str, Any]:
     """
     index = folder / "model_index.json"
     if not folder.is_dir() or not index.is_file():
+        lacks = "it has no model_index.json" if folder.is_dir() else "there is no such folder here"
         raise InputError(
-            f"no model at {str(folder)!r}: expected a folder with model_index.json, as save_pretrained writes it, "
-            "or the id of a model on the hub"
+            f"no model at {str(folder)!r}: {lacks}; expected a folder that save_pretrained wrote, or the id of a model "
+            "on the hub"
         )
     try:
         components = json.loads(index.read_text(encoding="utf-8"))
@@ -96,6 +99,14 @@ def components_of(folder: Path) -> list[str]:
         InputError: it is no model folder.
     """
     return [name for name in _index(folder) if not name.startswith("_")]
+
+
+def pipeline_class(name: str) -> type | None:
+    """The class of diffusers of that name, if there is one."""
+    import diffusers
+
+    cls = getattr(diffusers, name, None)
+    return cls if isinstance(cls, type) else None
 
 
 def check_folder(folder: Path, allow_pickle: bool = False, doctored: bool = False) -> str:
@@ -134,8 +145,10 @@ def check_folder(folder: Path, allow_pickle: bool = False, doctored: bool = Fals
 
 def _check_class(folder: Path, name: str) -> None:
     if name not in FAMILIES:
+        nearest = nearest_records(name, pipeline_class(name), components_of(folder))
         raise UnsupportedPipelineError(
-            f"{folder} holds a {name}, which guidestack does not guide yet; it knows {', '.join(sorted(FAMILIES))}"
+            f"{folder} holds a {name}, for which there is no family record; {nearest[0]} and {nearest[1]} are nearest. "
+            f"`guidestack doctor {folder}` says how to enter a copy with register_family, in Python"
         )
     if FAMILIES[name].encode is None:
         raise UnsupportedPipelineError(
@@ -186,10 +199,12 @@ def load(
     if local:
         check_folder(source, allow_pickle, doctored)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
+    asked = not local and reachable(str(name))
     try:
-        pipe = DiffusionPipeline.from_pretrained(source if local else name, local_files_only=local, **options)
+        pipe = DiffusionPipeline.from_pretrained(source if local else name, local_files_only=not asked, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"cannot load the model {str(name or EMOJI)!r}: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0] if local else why(error, asked)
+        raise InputError(f"cannot load the model {str(name or EMOJI)!r}: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     identity = {"name": "bundled" if name is None else str(name)}
     if local:

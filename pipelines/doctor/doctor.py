@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from ...guidance.errors import GuidestackError, InputError, UnsupportedPipelineError
 from ...samplers import parameterization
 from ..family import FAMILIES, Family, Pipeline, denoisers_of, family_of
+from ..nearest import nearest_records
 from . import example
 from .bench import Bench
 from .checks import CHECKS, GUIDED, Answer
@@ -56,6 +57,9 @@ def doctor(pipe: Pipeline, call: Mapping[str, Any] | None = None, *, rules: bool
     except (GuidestackError, AttributeError) as error:
         found.append(Check("components", FAIL, _line(error)))
         return Diagnosis(name, "", (*found, *_not_made("its components cannot be used")))
+    if broken := _not_finite(pipe):
+        found.append(Check("components", FAIL, broken))
+        return Diagnosis(name, "", (*found, *_not_made("its weights cannot be used")))
     found.append(Check("components", PASS, f"{family.denoiser} and {type(pipe.scheduler).__name__} are known"))
     with kept(pipe):
         if hasattr(pipe, "set_progress_bar_config"):
@@ -79,6 +83,29 @@ def _silent() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def _not_finite(pipe: Pipeline) -> str:
+    """Which weights of a pipeline hold NaN or Inf, a line; "" where none does."""
+    for name, component in vars(pipe).items():
+        if not isinstance(component, torch.nn.Module):
+            continue
+        wrong = [one for one, weight in component.named_parameters() if not _finite(weight)]
+        if wrong:
+            modules = list(dict.fromkeys(".".join([name, *one.split(".")[:-1]]) for one in wrong))
+            more = f" and {len(modules) - 1} more modules" if len(modules) > 1 else ""
+            parameter = wrong[0].rpartition(".")[2]
+            return (
+                f"{modules[0]}{more}: weights that are not finite ({parameter} first); load the model again: its file "
+                "is damaged, or its numbers are too large for the type that it was cast to"
+            )
+    return ""
+
+
+def _finite(weight: torch.Tensor) -> bool:
+    if weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2:  # offloaded, or quantized
+        return True
+    return bool(weight.detach().isfinite().all())
+
+
 def _there(pipe: Pipeline, family: Family) -> bool:
     return all(getattr(pipe, name, None) is not None for name in (family.denoiser, "scheduler"))
 
@@ -95,7 +122,7 @@ def _examined(pipe: Pipeline, family: Family, found: list[Check], given: dict[st
             found.append(Check(one, NOT_MADE, f"there is no guided run: {refused[1]}"))
         else:
             found.append(Check(one, *_answer(check, bench)))
-    tried = tuple(trials(pipe, lambda: example.fresh(bench.call))) if rules else ()
+    tried = tuple(trials(pipe, family, lambda: example.fresh(bench.call))) if rules else ()
     if rules:
         broken = [trial.rule for trial in tried if trial.broken]
         run = sum(trial.evaluations is not None for trial in tried)
@@ -123,12 +150,17 @@ def _bench(pipe: Pipeline, family: Family, given: Mapping[str, Any]) -> tuple[Be
             return bench, (PASS, f"the pipeline runs by itself on {', '.join(sorted(call))}")
         steps, calls = len(bench.plain.told), len(bench.plain.calls)
         idle = f"it made {steps} steps and called its {family.denoiser} {calls} times"
-        reason = "its samples are not finite" if steps and calls else idle
+        reason = f"its samples are not finite, and its weights are{_types(pipe, family)}" if steps and calls else idle
     return None, (
         FAIL,
         f"the pipeline itself does not run on what was made up for it: {reason}. Give the arguments of a call that "
         "works as doctor(pipe, call={...}), or in the record's `example`",
     )
+
+
+def _types(pipe: Pipeline, family: Family) -> str:
+    half = getattr(getattr(pipe, family.denoiser), "dtype", None) == torch.float16
+    return ": numbers were too large for float16, try bfloat16 or float32" if half else ""
 
 
 def _answer(check: Callable[[Bench], Answer], bench: Bench) -> Answer:
@@ -177,8 +209,8 @@ def unrecorded(name: str, cls: type | None, components: Iterable[str]) -> Diagno
         components: names of what it has.
     """
     derived = next((one.__name__ for one in cls.__mro__[1:] if one.__name__ in FAMILIES), "") if cls else ""
-    start = derived or _nearest(name, cls, set(components))
-    why = "whose __call__ it replaces" if derived else "by its components, its arguments and its name"
+    start = derived or nearest_records(name, cls, components)[0]
+    why = "whose __call__ it replaces" if derived else "by its package, its components and its arguments"
     reason = f"there is none for {name}; the nearest is that of {start}, {why}"
     steps = (
         f"enter a copy: register_family(dataclasses.replace(FAMILIES[{start!r}], pipeline={name!r})), where "
@@ -186,16 +218,3 @@ def unrecorded(name: str, cls: type | None, components: Iterable[str]) -> Diagno
         "then guidestack.doctor(pipe) names the fields that are wrong; docs/families.md says what each means",
     )
     return Diagnosis(name, "", (Check("record", FAIL, reason), *_not_made("there is no record")), notes=steps)
-
-
-def _nearest(name: str, cls: type | None, components: set[str]) -> str:
-    """The pipeline whose record is the likeliest to be nearly right."""
-    arguments = set(inspect.signature(cls.__call__).parameters) if cls else set()
-
-    def likeness(family: Family) -> float:
-        owned = sum(one in arguments for one in family.owned) / max(1, len(family.owned))
-        prompts = (family.encode is not None) == ("prompt" in arguments)
-        alike = difflib.SequenceMatcher(None, name, family.pipeline).ratio()
-        return 2 * (family.denoiser in components) + owned + prompts + alike
-
-    return max(FAMILIES.values(), key=likeness).pipeline

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from ...guidance import registry
+from ...guidance import linear, registry
 from ...guidance.errors import GuidestackError, RuleError, StackSyntaxError
 from ...guidance.text import parse
-from ..family import Pipeline
+from ..family import Family, Pipeline
 from ..guide import guide
+from ..session import model_identity
 from .diagnosis import Trial
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -29,24 +31,47 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "renoise": ("cfg(3) | renoise()",),
 }
 """Stacks to try for each rule of the registry; others are tried without arguments."""
-FITTED = {"linear_ag": "needs coefficients fitted on this model: guidestack fit-linear-ag"}
-"""Rules that need more than a pipeline."""
+FITTED = "linear_ag"
+"""The rule that needs more than a pipeline."""
 
 
-def trials(pipe: Pipeline, arguments: Callable[[], dict[str, Any]]) -> Iterator[Trial]:
+def trials(pipe: Pipeline, family: Family, arguments: Callable[[], dict[str, Any]]) -> Iterator[Trial]:
     """Every rule of the registry on a pipeline.
 
     Args:
         pipe: the pipeline.
+        family: its record.
         arguments: makes fresh arguments of a guided call.
     """
     names = [entry.name for entry in registry.rules()]
     for name in sorted(names, key=[*EXAMPLES, *names].index):  # ours first, those that others have registered after
-        if name in FITTED:
-            yield Trial(name, None, FITTED[name])
+        if name == FITTED:
+            yield from fitted(pipe, family, arguments)
             continue
         for text in EXAMPLES.get(name, (f"{name}()",)):
             yield trial(pipe, text, arguments)
+
+
+def fitted(pipe: Pipeline, family: Family, arguments: Callable[[], dict[str, Any]]) -> Iterator[Trial]:
+    """`linear_ag` on a pipeline: with guidestack's own coefficients where they are this model's."""
+    if reason := family.cannot(pipe):
+        yield Trial(FITTED, None, f"it estimates an unconditional prediction, of which there is none: {reason}")
+        return
+    if family.encode is None:
+        yield Trial(
+            FITTED, None, "needs coefficients fitted on this model, and fit-linear-ag takes models with prompts"
+        )
+        return
+    model = model_identity(pipe, family)
+    fits = {name: linear.read(linear.locate(name)) for name in linear.names()}
+    ours = {name: fit for name, fit in fits.items() if fit.valid.get("model") == model}
+    for name, fit in ours.items():
+        # They are of runs of so many steps without a negative prompt.
+        call = {key: value for key, value in arguments().items() if not key.startswith("negative_")}
+        call["num_inference_steps"] = fit.steps
+        yield trial(pipe, f"linear_ag({fit.rule}, coefficients={name!r})", partial(dict, call))
+    if not ours:
+        yield Trial(FITTED, None, "needs coefficients fitted on this model: guidestack fit-linear-ag")
 
 
 def trial(pipe: Pipeline, rule: str, arguments: Callable[[], dict[str, Any]]) -> Trial:

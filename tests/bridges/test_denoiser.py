@@ -274,19 +274,36 @@ def test_what_models_are_told() -> None:
         ({"sigmas": [2.0, 0.0], "path": "flow"}, r"path is 've', or 'flow' with sigmas in \[0, 1\]"),
         ({"path": "vp"}, "path is 've', or 'flow'"),
         ({"evaluations": 0}, "evaluations is the number of calls in a step"),
+        (
+            {"stack": "tsg(3, stage='conditioning')", "model": lambda x, sigma: x},
+            "perturbs the conditioning embedding .* give it an attribute perturbations={'conditioning'}",
+        ),
+        ({"stack": "during(tsg(3), progress=(0, 0.5))", "model": lambda x, sigma: x}, r"tsg\(3\).* does not show"),
     ],
 )
 def test_what_is_refused(given: dict[str, Any], reason: str) -> None:
     arguments = {"stack": "cfg(3)", "conditions": {"positive": {}, "null": {}}, "sigmas": [1.0, 0.0], **given}
     with pytest.raises(InputError, match=reason) as caught:
-        gs.as_denoiser(arguments.pop("stack"), k_model(), **arguments)
+        gs.as_denoiser(arguments.pop("stack"), arguments.pop("model", k_model()), **arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_condition_that_is_not_there() -> None:
-    denoiser = gs.as_denoiser("cfg(3)", k_model(), conditions={"positive": told((0,))["positive"]}, sigmas=SIGMAS)
-    with pytest.raises(QueryError, match="nothing here answers 'negative': unknown condition 'null'"):
+@pytest.mark.parametrize(
+    ("stack", "reason"),
+    [
+        (
+            "cfg(3)",
+            r"answers 'negative': .* 'positive'; give conditions\['negative'\], or conditions\['null'\] for the",
+        ),
+        ("cfg(3, against='null')", r"answers 'null': conditions has 'positive'; give conditions\['null'\] with the"),
+        ("icg(3)", r"answers 'independent:tokens': .* give conditions\['independent'\], a function draw\(generators\)"),
+    ],
+)
+def test_a_condition_that_is_not_there(stack: str, reason: str) -> None:
+    denoiser = gs.as_denoiser(stack, k_model(), conditions={"positive": told((0,))["positive"]}, sigmas=SIGMAS)
+    with pytest.raises(QueryError, match=reason) as caught:
         denoiser(start((0,), 8.0), 8.0)
+    assert "\n" not in str(caught.value)
 
 
 def test_nan_stops_the_run() -> None:

@@ -166,3 +166,33 @@ def test_a_stack_is_not_the_model(oracle_fit: Callable[..., Any], model_folder: 
     gs.save_pretrained(gs.LinearAG(gs.CFG(3), "mine.safetensors"), folder)
     assert (folder / "guidance" / "mine.safetensors").is_file()
     assert fingerprint(folder) == fingerprint(model_folder)
+
+
+def test_a_two_part_name_beside_a_folder(
+    oracle_fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a folder that is not there, or a model of the hub: of that, what was downloaded is found."""
+    asked: list[str] = []
+
+    class Api:
+        def model_info(self, name: str, **options: Any) -> None:
+            asked.append(name)
+            raise answers[0]
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.chdir(tmp_path)
+    gs.save_pretrained("cfg(3)", tmp_path / "source")
+    in_the_cache(tmp_path / "hub", tmp_path / "source")
+    answers: list[Exception] = [OSError("no route")]
+    (tmp_path / "them").mkdir()
+    assert gs.from_pretrained("them/model", cache_dir=tmp_path / "hub") == gs.Stack(gs.CFG(3))
+    with pytest.raises(
+        InputError, match="no such folder here, the hub has no such model, or cannot be reached"
+    ) as caught:
+        gs.from_pretrained("them/other", cache_dir=tmp_path / "hub")
+    assert "\n" not in str(caught.value)
+    assert asked == ["them/model", "them/other"]
+    # No folder of the first part's name: the hub is asked for the file itself.
+    with pytest.raises(InputError, match="there is no such folder here, the hub cannot be reached"):
+        gs.from_pretrained("us/other", cache_dir=tmp_path / "hub")
+    assert len(asked) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, replace
@@ -22,6 +23,7 @@ from guidestack.pipelines.doctor import trials
 from guidestack.pipelines.doctor.checks import CHECKS
 from guidestack.pipelines.doctor.state import differences, state
 from guidestack.pipelines.family import FAMILIES, Family
+from guidestack.pipelines.nearest import nearest_records
 
 from ..conftest import make_dit, make_unconditional
 from .tiny import PIPELINES, load
@@ -41,7 +43,20 @@ NOT_MADE = {
     "StableDiffusion3ControlNetPipeline": ["halves"],  # its residuals are for both halves together
     "LTXImageToVideoPipeline": ["sign"],  # the first frame is taken out, and the rest unpacked
 }
+EMOJI_CALL = {"prompt": ["a cat"], "negative_prompt": ["red"], "output_type": "latent"}
 NEARLY = [name for name in PIPELINES if re.match("Kandinsky|ZImage|.*InstructPix2Pix", name)]
+# One of each way to call the denoiser, and all that is not to the bit or not made; the others are of these kinds.
+QUICK = {
+    "StableDiffusionPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusion3ControlNetPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "FluxPipeline",
+    "LTXImageToVideoPipeline",
+    "StableAudioPipeline",
+    "WanPipeline, two transformers",
+    "ZImagePipeline",
+}
 KNOWN = [name for name in PIPELINES if name.partition(",")[0] in FAMILIES]
 
 
@@ -54,7 +69,7 @@ def not_made(diagnosis: Any) -> list[str]:
     return [check.name for check in diagnosis.checks if check.outcome == "not made"]
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in KNOWN])
 def test_every_family_passes(name: str) -> None:
     pipe, builder = made(name), load(name)
     pipe(**builder.arguments(1, True))  # some text encoders put hooks of their own on themselves at their first call
@@ -83,8 +98,12 @@ def test_class_conditional_and_unconditional_models() -> None:
         assert not_made(diagnosis) == ["halves", "cfg", "prompts"]
         assert diagnosis["cfg"].reason == "it is unconditional; tsg(scale) guides such a model"
         assert [trial.rule for trial in diagnosis.trials if trial.evaluations is not None] == ["tsg(3)"]
+        last = diagnosis.trials[-1]
+        assert last.rule == "linear_ag"
+        assert last.reason.startswith("it estimates an unconditional prediction, of which there is none: it is uncond")
 
 
+@pytest.mark.slow
 def test_models_distilled_from_guided_runs(new_pipe: Callable[..., Any]) -> None:
     consistency = new_pipe(time_cond_proj_dim=8)  # it takes the scale as an input, and has no empty prompt
     klein = load("Flux2KleinPipeline").make()
@@ -120,6 +139,7 @@ def test_an_unknown_scheduler_is_named(pipe: Any) -> None:
     assert not_made(diagnosis) == list(CHECKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "steps"),
     [
@@ -166,7 +186,7 @@ def test_a_rule_of_others_is_tried_as_well(pipe: Any, monkeypatch: pytest.Monkey
 
     entries = registry._ENTRIES
     monkeypatch.setitem(entries, "mine", replace(entries["rescale"], name="mine", rule=Mine))
-    *_, last = trials.trials(pipe, dict)
+    *_, last = trials.trials(pipe, FAMILIES["StableDiffusionPipeline"], dict)
     assert last.rule == "mine()"
     assert re.match(r"was not tried: .*mine needs 'phi'", last.reason)
 
@@ -231,6 +251,7 @@ def test_a_wrong_record_is_diagnosed(
     assert differences(before, state(pipe)) == []
 
 
+@pytest.mark.slow
 def test_a_record_that_forgets_the_summary_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "StableDiffusionXLPipeline"
     right: Any = FAMILIES[name].encode
@@ -377,6 +398,42 @@ def test_a_pipeline_that_does_not_hear_its_prompts(new_pipe: Callable[..., Any])
     assert {"cfg", "rows", "prompts"} <= set(not_made(diagnosis))
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_are_not_finite(new_pipe: Callable[..., Any], value: float) -> None:
+    pipe = new_pipe()
+    with torch.no_grad():
+        pipe.unet.conv_in.weight[0, 0, 0, 0] = value
+    diagnosis = gs.doctor(pipe)
+    assert diagnosis.failed == ("components",)
+    assert diagnosis["components"].reason.startswith("unet.conv_in: weights that are not finite (weight first)")
+    assert not_made(diagnosis) == list(CHECKS)
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias[0] = value
+        pipe.unet.conv_in.weight[0, 0, 0, 0] = 0
+    assert diagnosis["components"].reason.startswith("unet.conv_in: weights that are not finite (weight first)")
+    assert gs.doctor(pipe)["components"].reason.startswith("vae.decoder.conv_out: weights that are not finite (bias")
+
+
+def test_finite_weights_and_samples_that_are_not(new_pipe: Callable[..., Any]) -> None:
+    pipe = new_pipe()
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.fill_(3e38)
+    diagnosis = gs.doctor(pipe)
+    assert diagnosis.failed == ("inputs",)
+    assert "its samples are not finite, and its weights are. Give the arguments" in diagnosis["inputs"].reason
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.fill_(6e4)
+    assert "too large for float16, try bfloat16" in gs.doctor(pipe.to(dtype=torch.float16))["inputs"].reason
+
+
+def test_coefficients_that_come_with_the_bundled_model() -> None:
+    pipe = gs.load_emoji()
+    found = list(trials.fitted(pipe, FAMILIES["StableDiffusionPipeline"], lambda: dict(EMOJI_CALL)))
+    assert [(one.rule, one.evaluations, one.reason) for one in found] == [
+        ("linear_ag(cfg(4), coefficients='emoji-cfg4-20')", 2, "")
+    ]
+
+
 def test_a_pipeline_that_does_not_run(new_pipe: Callable[..., Any]) -> None:
     pipe = new_pipe()
     pipe.text_encoder = None
@@ -502,7 +559,42 @@ def test_a_pipeline_without_a_record(new_pipe: Callable[..., Any]) -> None:
         def __call__(self, prompt: Any = None, true_cfg_scale: float = 1.0) -> Any:
             raise AssertionError("it is not run")
 
-    assert "that of FluxPipeline, by its components" in gs.doctor(FluxFillPipeline())["record"].reason
+    assert "that of FluxPipeline, by its package" in gs.doctor(FluxFillPipeline())["record"].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("LatentConsistencyModelPipeline", "StableDiffusionPipeline"),
+        ("LatentConsistencyModelImg2ImgPipeline", "StableDiffusionImg2ImgPipeline"),
+        ("FluxControlPipeline", "FluxPipeline"),
+        ("WanVACEPipeline", "WanPipeline"),
+        ("ChromaInpaintPipeline", "ChromaImg2ImgPipeline"),
+        ("Kandinsky3Img2ImgPipeline", "Kandinsky3Pipeline"),
+        ("PNDMPipeline", "DDPMPipeline"),
+    ],
+)
+def test_the_nearest_record(name: str, nearest: str) -> None:
+    import diffusers
+
+    cls = getattr(diffusers, name)
+    components = [one for one in inspect.signature(cls.__init__).parameters if one != "self"]
+    assert nearest_records(name, cls, components)[0] == nearest
+    assert set(nearest_records(name, cls, components)) == set(FAMILIES)
+
+
+def test_a_copy_of_the_nearest_record_is_right(new_pipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+    sd = new_pipe(time_cond_proj_dim=8)
+    parts = {**sd.components, "scheduler": LCMScheduler(), "requires_safety_checker": False}
+    pipe = LatentConsistencyModelPipeline(**parts)
+    nearest = re.search(r"nearest is that of (\w+),", gs.doctor(pipe)["record"].reason)
+    assert nearest
+    record = replace(FAMILIES[nearest[1]], pipeline="LatentConsistencyModelPipeline")
+    monkeypatch.setitem(FAMILIES, record.pipeline, record)
+    diagnosis = gs.doctor(pipe, rules=False)
+    assert diagnosis.ok, str(diagnosis)
 
 
 # --- the value, and what it is given -------------------------------------------------------------------------------
@@ -541,6 +633,7 @@ def test_half_precision(new_pipe: Callable[..., Any], dtype: torch.dtype) -> Non
     assert pipe.unet.dtype == dtype
 
 
+@pytest.mark.slow
 def test_several_controlnets_and_sizes() -> None:
     from diffusers import StableDiffusionControlNetPipeline
 

@@ -94,8 +94,8 @@ def test_a_model_without_a_record(run: Run, model_folder: Path, tmp_path: Path) 
     index = folder / "model_index.json"
     parts = json.loads(index.read_text())
     for name, nearest in (
-        ("StableDiffusionPanoramaPipeline", "StableDiffusionPipeline, by its components"),
-        ("OurOwnPipeline", "by its components"),
+        ("StableDiffusionPanoramaPipeline", "StableDiffusionPipeline, by its package"),
+        ("OurOwnPipeline", "StableDiffusionPipeline, by its package"),
     ):
         index.write_text(json.dumps({**parts, "_class_name": name}))
         status, out, err = run(folder)
@@ -120,6 +120,42 @@ def test_what_is_refused(run: Run, arguments: list[str], message: str) -> None:
     assert (status, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_name_that_is_no_folder_here(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out" / "empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name, reason in (
+        ("out/nope", "there is no such folder here"),
+        ("elsewhere/nope", "there is no such folder here, the hub cannot be reached, and it was not downloaded before"),
+        ("out/no pe", "there is no such folder here, and it is no id of a model on the hub"),
+        ("out/nope/x", "there is no such folder here"),
+        ("out/empty", "it has no model_index.json"),
+    ):
+        status, out, err = run(name)
+        assert (status, out) == (2, "")
+        assert reason in err
+        assert len(err.splitlines()) == 1
+        assert "local_files_only" not in err
+        assert "stacktrace" not in err
+
+
+def test_other_commands_name_the_doctor(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "LatentConsistencyModelPipeline"}))
+    monkeypatch.setattr(
+        sys, "argv", ["guidestack", "generate", "a", "--model", str(folder), "--out", str(tmp_path / "o")]
+    )
+    with pytest.raises(SystemExit):
+        cli.main()
+    err = capfd.readouterr().err
+    assert "for which there is no family record; StableDiffusionPipeline and StableDiffusion" in err
+    assert f"`guidestack doctor {folder}` says how to enter a copy with register_family" in err
+    assert len(err.splitlines()) == 1
+    assert len(err) < 400 + 2 * len(str(folder))
 
 
 def test_a_folder_that_is_no_model(run: Run, tmp_path: Path) -> None:
