@@ -15,9 +15,10 @@ import torch
 
 from ...guidance import presets
 from ...guidance.errors import GuidestackError, InputError
+from ...pipelines.bundled import EMOJI
 from ..emoji.files import replacing
 from ..model import notices, quiet
-from . import arithmetic, install, page
+from . import arithmetic, install, page, start
 from .measure import Watched, measured
 from .memory import peak
 from .models import BUNDLED, MODELS, SHAPED, Model, bundled, of_folder
@@ -192,6 +193,12 @@ def processor() -> str:
     is_flag=True,
     help="What guide() costs around the network instead, and its single calls against a Modular pipeline's.",
 )
+@click.option(
+    "--start",
+    "only_start",
+    is_flag=True,
+    help="What starting costs instead: the import over torch's, the first step over a script's.",
+)
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Also write the rows here.")
 @click.option(
     "--from",
@@ -212,6 +219,7 @@ def command(
     clock: str,
     only_step: bool,
     only_install: bool,
+    only_start: bool,
     to: Path | None,
     source: tuple[Path, ...],
     page_to: Path | None,
@@ -230,6 +238,9 @@ def command(
     with notices():
         if only_install:
             install.report(bundled(), batch[0] if batch else 1, repeats or 15)
+            return
+        if only_start:
+            start.report(EMOJI, repeats or 5)
             return
         if only_step:
             if page_to:
@@ -291,7 +302,7 @@ def _measure(
             modular=model.name == BUNDLED and not quick,
         )
         for row in found:
-            click.echo(line(row))
+            click.echo(line(row, model.steps))
             rows.append(row)
     return rows
 

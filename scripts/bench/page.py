@@ -23,21 +23,31 @@ An image costs at least its network evaluations. This page measures what guidanc
 the same weights and seeds as the stock diffusers pipeline with its own classifier-free guidance, in one process,
 interleaved.
 
-It is made by `guidestack bench --json docs/performance.json --page docs/performance.md`.
+It is made of docs/performance.json, whose rows are of `guidestack bench --model MODEL --batch IMAGES --json FILE`:
+`guidestack bench --from docs/performance.json --page docs/performance.md`. A table with all rows in a
+minute, of one image and few steps: `guidestack bench --quick`.
 
 * **time**: of a whole run over the stock pipeline's; median, smallest and largest ratio to the runs next to it.
 * **evaluations**: rows over all network calls, over the stock pipeline's.
 * **efficiency**: what the network's calls would cost by themselves, over what they cost with guidance around them. By
-  themselves is a call with as many rows and nothing around it, timed in the same rounds; what guidance adds is the
-  time outside of the calls less that of the stock pipeline. Encoding the prompt and decoding the image are the
-  pipeline's own and count for neither. Encoding what only a rule asks for counts against it: ICG's random texts,
-  Perp-Neg's negatives.
+  themselves is a call of a copy of the network, right before or after one of the run, with the same arguments and
+  nothing around it; what guidance adds is the time outside of the calls less that of the stock pipeline. Encoding the
+  prompt and decoding the image are the pipeline's own and count for neither. Encoding what only a rule asks for counts
+  against it: ICG's random texts, which are most of what it adds, and Perp-Neg's negatives. Of Adaptive Guidance, whose
+  samples stop at different steps, it is what leaving rows out of a batch costs.
 * **network**: the same numerator over the whole run, with text and decoding: what is left to win anywhere.
 * **memory**: the most bytes in tensors allocated during a run, without the weights, over the stock pipeline's.
 * **added**: time that guidance spends outside of the network in each step, beyond what the stock pipeline spends there.
-* **guider**: time of the rule's arithmetic over that of diffusers' guider of the same rule, on samples of this size.
+* **guider**: time of the rule's arithmetic over that of diffusers' guider of the same rule, on samples of this size,
+  where there is one. Of small samples both are some ten calls from Python, a few hundredths of a millisecond; of large
+  ones `guidestack bench --arithmetic` tells.
 * **Modular**: time of a whole run over that of a Modular pipeline of diffusers with that guider, on a Stable Diffusion
   XL of the model's size.
+
+What does not depend on samples has commands of its own: `guidestack bench --start` (importing, and the command's first
+step), `guidestack bench --install` (hooks, and what a hundred calls leave behind). Keys and values of the text are
+computed anew in each call, as the stock pipeline does: no network of diffusers takes them as an argument, and keeping
+them would cost more memory than the limit of a rule allows.
 
 A rule may take less time than its share of evaluations says, or more: a call with fewer rows costs more for each.
 """
@@ -89,7 +99,7 @@ def _section(rows: Sequence[Measured]) -> str:
     lines = [
         f"## {first['model']}, {first['batch']} image{'s' * (first['batch'] > 1)}\n",
         f"{first['machine']}, {first['threads']} thread{'s' * (first['threads'] > 1)}; {unit} time, medians of "
-        f"{first['rounds']} rounds of {first['steps']} steps; torch {first['torch']}, diffusers {first['diffusers']}, "
+        f"{first['rounds']} round{'s' * (first['rounds'] > 1)} of {_steps(rows)}; torch {first['torch']}, diffusers {first['diffusers']}, "
         f"Python {first['python']}.\n",
         "| stack | time | evaluations | efficiency | network | memory | added | guider | Modular |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -109,6 +119,12 @@ def _section(rows: Sequence[Measured]) -> str:
     for row in rows:
         lines += [f"\n{_stack(row)}: {fault}." for fault in short(row)]
     return "\n".join(lines) + "\n"
+
+
+def _steps(rows: Sequence[Measured]) -> str:
+    first, *others = dict.fromkeys(row["steps"] for row in rows)
+    apart = {steps: ", ".join(_stack(row) for row in rows if row["steps"] == steps) for steps in others}
+    return f"{first} steps" + "".join(f" ({steps} for {which})" for steps, which in apart.items())
 
 
 def _stack(row: Measured) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 from .timing import Timing
 
+ENOUGH = 3
+"""Rounds below which nothing is said of a time."""
 MEMORY = 1.02
 """What the memory of a rule with two conditions is not to exceed, over that of the stock pipeline."""
 
@@ -53,24 +55,27 @@ HEAD = (
 )
 
 
-def line(row: Measured) -> str:
-    """One row of the table, with what it falls short of."""
+def line(row: Measured, steps: int | None = None) -> str:
+    """One row of the table, with what it falls short of, and its steps where they are not those of the head."""
 
     def optional(name: str) -> str:
         return "" if row[name] is None else f"{row[name]:.3f}"
 
+    notes = [f"{row['steps']} steps"] if steps not in (None, row["steps"]) else []
+    if row["rounds"] < ENOUGH:
+        notes.append(f"{row['rounds']} round{'s' * (row['rounds'] > 1)}, too few for a verdict")
     spread = f"{row['time_ratio']:.3f} ({row['time_low']:.3f} to {row['time_high']:.3f})"
     return (
         f"{row['name']:<22}  {spread:>24}  {row['evaluation_ratio']:6.3f}  {row['efficiency']:6.3f}  "
         f"{row['memory_ratio']:6.3f}  {row['added_ms']:7.3f} ms  {optional('guider_ratio'):>6}  "
-        f"{optional('modular_ratio'):>7}  {'; '.join(short(row))}"
+        f"{optional('modular_ratio'):>7}  {'; '.join([*short(row), *notes])}"
     ).rstrip()
 
 
 def short(row: Measured) -> list[str]:
     """What a row falls short of."""
     found = []
-    if row["efficiency"] < row["efficiency_limit"]:
+    if row["rounds"] >= ENOUGH and row["efficiency"] < row["efficiency_limit"]:
         found.append(f"efficiency below {row['efficiency_limit']:.2f}")
     if row["evaluation_ratio"] <= 1 and row["memory_ratio"] > MEMORY:
         found.append(f"memory above {MEMORY:.2f}")

@@ -326,6 +326,8 @@ def test_what_falls_short_is_said() -> None:
     assert short(measured_row(memory_ratio=1.03)) == ["memory above 1.02"]
     assert short(measured_row(memory_ratio=1.5, evaluation_ratio=1.5)) == []  # of a third condition nobody says so
     assert line(measured_row(efficiency=0.9)).endswith("efficiency below 0.98")
+    assert line(measured_row(efficiency=0.9, rounds=2)).endswith("  2 rounds, too few for a verdict")
+    assert line(measured_row(steps=20), 3).endswith("  20 steps")
 
 
 def test_the_page_is_made_of_the_rows() -> None:
