@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..guidance.errors import InputError, nearest
+from . import places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,6 +161,12 @@ def _split(text: str) -> tuple[str, Path | None]:
             f"the extractor {kind} needs your own files: {kind}:{'FILE' if kind == 'inception' else 'FOLDER'}"
         )
     return kind, Path(path).expanduser()
+
+
+def located(text: str, folder: Path | None = None) -> str:
+    """The same text with the absolute path of the user's own files; see `places.located`."""
+    kind, _, path = text.partition(":")
+    return f"{kind}:{places.located(path, folder)}" if kind in RESIZINGS and path else text
 
 
 RESIZINGS = {"inception": "299-bilinear-tf1", "dinov2": "224-bicubic-aa", "clip": "224-bicubic-aa"}

@@ -10,26 +10,32 @@ from typing import Any
 from ..guidance.errors import InputError
 from . import values
 from .cells import Addresses, Cell, baseline_of, expand
+from .places import located
 from .plan import Pairs
 from .prompts import Prompt, written_prompt
 from .store import CELLS, SWEEP, RunFolder
-from .sweep import FIELDS, STACK, Sweep, parse_sweep
+from .sweep import BUNDLED, FIELDS, STACK, Sweep, parse_sweep
 
 HISTORY = "history"
 MAY_CHANGE = ("batch",)
-"""What may be another one in a folder that has samples: it does not say what they are."""
+"""The one of `FIELDS` that may be another one in a folder that has samples: it does not say what they are."""
 
 Version = tuple[list[Cell], Sequence[Prompt], Pairs]
 
 
 def versions(run: RunFolder, sweep: Sweep, model: str) -> list[Sweep]:
-    """The sweeps that the samples of a folder were planned by, oldest first; `sweep` is the last.
+    """The sweeps that the samples of a folder are planned by, oldest first; `sweep` is the last.
+
+    Where it asks for the same samples as the last one before, it takes its place, with what it says of everything else:
+    metrics, baseline, claim, and what is kept.
 
     Raises:
         InputError: the folder holds another sweep; the message says what differs.
     """
     before = [
-        parse_sweep(run.location.read(f"{HISTORY}/{name}"), f"{run}/{HISTORY}/{name}", run.location.read)
+        parse_sweep(
+            run.location.read(f"{HISTORY}/{name}"), f"{run}/{HISTORY}/{name}", run.location.read, run.location.folder
+        )
         for name in run.location.names(HISTORY)
         if name.endswith(".yaml")
     ]
@@ -38,15 +44,37 @@ def versions(run: RunFolder, sweep: Sweep, model: str) -> list[Sweep]:
     here = _told(run).get("model")
     if here is not None and here != model:
         raise _another(run, f"the model's fingerprint is {here} there and {model} here")
-    if difference := differs(before[-1], sweep):
+    if difference := differs(before[-1], sweep, models=here is None):
         raise _another(run, difference)
-    return before if _same_samples(before[-1], sweep) else [*before, sweep]
+    return [*(before[:-1] if _same_samples(before[-1], sweep) else before), sweep]
+
+
+def remarks(run: RunFolder, sweep: Sweep, existing: int) -> list[str]:
+    """What a user should know where samples of a folder were made by a sweep that keeps other things of them.
+
+    Args:
+        run: the folder, before `write`.
+        sweep: the present one.
+        existing: how many samples there are.
+    """
+    if not existing or not run.location.exists(SWEEP):
+        return []
+    before = run.sweep()
+    kept = {"images": before.images != "none", "traces": before.traces}
+    wanted = {"images": sweep.images != "none", "traces": sweep.traces}
+    return [
+        f"{existing} samples were made without {name}, and stay so; choose another --out to have them of all"
+        if wanted[name]
+        else f"{name} of the {existing} samples that are there stay; new samples have none"
+        for name in wanted
+        if wanted[name] != kept[name]
+    ]
 
 
 def _another(run: RunFolder, difference: str) -> InputError:
     return InputError(
         f"{run} holds another sweep: {difference}; choose another --out (values may be added to axes, templates to "
-        "stack, seeds, and prompts at the end)"
+        "stack, seeds, and prompts at the end; metrics, baseline and claim may change)"
     )
 
 
@@ -58,12 +86,16 @@ def _told(run: RunFolder) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def differs(old: Sweep, new: Sweep) -> str:
-    """What keeps samples of the sweep `old` from being samples of `new`, one line; "" where nothing does."""
+def differs(old: Sweep, new: Sweep, models: bool = True) -> str:
+    """What keeps samples of the sweep `old` from being samples of `new`, one line; "" where nothing does.
+
+    Args:
+        old: which samples were made by.
+        new: the present one.
+        models: whether to compare where the models lie; not where their fingerprints are known to be the same.
+    """
     plain: Sequence[tuple[str, Any, Any]] = [
-        ("model", old.model or "bundled", new.model or "bundled"),
-        ("images", old.images, new.images),
-        ("traces", old.traces, new.traces),
+        *([("model", _model(old), _model(new))] if models else []),
         *((name, _fixed(old, name), _fixed(new, name)) for name in FIELDS if name not in MAY_CHANGE),
         ("zip", old.zipped, new.zipped),
     ]
@@ -94,6 +126,10 @@ def differs(old: Sweep, new: Sweep) -> str:
     return ""
 
 
+def _model(sweep: Sweep) -> str:
+    return located(sweep.model) if sweep.model else BUNDLED
+
+
 def _fixed(sweep: Sweep, name: str) -> Any:
     return sweep.fixed.get(name, "an axis")
 
@@ -120,7 +156,7 @@ def write(run: RunFolder, sweeps: Sequence[Sweep], cells: Sequence[Cell], addres
 
     Args:
         run: the folder.
-        sweeps: of `versions`; the last version's samples are those of the present sweep.
+        sweeps: of `versions`; the last one is the present sweep.
         cells: of the present sweep.
         addresses: of the model.
         name: of the model.

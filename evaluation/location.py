@@ -54,6 +54,11 @@ class Location:
     def __str__(self) -> str:
         return self.address
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder, if it is on this machine."""
+        return Path(self.root) if self.local else None
+
     def path(self, relative: str) -> str:
         """The whole path of a file of the folder.
 

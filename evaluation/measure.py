@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..guidance.errors import InputError
 from . import extractors, intervals
 from .metrics import Metric, PairMetric, RecordMetric, SampleMetric, Samples, SetMetric, Statistic, TooFewError
-from .store import METRICS, RunFolder, parquet_bytes
+from .store import METRICS, VALUES, RunFolder, parquet_bytes
 
 SCHEMA = pa.schema(
     {
@@ -38,6 +38,19 @@ SCHEMA = pa.schema(
     }
 )
 """``metric`` is the full name, ``text`` what `parse_metric` reads; value and interval are null where there is none."""
+
+EACH = pa.schema(
+    {
+        "address": pa.string(),
+        "cell": pa.string(),
+        "metric": pa.string(),
+        "text": pa.string(),
+        "value": pa.float64(),
+        "baseline": pa.string(),
+    }
+)
+"""Metrics of single images, a row for each that has a value; ``baseline`` is the address of the image that it was
+compared with, null for metrics that compare with none."""
 
 IMAGES = 64  # images in memory at a time
 ROWS = 50_000  # features in memory at a time, of as many cells as fit
@@ -83,7 +96,7 @@ class Cell:
         self.table = table.sort_by([("prompt_index", "ascending"), ("seed", "ascending"), ("address", "ascending")])
         self.prompts: Rows = self.table.column("prompt_index").to_numpy()
         self._features: dict[str, NDArray[np.float32]] = {}
-        self._values: dict[str, Values] = {}
+        self._values: dict[tuple[str, ...], Values] = {}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -182,8 +195,8 @@ class Cell:
 
     def _of_samples(self, metric: SampleMetric) -> Values:
         name = metric.full_name
-        if name in self._values:
-            return self._values[name]
+        if (name,) in self._values:
+            return self._values[name,]
         found = self.numbers(f"metric.{name}")
         missing = np.flatnonzero(np.isnan(found))
         labels = {label: self.listed(f"label.{label}") for label in metric.labels}
@@ -195,20 +208,28 @@ class Cell:
             own = {label: [given[row] for row in rows] for label, given in labels.items()}
             texts = [prompts[row] or "" for row in rows]
             found[rows] = metric.measure(self.images(rows), own, texts, None if features is None else features[rows])
-        self._values[name] = found
+        self._values[name,] = found
         return found
 
-    def _of_pairs(self, metric: PairMetric, baseline: Cell) -> Values:
+    def counterparts(self, baseline: Cell) -> dict[int, int]:
+        """For each row of this cell whose prompt and seed `baseline` has too, the row there."""
         there = {key: row for row, key in enumerate(baseline.keys)}
+        return {row: there[key] for row, key in enumerate(self.keys) if key in there}
+
+    def _of_pairs(self, metric: PairMetric, baseline: Cell) -> Values:
+        known = (metric.full_name, baseline.listed("cell")[0])
+        if known in self._values:
+            return self._values[known]
         found = np.full(len(self), math.nan)
-        paired = [row for row, key in enumerate(self.keys) if key in there]
+        paired = self.counterparts(baseline)
         if not paired:
             raise InputError("the baseline has no sample of the same prompt and seed")
-        for rows in _parts(paired):
-            here, others = self.images(rows), baseline.images([there[self.keys[row]] for row in rows])
+        for rows in _parts(list(paired)):
+            here, others = self.images(rows), baseline.images([paired[row] for row in rows])
             if here.shape != others.shape:
                 raise InputError(f"images of {_size(here)}, and the baseline's of {_size(others)}; compare equal sizes")
             found[rows] = metric.compare(here, others)
+        self._values[known] = found
         return found
 
 
@@ -289,7 +310,7 @@ class Cells:
                 low, high = intervals.jackknife(statistic, prompts, value, metric.range)
             named = metric.named(len(cell), len(np.unique(prompts)))
         else:
-            values = cell.values(metric, self.baseline)
+            values = cell.values(metric, self.baseline if isinstance(metric, PairMetric) else None)
             known = ~np.isnan(values)
             values, prompts = values[known], cell.prompts[known]
             if not len(values):
@@ -299,14 +320,42 @@ class Cells:
             low, high = (
                 intervals.wilson(values, prompts) if share else intervals.bootstrap(values, prompts, metric.range)
             )
-            named = metric.full_name
-            if isinstance(metric, PairMetric):
-                named = metric.against(self.called(str(self.told["baseline"])))
+            named = self.named(metric)
         units = len(np.unique(prompts))
         note = metric.note(len(prompts))
         if math.isnan(low):
             note = "; ".join([*([note] if note else []), f"no interval from {units} prompts"])
         return Number(named, value, low, high, len(prompts), units, note)
+
+    def each(self, metric: SampleMetric | PairMetric, name: str) -> pa.Table:
+        """A metric of each image of the cell of this name, as `EACH`.
+
+        Raises:
+            InputError: as `numbered`.
+        """
+        cell = self.by_name[name]
+        baseline = self.baseline if isinstance(metric, PairMetric) else None
+        found = cell.values(metric, baseline)
+        rows = np.flatnonzero(~np.isnan(found)).tolist()
+        others: list[str | None] = [None] * len(rows)
+        if baseline is not None:
+            there = cell.counterparts(baseline)
+            others = [baseline.addresses[there[row]] for row in rows]
+        columns = {
+            "address": [cell.addresses[row] for row in rows],
+            "cell": [name] * len(rows),
+            "metric": [self.named(metric)] * len(rows),
+            "text": [str(metric)] * len(rows),
+            "value": found[rows],
+            "baseline": others,
+        }
+        return pa.table(columns, EACH)
+
+    def named(self, metric: Metric) -> str:
+        """The whole name of a metric of single images, with the baseline that it compares with."""
+        if isinstance(metric, PairMetric):
+            return metric.against(self.called(str(self.told["baseline"])))
+        return metric.full_name
 
     def paired(self, metric: Metric, one: str, other: str) -> tuple[Rows, Statistic, Statistic]:
         """A metric in two cells over the samples of the same prompts and seeds.
@@ -363,6 +412,8 @@ class Cells:
 def measure(run: RunFolder, metrics: Sequence[Metric], progress: Report = lambda what: None) -> pa.Table:
     """Compute metrics for every cell of a run, and write them to its ``metrics.parquet``.
 
+    What they are of each image goes into ``values.parquet``; see `EACH`.
+
     Args:
         run: the folder.
         metrics: which.
@@ -377,14 +428,18 @@ def measure(run: RunFolder, metrics: Sequence[Metric], progress: Report = lambda
     cells = Cells(run)
     texts = sorted({metric.extractor for metric in metrics if isinstance(metric, SetMetric) and metric.extractor})
     found: dict[tuple[str, str], Number] = {}
+    each: list[pa.Table] = []
     for names in cells.batches():
         cells.read_features(names, texts)
         for metric in metrics:
             for name in names:
                 progress(f"{metric}: {cells.called(name)}")
-                found[str(metric), name] = cells.numbered(metric, name)
+                found[str(metric), name] = one = cells.numbered(metric, name)
+                if isinstance(metric, SampleMetric | PairMetric) and not math.isnan(one.value):
+                    each.append(cells.each(metric, name))
     rows = [_row(metric, name, found[str(metric), name]) for name in cells.by_name for metric in metrics]
     table = pa.Table.from_pylist(rows, SCHEMA)
+    run.write_bytes(VALUES, parquet_bytes(pa.concat_tables([EACH.empty_table(), *each])))
     run.write_bytes(METRICS, parquet_bytes(table))
     return table
 

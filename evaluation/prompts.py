@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,7 @@ def prompt_of(value: Any, where: str) -> Prompt:
     if not isinstance(value, Mapping):
         raise InputError(f"{where}: a prompt is a text or a mapping with 'prompt'; got {_short(value)}")
     if unknown := [key for key in value if key not in KEYS]:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}{meant(str(unknown[0]), KEYS)}")
+        raise InputError(f"{where}: unknown key {unknown[0]!r}{_meant(str(unknown[0]), KEYS)}")
     if ("prompt" in value) == ("class" in value):
         raise InputError(f"{where}: give 'prompt' or 'class', one of the two")
     class_id = value.get("class")
@@ -125,8 +125,10 @@ def _json_lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{name} line {number}: not JSON: {error}") from None
+            except json.JSONDecodeError as error:
+                raise InputError(f"{name} line {number}: not JSON: {error.msg}, at character {error.pos + 1}") from None
+            except (ValueError, RecursionError) as error:  # a number of too many digits, brackets too deep
+                raise InputError(f"{name} line {number}: not JSON that can be read: {error}") from None
 
 
 def _csv(text: str, name: str) -> Iterator[tuple[int, Any]]:
@@ -153,10 +155,17 @@ def _checked_header(header: list[str], name: str) -> list[str]:
     known = [key for key in KEYS if key != "labels"]
     for column in header:
         if column not in known and not column.startswith("label."):
-            raise InputError(f"{name} line 1: unknown column {column!r}{meant(column, [*known, 'label.NAME'])}")
+            raise InputError(f"{name} line 1: unknown column {column!r}{_meant(column, [*known, 'label.NAME'])}")
     if len(set(header)) < len(header):
         raise InputError(f"{name} line 1: a column comes twice: {', '.join(header)}")
     return header
+
+
+def _meant(name: str, valid: Collection[str]) -> str:
+    """As `meant`, also for what others call a prompt."""
+    if name.lower() in ("text", "texts", "caption", "captions", "description"):
+        return f"; did you mean 'prompt'? Allowed: {', '.join(valid)}"
+    return meant(name, valid)
 
 
 def _csv_value(row: Mapping[str, str]) -> dict[str, Any]:

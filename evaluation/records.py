@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .. import __version__
 from .cells import Addresses
 from .maker import Made, Maker, image_bytes
 from .plan import Batch
@@ -73,6 +74,7 @@ class Keeper:
     def _row(self, batch: Batch, place: int, prompt: Prompt, made: Made) -> dict[str, Any]:
         sample, report = batch.samples[place], made.report
         cell = sample.cell
+        width, height = made.images[place].size
         row: dict[str, Any] = {
             "address": sample.address,
             "cell": self.addresses.cell(cell),
@@ -84,8 +86,8 @@ class Keeper:
             "stack": cell.stack,
             "sampler": cell.sampler,
             "steps": cell.steps,
-            "height": cell.size[0] if cell.size else None,
-            "width": cell.size[1] if cell.size else None,
+            "height": height,
+            "width": width,
             "dtype": cell.dtype,
             "model": self.maker.identity["name"],
             "fingerprint": self.maker.identity.get("fingerprint"),
@@ -94,7 +96,7 @@ class Keeper:
             "rows": report.rows,
             "batch": len(batch.samples),
             "seconds": made.seconds / len(batch.samples),
-            "versions": json.dumps(self.maker.versions, sort_keys=True),
+            "versions": json.dumps({"guidestack": __version__, **self.maker.versions}, sort_keys=True),
             "made": datetime.now(UTC),
         }
         row |= {f"axis.{name}": value for name, value in cell.axes}

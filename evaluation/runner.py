@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -54,8 +54,10 @@ class Outcome:
         existing: samples of the sweep that were there before.
         missing: samples that nobody has made.
         evaluations: network evaluations, of samples that were made again only to fill a batch as well.
-        seconds: spent on making.
+        seconds: spent on making, and on waiting for the others.
         records: rows of the merged records; 0 where another process merges.
+        others: samples that the other processes of the launch made; 0 where another process merges.
+        others_evaluations: of these.
     """
 
     made: int
@@ -64,6 +66,8 @@ class Outcome:
     evaluations: int
     seconds: float
     records: int
+    others: int = 0
+    others_evaluations: int = 0
 
 
 class Prepared:
@@ -126,25 +130,28 @@ def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = No
     run.location.create()
     with held(run.location, launch):
         sweeps = history.versions(run, sweep, prepared.addresses.model)
+        existing = run.addresses()
         if launch.rank == 0:
+            for note in [*prepared.notes, *history.remarks(run, sweep, len(existing))]:
+                progress.note(note)
             name = prepared.maker.identity["name"]
             history.write(run, sweeps, prepared.cells, prepared.addresses, name)
-        for note in prepared.notes if launch.rank == 0 else ():
-            progress.note(note)
         plan = prepared.plan(sweeps)
-        existing = run.addresses()
         places = plan.places(existing)
         mine = [place for number, place in enumerate(places) if number % launch.world == launch.rank]
         began = time.monotonic()
         made, evaluations = _make(prepared, run, plan, mine, existing, progress)
-        seconds = time.monotonic() - began
         before = plan.samples - sum(place.missing for place in places)
         if launch.rank:
-            return Outcome(made, before, 0, evaluations, seconds, 0)
+            return Outcome(made, before, 0, evaluations, time.monotonic() - began, 0)
         missing = sum(place.missing for place in places) - made
+        others: list[int] = []
         if launch.world > 1:
             missing = _await_others(run, plan, launch)
-        return Outcome(made, before, missing, evaluations, seconds, merge(run))
+            known = {sample.address for place in mine if place.missing for sample in plan.batch(place).samples}
+            others = _evaluations(run, existing | known)
+        seconds = time.monotonic() - began
+        return Outcome(made, before, missing, evaluations, seconds, merge(run), len(others), sum(others))
 
 
 def dry_run(prepared: Prepared, run: RunFolder | None) -> tuple[Plan, set[str]]:
@@ -217,6 +224,13 @@ def _await_others(run: RunFolder, plan: Plan, launch: Launch) -> int:
             if not missing or others or time.monotonic() - last_seen > GRACE:  # done, dead, or they have never come
                 return missing
         time.sleep(POLL)
+
+
+def _evaluations(run: RunFolder, known: Collection[str]) -> list[int]:
+    """The evaluations of each sample whose address is not in `known`."""
+    table = run.records(["address", "evaluations"])
+    rows = zip(table.column("address").to_pylist(), table.column("evaluations").to_pylist(), strict=True)
+    return [evaluations for address, evaluations in rows if address not in known]
 
 
 def refuse_missing(missing: int) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .sweep import Sweep
 
 SWEEP, CELLS, RECORDS, METRICS = "sweep.yaml", "cells.json", "records.parquet", "metrics.parquet"
+VALUES = "values.parquet"
 PARTS, IMAGES, FEATURES, TRACES = "parts", "images", "features", "traces"
 
 COLUMNS: dict[str, pa.DataType] = {
@@ -97,7 +98,7 @@ class RunFolder:
             data = self.location.read(SWEEP)
         except FileNotFoundError:
             raise InputError(f"{self} is no run folder: it has no {SWEEP}; `guidestack evaluate` makes one") from None
-        return parse_sweep(data, f"{self}/{SWEEP}", self.location.read)
+        return parse_sweep(data, f"{self}/{SWEEP}", self.location.read, self.location.folder)
 
     def cells(self) -> dict[str, Any]:
         """The sweep's cells, in its order, as plain values.
@@ -161,6 +162,19 @@ class RunFolder:
         if "address" not in table.column_names:
             raise damaged(self, name, "no column 'address'")
         return table
+
+    def values(self) -> pa.Table:
+        """The metrics of single images as `measure` wrote them last; its columns are `measure.EACH`.
+
+        Raises:
+            InputError: nothing was measured yet, or the file is damaged.
+        """
+        try:
+            return self.read_records(VALUES)
+        except FileNotFoundError:
+            raise InputError(
+                f"{self} has no {VALUES}; `guidestack evaluate` writes it when a sweep has metrics and is complete"
+            ) from None
 
     def addresses(self) -> set[str]:
         """The samples that have a record; reads that one column, and looks at no image."""

@@ -16,6 +16,7 @@ import yaml
 from ..guidance.errors import InputError
 from . import prompts as prompts_of
 from . import values
+from .places import located, metric_located
 from .prompts import Prompt
 from .values import meant
 
@@ -41,6 +42,9 @@ Files = Callable[[str], bytes]
 """Reads a file that a sweep names, relative to the sweep's own place."""
 
 
+FURTHER = 1_000_000
+
+
 @dataclass(frozen=True)
 class Seeds:
     """Which seeds each prompt has.
@@ -49,23 +53,27 @@ class Seeds:
         seeds: the same for every prompt.
         each: instead, so many for each prompt, its own: prompt i has ``start + i*each`` and on.
         start: the first of these.
+        times: so many times as many, each time a million further on, so that a run grows by them.
     """
 
     seeds: tuple[int, ...] = ()
     each: int = 0
     start: int = 0
+    times: int = 1
 
     def of(self, prompt: int) -> range | tuple[int, ...]:
         """The seeds of a prompt, by its place."""
         if not self.each:
             return self.seeds
         first = self.start + prompt * self.each
-        return range(first, first + self.each)
+        if self.times == 1:
+            return range(first, first + self.each)
+        return tuple(first + one + FURTHER * time for time in range(self.times) for one in range(self.each))
 
-    def times(self, factor: int) -> Seeds:
-        """So many times as many for each prompt, from the same start."""
+    def more(self, factor: int) -> Seeds:
+        """So many times as many for each prompt, these among them."""
         if self.each:
-            return Seeds(each=self.each * factor, start=self.start)
+            return Seeds(each=self.each, start=self.start, times=self.times * factor)
         first = max(self.seeds) + 1
         more = range(first, first + len(self.seeds) * (factor - 1))
         return Seeds((*self.seeds, *more))
@@ -73,7 +81,7 @@ class Seeds:
     def written(self) -> Any:
         """As it stands in a sweep."""
         if self.each:
-            return {"each": self.each, "start": self.start}
+            return {"each": self.each, "start": self.start} | ({"times": self.times} if self.times > 1 else {})
         first, count = self.seeds[0], len(self.seeds)
         consecutive = self.seeds == tuple(range(first, first + count))
         return {"count": count, "start": first} if consecutive else list(self.seeds)
@@ -84,7 +92,7 @@ class Sweep:
     """A sweep, checked as far as that needs no model.
 
     Args:
-        model: folder or hub id; None for the bundled model.
+        model: folder or hub id; None for the bundled model. A folder of a file's sweep is an absolute path.
         prompts: in order; their places are the records' ``prompt_index``.
         drawn: count and seed of prompts that were drawn for the bundled model; None for others.
         seeds: of each prompt.
@@ -92,7 +100,7 @@ class Sweep:
         axes: values by name; a template's holes and `FIELDS`.
         zipped: groups of axes that go together, value by value; all others multiply.
         fixed: `FIELDS` that are no axes.
-        metrics: as written.
+        metrics: as written, with absolute paths.
         images: ``png``, ``webp`` or ``none``.
         traces: whether each sample's steps are kept.
         baseline: the stack's text, or values of axes, of the one cell that others are compared with; or None.
@@ -123,12 +131,12 @@ class Sweep:
         return list(found.values())
 
     def written(self, prompts_file: str | None = None) -> str:
-        """The YAML that `parse_sweep` reads back, with nothing left to a default.
+        """The YAML that `parse_sweep` reads back anywhere, with nothing left to a default.
 
         Args:
             prompts_file: name of the file that holds the prompts; None where they stand in the sweep.
         """
-        whole: dict[str, Any] = {"model": self.model or BUNDLED}
+        whole: dict[str, Any] = {"model": located(self.model) if self.model else BUNDLED}
         if prompts_file:
             whole["prompts"] = prompts_file
         elif self.drawn:
@@ -179,7 +187,8 @@ def load_sweep(name: str) -> Sweep:
     """The sweep in a file, or one that comes with guidestack by its name, such as ``smoke`` or ``smoke.yaml``.
 
     Args:
-        name: a path, an fsspec address, or a name; files that a sweep names are looked for beside it.
+        name: a path, an fsspec address, or a name; files that a sweep names are looked for beside it, then in the
+            working directory.
 
     Raises:
         InputError: there is no such file, or it is no sweep.
@@ -190,7 +199,7 @@ def load_sweep(name: str) -> Sweep:
 
         folder, _, last = name.rpartition("/")
         location = Location(folder, patience=0)
-        return _parsed(lambda file: location.read(file), last, name)
+        return _parsed(location.read, last, name, location.folder)
     path = Path(name)
     if not path.is_file() and len(path.parts) == 1:
         path = shipped().get(name.removesuffix(".yaml"), path)
@@ -198,24 +207,26 @@ def load_sweep(name: str) -> Sweep:
         raise InputError(
             f"no sweep {name!r}, neither a YAML file nor one that comes with guidestack{meant(name, names())}"
         )
-    return _parsed(lambda file: (path.parent / file).read_bytes(), path.name, str(path))
+    return _parsed(lambda file: Path(located(file, path.parent)).read_bytes(), path.name, str(path), path.parent)
 
 
-def _parsed(files: Files, file: str, name: str) -> Sweep:
+def _parsed(files: Files, file: str, name: str, folder: Path | None) -> Sweep:
     try:
         data = files(file)
     except OSError as error:
         raise InputError(f"cannot read the sweep {name!r}: {error.strerror or 'no such file'}") from None
-    return parse_sweep(data, name, files)
+    return parse_sweep(data, name, files, folder)
 
 
-def parse_sweep(data: bytes, name: str, files: Files | None = None) -> Sweep:
+def parse_sweep(data: bytes, name: str, files: Files | None = None, folder: Path | None = None) -> Sweep:
     """Read a sweep.
 
     Args:
         data: its YAML.
         name: for messages.
-        files: reads the files that it names; None where it may name none.
+        files: reads the prompts that it names; None where it may name none.
+        folder: beside which models, pictures and weights lie that it names; what is not there is looked for in the
+            working directory.
 
     Raises:
         InputError: it is no sweep; the message says which key, what was expected and what to change.
@@ -233,10 +244,10 @@ def parse_sweep(data: bytes, name: str, files: Files | None = None) -> Sweep:
             raise InputError(f"{name}: {one} is fixed and an axis; keep one of the two")
     asked, drawn = _prompts(given.get("prompts"), name, files)
     asked = _with_texts(asked, given, name)
-    claim = _claim(given.get("claim"), axes, f"{name}: claim")
-    wanted = _metrics(given.get("metrics"), f"{name}: metrics")
+    claim = _claim(given.get("claim"), axes, f"{name}: claim", folder)
+    wanted = _metrics(given.get("metrics"), f"{name}: metrics", folder)
     return Sweep(
-        model=None if model == BUNDLED else model,
+        model=None if model == BUNDLED else located(model, folder),
         prompts=tuple(asked),
         drawn=drawn,
         seeds=_seeds(given.get("seeds", [0]), len(asked), f"{name}: seeds"),
@@ -338,15 +349,17 @@ def _zipped(
 
 def _seeds(given: Any, prompts: int, where: str) -> Seeds:
     if isinstance(given, Mapping):
-        values.check_keys(given, ("count", "each", "start"), where)
+        values.check_keys(given, ("count", "each", "start", "times"), where)
         if ("count" in given) == ("each" in given):
             raise InputError(f"{where}: give count, the same seeds for every prompt, or each, its own for each prompt")
         start = values.whole(given.get("start", 0), f"{where}: start", 0, LAST_SEED)
         kind = "each" if "each" in given else "count"
         count = values.whole(given[kind], f"{where}: {kind}", 1, 10**7)
-        if start + count * max(1, prompts) > LAST_SEED:
+        times = values.whole(given.get("times", 1), f"{where}: times", 1, 10**6)
+        if start + count * max(1, prompts) + FURTHER * times > LAST_SEED:
             raise InputError(f"{where}: seeds end at {LAST_SEED}")
-        return Seeds(each=count, start=start) if kind == "each" else Seeds(tuple(range(start, start + count)))
+        found = Seeds(each=count, start=start) if kind == "each" else Seeds(tuple(range(start, start + count)))
+        return found.more(times)
     listed = values.values([given] if type(given) is int else given, where)
     return Seeds(tuple(values.whole(one, where, 0, LAST_SEED) for one in listed))
 
@@ -377,7 +390,9 @@ def _prompts(given: Any, name: str, files: Files | None) -> tuple[list[Prompt], 
         data = files(file)
     except OSError as error:
         reason = error.strerror or "no such file"
-        raise InputError(f"{where}: cannot read {file!r}, which is looked for beside the sweep: {reason}") from None
+        raise InputError(
+            f"{where}: cannot read {file!r}, which is looked for beside the sweep and here: {reason}"
+        ) from None
     return prompts_of.parse_prompts(data, file), None
 
 
@@ -403,27 +418,24 @@ def _replaced(prompt: Prompt, attribute: str, text: str) -> Prompt:
     return dataclasses.replace(prompt, **changed)
 
 
-def _metrics(given: Any, where: str) -> tuple[str, ...]:
+def _metrics(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
     listed = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(listed, list):
         raise InputError(f"{where} is a list of metrics, such as [saturation]; got {values.shown(given)}")
-    found = tuple(values.text(one, where) for one in listed)
+    found = tuple(metric_located(values.text(one, where), folder) for one in listed)
     if len(set(found)) < len(found):
         raise InputError(f"{where}: a metric comes twice")
-    if found:
-        from .metrics import parse_metric
-
-        for one in found:
-            parse_metric(one)
     return found
 
 
-def _claim(given: Any, axes: Mapping[str, Any], where: str) -> Claim | None:
+def _claim(given: Any, axes: Mapping[str, Any], where: str, folder: Path | None) -> Claim | None:
     if given is None:
         return None
     from .claims import parse_claim  # which reads metrics, and with them networks
 
-    return parse_claim(given, where, [STACK, *axes])
+    claim = parse_claim(given, where, [STACK, *axes])
+    expect = (dataclasses.replace(one, metric=metric_located(one.metric, folder)) for one in claim.expect)
+    return dataclasses.replace(claim, expect=tuple(expect))
 
 
 def _baseline(

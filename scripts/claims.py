@@ -43,7 +43,7 @@ def tested(name: str, out: Path, times: int) -> tuple[Sweep, list[claims.Finding
     import dataclasses
 
     sweep = load_sweep(str(FOLDERS[1] / f"{name}.yaml"))
-    sweep = dataclasses.replace(sweep, seeds=sweep.seeds.times(times))
+    sweep = dataclasses.replace(sweep, seeds=sweep.seeds.more(times))
     assert sweep.claim is not None  # what these files are for
     run = RunFolder(str(out / name))
     prepared = runner.Prepared(sweep, runner.Options())

@@ -54,7 +54,7 @@ def _evaluate(options: dict[str, Any]) -> None:
         return
     sweep = load_sweep(options["sweep"])
     if options["times"] > 1:
-        sweep = dataclasses.replace(sweep, seeds=sweep.seeds.times(options["times"]))
+        sweep = dataclasses.replace(sweep, seeds=sweep.seeds.more(options["times"]))
     device = options["device"] or _device(launch.local, launch.world)
     check_device(device)
     prepared = runner.Prepared(sweep, runner.Options(device, options["allow_pickle"], launch))
@@ -66,7 +66,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     assert run is not None  # refused above
     outcome = runner.run_sweep(prepared, run, Bar(launch.rank))
     if launch.rank == 0:
-        click.echo(_account(run, outcome))
+        click.echo(_account(run, outcome, launch.world))
         runner.refuse_missing(outcome.missing)
         _measure(run, sweep.metrics)
         if sweep.claim:
@@ -76,10 +76,12 @@ def _evaluate(options: dict[str, Any]) -> None:
         click.echo(f"next: guidestack report {run}")
 
 
-def _account(run: Any, outcome: Any) -> str:
+def _account(run: Any, outcome: Any, processes: int) -> str:
+    by = f" by {processes} processes" if processes > 1 else ""
     there = f", {outcome.existing} were there already" if outcome.existing else ""
     return (
-        f"{outcome.made} images made{there}: {outcome.evaluations} network evaluations, {outcome.seconds:.1f} s\n"
+        f"{outcome.made + outcome.others} images made{by}{there}: "
+        f"{outcome.evaluations + outcome.others_evaluations} network evaluations, {outcome.seconds:.1f} s\n"
         f"records: {run}/records.parquet, {outcome.records} rows"
     )
 

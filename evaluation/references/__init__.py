@@ -35,7 +35,7 @@ from ...guidance.errors import InputError, nearest
 from ...scripts.emoji.files import replacing
 from ...scripts.emoji.pictures import Pixels, on_background
 from ...scripts.emoji.vocabulary import BACKGROUNDS
-from .. import extractors
+from .. import extractors, places
 
 HERE = Path(__file__).parent
 EMOJI = "emoji"
@@ -116,8 +116,8 @@ def find(text: str) -> Reference:
     Raises:
         InputError: there is none.
     """
-    kind, _, colour = text.partition("-")
-    if kind == EMOJI and "/" not in text:
+    colour = text.partition("-")[2]
+    if _ships(text):
         if colour and colour not in (*BACKGROUNDS, "all"):
             raise InputError(
                 f"unknown reference {text!r}{nearest(text, [EMOJI, *(f'{EMOJI}-{c}' for c in BACKGROUNDS)])}"
@@ -133,6 +133,15 @@ def find(text: str) -> Reference:
             f"the reference {text!r} has {len(found)} pictures ({', '.join(SUFFIXES)}); 1 to {MOST} are read"
         )
     return Reference(f"{folder.resolve().name}-{len(found)}-{_digest(folder, found)}", tuple(found))
+
+
+def located(text: str, folder: Path | None = None) -> str:
+    """The same text with the absolute path of the user's pictures; see `places.located`."""
+    return text if _ships(text) else places.located(text, folder)
+
+
+def _ships(text: str) -> bool:
+    return text.partition("-")[0] == EMOJI and "/" not in text
 
 
 def _digest(folder: Path, files: list[Path]) -> str:

@@ -34,7 +34,8 @@ def one_of(model: str, out: str, rank: int, world: int, results: Any) -> None:
     torch.set_num_threads(1)
     prepared = Prepared(sweep_of(Path(model)), Options(launch=Launch("together", rank, world)))
     outcome = run_sweep(prepared, RunFolder(out))
-    results.put((rank, outcome.made, outcome.missing, outcome.records))
+    whole = outcome.existing + outcome.made + outcome.others
+    results.put((rank, outcome.made, whole, outcome.records))
 
 
 def start(server: Any, model: Path, out: Path, ranks: range, world: int) -> tuple[list[Any], Any]:
@@ -52,6 +53,7 @@ def test_processes_share_a_sweep(server: Any, whole: Path, model_folder: Path, t
     for process in processes:
         process.join()
     assert sum(made for _, made, _, _ in found) == SAMPLES
+    assert found[0][2] == SAMPLES  # what the others made is counted by the first one
     assert [records for _, _, _, records in found] == [SAMPLES, *[0] * (world - 1)]  # the first one merges
     assert_same(tmp_path, whole)
 
@@ -70,6 +72,7 @@ def test_what_a_dead_process_leaves_is_made_by_the_next_run(
     prepared = Prepared(sweep_of(model_folder), Options(launch=Launch("together", 0, 2)))
     outcome = run_sweep(prepared, RunFolder(tmp_path))
     assert outcome.missing > 0
+    assert outcome.existing + outcome.made + outcome.others == outcome.records
     assert outcome.records == SAMPLES - outcome.missing
     with pytest.raises(InputError, match=f"{outcome.missing} samples are missing"):
         runner.refuse_missing(outcome.missing)
@@ -94,5 +97,6 @@ def test_under_a_launcher(whole: Path, model_folder: Path, tmp_path: Path, launc
         [sys.executable, "-m", *command, *arguments], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "images made by 2 processes" in done.stdout
     assert f"{SAMPLES} rows" in done.stdout
     assert_same(tmp_path / "run", whole)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.pipelines import guide
 from guidestack.scripts.images import read_recipe
 
-from .common import SAMPLES, assert_same, pixels, rows, run, sweep_of
+from .common import SAMPLES, assert_same, pixels, rows, run, sweep_of, written
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +249,6 @@ def test_what_the_model_cannot_run_is_refused_before_it_runs(
         ({"prompts": ["red", "a cat", "sea", "b", "c"]}, "prompt 1 is 'a cat' there and 'red' here"),
         ({"negatives": "dog"}, "prompt 1 is"),
         ({"seeds": {"each": 1, "start": 4}}, "seed 3 of prompt 1 is there"),
-        ({"images": "none"}, "images is png there and none here"),
-        ({"traces": True}, "traces is False there and True here"),
         ({"size": "16x16"}, "size is None there and 16x16 here"),
     ],
 )
@@ -425,6 +425,127 @@ def test_versions_are_kept(model_folder: Path, tmp_path: Path) -> None:
         sweep_of(model_folder, axes={"w": [5]}),
         sweep_of(model_folder, axes={"w": [5, 2]}),
     ]
+
+
+CLAIM = {
+    "words": "More guidance, more colour.",
+    "paper": "2207.12598",
+    "expect": [{"metric": "contrast", "of": {"stack": "cfg({w})", "w": 5}, "be": "higher",
+                "than": {"stack": "cfg({w})", "w": 2}}],
+}  # fmt: skip
+
+
+def test_what_moves_no_sample_is_of_the_sweep_that_is_run_now(whole: Path, model_folder: Path, tmp_path: Path) -> None:
+    """Metrics, baseline and claim added to a finished run, changed, and taken away again."""
+    shutil.copytree(whole, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    cell_of = {cell["stack"]: cell["cell"] for cell in folder.cells()["cells"]}
+    records = rows(folder)
+    for keys, wanted in (
+        ({"metrics": ["saturation", "ssim"], "baseline": {"stack": "cfg({w})", "w": 2}}, "cfg(2)"),
+        ({"metrics": ["ssim"], "baseline": {"stack": "cfg({w})", "w": 5}, "claim": CLAIM}, "cfg(5)"),
+        ({}, None),
+    ):
+        assert run(model_folder, tmp_path / "run", **keys).made == 0
+        assert folder.sweep() == sweep_of(model_folder, **keys)
+        assert folder.cells()["baseline"] == cell_of.get(wanted)
+        again = load_sweep(str(tmp_path / "run" / "sweep.yaml"))
+        assert run_sweep(Prepared(again, Options()), folder).made == 0
+        assert folder.sweep() == again
+    assert folder.location.names("history") == ["0001.yaml"]
+    assert rows(folder) == records
+
+
+def test_a_run_that_is_stopped_may_change_its_metrics(whole: Path, model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(model_folder, tmp_path, Stop(5), baseline="cfg(2)", metrics=["contrast"])
+    run(model_folder, tmp_path, baseline="cfg(5)", axes={"w": [2, 5, 7]})
+    run(model_folder, tmp_path, baseline="cfg(7)", axes={"w": [2, 5, 7]}, metrics=["ssim"])
+    folder = RunFolder(tmp_path)
+    assert folder.location.names("history") == ["0001.yaml", "0002.yaml"]
+    assert (folder.sweep().baseline, folder.sweep().metrics) == ("cfg(7)", ("ssim",))
+    made = pixels(folder)
+    assert len(made) == 30
+    assert {address: made[address] for address in pixels(RunFolder(whole))} == pixels(RunFolder(whole))
+
+
+class Said(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({"traces": True}, {"traces": False}, ["traces of the 10 samples that are there stay; new samples have none"]),
+        ({}, {"traces": True}, ["10 samples were made without traces, and stay so; choose another --out"]),
+        ({"images": "none"}, {"images": "png"}, ["10 samples were made without images, and stay so"]),
+        ({"images": "png"}, {"images": "none"}, ["images of the 10 samples that are there stay"]),
+        ({"images": "png"}, {"images": "webp"}, []),
+    ],
+)
+def test_what_is_kept_may_change_for_new_samples(
+    model_folder: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], said: list[str]
+) -> None:
+    run(model_folder, tmp_path, axes={"w": [5]}, **before)
+    folder = RunFolder(tmp_path)
+    records, images = rows(folder), pixels(folder)
+    told = Said()
+    outcome = run(model_folder, tmp_path, told, **after)
+    assert (outcome.existing, outcome.made) == (10, 10)
+    assert len(told.notes) == len(said)
+    assert all(note.startswith(start) for note, start in zip(told.notes, said, strict=True))
+    found = {row["address"]: row for row in rows(folder)}
+    assert [found[row["address"]] for row in records] == records
+    assert {address: pixels(folder)[address] for address in images} == images
+    fresh = [row for address, row in found.items() if address not in {row["address"] for row in records}]
+    assert {Path(row["image"] or "").suffix[1:] or "none" for row in fresh} == {after.get("images", "png")}
+    traced = set(folder.traces(list(found)))
+    old, new = {row["address"] for row in records}, {row["address"] for row in fresh}
+    assert traced == (old if before.get("traces") else set()) | (new if after.get("traces") else set())
+
+
+def test_the_sweep_of_a_folder_works_from_anywhere(
+    whole: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model beside the sweep: the same samples as by its absolute path, and nothing relative is stored."""
+    (tmp_path / "models").symlink_to(model_folder.parent)
+    relative = f"../models/{model_folder.name}"
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "s.yaml").write_text(written(Path(relative)))
+    monkeypatch.chdir(tmp_path / "sweeps")
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(Prepared(load_sweep("s.yaml"), Options()), RunFolder("../run"), Stop(5))
+    monkeypatch.chdir("/")
+    sweep = load_sweep(str(tmp_path / "run" / "sweep.yaml"))
+    assert sweep.model == str(model_folder.resolve())
+    run_sweep(Prepared(sweep, Options()), RunFolder(tmp_path / "run"))
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_model_may_move(whole: Path, model_folder: Path, tmp_path: Path) -> None:
+    """It is known by its fingerprint; an older folder has a path that leads nowhere from here."""
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(model_folder, tmp_path / "moved")
+    for file in (tmp_path / "run" / "sweep.yaml", tmp_path / "run" / "history" / "0001.yaml"):
+        file.write_text(file.read_text().replace(str(model_folder), "some/where/else"))
+    assert run(tmp_path / "moved", tmp_path / "run").made == 0
+    assert RunFolder(tmp_path / "run").sweep().model == str(tmp_path / "moved")
+
+
+def test_a_record_has_the_size_of_its_image_and_the_version(whole: Path) -> None:
+    from guidestack import __version__
+
+    folder = RunFolder(whole)
+    for row in folder.records().to_pylist():
+        assert folder.image(row["image"]).size == (row["width"], row["height"])
+        assert json.loads(row["versions"])["guidestack"] == __version__
+    assert {cell["size"] for cell in folder.cells()["cells"]} == {None}
 
 
 def test_traces_on_request(model_folder: Path, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from guidestack.evaluation.cells import Addresses, Cell, baseline_of, expand
+from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.prompts import Prompt, bundled, parse_prompts, written_prompt
-from guidestack.evaluation.sweep import Sweep, load_sweep, names, parse_sweep
+from guidestack.evaluation.sweep import Seeds, Sweep, load_sweep, names, parse_sweep
 from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.scripts.emoji.vocabulary import BACKGROUNDS, STYLES, concepts
 
@@ -168,13 +170,13 @@ def test_a_file_that_is_no_sweep(text: str, message: str) -> None:
 
 
 def test_prompt_files(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("a cat\n\n  red \n")
+    (tmp_path / "p.txt").write_text("a cat\n\n  red \n# no comment\n")
     (tmp_path / "p.jsonl").write_text(
         '"a"\n{"prompt": "b", "negative": ["c", "d"], "labels": {"style": "flat"}}\n\n{"class": 3}\n'
     )
     (tmp_path / "p.csv").write_text('prompt,negative,label.style\n"a, b",,flat\nc,d,\n')
     for file, wanted in {
-        "p.txt": [Prompt("a cat"), Prompt("red")],
+        "p.txt": [Prompt("a cat"), Prompt("red"), Prompt("# no comment")],
         "p.jsonl": [Prompt("a"), Prompt("b", "c | d", labels={"style": "flat"}), Prompt("3", class_id=3)],
         "p.csv": [Prompt("a, b", labels={"style": "flat"}), Prompt("c", "d")],
     }.items():
@@ -187,7 +189,9 @@ def test_prompt_files(tmp_path: Path) -> None:
     [
         ("p.txt", b"a\nb\xff\n", "p.txt line 2: not UTF-8"),
         ("p.txt", b"\n\n", "no prompts"),
-        ("p.jsonl", b'"a"\n{"prompt": \n', "p.jsonl line 2: not JSON"),
+        ("p.jsonl", b'"a"\n{"prompt": \n', "^p.jsonl line 2: not JSON: Expecting value, at character 12$"),
+        ("p.jsonl", b'{"text": "a"}\n', "p.jsonl line 1: unknown key 'text'; did you mean 'prompt'"),
+        ("p.csv", b"text,negative\na,b\n", "p.csv line 1: unknown column 'text'; did you mean 'prompt'"),
         ("p.jsonl", b'"a"\n\n[1]\n', "p.jsonl line 3: a prompt is a text"),
         ("p.jsonl", b'{"prompt": "a", "label": 1}\n', "p.jsonl line 1: unknown key 'label'; did you mean 'labels'"),
         ("p.jsonl", b'{"class": -1}\n', "line 1: a class is a whole number"),
@@ -214,6 +218,62 @@ def test_a_prompt_file_that_is_not_there(tmp_path: Path) -> None:
         load_sweep("smok")
 
 
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder ``sweeps`` with pictures, weights and a model; the working directory ``here`` has pictures too, and
+    others and prompts that are nowhere else.
+    """
+    for folder in ("sweeps/pictures", "sweeps/clip", "sweeps/model", "here/pictures", "here/others"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "sweeps" / "weights.pth").write_bytes(b"x")
+    (tmp_path / "here" / "p.txt").write_text("a\n")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("metric", "wanted"),
+    [
+        ("frechet(reference='pictures')", "frechet(reference='{root}/sweeps/pictures')"),
+        ("kid(reference='../sweeps/pictures', degree=2)", "kid(reference='{root}/sweeps/pictures', degree=2)"),
+        ("frechet(reference='others')", "frechet(reference='{root}/here/others')"),
+        ("frechet(reference='nowhere')", "frechet(reference='nowhere')"),
+        ("frechet(reference='')", "frechet(reference='')"),
+        ("frechet(reference='emoji-white')", "frechet(reference='emoji-white')"),
+        ("diversity(extractor='inception:weights.pth')", "diversity(extractor='inception:{root}/sweeps/weights.pth')"),
+        ("clip_score(model='clip')", "clip_score(model='{root}/sweeps/clip')"),
+        ("clip_score( 'clip' )", "clip_score(model='{root}/sweeps/clip')"),
+        ("saturation( )", "saturation( )"),
+        ("frechet(reference='" + "x" * 1500 + "')", "frechet(reference='" + "x" * 1500 + "')"),
+    ],
+)
+def test_paths_of_metrics_are_looked_for_beside_the_sweep_and_then_here(
+    beside: Path, metric: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect = {"metric": metric, "of": {"w": 2}, "be": "lower", "than": {"w": 3}}
+    keys = {
+        "model": "model", "prompts": "p.txt", "stack": "cfg({w})", "axes": {"w": [2, 3]}, "metrics": [metric],
+        "claim": {"words": "a", "paper": "b", "expect": [expect]},
+    }  # fmt: skip
+    (beside / "sweeps" / "s.yaml").write_text(yaml.safe_dump(keys))
+    found = load_sweep("../sweeps/s.yaml")
+    root = beside.resolve()
+    assert found.metrics == (wanted.format(root=root),)
+    assert found.claim is not None
+    assert found.claim.expect[0].metric == wanted.format(root=root)
+    assert found.model == str(root / "sweeps" / "model")
+    assert [prompt.text for prompt in found.prompts] == ["a"]
+    monkeypatch.chdir("/")
+    assert parse_sweep(found.written().encode(), "again") == found
+
+
+def test_names_of_numbers_do_not_depend_on_how_a_path_is_written(beside: Path) -> None:
+    Image.new("RGB", (8, 8)).save(beside / "sweeps" / "pictures" / "a.png")
+    (beside / "sweeps" / "s.yaml").write_text("stack: cfg(2)\nmetrics: [\"frechet(reference='pictures')\"]\n")
+    found = load_sweep("../sweeps/s.yaml")
+    assert parse_metric(found.metrics[0]).full_name == parse_metric("frechet(reference='../sweeps/pictures')").full_name
+
+
 def test_bundled_prompts_say_what_they_ask_for() -> None:
     few, many = bundled(5, seed=3), bundled(50, seed=3)
     assert few == many[:5]
@@ -232,6 +292,13 @@ def test_seeds() -> None:
     assert sweep(**two, seeds=[7, 3]).pairs == [(0, 7), (0, 3), (1, 7), (1, 3)]
     assert sweep(**two, seeds={"count": 2, "start": 5}).pairs == [(0, 5), (0, 6), (1, 5), (1, 6)]
     assert sweep(**two, seeds={"each": 2, "start": 5}).pairs == [(0, 5), (0, 6), (1, 7), (1, 8)]
+    twice = sweep(**two, seeds={"each": 1, "start": 5, "times": 2})
+    assert twice.pairs == [(0, 5), (0, 1_000_005), (1, 6), (1, 1_000_006)]
+    assert twice.seeds == Seeds(each=1, start=5).more(2)
+    assert parse_sweep(twice.written().encode(), "again").seeds == twice.seeds
+    assert (
+        sweep(**two, seeds={"count": 2, "start": 5, "times": 2}).seeds == Seeds((5, 6)).more(2) == Seeds((5, 6, 7, 8))
+    )
     assert sweep(prompts=["a", "b", "a"]).pairs == [(0, 0), (1, 0)]  # the same sample twice is one sample
 
 

@@ -170,7 +170,9 @@ def test_few_prompts_make_an_interval_wide_enough(count: int) -> None:
 
 def test_the_interval_of_a_mean_keeps_the_bounds() -> None:
     values = np.array([0.9, 0.99, 0.95, 1.0])
-    assert intervals.bootstrap(values, np.arange(4), (0.0, 1.0))[1] == 1.0 < intervals.bootstrap(values, np.arange(4))[1]
+    assert (
+        intervals.bootstrap(values, np.arange(4), (0.0, 1.0))[1] == 1.0 < intervals.bootstrap(values, np.arange(4))[1]
+    )
 
 
 def pairs(gains: int, losses: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -222,6 +222,61 @@ def test_pairs_are_of_the_same_prompt_and_seed(make: Make) -> None:
     assert (row["samples"], row["prompts"]) == (3, 3)
 
 
+def test_the_values_of_single_images_are_kept(make: Make) -> None:
+    run = make()
+    table = measured(run, "ssim", "psnr", "contrast", "evaluations")
+    values = run.values()
+    assert values.schema == measure.EACH
+    names = {row["metric"] for row in table if row["text"] != "evaluations"}
+    assert set(values.column("metric").to_pylist()) == names
+    address_of = {(row["cell"], row["prompt_index"], row["seed"]): row["address"] for row in run.records().to_pylist()}
+    wanted = dict(
+        zip(
+            [(p, s) for p in range(PROMPTS) for s in range(SEEDS)],
+            zip(
+                *(
+                    parse_metric("psnr").compare(images_of("bb"), images_of("aa")),
+                    parse_metric("ssim").compare(images_of("bb"), images_of("aa")),
+                )
+            ),
+            strict=True,
+        )
+    )
+    of = {(row["address"], row["text"]): row for row in values.to_pylist()}
+    assert len(of) == 2 * PROMPTS * SEEDS * 3
+    for (prompt, seed), (psnr, ssim) in wanted.items():
+        address, other = (address_of[cell, prompt, seed] for cell in ("bb", "aa"))
+        assert of[address, "psnr"]["value"] == pytest.approx(psnr)
+        assert of[address, "ssim"]["value"] == pytest.approx(ssim)
+        assert of[other, "ssim"]["value"] == pytest.approx(1)
+        assert (of[address, "ssim"]["baseline"], of[address, "ssim"]["cell"]) == (other, "bb")
+        assert of[address, "contrast"]["baseline"] is None
+    for row in table:
+        each = [one["value"] for one in values.to_pylist() if (one["cell"], one["text"]) == (row["cell"], row["text"])]
+        assert not each or row["value"] == pytest.approx(np.mean(each))
+
+
+def test_images_without_a_value_have_no_row(make: Make) -> None:
+    rows = [row_of("bb", prompt, 0) for prompt in range(3)] + [row_of("aa", prompt, 0) for prompt in (0, 2)]
+    run = make(rows)
+    with pytest.raises(InputError, match=r"has no values.parquet; `guidestack evaluate` writes it"):
+        run.values()
+    measured(run, "ssim")
+    found = [row for row in run.values().to_pylist() if row["cell"] == "bb"]
+    assert {row["address"] for row in found} == {row["address"] for row in rows[:3] if row["prompt_index"] != 1}
+    measured(run, "evaluations")
+    assert run.values().num_rows == 0
+
+
+def test_only_pairs_need_the_baseline(make: Make) -> None:
+    run = make([row_of("bb", prompt, 0) for prompt in range(3)])  # stopped before the baseline's turn
+    cells = Cells(run)
+    assert cells.numbered(parse_metric("contrast"), "bb").value > 0
+    assert cells.numbered(parse_metric("evaluations"), "bb").value > 0
+    with pytest.raises(InputError, match=r"ssim.*compares with the baseline cfg\(2\).*has no samples"):
+        cells.numbered(parse_metric("ssim"), "bb")
+
+
 def test_a_metric_in_two_cells_is_over_what_they_share(make: Make, looked: list[int]) -> None:
     rows = [row_of("aa", prompt, seed) for prompt in range(5) for seed in (0, 1)]
     rows += [row_of("bb", prompt, seed) for prompt in range(2, 7) for seed in (0, 1, 2)]

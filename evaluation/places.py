@@ -1,0 +1,47 @@
+"""Where the files lie that a sweep names: beside it, or in the working directory.
+
+Paths are made absolute when a sweep is read, so that what is stored of it works from anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+def located(path: str, folder: Path | None = None) -> str:
+    """The absolute path of a file or folder: beside the sweep if it is there, else in the working directory.
+
+    Args:
+        path: as it is written; ``~`` is the home folder.
+        folder: of the sweep; None where it has none.
+
+    Returns:
+        The path without links; `path` itself where nothing is there.
+    """
+    for base in (folder or Path(), Path()):
+        try:
+            found = base / Path(path).expanduser()
+            if path and found.exists():
+                return str(found.resolve())
+        except (OSError, ValueError, RuntimeError):  # no name of a file, such as one that is too long
+            break
+    return path
+
+
+def metric_located(text: str, folder: Path | None = None) -> str:
+    """A metric as it is written, with absolute paths of its reference, of its extractor's files and of its model.
+
+    Raises:
+        InputError: it is no metric.
+    """
+    from . import extractors, references
+    from .metrics import parse_metric  # which takes its time
+
+    ways = {"reference": references.located, "extractor": extractors.located, "model": located}
+    metric = parse_metric(text)
+    given = {one.name: getattr(metric, one.name) for one in dataclasses.fields(metric)}  # type: ignore[arg-type]
+    found = {name: way(given[name], folder) for name, way in ways.items() if isinstance(given.get(name), str)}
+    if all(given[name] == one for name, one in found.items()):
+        return text
+    return str(dataclasses.replace(metric, **found))  # type: ignore[type-var]
