@@ -99,8 +99,8 @@ def _section(rows: Sequence[Measured]) -> str:
     lines = [
         f"## {first['model']}, {first['batch']} image{'s' * (first['batch'] > 1)}\n",
         f"{first['machine']}, {first['threads']} thread{'s' * (first['threads'] > 1)}; {unit} time, medians of "
-        f"{first['rounds']} round{'s' * (first['rounds'] > 1)} of {_steps(rows)}; torch {first['torch']}, diffusers {first['diffusers']}, "
-        f"Python {first['python']}.\n",
+        f"{first['rounds']} round{'s' * (first['rounds'] > 1)} of {_steps(rows)}; torch {first['torch']}, "
+        f"diffusers {first['diffusers']}, Python {first['python']}.\n",
         "| stack | time | evaluations | efficiency | network | memory | added | guider | Modular |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

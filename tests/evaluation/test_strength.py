@@ -140,7 +140,7 @@ def test_groups_are_left_out_whole() -> None:
     assert (replicates.prompts, replicates.units) == (7, 3)
     left = [sorted({*range(7)} - {*draw.tolist()}) for draw in replicates.draws]
     assert sorted(map(len, left)) == [2, 2, 3]
-    assert sorted(sum(left, [])) == [*range(7)]
+    assert sorted(one for group in left for one in group) == [*range(7)]
 
 
 def test_of_a_metric_of_sets_the_error_is_the_true_one() -> None:
