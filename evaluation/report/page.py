@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from ...guidance.errors import InputError
 from ..claims import overall
-from ..measure import Cell, Number
+from ..measure import Cell, Cells, Number
 from ..metrics import PairMetric, SampleMetric, summary
 from ..store import RunFolder
 from . import svg
@@ -285,13 +285,13 @@ def _data(found: Found, budget: float) -> tuple[dict[str, Any], list[str]]:
         said.append(
             f"This page shows the samples of the first {len(shown)} of {len(prompts)} prompts; all are in the records."
         )
-    each = [column.metric for column in found.columns if isinstance(column.metric, SampleMetric)]
+    each = [column.metric for column in found.columns if isinstance(column.metric, SampleMetric | PairMetric)]
     names = list(cells.by_name)
     texts: dict[int, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     rows = _rows(found.run, shown[-1]) if shown else {}
     for place, cell in enumerate(cells.by_name.values()):
-        values = [_values(cell, metric) for metric in each]
+        values = [_values(cells, cell, metric) for metric in each]
         for row, address in enumerate(cell.addresses):
             record = rows.get(address)
             if record is None:
@@ -327,9 +327,11 @@ def _rows(run: RunFolder, last: int) -> dict[str, dict[str, Any]]:
     return {row["address"]: row for row in table.select(wanted).to_pylist()}
 
 
-def _values(cell: Cell, metric: SampleMetric) -> Any:
+def _values(cells: Cells, cell: Cell, metric: SampleMetric | PairMetric) -> Any:
+    """Of each image; NaN where it has none, and of the baseline's, which are like themselves."""
     try:
-        return cell.values(metric)
+        baseline = cells.baseline if isinstance(metric, PairMetric) else None
+        return np.full(len(cell), math.nan) if cell is baseline else cell.values(metric, baseline)
     except InputError:
         return np.full(len(cell), math.nan)
 

@@ -165,6 +165,22 @@ def difference_of(found: Comparison, better: str, breaks: Any = ()) -> Any:
     return _difference(whole, Column(metric, "m", {}), found, "effective scale", breaks, "m-difference-1")
 
 
+def test_a_record_has_the_likeness_of_its_image_to_the_baseline_s(baselined: Path) -> None:
+    data = data_of(html_of(baselined))
+    assert data["metrics"] == ["psnr", "saturation"]
+    run = RunFolder(baselined)
+    rows = {row["address"]: row for row in run.records().to_pylist()}
+    images = {address: np.asarray(run.image(row["image"]), float) for address, row in rows.items()}
+    there = {(row["prompt_index"], row["seed"]): address for address, row in rows.items() if row["stack"] == "cfg(3)"}
+    for sample in data["samples"]:
+        other = there[sample["p"], sample["s"]]
+        if other == sample["a"]:
+            assert sample["m"][0] is None
+        else:
+            error = ((images[sample["a"]] - images[other]) ** 2).mean()
+            assert sample["m"][0] == pytest.approx(10 * np.log10(255**2 / error), rel=1e-4)
+
+
 def test_the_baseline_is_compared_with_nothing(baselined: Path) -> None:
     """A metric of pairs is of the baseline itself what it is of equal images, which says nothing of its method."""
     found = gather(RunFolder(baselined))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from guidestack.evaluation.tune.goal import Goal, read_goal
@@ -31,6 +33,9 @@ def test_a_goal_is_read(given: tuple[str | None, ...], goal: Goal) -> None:
         ((None, 0.0), "--evaluations is 1 at least"),
         (("ssim>=2", None), "cannot be reached: equal images have ssim 1"),
         (("feature_distance<=-1", None), "cannot be reached: equal images have feature_distance 0"),
+        (("psnr(cap=60)>=61", None), "cannot be reached: equal images have psnr(cap=60) 60"),
+        (("feature_distance<=0", None), "is of images equal to the reference's, which only the reference makes"),
+        (("ssim>=1", None), "is of images equal to the reference's, which only the reference makes"),
         (("ssim<=0.9", None), "of ssim, more is more alike"),
         (("ssim>=1.2.3", None), "'1.2.3' is no number"),
         (("simm>=0.9", None), "did you mean 'ssim'"),
@@ -45,3 +50,20 @@ def test_a_wrong_goal_is_one_clear_line(given: tuple[str | None, ...], message: 
         read_goal(*given)  # type: ignore[arg-type]
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_each_goal_has_a_name_of_its_own_that_is_fit_for_a_path() -> None:
+    given: list[tuple[str | None, float | None, str | None]] = [
+        (None, 12, None), (None, 12.5, None), (None, 8, None), (None, 12, "ssim"), (None, 12, "psnr(cap=60)"),
+        (None, 12, "psnr(cap=6)"), ("ssim>=0.97", None, None), ("ssim>=0.9700000001", None, None),
+        ("ssim>=0.97", 12, None), ("prefix(cfg(4), 12)", None, None), ("prefix(cfg(4), 1) | cfg(2)", None, None),
+        ("prefix(cfg(4), 12)", None, "ssim"), ("cfg(41) | rescale(0.2)", None, None),
+        ("cfg(4) | rescale(1)" + " | rescale(0)" * 20, None, None), ("cfg(4)" + " | rescale(0)" * 21, None, None),
+    ]  # fmt: skip
+    names = [read_goal(*one).name for one in given]
+    assert len(set(names)) == len(names)
+    assert names[0] == "feature_distance-in-12"
+    assert names[6] == "ssim-at-least-0.97"
+    for name in names:
+        assert len(name) < 100
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name)
