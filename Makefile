@@ -13,7 +13,7 @@ help: ## this list
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch  # first and by itself: the pinned one, not the newest with several GB of CUDA packages
-	$(PIP) --editable ".[evaluation]"
+	$(PIP) --editable ".[tune]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed

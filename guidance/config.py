@@ -10,13 +10,13 @@ from .query import Query
 from .registry import RULES, entry_of, given, make, rules
 from .rule import Rule
 from .stack import Stack
-from .text import parse
 
 
 def to_config(rule: Rule) -> dict[str, Any]:
     """The mapping that `from_config` reads back: plain values only, ready for YAML or JSON.
 
-    >>> to_config(parse("cfg(4)"))
+    >>> from guidestack import CFG
+    >>> to_config(CFG(4))
     {'rules': [{'cfg': {'scale': 4.0}}]}
     """
     if not isinstance(rule, Stack):
@@ -69,13 +69,21 @@ def _value_from(value: Any) -> Any:
 
 
 def as_stack(stack: Rule | str | Mapping[str, Any]) -> Stack:
-    """A stack from whatever form of it a user has: a stack, one rule, text, or a mapping.
+    """A stack from whatever form of it a user has: a stack, one rule, text, ``"@PRESET"``, or a mapping.
+
+    Text from elsewhere than a user, such as a file, goes through `parse` instead: it does not choose what is read.
+
+    Args:
+        stack: the stack. Text that begins with ``@`` is a preset's name, or the path of a file ``.yaml``.
 
     Raises:
+        InputError: there is no such preset or file.
         GuidestackError: as `parse` and `from_config`; or `stack` is something else.
     """
     if isinstance(stack, str):
-        return parse(stack)
+        from .presets import read  # which reads mappings with what is above
+
+        return read(stack)
     if isinstance(stack, Mapping):
         return from_config(stack)
     if isinstance(stack, Rule):

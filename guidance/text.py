@@ -15,6 +15,8 @@ from .rule import Rule
 from .stack import Stack
 
 MAX_TEXT = 10_000  # characters; longer input is no stack, and the parser's recursion stays bounded
+PRESET = "@"
+"""What the name or path of a preset begins with; `as_stack` reads it."""
 
 
 def to_text(rule: Rule) -> str:
@@ -32,7 +34,8 @@ def parse(text: str) -> Stack:
     """Read a stack such as ``"during(cfg(4), sigma=(0.2, 1.6)) | rescale(0.7)"``.
 
     Calls of registered rules with literal arguments, nested where a rule takes a rule, and ``|`` between the rules of a
-    stack. ``"stack()"`` is the empty one. Rules apply left to right.
+    stack. ``"stack()"`` is the empty one. Rules apply left to right. No file is read: ``"@PRESET"`` is for `guide`,
+    `sample` and whatever else takes a stack.
 
     Args:
         text: the stack's text form; never evaluated.
@@ -52,6 +55,12 @@ Rescale(phi=0.7, space='native'))
     line = " ".join(text.split())
     if not line:
         raise StackSyntaxError("the text of a stack is empty; write 'stack()' for the unguided model")
+    if line.startswith(PRESET):
+        raise StackSyntaxError(
+            f"{shown(line)} names a preset, and parse reads no files; give it as it is where a stack goes (guide, "
+            "sample, as_denoiser, StackGuider, save_pretrained, --guidance), or read it with "
+            "guidestack.guidance.presets.load_preset(NAME)"
+        )
     try:
         tree = ast.parse(line, mode="eval").body
     except SyntaxError as error:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..guidance.errors import InputError
+from ..guidance.errors import GuidestackWarning, InputError, RuleError
+from ..guidance.presets import TunedFor, name_in, read, tuned_for
 from ..guidance.pretrained import from_pretrained, stored_beside
+from ..guidance.rules import Schedule
+from ..guidance.stack import Stack
+from ..pipelines.bundled import EMOJI
+from .explain import schedule
 from .images import check_writable, read_recipe
-from .model import notices
+from .model import fingerprint, notices
 from .recipe import Recipe, recipes
 from .studio import Studio
 
@@ -65,6 +72,54 @@ def stored_guidance(model: str | None) -> tuple[str, ...]:
     return (stack,)
 
 
+def check_presets(texts: Sequence[str], model: str | None, sampler: str, steps: int) -> None:
+    """Look, before a model is loaded, at whether stacks are for this run, and warn of presets tuned for another.
+
+    Args:
+        texts: of stacks, or ``@`` and a preset's name or path.
+        model: folder or hub id; None for the bundled model.
+        sampler: short name.
+        steps: of the sampler.
+
+    Raises:
+        InputError: a plan is for another number of steps.
+    """
+    for text in texts:
+        _check_plans(text, read(text), sampler, steps)
+        name = name_in(text)
+        tuned = tuned_for(name) if name is not None else None
+        if tuned and (others := _others(tuned, model, sampler, steps)):
+            warnings.warn(
+                f"{text} was tuned for {', '.join(others)}; what it was verified on says nothing about this run",
+                GuidestackWarning,
+                stacklevel=2,
+            )
+
+
+def _check_plans(text: str, stack: Stack, sampler: str, steps: int) -> None:
+    for part in stack.parts():
+        if isinstance(part, Schedule):
+            try:
+                part.letters(steps)
+            except RuleError as error:
+                if (own := 1 + max(when.index for when in schedule(sampler, steps))) == steps:
+                    raise InputError(f"{text}: {error}" if text.startswith("@") else str(error)) from None
+                part.letters(own)  # of a sampler whose steps are not as many as it is asked for
+
+
+def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> list[str]:
+    """What a preset was tuned for and does not meet here."""
+    folder = EMOJI if model is None else Path(model)
+    here = fingerprint(folder) if tuned.fingerprint and folder.is_dir() else None
+    same = here == tuned.fingerprint if here else tuned.model == (model or "bundled")
+    others = [] if same else [f"the model {tuned.model} {tuned.fingerprint or ''}".rstrip()]
+    if tuned.sampler != sampler:
+        others.append(f"sampler {tuned.sampler} (here {sampler})")
+    if tuned.steps != steps:
+        others.append(f"{tuned.steps} steps (here {steps})")
+    return others
+
+
 @click.command()
 @click.argument("prompts", nargs=-1)
 @click.option("--prompts-from", metavar="FILE", help="Prompts from a file, one a line; - for standard input.")
@@ -78,8 +133,8 @@ def stored_guidance(model: str | None) -> tuple[str, ...]:
     "--guidance",
     multiple=True,
     metavar="STACK",
-    help='Stack of rules, e.g. "cfg(4) | rescale(0.7)", or @PRESET; several make a set each.  '
-    "[default: guidance.yaml in the model's folder, else cfg(4)]",
+    help='Stack of rules, e.g. "cfg(4) | rescale(0.7)", or @PRESET (guidestack rules --presets); several make a set '
+    "each.  [default: guidance.yaml in the model's folder, else cfg(4)]",
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
@@ -132,6 +187,7 @@ def _generate(options: dict[str, Any]) -> str:
         size = read_size(options["size"])
         options = {**options, "guidance": options["guidance"] or stored_guidance(options["model"])}
         wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
+        check_presets(options["guidance"], options["model"], options["sampler"], options["steps"])
         studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
     made = studio.make(wanted, options["out"], options["batch"], options["overwrite"])
     if options["grid"]:

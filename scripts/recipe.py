@@ -18,6 +18,7 @@ from ..guidance.errors import GuidestackError, GuidestackWarning, InputError
 from ..guidance.presets import read
 from ..guidance.rule import Rule
 from ..guidance.rules import LinearAG, PerpNeg
+from ..guidance.text import parse
 from .words import counted
 
 
@@ -106,7 +107,7 @@ class Recipe:
         if not (1 <= mapping["steps"] <= 1000 and 1 <= mapping["batch"] <= 1024 and 0 <= mapping["seed"] < 2**63):
             raise InputError(f"{path}: steps, batch or seed is out of range")
         try:
-            stack = as_stack(mapping["guidance"])
+            stack = parse(mapping["guidance"])  # an image names no preset's file
         except GuidestackError as error:
             raise InputError(f"{path}: {error}") from None
         for part in stack.parts():

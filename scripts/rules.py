@@ -6,6 +6,7 @@ import re
 
 import click
 
+from ..guidance.presets import load_preset, names, path_of
 from ..guidance.registry import Entry
 from ..guidance.registry import rules as registered
 
@@ -26,11 +27,24 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+def listed() -> str:
+    """The presets: name, what its file says first, and the stack."""
+    found = []
+    for name in names():
+        first = path_of(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        found.append(f"@{name}\n    {first}\n    {load_preset(name)}\n")
+    return "".join(found)
+
+
 @click.command()
 @click.option("--markdown", "as_markdown", is_flag=True, help="As the table of the README.")
+@click.option("--presets", is_flag=True, help="The presets that come with guidestack: --guidance @NAME.")
 @click.option("--compositions", is_flag=True, help="Which rules go with which, as docs/compositions.md.")
-def command(as_markdown: bool, compositions: bool) -> None:
+def command(as_markdown: bool, presets: bool, compositions: bool) -> None:
     """List the guidance rules: parameters, cost in evaluations a step, paper."""
+    if presets:
+        click.echo(listed(), nl=False)
+        return
     if compositions:
         from .compositions import markdown as tables
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,10 @@ from ..guidance.errors import InputError
 from .generate import read_size
 from .model import check_device, notices
 from .words import counted
+
+if TYPE_CHECKING:
+    from ..evaluation.tune.progress import Bar
+    from ..evaluation.tune.session import Tuning
 
 HELD_OUT = 48
 """Prompts that are drawn to verify on, where no file is given."""
@@ -53,26 +57,37 @@ def command(**options: Any) -> None:
     """Search the cheapest schedule of a stack: what to evaluate at which step.
 
     Tries schedules of the reference on the training prompts, takes the one that costs least of those that reach
-    --likeness (or is most alike at --evaluations), verifies it on held-out prompts, and writes OUT/tuned.yaml, to be
-    used as --guidance @OUT/tuned.yaml. OUT/frontier.csv, .json and .svg have everything that was measured;
-    OUT/training and OUT/held-out are run folders for guidestack report. Stop it at any moment: the same command goes
-    on.
+    --likeness (or is most alike at --evaluations), verifies it on held-out prompts, and writes OUT/GOAL/tuned.yaml, to
+    be used as --guidance @OUT/GOAL/tuned.yaml. GOAL is a name that says what was wanted, so that several goals share a
+    folder. OUT/GOAL/frontier.csv, .json and .svg have everything that was measured; OUT/training and OUT/held-out are
+    run folders for guidestack report. Stop it at any moment: the same command goes on.
     """
     with notices():
-        _tune(options)
+        try:
+            tuning, bar = _prepared(options)
+        except KeyboardInterrupt:
+            click.echo("stopped before the search began; the same command goes on", err=True)
+            raise
+        _tune(tuning, bar)
 
 
-def _tune(options: dict[str, Any]) -> None:
+def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
+    """The tuning that is asked for, with the model loaded, and its bar.
+
+    Raises:
+        GuidestackError: it cannot be; nothing is written then.
+    """
     try:
         from ..evaluation.runner import Options
         from ..evaluation.tune.goal import read_goal
         from ..evaluation.tune.progress import Bar
-        from ..evaluation.tune.search import check_budget
+        from ..evaluation.tune.search import check_budget, check_installed
         from ..evaluation.tune.session import Settings, Tuning
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise
         raise InputError(f"tune needs {error.name}: pip install 'guidestack[tune]'") from None
+    check_installed()
     check_budget(options["budget"])
     goal = read_goal(options["likeness"], options["evaluations"], options["metric"])
     fixed = {name: options[name] for name in ("sampler", "steps", "dtype", "batch")}
@@ -91,19 +106,24 @@ def _tune(options: dict[str, Any]) -> None:
     )
     check_device(options["device"])
     bar = Bar()
-    tuning = Tuning(settings, options["out"], Options(options["device"], options["allow_pickle"]), bar, bar.say)
-    bar.start(tuning.samples)
+    return Tuning(settings, options["out"], Options(options["device"], options["allow_pickle"]), bar, bar.say), bar
+
+
+def _tune(tuning: Tuning, bar: Bar) -> None:
+    ended = False
     try:
+        bar.start(tuning.samples)
         verdict = tuning.run()
+        ended = True
     except KeyboardInterrupt:
         tried = max(0, len(tuning.training.points) - 1)
-        bar.say(f"stopped after {counted(tried, 'stack')} of {options['budget']}; the same command goes on")
+        bar.say(f"stopped after {counted(tried, 'stack')} of {tuning.settings.budget}; the same command goes on")
         raise
     finally:
-        bar.stop()
-    whole = tuning.space.cost(settings.reference)
+        bar.stop(ended)
+    whole = tuning.space.cost(tuning.settings.reference)
     click.echo(f"{verdict.point.stack}: {verdict.point.cost:.4g} evaluations instead of {whole}\n{verdict.told}")
-    click.echo(f"use it: --guidance @{options['out'] / 'tuned.yaml'}; measured: {options['out'] / 'frontier.csv'}")
+    click.echo(f"{verdict.advice(tuning.preset_file)}\nmeasured: {tuning.preset_file.with_name('frontier.csv')}")
 
 
 def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from ...guidance.presets import read
 from ..metrics import PairMetric, parse_metric
 
 DEFAULT = "feature_distance"
+LONGEST = 80  # characters of a name
 BOUND = re.compile(r"\s*(?P<metric>[^<>]+?)\s*(?P<sign><=|>=)\s*(?P<number>[-+.\deE]+)\s*")
 
 
@@ -34,12 +36,29 @@ class Goal:
         """1 where more of the metric is more alike, -1 where less is."""
         return 1 if likeness(self.metric).better == "up" else -1
 
+    @property
+    def name(self) -> str:
+        """What the files of this goal's results are called after: another one for another goal, and fit for a path."""
+        parts = [self.metric]
+        if self.bound is not None:
+            parts += ["at-least" if self.sign > 0 else "at-most", repr(self.bound)]
+        if self.than is not None:
+            parts += ["as", self.than]
+        if self.evaluations is not None:
+            parts += ["in", f"{self.evaluations:.12g}"]
+        plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", "-".join(parts)).strip("-")
+        if plain == "-".join(parts) and len(plain) <= LONGEST:
+            return plain
+        return f"{plain[:LONGEST].rstrip('-')}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:6]}"
+
     def __str__(self) -> str:
         wanted = []
         if self.bound is not None:
             wanted.append(f"{self.metric} {'>=' if self.sign > 0 else '<='} {self.bound:g}")
         if self.than is not None:
             wanted.append(f"{self.metric} no worse than that of {self.than}")
+        if not wanted:
+            return f"{self.evaluations:g} evaluations at most, the most alike by {self.metric}"
         if self.evaluations is not None:
             wanted.append(f"{self.evaluations:g} evaluations at most")
         return " and ".join(wanted)
@@ -90,11 +109,37 @@ def read_goal(wanted: str | None, evaluations: float | None, metric: str | None 
     goal = Goal(name, number, None, evaluations)
     if found["sign"] != (">=" if goal.sign > 0 else "<="):
         raise InputError(f"--likeness {wanted!r}: of {name}, {'more' if goal.sign > 0 else 'less'} is more alike")
-    low, high = likeness(name).range
-    best = high if goal.sign > 0 else low
+    best = _best(likeness(name))
     if goal.sign * number > goal.sign * best:
         raise InputError(f"--likeness {wanted!r} cannot be reached: equal images have {name} {best:g}")
+    if number == best:
+        raise InputError(
+            f"--likeness {wanted!r} is of images equal to the reference's, which only the reference makes; ask for less"
+        )
     return goal
+
+
+def check_than(goal: Goal, reference: str) -> None:
+    """Refuse a goal that is the reference itself.
+
+    Args:
+        goal: what is wanted.
+        reference: text of the stack whose images are wanted.
+
+    Raises:
+        InputError: it is.
+    """
+    if goal.than == reference:
+        raise InputError(
+            f"--likeness {reference!r} is the reference itself, than which only equal images are no worse; give a "
+            "cheaper stack, or a bound such as 'ssim>=0.97'"
+        )
+
+
+def _best(metric: PairMetric) -> float:
+    """Of equal images."""
+    low, high = metric.range
+    return float(getattr(metric, "cap", high if metric.better == "up" else low))
 
 
 def _stack(text: str) -> str:

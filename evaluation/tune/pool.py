@@ -94,7 +94,10 @@ class Pool:
         if self.run.location.exists(SWEEP):
             before = self.run.sweep()
             there = list(before.stacks)
-            if difference := differs(before, self.setup.sweep(there)):
+            difference = differs(before, self.setup.sweep(there))
+            if before.baseline != self.setup.reference:
+                difference = f"the reference is {before.baseline} there and {self.setup.reference} here"
+            if difference:
                 raise InputError(f"{self.run} is of another tuning: {difference}; choose another --out")
         self.stacks = there or ([self.setup.reference] if self.against is None else [])
         self._values: dict[str, dict[str, list[float]]] = self._read()

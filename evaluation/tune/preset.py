@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import yaml
 
 from ...guidance.config import to_config
 from ...guidance.errors import InputError
+from ...guidance.presets import TUNED, TunedFor
 from ...guidance.text import parse
 from .frontier import Point, pareto
 from .goal import Goal
@@ -26,11 +29,26 @@ class Verdict:
         point: its measurements.
         reached: whether the goal is reached with the whole interval on the right side.
         told: in words, with the numbers.
+        fewer: the reference in as many steps as cost no more, on the same samples; None where there is no such number.
+        ahead: of that: 1 where the stack is more alike, -1 where it is less, 0 where they are not told apart.
     """
 
     point: Point
     reached: bool
     told: str
+    fewer: Point | None = None
+    ahead: int = 1
+
+    def advice(self, path: Path) -> str:
+        """What to use, one line: the preset in the file `path`, or fewer steps of the reference."""
+        preset = f"--guidance {shlex.quote(f'@{path}')}"
+        if self.fewer is None or self.ahead > 0:
+            return f"use it: {preset}"
+        plain = f"--guidance {shlex.quote(self.fewer.stack)} --steps {self.fewer.steps}"
+        costs = f"{self.fewer.cost:.4g} evaluations"
+        if self.ahead < 0:
+            return f"take fewer steps instead, which are more alike at {costs}: {plain} (the preset is {path})"
+        return f"use it: {preset}; fewer steps, at {costs}, are not told apart from it: {plain}"
 
 
 def judged(point: Point, goal: Goal, than: Point | None) -> Verdict:
@@ -70,10 +88,16 @@ def compared(point: Point, other: Point, metrics: Sequence[str], sign: int) -> s
     """
     each = ", ".join(f"{metric} {other.mean(metric):.4g}" for metric in metrics)
     mean, low, high = point.difference(other, metrics[0])
-    worst, best = sorted((sign * low, sign * high))
-    verdict = "more alike" if worst > 0 else "less alike" if best < 0 else "not told apart"
+    verdict = {1: "more alike", -1: "less alike", 0: "not told apart"}[ahead(point, other, metrics[0], sign)]
     away = f"{metrics[0]} {mean:+.4g} [{low:+.4g}, {high:+.4g}]"
     return f"{other.cost:.4g} evaluations, {each}; the tuned is {verdict} ({away})"
+
+
+def ahead(point: Point, other: Point, metric: str, sign: int) -> int:
+    """1 where a point is more alike than another with the whole interval of their difference, -1 where less, else 0."""
+    _, low, high = point.difference(other, metric)
+    worst, best = sorted((sign * low, sign * high))
+    return 1 if worst > 0 else -1 if best < 0 else 0
 
 
 def candidates(points: Sequence[Point], goal: Goal, than: Point | None) -> Iterator[Point]:
@@ -96,16 +120,21 @@ def candidates(points: Sequence[Point], goal: Goal, than: Point | None) -> Itera
     yield from good if goal.bound is not None or goal.than is not None else reversed(good)
 
 
-def written(chosen: str, header: Sequence[str], numbers: Mapping[str, str]) -> bytes:
-    """A preset: the stack as `from_config` reads it, below comments.
+def written(chosen: str, header: Sequence[str], numbers: Mapping[str, str], tuned: TunedFor) -> bytes:
+    """A preset: the stack as `load_preset` reads it and what it was tuned for, below comments.
 
     Args:
         chosen: the stack's text.
         header: sentences.
         numbers: lines with a name each.
+        tuned: what the stack is for.
     """
     lines = [line for sentence in header for line in textwrap.wrap(sentence, WIDTH)]
     for name, number in numbers.items():
         lines += textwrap.wrap(f"{name}: {number}", WIDTH, initial_indent="  ", subsequent_indent="    ")
     comments = "".join(f"# {line}\n".replace("&", "and") for line in lines)  # presets are read without anchors
-    return (comments + yaml.safe_dump(to_config(parse(chosen)), sort_keys=False, width=10**6)).encode()
+    about = {name: value for name, value in asdict(tuned).items() if value is not None}
+    about["model"] = tuned.model.replace("&", "and")
+    return (
+        comments + yaml.safe_dump({**to_config(parse(chosen)), TUNED: about}, sort_keys=False, width=10**6)
+    ).encode()

@@ -46,7 +46,10 @@ class Bar(Progress):
             self.bar.set_postfix_str(f"{rate:.1f} evaluations/s", refresh=False)
             self.bar.update(count)
 
-    def stop(self) -> None:
-        """Leave the bar as it is."""
+    def stop(self, ended: bool = False) -> None:
+        """Leave the bar as it is; where all has `ended`, with as many images as there were: it was about so many."""
         if self.bar is not None:
+            if ended:
+                self.bar.total = self.bar.n
+                self.bar.refresh()
             self.bar.close()

@@ -6,6 +6,7 @@ search that was stopped begins anew, finds its images there, and goes on as if i
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,16 @@ def check_budget(budget: int) -> None:
         raise InputError(f"--budget is the number of stacks to try, 1 at least; got {budget}")
 
 
+def check_installed() -> None:
+    """Refuse a search that could not be made, before anything is.
+
+    Raises:
+        InputError: optuna is missing.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError("tune needs optuna: pip install 'guidestack[tune]'")
+
+
 def search(
     space: Space, measure: Measure, metric: str, sign: int, budget: int, seed: int = 0, extra: Iterable[str] = ()
 ) -> list[Point]:
@@ -57,9 +68,10 @@ def search(
         The reference's point, then those of the stacks tried, in order.
 
     Raises:
-        InputError: the budget is 0; as `measure`.
+        InputError: the budget is 0, or optuna is missing; as `measure`.
     """
     check_budget(budget)
+    check_installed()
     reference = str(space.reference)
     found: dict[str, Point] = dict(zip([reference], measure([reference]), strict=True))
 
@@ -104,11 +116,9 @@ def search(
 
 def _study(space: Space, seed: int, informed: int) -> tuple[optuna.Study, dict[str, Any]]:
     """A study whose sampler begins with so many informed trials, and the distributions of the choices."""
-    try:
-        import optuna
-        from optuna.samplers.nsgaii import UniformCrossover
-    except ImportError:
-        raise InputError("tune needs optuna: pip install 'guidestack[tune]'") from None
+    import optuna
+    from optuna.samplers.nsgaii import UniformCrossover
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     choices = {name: optuna.distributions.CategoricalDistribution(values) for name, values in space.choices.items()}
     with warnings.catch_warnings():

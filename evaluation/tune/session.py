@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...guidance.errors import InputError
+from ...guidance.errors import GuidestackError, InputError
 from ...guidance.plan import When
+from ...guidance.presets import TunedFor, load_preset
 from ...guidance.stack import Stack
 from ...pipelines import guide
 from ...samplers import grid
+from ...scripts.images import check_writable
 from ..check import check
 from ..maker import Maker
 from ..progress import Progress
@@ -24,12 +28,13 @@ from ..runner import Options
 from ..store import RunFolder
 from . import frontier, plot, preset
 from .frontier import Point, pareto
-from .goal import Goal, likeness
+from .goal import Goal, check_than, likeness
 from .pool import Pool, Setup
-from .search import check_budget, search
+from .search import check_budget, check_installed, search
 from .space import Space, linear_stacks
 
 TRAINING, HELD_OUT = "training", "held-out"
+PRESET = "tuned.yaml"
 SHARES = (3 / 4, 1 / 2, 1 / 3, 1 / 4)
 """Of the steps, with which the reference itself is measured: what a schedule has to beat."""
 SECOND = "ssim"
@@ -67,7 +72,7 @@ class Settings:
         coefficients: of LinearAG around the reference, to be tried as well; None for none.
 
     Raises:
-        InputError: a budget of 0, or prompts that are in both sets.
+        InputError: a budget of 0, prompts that are in both sets, or a goal that is the reference itself.
     """
 
     model: str | None
@@ -83,6 +88,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
+        check_than(self.goal, str(self.reference))
         both = {one.text for one in self.training.prompts} & {one.text for one in self.held_out.prompts}
         if both:
             raise InputError(
@@ -116,14 +122,18 @@ class Settings:
 class Tuning:
     """A tuning in a folder, which is gone on with where it was stopped.
 
+    Results are in a folder within, called after the goal; images are shared by all goals.
+
     Args:
         settings: what to tune.
-        out: the folder, on this machine.
+        out: the folder, on this machine. Nothing is written to it before `run`.
         options: how to run.
         progress: told what happens.
         say: shows a line to the user.
 
     Raises:
+        InputError: optuna is missing, the folder cannot be written to or is of another tuning, or no plan costs as
+            little as is wanted.
         GuidestackError: the model cannot be loaded, or cannot run the reference.
     """
 
@@ -135,12 +145,14 @@ class Tuning:
 
     def __post_init__(self) -> None:
         settings = self.settings
+        check_installed()
+        check_writable(self.out)
         self.maker = Maker(settings.model, settings.fixed["dtype"], self.options.device, self.options.allow_pickle)
-        self.files = RunFolder(self.out)
-        self.files.location.create()
+        self.files = RunFolder(self.out / settings.goal.name)
         self.training = self._pool(TRAINING, settings.training)
         self.held_out = self._pool(HELD_OUT, settings.held_out)
         self.space = Space.of(settings.reference, self._points(), self._runs)
+        self._check_goal()
         self.extra = list(map(str, linear_stacks(settings.reference, settings.coefficients, settings.fixed["steps"])))
         for pool in (self.training, self.held_out):
             self._check(pool.setup)
@@ -158,6 +170,15 @@ class Tuning:
         points = grid(self.maker.pipe.scheduler).points
         return tuple(When(point.step, point.evaluation, point.level, point.time) for point in points)
 
+    def _check_goal(self) -> None:
+        """Refuse what no plan costs so little as, before anything is made."""
+        most, least = self.settings.goal.evaluations, self.space.least
+        if most is not None and most < least:
+            raise InputError(
+                f"--evaluations {most:g} cannot be reached: the cheapest plan of {self.settings.reference} on this "
+                f"model costs {least} in {self.space.steps} steps"
+            )
+
     def _check(self, setup: Setup) -> None:
         """Refuse what the model cannot run before it runs anything."""
         from ..cells import expand
@@ -165,6 +186,11 @@ class Tuning:
         than = [self.settings.goal.than] if self.settings.goal.than else []
         stacks = list(dict.fromkeys([setup.reference, *than, *self.extra]))
         check(self.maker, expand(setup.sweep(stacks)), setup.prompts)
+
+    @property
+    def preset_file(self) -> Path:
+        """Where the preset is written."""
+        return self.out / self.settings.goal.name / PRESET
 
     @property
     def samples(self) -> int:
@@ -195,6 +221,11 @@ class Tuning:
         (reference,) = self.training.measure([self.training.setup.reference])
         fewer = [self._fewer(self.training, TRAINING, steps) for steps in self.fewer]
         than = self.training.measure([goal.than])[0] if goal.than else None
+        if than is not None and goal.sign * than.mean(goal.metric) >= goal.sign * reference.mean(goal.metric):
+            raise InputError(
+                f"the images of {than.stack} equal those of the reference, than which none are more alike; give a "
+                "cheaper stack, or a bound such as 'ssim>=0.97'"
+            )
         tried: list[Point] = [reference]
 
         def measure(stacks: Sequence[str]) -> list[Point]:
@@ -224,6 +255,8 @@ class Tuning:
             if verdict.reached:
                 yardstick = self._yardstick(verdict.point)
                 if yardstick is not None:
+                    ahead = preset.ahead(verdict.point, yardstick, goal.metric, goal.sign)
+                    verdict = replace(verdict, fewer=yardstick, ahead=ahead)
                     than_fewer = preset.compared(verdict.point, yardstick, self.settings.metrics, goal.sign)
                     self.say(f"{yardstick.stack} in {yardstick.steps} steps: {than_fewer}")
                 self._write_preset(verdict, (len(points) - 1, len(looked)), yardstick, other)
@@ -309,7 +342,26 @@ class Tuning:
         )
         versions = ", ".join(f"{name} {number}" for name, number in self.told["versions"].items())
         numbers["made"] = f"{datetime.now(UTC):%Y-%m-%d} by guidestack tune, {versions}"
-        self.files.write_bytes("tuned.yaml", preset.written(point.stack, header, numbers))
+        identity = self.maker.identity
+        tuned = TunedFor(
+            identity["name"], settings.fixed["sampler"], settings.fixed["steps"], identity.get("fingerprint")
+        )
+        self._keep(point.stack)
+        self.files.write_bytes(PRESET, preset.written(point.stack, header, numbers, tuned))
+
+    def _keep(self, chosen: str) -> None:
+        """Keep a preset with another stack, as an earlier search for the same goal has left it, under another name."""
+        try:
+            before = self.files.location.read(PRESET)
+        except FileNotFoundError:
+            return
+        with contextlib.suppress(GuidestackError):
+            if str(load_preset(self.preset_file)) == chosen:
+                return
+        names = (f"tuned-{number}.yaml" for number in itertools.count(1))
+        name = next(one for one in names if not self.files.location.exists(one))
+        self.files.write_bytes(name, before)
+        self.say(f"the preset that was there holds another stack; it is kept as {self.preset_file.with_name(name)}")
 
 
 def _ordinal(number: int) -> str:

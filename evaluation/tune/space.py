@@ -111,6 +111,13 @@ class Space:
         """Evaluations of a sample; at most so many where a rule decides as it goes."""
         return sum(len(one.queries) for one in plan(stack, self.points))
 
+    @property
+    def least(self) -> int:
+        """Evaluations of the cheapest plan there is."""
+        first = CONDITIONAL if CONDITIONAL in self.letters else GUIDED
+        rest = SKIPPED if SKIPPED in self.letters else first
+        return self.cost(self.stack(self._completed(first + rest * (self.steps - 1), {})))
+
     def informed(self) -> Iterator[Choices]:
         """What is known to be worth a try, likely ones first."""
         seen: set[str] = set()

@@ -17,7 +17,7 @@ import guidestack as gs
 from guidestack.evaluation.cells import baseline_of, expand
 from guidestack.evaluation.sweep import load_sweep
 from guidestack.evaluation.tune.plot import figure
-from guidestack.guidance.presets import load_preset, names
+from guidestack.guidance.presets import load_preset, names, tuned_for
 from guidestack.scripts.figures.__main__ import group
 from guidestack.scripts.figures.tune import frontier_table, sweep_table
 
@@ -101,7 +101,10 @@ def test_a_tuned_preset_says_what_it_was_verified_on(name: str) -> None:
     text = (ROOT / "configs" / f"{name}.yaml").read_text()
     for wanted in ("Tuned: ", "For the model bundled ", "held-out prompts", "fewer steps of the reference", "made: 20"):
         assert wanted in text
-    assert yaml.safe_load(text).keys() == {"rules"}
+    assert yaml.safe_load(text).keys() == {"rules", "tuned"}
+    tuned = tuned_for(name)
+    assert tuned is not None
+    assert f"For the model {tuned.model} {tuned.fingerprint}, sampler {tuned.sampler}, {tuned.steps} steps." in text
 
 
 def test_the_sweep_that_reproduces_them_has_them_all() -> None:
@@ -118,3 +121,10 @@ def test_the_sweep_that_reproduces_them_has_them_all() -> None:
     _, held_out = prompt_sets({"prompts": "12", "held_out": "48", "model": None, "seed": 0})
     assert [one.text for one in sweep.prompts] == [one.text for one in held_out.prompts]
     assert sweep.seeds.of(0)[0] == held_out.start
+
+
+def test_what_make_installs_can_tune() -> None:
+    """The README leads from `make demo` to the page."""
+    installed = (ROOT / "Makefile").read_text().partition("$(VENV)/.installed:")[2].partition("\n\n")[0]
+    assert '--editable ".[tune]"' in installed
+    assert "[tune]" in PAGE
