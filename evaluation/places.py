@@ -29,6 +29,12 @@ def located(path: str, folder: Path | None = None) -> str:
     return path
 
 
+def preset_located(template: str, folder: Path | None = None) -> str:
+    """A template that is ``@`` and the path of a preset, with the absolute path; any other as it is."""
+    name = template.removeprefix("@")
+    return f"@{located(name, folder)}" if name != template and Path(name).suffix in (".yaml", ".yml") else template
+
+
 def metric_located(text: str, folder: Path | None = None) -> str:
     """A metric as it is written, with absolute paths of its reference, of its extractor's files and of its model.
 

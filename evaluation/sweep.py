@@ -16,7 +16,7 @@ import yaml
 from ..guidance.errors import InputError
 from . import prompts as prompts_of
 from . import values
-from .places import located, metric_located
+from .places import located, metric_located, preset_located
 from .prompts import Prompt
 from .values import meant
 
@@ -235,7 +235,7 @@ def parse_sweep(data: bytes, name: str, files: Files | None = None, folder: Path
     if STACK not in given:
         raise InputError(f"{name}: give stack, a template such as 'cfg({{w}})' or a list of them")
     model = values.text(given.get("model") or BUNDLED, f"{name}: model")
-    stacks = _stacks(given[STACK], f"{name}: stack")
+    stacks = {one: preset_located(text, folder) for one, text in _stacks(given[STACK], f"{name}: stack").items()}
     axes = _axes(given.get("axes"), f"{name}: axes")
     _check_used(stacks, axes, name)
     fixed = {one: _field(one, given.get(one, DEFAULTS[one]), f"{name}: {one}") for one in FIELDS if one not in axes}

@@ -267,6 +267,16 @@ def test_paths_of_metrics_are_looked_for_beside_the_sweep_and_then_here(
     assert parse_sweep(found.written().encode(), "again") == found
 
 
+def test_a_preset_is_looked_for_beside_the_sweep(beside: Path) -> None:
+    (beside / "sweeps" / "mine.yaml").write_text("rules: [{cfg: {scale: 3}}]\n")
+    (beside / "tuned-emoji-half").mkdir()  # a preset's name is no path
+    (beside / "sweeps" / "s.yaml").write_text("stack: {mine: '@mine.yaml', half: '@tuned-emoji-half', cfg: cfg(2)}\n")
+    found = load_sweep(str(beside / "sweeps" / "s.yaml"))
+    path = (beside / "sweeps" / "mine.yaml").resolve()
+    assert found.stacks == {"mine": f"@{path}", "half": "@tuned-emoji-half", "cfg": "cfg(2)"}
+    assert [cell.stack for cell in expand(found)][::2] == ["cfg(3)", "cfg(2)"]
+
+
 def test_names_of_numbers_do_not_depend_on_how_a_path_is_written(beside: Path) -> None:
     Image.new("RGB", (8, 8)).save(beside / "sweeps" / "pictures" / "a.png")
     (beside / "sweeps" / "s.yaml").write_text("stack: cfg(2)\nmetrics: [\"frechet(reference='pictures')\"]\n")

@@ -209,7 +209,7 @@ def test_model_folders_that_are_none(run: Any, model_folder: Path, tmp_path: Pat
     assert "pickles only" in broken(lambda f: (f / weights).rename(f / "unet" / "diffusion_pytorch_model.bin"))
     assert "cannot load the model" in broken(lambda f: (f / weights).write_bytes(b"no safetensors"))
     assert "no model index" in broken(lambda f: (f / "model_index.json").write_text("[]"))
-    assert "VQDiffusionPipeline, which guidestack does not guide" in broken(
+    assert "holds a VQDiffusionPipeline, for which there is no family record" in broken(
         lambda f: (f / "model_index.json").write_text(other)
     )
     assert "DDPMPipeline, which takes no prompts" in broken(lambda f: (f / "model_index.json").write_text(promptless))
