@@ -57,9 +57,10 @@ def tested(name: str, out: Path, times: int) -> tuple[Sweep, list[claims.Finding
     )
 
 
-def page(found: list[tuple[str, Sweep, list[claims.Finding]]], versions: dict[str, Any]) -> str:
+def page(found: list[tuple[str, Sweep, list[claims.Finding]]], versions: dict[str, Any], times: int) -> str:
     """The page."""
-    lines = [HEAD, f"Made {datetime.now(UTC):%Y-%m-%d} on {platform.machine()}, Python {platform.python_version()}, "]
+    made = f"Made {datetime.now(UTC):%Y-%m-%d} with `--times {times}` on {platform.machine()}, "
+    lines = [HEAD, f"{made}Python {platform.python_version()}, "]
     lines[-1] += ", ".join(f"{key} {value}" for key, value in versions.items()) + ".\n"
     lines += ["| claim | paper | on this model |", "|---|---|---|"]
     for name, sweep, findings in found:
@@ -91,7 +92,7 @@ def main(chosen: tuple[str, ...], out: Path, times: int, to: Path) -> None:
             click.echo(f"{name}: {claims.table(sweep.claim, findings)}\n")
             found.append((name, sweep, findings))
         if not chosen:
-            to.write_text(page(found, versions), encoding="utf-8")
+            to.write_text(page(found, versions, times), encoding="utf-8")
             click.echo(f"written: {to}")
 
 

@@ -19,7 +19,7 @@ from ...pipelines.bundled import EMOJI
 from ..emoji.files import replacing
 from ..model import notices, quiet
 from . import arithmetic, install, page, start
-from .measure import Watched, measured
+from .measure import EVERY, FEW, Watched, measured
 from .memory import peak
 from .models import BUNDLED, MODELS, SHAPED, Model, bundled, of_folder
 from .pipelines import STEPS, Bench, Side, chosen
@@ -82,7 +82,7 @@ def rows_of(
         GuidestackError: with `strict`.
     """
     bench = Bench(pipe, batch, model.steps)
-    watched = Watched(pipe, CLOCKS[clock])
+    watched = Watched(pipe, CLOCKS[clock], every=1 if model.steps < FEW else EVERY)
     over_guiders = _over_guiders(pipe, batch)
     over_modular = _over_modular(pipe, batch, bench.steps, rounds) if modular else {}
     for steps, group in sides_of(bench, sides, strict).items():

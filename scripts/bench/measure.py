@@ -29,8 +29,8 @@ from typing import Any
 from ...pipelines.family import denoisers_of, family_of
 from .timing import Spread
 
-EVERY = 3
-"""Of so many calls of a run one has a bare call beside it."""
+EVERY, FEW = 3, 10
+"""Of so many calls of a run one has a bare call beside it; of runs with fewer steps each has."""
 
 
 @dataclass
@@ -77,10 +77,11 @@ class Watched:
     Args:
         pipe: the pipeline.
         clock: seconds.
+        every: of so many calls one has a bare call beside it.
     """
 
-    def __init__(self, pipe: Any, clock: Callable[[], float]) -> None:
-        self.pipe, self.clock = pipe, clock
+    def __init__(self, pipe: Any, clock: Callable[[], float], every: int = EVERY) -> None:
+        self.pipe, self.clock, self.every = pipe, clock, every
         self.family = family_of(pipe)
         self.seen: list[tuple[int, float]] = []
         self.slowness: list[float] = []
@@ -108,7 +109,8 @@ class Watched:
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             place = len(self.seen) + self.runs
-            beside, first = place % EVERY == 0, place // EVERY % 2 == 0  # it finds the memory as the other left it
+            # One finds the memory as the other left it: they take turns in being the first.
+            beside, first = place % self.every == 0, place // self.every % 2 == 0
             times = [self.clock()]
             if beside and first:
                 bare(args, kwargs)
