@@ -50,8 +50,8 @@ computed anew in each call, as the stock pipeline does: no network of diffusers 
 them would cost more memory than the limit of a rule allows.
 
 A rule may take less time than its share of evaluations says, or more: a call with fewer rows costs more for each.
-Where a run has few steps, its efficiency is a median of few calls and known to some hundredths only, and what is encoded
-once a run weighs as it would not in a run of usual length.
+Where a run has few steps, its efficiency is a median of few calls and known to some hundredths only, and what is
+encoded once a run weighs as it would not in a run of usual length.
 """
 
 
