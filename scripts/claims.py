@@ -24,7 +24,9 @@ Every method's paper says what it is good for. Each claim below is a sweep in `c
 run and with the settings of the paper, not tuned to this model; what follows from it is tested on the difference of two
 cells with the same prompts and seeds. An expectation *holds* or *does not hold* where the whole 95% interval of the
 difference lies on one side, and is *undecided* otherwise; intervals are of each row by itself. A claim holds if all its
-rows do. The model is small and draws 64x64 emoji: what does not hold here may well hold elsewhere.
+rows do, and one row that so few prompts cannot decide leaves it undecided: read the rows. Where no pair differs at all,
+as in rows of 1 and 1, only more prompts would narrow the interval, more seeds of the same ones would not. The model is
+small and draws 64x64 emoji: what does not hold here may well hold elsewhere.
 
 ```
 guidestack evaluate configs/claims/NAME.yaml --out RUN [--times 4]    # one claim; --times: more seeds
