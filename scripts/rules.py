@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import textwrap
 
 import click
 
@@ -31,8 +33,13 @@ def listed() -> str:
     """The presets: name, what its file says first, and the stack."""
     found = []
     for name in names():
-        first = path_of(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        found.append(f"@{name}\n    {first}\n    {load_preset(name)}\n")
+        lines = path_of(name).read_text(encoding="utf-8").splitlines()
+        said = itertools.takewhile(lambda line: line.startswith("# ") and not line.startswith("#   "), lines)
+        about = " ".join(line.removeprefix("# ") for line in said)
+        if about.endswith(":"):  # what was measured follows
+            about = about.rpartition(". ")[0] + "."
+        whole = textwrap.fill(about, 110, initial_indent="    ", subsequent_indent="    ")
+        found.append(f"@{name}\n{whole}\n    {load_preset(name)}\n")
     return "".join(found)
 
 
