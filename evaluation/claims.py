@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ..guidance.errors import InputError
 from . import intervals, values
-from .measure import Cells, each
+from .measure import Cells, singly
 from .metrics import SampleMetric, SetMetric, parse_metric
 from .store import RunFolder
 
@@ -173,7 +173,7 @@ def _found(cells: Cells, expectation: Expectation) -> Finding:
 
     everything = np.arange(len(prompts))
     if isinstance(metric, SampleMetric | SetMetric) and metric.share:
-        values = each(of, everything), each(than, everything)
+        values = singly(of, everything), singly(than, everything)
         known = ~np.isnan(values[0]) & ~np.isnan(values[1])
         low, high = intervals.paired_share(values[0][known], values[1][known], prompts[known])
     else:

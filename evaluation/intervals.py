@@ -86,22 +86,18 @@ def bootstrap(
         drawn = generator.integers(units, size=(min(step, draws - start), units))
         means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
     ends = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    mean, wider = sums.sum() / counts.sum(), math.sqrt(units / (units - 1)) * _student(units - 1) / NORMAL
+    mean, wider = sums.sum() / counts.sum(), math.sqrt(units / (units - 1)) * student(units - 1) / NORMAL
     low, high = (float(mean + wider * (end - mean)) for end in ends)
     return max(bounds[0], low), min(bounds[1], high)
 
 
-def _student(freedom: float) -> float:
-    """The quantile of Student's distribution that an interval reaches to."""
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+def student(freedom: float, level: float = LEVEL) -> float:
+    """The quantile of Student's distribution that an interval of this level reaches to."""
+    return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def wilson(values: Values, prompts: Prompts) -> Interval:
-    """The interval of a share, of values that are 0 and 1.
-
-    The design effect is the variance of the share over prompts, divided by that of as many independent samples; it is
-    taken to be at least 1, and no greater than the mean number of samples of a prompt, its value if all are equal.
-    """
+    """The interval of a share, of values that are 0 and 1."""
     if not len(values):
         return UNKNOWN
     share = float(values.mean())
@@ -207,5 +203,5 @@ def jackknife(
     if value in bounds and math.isfinite(most - least) and deviation <= 1e-12 * (most - least):
         low, high = wilson_of((value - least) / (most - least), len(rows))
         return least + low * (most - least), least + high * (most - least)
-    reach = _student(count - 1) * deviation
+    reach = student(count - 1) * deviation
     return max(least, value - reach), min(most, value + reach)

@@ -305,7 +305,7 @@ class Cells:
             statistic = cell.statistic(metric, everything)
             value, prompts = statistic(everything), cell.prompts
             if metric.share:
-                low, high = intervals.wilson(each(statistic, everything), prompts)
+                low, high = intervals.wilson(singly(statistic, everything), prompts)
             else:
                 low, high = intervals.jackknife(statistic, prompts, value, metric.range)
             named = metric.named(len(cell), len(np.unique(prompts)))
@@ -444,7 +444,7 @@ def measure(run: RunFolder, metrics: Sequence[Metric], progress: Report = lambda
     return table
 
 
-def each(statistic: Statistic, rows: Rows) -> Values:
+def singly(statistic: Statistic, rows: Rows) -> Values:
     """What a mean is the mean of: the statistic of each row by itself."""
     return np.array([statistic(rows[place : place + 1]) for place in range(len(rows))])
 

@@ -35,9 +35,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr
 
-from .intervals import FEWEST, GROUPS, LEVEL, dealt
+from .intervals import FEWEST, GROUPS, LEVEL, dealt, student
 
 EQUAL = 0.02  # relative difference of costs that counts as none
 GRID = 41  # effective scales at which two curves are compared
@@ -164,7 +164,7 @@ class Curve:
 
 
 def _student(units: int, level: float = LEVEL) -> float:
-    return float(stdtrit(units - 1, (1 + level) / 2)) if units >= FEWEST else math.nan
+    return student(units - 1, level) if units >= FEWEST else math.nan
 
 
 def _errors(values: Floats, replicates: Replicates) -> Floats:

@@ -160,7 +160,7 @@ def test_chunks_of_draws_make_no_difference_to_what_is_drawn(monkeypatch: pytest
 
 @pytest.mark.parametrize("count", [4, 8, 20])
 def test_few_prompts_make_an_interval_wide_enough(count: int) -> None:
-    """The percentiles by themselves hold the mean of a normal in 0.80, 0.89 and 0.92 of the cases."""
+    """The percentiles by themselves hold the mean of a normal in 0.80, 0.89 and 0.93 of the cases."""
 
     def draw(random: np.random.Generator) -> tuple[float, float]:
         return intervals.bootstrap(random.normal(size=count), np.arange(count), draws=400)
