@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 PACKAGES := guidance samplers pipelines bridges evaluation configs scripts
 OUT := out/demo
 
-.PHONY: help demo test quick lint types bench figures clean
+.PHONY: help demo test quick lint types bench figures docs clean
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
 
@@ -52,6 +52,14 @@ bench: $(VENV)/.dev ## time and memory of guide() against the stock pipeline, an
 figures: $(VENV)/.dev ## the pictures of the documentation, and the tables of docs/methods.md
 	$(BIN)/python -m guidestack.scripts.figures methods
 	$(BIN)/python -m guidestack.scripts.figures views
+
+docs: $(VENV)/.docs ## the documentation site, in out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open out/site/index.html"
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) --editable ".[docs]"
+	@touch $@
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .wheel-venv out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

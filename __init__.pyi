@@ -1,0 +1,52 @@
+"""The public names and where each comes from: read by type checkers, and by `__init__` when a name is first used."""
+
+from .bridges import as_denoiser as as_denoiser
+from .bridges.guider import StackGuider as StackGuider
+from .guidance.config import from_config as from_config
+from .guidance.config import to_config as to_config
+from .guidance.errors import CompositionError as CompositionError
+from .guidance.errors import GuidanceNotAppliedError as GuidanceNotAppliedError
+from .guidance.errors import GuidestackError as GuidestackError
+from .guidance.errors import GuidestackWarning as GuidestackWarning
+from .guidance.errors import InputError as InputError
+from .guidance.errors import NonFiniteError as NonFiniteError
+from .guidance.errors import QueryError as QueryError
+from .guidance.errors import RuleError as RuleError
+from .guidance.errors import StackSyntaxError as StackSyntaxError
+from .guidance.errors import UnsupportedError as UnsupportedError
+from .guidance.errors import UnsupportedPipelineError as UnsupportedPipelineError
+from .guidance.errors import UnsupportedSchedulerError as UnsupportedSchedulerError
+from .guidance.pretrained import from_pretrained as from_pretrained
+from .guidance.pretrained import save_pretrained as save_pretrained
+from .guidance.query import Query as Query
+from .guidance.registry import citation as citation
+from .guidance.registry import register as register
+from .guidance.report import Report as Report
+from .guidance.rule import Rule as Rule
+from .guidance.rules import APG as APG
+from .guidance.rules import CFG as CFG
+from .guidance.rules import ICG as ICG
+from .guidance.rules import TSG as TSG
+from .guidance.rules import AdaptiveGuidance as AdaptiveGuidance
+from .guidance.rules import CFGPlusPlus as CFGPlusPlus
+from .guidance.rules import During as During
+from .guidance.rules import LinearAG as LinearAG
+from .guidance.rules import PerpNeg as PerpNeg
+from .guidance.rules import Prefix as Prefix
+from .guidance.rules import Renoise as Renoise
+from .guidance.rules import Renorm as Renorm
+from .guidance.rules import Rescale as Rescale
+from .guidance.rules import Schedule as Schedule
+from .guidance.stack import Stack as Stack
+from .guidance.text import parse as parse
+from .pipelines import Family as Family
+from .pipelines import GuidedPipeline as GuidedPipeline
+from .pipelines import doctor as doctor
+from .pipelines import edit as edit
+from .pipelines import guide as guide
+from .pipelines import invert as invert
+from .pipelines import load_emoji as load_emoji
+from .pipelines import register_family as register_family
+from .samplers import sample as sample
+
+__version__: str
