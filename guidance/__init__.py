@@ -1,6 +1,6 @@
 """The rules and the algebra they live in: all that is needed to write a rule.
 
-Nothing here knows of pipelines, text or images. ``prediction``: levels, and what a network's answer means. ``query``: what
+Nothing here knows of pipelines, text or images. ``prediction``: levels, and what an answer means. ``query``: what
 rules ask, and how it is answered. ``rule``: the interface of a method. ``stack``: sequences of rules. ``rules``: the
 methods. ``registry``: their names. ``run``: one run. ``testing``: the oracle and the invariants that every rule passes.
 The public names and their modules are listed once, in ``__init__.pyi``.
