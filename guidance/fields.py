@@ -8,6 +8,11 @@ from typing import Any
 
 from .errors import RuleError, nearest
 
+LARGEST = 1e6
+"""The largest size of a parameter: two of them times a prediction, and the square of that, are finite in float32."""
+SMALLEST = 1e-9
+"""The smallest parameter above 0 where 0 is no choice: far above what float32 rounds to 0 (1e-45)."""
+
 
 def parameters(rule: Any) -> tuple[dataclasses.Field[Any], ...]:
     """The parameters of a rule or of its class: the fields of its dataclass."""
@@ -19,31 +24,64 @@ def set_field(rule: object, name: str, value: Any) -> None:
     object.__setattr__(rule, name, value)
 
 
-def number(rule: object, name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """Make parameter `name` of `rule` a finite float in [low, high], so that ``CFG(4) == CFG(4.0)``.
+def plain(value: Any) -> Any:
+    """`value` as Python has it: numbers and arrays of numpy and torch as numbers and lists, all else as it is."""
+    return value.tolist() if callable(getattr(value, "tolist", None)) else value
+
+
+def shown(value: Any) -> str:
+    """`value` for a message: its repr, cut to 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4300 digits, which may be anywhere inside
+        text = "an integer of thousands of digits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a plain value is a finite number, of a size that rules compute with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def number(rule: object, name: str, low: float = -LARGEST, high: float = LARGEST) -> float:
+    """Make parameter `name` of `rule` a float in [low, high], so that ``CFG(4) == CFG(4.0)``; numpy's and torch's too.
 
     Raises:
         RuleError: it is something else.
     """
-    value = getattr(rule, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RuleError(f"{type(rule).__name__}: {name} must be a finite number, got {value!r}")
+    value = plain(getattr(rule, name))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
+        raise RuleError(f"{type(rule).__name__}: {name} must be a finite number, got {shown(value)}")
     if not low <= value <= high:
-        bounds = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
-        raise RuleError(f"{type(rule).__name__}: {name} must be {bounds}, got {value!r}")
+        bounds = f"between {low:g} and {high:g}"
+        raise RuleError(f"{type(rule).__name__}: {name} must be {bounds}, got {shown(value)}")
     set_field(rule, name, float(value))
     return float(value)
 
 
 def choice(rule: object, name: str, valid: tuple[str, ...]) -> None:
-    """Check that parameter `name` is one of `valid`.
+    """Check that parameter `name` is one of the texts `valid`.
 
     Raises:
         RuleError: it is not.
     """
     value = getattr(rule, name)
-    if value not in valid:
-        raise RuleError(f"{type(rule).__name__}: unknown {name} {value!r}{nearest(str(value), valid)}")
+    if not isinstance(value, str) or value not in valid:
+        hint = nearest(value if isinstance(value, str) else "", valid)
+        raise RuleError(f"{type(rule).__name__}: unknown {name} {shown(value)}{hint}")
+    set_field(rule, name, str(value))
+
+
+def flag(rule: object, name: str) -> None:
+    """Make parameter `name` True or False.
+
+    Raises:
+        RuleError: it is something else.
+    """
+    value = plain(getattr(rule, name))
+    if not isinstance(value, bool):
+        raise RuleError(f"{type(rule).__name__}: {name} must be True or False, got {shown(value)}")
+    set_field(rule, name, value)
 
 
 def interval(rule: object, name: str, low: float, high: float) -> None:
@@ -52,16 +90,19 @@ def interval(rule: object, name: str, low: float, high: float) -> None:
     Raises:
         RuleError: it is something else.
     """
-    value = getattr(rule, name)
+    value = plain(getattr(rule, name))
+    ends = [plain(end) for end in value] if isinstance(value, tuple | list) else []
     if (
-        not isinstance(value, tuple | list)
-        or len(value) != 2
-        or any(isinstance(end, bool) or not isinstance(end, int | float) for end in value)
-        or not low <= value[0] < value[1] <= high
+        len(ends) != 2
+        or not is_number(ends[0])
+        or not (is_number(ends[1]) or ends[1] == math.inf)
+        or not low <= ends[0] < ends[1] <= high
     ):
-        bounds = f"{low:g} <= first < second" + ("" if math.isinf(high) else f" <= {high:g}")
-        raise RuleError(f"{type(rule).__name__}: {name} must be two numbers, {bounds}; got {value!r}")
-    set_field(rule, name, (float(value[0]), float(value[1])))
+        at_most = f" <= {LARGEST:g}, or inf" if math.isinf(high) else f" <= {high:g}"
+        raise RuleError(
+            f"{type(rule).__name__}: {name} must be two numbers, {low:g} <= first < second{at_most}; got {shown(value)}"
+        )
+    set_field(rule, name, (float(ends[0]), float(ends[1])))
 
 
 def strengths(rule: object, name: str) -> None:
@@ -70,25 +111,29 @@ def strengths(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
-    value = getattr(rule, name)
+    value = plain(getattr(rule, name))
     several = isinstance(value, tuple | list)
-    for one in value if several else (value,):
-        if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one) or one < 0:
-            raise RuleError(
-                f"{type(rule).__name__}: {name} must be one number >= 0, or one for each prompt; got {value!r}"
-            )
-    set_field(rule, name, tuple(map(float, value)) if several else float(value))
+    numbers = [plain(one) for one in (value if several else (value,))]
+    if not all(is_number(one) and one >= 0 for one in numbers):
+        raise RuleError(
+            f"{type(rule).__name__}: {name} must be one number between 0 and {LARGEST:g}, or one for each prompt; got "
+            f"{shown(value)}"
+        )
+    set_field(rule, name, tuple(map(float, numbers)) if several else float(numbers[0]))
 
 
 def whole(rule: object, name: str, low: int) -> None:
-    """Check that parameter `name` is a whole number, at least `low`.
+    """Make parameter `name` an integer between `low` and `LARGEST`; a float will do that is a whole number.
 
     Raises:
         RuleError: it is something else.
     """
-    value = getattr(rule, name)
-    if type(value) is not int or value < low:
-        raise RuleError(f"{type(rule).__name__}: {name} must be a whole number, {low} at least; got {value!r}")
+    value = plain(getattr(rule, name))
+    if not is_number(value) or value != int(value) or value < low:
+        raise RuleError(
+            f"{type(rule).__name__}: {name} must be a whole number between {low} and {LARGEST:g}; got {shown(value)}"
+        )
+    set_field(rule, name, int(value))
 
 
 def sample_axes(rule: object, name: str) -> None:
@@ -97,15 +142,16 @@ def sample_axes(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
-    value = getattr(rule, name)
+    value = plain(getattr(rule, name))
     if value is None:
         return
-    good = isinstance(value, tuple | list) and all(type(axis) is int and axis for axis in value)
-    if not good or not value or len(set(value)) < len(value):
+    axes = [plain(axis) for axis in value] if isinstance(value, tuple | list) else []
+    good = all(type(axis) is int and axis and is_number(axis) for axis in axes)
+    if not good or not axes or len(set(axes)) < len(axes):
         raise RuleError(
-            f"{type(rule).__name__}: {name} are different whole numbers, none of them the batch's 0; got {value!r}"
+            f"{type(rule).__name__}: {name} are different whole numbers, none of them the batch's 0; got {shown(value)}"
         )
-    set_field(rule, name, tuple(value))
+    set_field(rule, name, tuple(axes))
 
 
 def axes_in(rule: object, name: str, shape: tuple[int, ...]) -> None:

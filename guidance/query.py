@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import QueryError, RuleError, nearest
+from .fields import LARGEST, is_number, shown
 from .prediction import Level, Parameterization, Prediction
 
 RowMask = Tensor
@@ -92,11 +93,14 @@ class Query:
         if not match:
             raise RuleError(
                 "a query is written 'condition', 'condition@model' or 'condition+perturbation(amount)', such as "
-                f"'null', 'positive@weak' or 'positive+time(1)'; got {text!r}"
+                f"'null', 'positive@weak' or 'positive+time(1)'; got {shown(text)}"
             )
         perturbation = None
         if match["kind"]:
-            perturbation = Perturbation(match["kind"], float(match["amount"]), int(match["blocks"] or 0))
+            amount, blocks = float(match["amount"]), float(match["blocks"] or 0)
+            if not is_number(amount) or not is_number(blocks):
+                raise RuleError(f"a query's numbers are at most {LARGEST:g}; got {shown(text)}")
+            perturbation = Perturbation(match["kind"], amount, int(blocks))
         return cls(match["condition"], match["model"] or "main", perturbation, bool(match["grad"]))
 
 

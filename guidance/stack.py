@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Self
 
 from .errors import CompositionError, RuleError
+from .fields import shown
 from .prediction import Prediction
 from .query import Predictions, Queries, Query, RowMask, united
 from .rule import Estimate, Rule, Run, State, Step
@@ -18,7 +19,8 @@ class Stack(Rule):
     """Rules applied left to right; ``Stack()`` is the unguided model.
 
     The first rule improves the network's answer to the prompt, each further one what the rules before it made. What
-    several rules ask for is evaluated once. A stack inside a stack is the same as its rules in its place.
+    several rules ask for is evaluated once. A stack inside a stack is the same as its rules in its place, and equals a
+    rule that is all it has.
 
     Cost: the union of what its rules ask for at a step, and one evaluation at least.
 
@@ -39,10 +41,19 @@ class Stack(Rule):
         flat: list[Rule] = []
         for rule in rules:
             if not isinstance(rule, Rule):
-                raise RuleError(f"Stack takes rules, got {rule!r}; `parse` reads the text form of a stack")
+                raise RuleError(f"Stack takes rules, got {shown(rule)}; `parse` reads the text form of a stack")
             flat.extend(rule.rules if isinstance(rule, Stack) else [rule])
         _compatible(flat)
         object.__setattr__(self, "rules", tuple(flat))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the rules are the same: ``Stack(rule) == rule``, too, from either side."""
+        if isinstance(other, Stack):
+            return self.rules == other.rules
+        return self.rules == (other,) if isinstance(other, Rule) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.rules[0]) if len(self.rules) == 1 else hash(self.rules)
 
     def __repr__(self) -> str:
         return f"Stack({', '.join(map(repr, self.rules))})"
@@ -177,7 +188,7 @@ def sole(rule: Rule, wrapper: str) -> Rule:
         CompositionError: it must be the whole stack.
     """
     if not isinstance(rule, Rule):
-        raise RuleError(f"{wrapper} wraps a rule, got {rule!r}")
+        raise RuleError(f"{wrapper} wraps a rule, got {shown(rule)}")
     for part in rule.parts():
         if part.whole_stack:
             raise CompositionError(

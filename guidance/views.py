@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from .errors import RuleError, nearest
-from .fields import number, set_field
+from .fields import is_number, number, plain, set_field, shown
 
 POSITIVE_VIEWS = ("front", "side", "back")
 """The views whose embeddings are blended, in the order of `ViewWeights.positive`."""
@@ -154,16 +154,11 @@ class ShiftedDecay:
 
     def _decay(self, name: str) -> None:
         """Make parameter `name` three floats that give no negative strength; f is monotone, so its ends decide."""
-        value = getattr(self, name)
-        if (
-            not isinstance(value, tuple | list)
-            or len(value) != 3
-            or any(isinstance(one, bool) or not isinstance(one, int | float) for one in value)
-            or not all(math.isfinite(one) for one in value)
-            or value[1] < 0
-        ):
-            raise RuleError(f"ShiftedDecay: {name} must be three finite numbers (a, b >= 0, c), got {value!r}")
-        a, b, c = map(float, value)
+        value = plain(getattr(self, name))
+        numbers = [plain(one) for one in value] if isinstance(value, tuple | list) else []
+        if len(numbers) != 3 or not all(map(is_number, numbers)) or numbers[1] < 0:
+            raise RuleError(f"ShiftedDecay: {name} must be three finite numbers (a, b >= 0, c), got {shown(value)}")
+        a, b, c = map(float, numbers)
         least = min(_shifted((a, b, c), 0.0), _shifted((a, b, c), 1.0))
         if least < 0:
             raise RuleError(
@@ -202,10 +197,11 @@ def _degrees(name: str, value: float, bound: float = math.inf) -> float:
     Raises:
         RuleError: it is not a finite number in [-bound, bound].
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RuleError(f"views: {name} must be a finite number of degrees, got {value!r}")
+    value = plain(value)
+    if not is_number(value):
+        raise RuleError(f"views: {name} must be a finite number of degrees, got {shown(value)}")
     if abs(value) > bound:
-        raise RuleError(f"views: {name} must be between {-bound:g} and {bound:g} degrees, got {value!r}")
+        raise RuleError(f"views: {name} must be between {-bound:g} and {bound:g} degrees, got {shown(value)}")
     return float(value)
 
 

@@ -40,7 +40,7 @@ class CFG(Rule):
     :math:`\tilde D = \hat D + (s - 1)(D_c - D_u)`, so that rules of this kind commute.
 
     Args:
-        scale: s, any finite number. 1 is no guidance, 0 the contrast itself.
+        scale: s, any number up to 1e6 in size. 1 is no guidance, 0 the contrast itself.
         against: the query that `u` answers. ``"negative"``, the default, is the negative prompt when one is given and
             the empty prompt otherwise.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from ..errors import RuleError
-from ..fields import interval, set_field
+from ..fields import flag, interval, set_field, shown
 from ..prediction import Prediction
 from ..query import Predictions, Queries, Query, RowMask
 from ..registry import register
@@ -62,11 +62,10 @@ class During(Rule):
         set_field(self, "rule", sole(self.rule, "During"))
         if (self.sigma is None) == (self.progress is None):
             raise RuleError(
-                f"During takes one window, sigma=(lo, hi) or progress=(start, stop); got sigma={self.sigma!r}, "
-                f"progress={self.progress!r}"
+                f"During takes one window, sigma=(lo, hi) or progress=(start, stop); got sigma="
+                f"{shown(self.sigma)}, progress={shown(self.progress)}"
             )
-        if not isinstance(self.per_step, bool):
-            raise RuleError(f"During: per_step must be True or False, got {self.per_step!r}")
+        flag(self, "per_step")
         if self.sigma is not None:
             interval(self, "sigma", 0.0, math.inf)
         else:

@@ -33,7 +33,7 @@ class ICG(Rule):
     with :math:`\hat y` drawn anew for each sample at each evaluation.
 
     Args:
-        scale: s, any finite number; 1 is no guidance.
+        scale: s, any number up to 1e6 in size; 1 is no guidance.
         source: where the random condition comes from. ``"tokens"``: uniformly random token ids, without begin and end,
             through the text encoder; ``"gaussian"``: normal numbers of mean 0 and of the standard deviation of the
             prompt's embedding; ``"class"``: a uniformly random class.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import linear
 from ..errors import CompositionError, RuleError
-from ..fields import set_field
+from ..fields import set_field, shown
 from ..prediction import Prediction
 from ..query import NEGATIVE, NULL, POSITIVE, Predictions, Queries, Query, RowMask
 from ..registry import register
@@ -171,14 +171,16 @@ class LinearAG(Rule):
         if not isinstance(self.coefficients, str) or not self.coefficients:
             raise RuleError(
                 f"LinearAG: coefficients is the name of a fit or the path of a {linear.SUFFIX} file, as text; got "
-                f"{self.coefficients!r}"
+                f"{shown(self.coefficients)}"
             )
         policy = self.policy
         if not isinstance(policy, str) or not policy or (policy != PAPER and set(policy) - {"g", "e", "c"}):
             raise RuleError(
                 f"LinearAG: policy is {PAPER!r} or a letter for each step, g guided, e estimated, c conditional; got "
-                f"{policy!r}"
+                f"{shown(policy)}"
             )
+        for name in ("coefficients", "policy"):
+            set_field(self, name, str(getattr(self, name)))  # numpy's texts are written in another way
         plain_contrast(self.rule)
 
     @property
@@ -291,7 +293,8 @@ class LinearAG(Rule):
         inner = state.inner
         if letter != CONDITIONAL:
             estimate, inner = self.rule.update(estimate, answers, step, inner)
-        mark = torch.full((step.run.batch,), float(estimated), device=estimate.prediction.native.device)
+        device = estimate.prediction.native.device
+        mark = torch.full((step.run.batch,), float(estimated), dtype=torch.float32, device=device)
         estimate = dataclasses.replace(estimate, traces={**estimate.traces, "estimated": mark})
         return estimate, Recording(c, u, state.done + 1, state.triangle, inner)
 

@@ -43,7 +43,7 @@ class PerpNeg(Rule):
     On an estimate that earlier rules already improved it adds the same difference from :math:`\epsilon_p`.
 
     Args:
-        scale: s, any finite number. 1 with all weights 0 does nothing.
+        scale: s, any number up to 1e6 in size. 1 with all weights 0 does nothing.
         weights: strengths :math:`w_i \ge 0`: one number for all negatives, or one for each.
         positive_weights: strengths :math:`w^+_j \ge 0` of the positives beside the prompt, likewise. The prompt's own
             weight is 1.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
-from ..fields import choice, set_field, whole
+from ..fields import choice, set_field, shown, whole
 from ..prediction import SPACES, Level, Prediction, Space
 from ..query import Predictions, Queries, Query, RowMask
 from ..registry import register
@@ -66,8 +66,6 @@ def read_plan(plan: str) -> tuple[str, str]:
     >>> read_plan("g6 (rg)2 c*"), read_plan("gcs")
     (('ggggggrgrg', 'c'), ('gcs', ''))
     """
-    if not isinstance(plan, str):
-        raise RuleError(f"Schedule: plan is a text such as 'g6 r4 c*'; got {plan!r}")
     place, head, tail = 0, "", ""
     while place < len(plan):
         item = ITEM.match(plan, place)
@@ -206,6 +204,8 @@ class Schedule(Rule):
 
     def __post_init__(self) -> None:
         set_field(self, "rule", sole(self.rule, "Schedule"))
+        if not isinstance(self.plan, str):
+            raise RuleError(f"Schedule: plan is a text such as 'g6 r4 c*'; got {shown(self.plan)}")
         head, tail = read_plan(self.plan)
         set_field(self, "plan", written_plan(head, tail))
         for name in ("order", "skip_order"):
@@ -328,7 +328,8 @@ class Schedule(Rule):
             estimates = _with(estimates, self._estimate(estimate, step.level), 1 + self.skip_order)
         if REUSED not in later:
             updates = ()
-        mark = torch.full((step.run.batch,), float(letter in (REUSED, SKIPPED)), device=prompt.native.device)
+        reused = float(letter in (REUSED, SKIPPED))
+        mark = torch.full((step.run.batch,), reused, dtype=torch.float32, device=prompt.native.device)
         marked = Estimate(estimate.prediction, estimate.renoise, {**estimate.traces, "reused": mark})
         return marked, Remembered(updates, estimates, inner)
 

@@ -27,7 +27,7 @@ class TSG(Rule):
     with t in [0, 1], 1 at pure noise, and n drawn anew for each sample at each evaluation.
 
     Args:
-        scale: w, any finite number; 1 is no guidance.
+        scale: w, any number up to 1e6 in size; 1 is no guidance.
         strength: s >= 0, in standard deviations of the embedding.
         power: a >= 0; 0 is the paper's constant schedule.
         window: ``(lo, hi)`` of t in [0, 1], ends included, outside of which there is no guidance. The paper's tables
