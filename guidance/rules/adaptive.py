@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import CompositionError, RuleError
 from ..fetched import Fetched
 from ..fields import choice, number, set_field, whole
-from ..per_sample import dot
+from ..per_sample import norm
 from ..prediction import SPACES, Prediction, Space
 from ..query import POSITIVE, Predictions, Queries, Query, RowMask, covered
 from ..registry import register
@@ -66,7 +66,8 @@ class AdaptiveGuidance(Rule):
 
     Args:
         rule: any rule that leads away from a query, a stack included.
-        threshold: :math:`\bar\gamma` in [-1, 1], or above 1 to never stop. It means something in one `space` only; the
+        threshold: :math:`\bar\gamma` in [-1, 1]; at 1 a sample stops where the two predictions have the same direction
+            to the last bit, above 1 never. It means something in one `space` only; the
             paper's 0.991 to 0.996 are of noise predictions.
         space: in which the cosine is taken. Near pure noise all noise predictions are alike, whatever the prompt: of a
             network whose schedule begins there (SNR below 1e-3 or so) take ``"denoised"``, with a threshold of its own.
@@ -173,9 +174,10 @@ class AdaptiveGuidance(Rule):
         contrast = self._contrast_of(asked)
         if not step.evaluation and contrast is not None and POSITIVE in asked:
             c, u = (predictions[query].read(self.space) for query in (POSITIVE, contrast))
-            cosine = (dot(c, u) / (dot(c, c) * dot(u, u)).sqrt()).flatten()
-            traces["cosine"] = torch.where(guiding, cosine, torch.full_like(cosine, torch.nan))
-            crossed = crossed | (guiding & (cosine >= self.threshold))
+            # 1 - cosine, without the rounding of a quotient near 1: 0 is where the directions are the same to the bit.
+            apart = (norm(c / norm(c) - u / norm(u)).square() / 2).clamp(max=2).flatten()
+            traces["cosine"] = torch.where(guiding, 1 - apart, torch.full_like(apart, torch.nan))
+            crossed = crossed | (guiding & (apart <= 1 - self.threshold))
             if self.crossing == "conditional":
                 guiding = guiding & ~crossed
         guided, inner = self.rule.update(estimate, predictions, step, state.inner)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
-from ..fields import axes_in, choice, number, sample_axes, set_field
+from ..fields import SMALLEST, axes_in, choice, number, sample_axes, set_field
 from ..per_sample import dot, norm, ratio
 from ..prediction import X0, weights, wide
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
@@ -49,15 +49,15 @@ class APG(Rule):
     On an estimate that earlier rules already improved it adds the same :math:`(s - 1)(\dots)`.
 
     Args:
-        scale: s, any finite number; 1 is no guidance.
+        scale: s, any number up to 1e6 in size; 1 is no guidance.
         eta: :math:`\eta`, the share kept of the part parallel to the prompt's prediction. The paper recommends 0; 1
             keeps all of it: with no radius and no momentum that is classifier-free guidance.
         radius: r > 0, the largest norm of a sample's update, in units of the latents; None for no limit.
         momentum: :math:`\beta` in (-1, 1); negative values push away from the earlier updates. 0 is none.
         radius_unit: ``"absolute"``, or ``"per_sqrt_dim"``: times the square root of the number of elements that the
             norm runs over, so that one value serves all sizes.
-        axes: axes of the norm, counted with the batch as axis 0; None for all but the batch. Sequence models take the
-            norm over time only.
+        axes: axes of the norms and of the projection, counted with the batch as axis 0; None for all but the batch.
+            Sequence models take time only: each channel then has a norm, a clip and a parallel part of its own.
         against: the query that :math:`D_u` answers, as of `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``scale=1``.
@@ -89,8 +89,8 @@ class APG(Rule):
     def __post_init__(self) -> None:
         number(self, "scale")
         number(self, "eta")
-        if self.radius is not None and number(self, "radius") <= 0:
-            raise RuleError(f"APG: radius must be above 0, or None for no limit; got {self.radius!r}")
+        if self.radius is not None and number(self, "radius") < SMALLEST:
+            raise RuleError(f"APG: radius must be {SMALLEST:g} at least, or None for no limit; got {self.radius!r}")
         if abs(number(self, "momentum")) >= 1:
             raise RuleError(f"APG: momentum must be in (-1, 1), or the sum of the updates grows; got {self.momentum!r}")
         choice(self, "radius_unit", ("absolute", "per_sqrt_dim"))
@@ -138,12 +138,9 @@ class APG(Rule):
         if self.radius is not None:
             clip = self._clip(difference)
             traces["apg_clip"] = clip.flatten(1).amin(1)
-            if self.axes is None:
-                factor = weight * clip  # one number a sample: projection is linear
-            else:
-                difference = difference * clip
+            factor = weight * clip  # one number for all that is projected together: projection is linear
         # d_perp + eta*d_par = d + (eta - 1)*d_par
-        along = (self.eta - 1) * ratio(dot(difference, denoised), norm(denoised).square())
+        along = (self.eta - 1) * ratio(dot(difference, denoised, self.axes), norm(denoised, self.axes).square())
         update = torch.addcmul(difference, denoised, along)
         guided = torch.addcmul(estimate.read("any").to(computed), update, factor)
         return estimate.replace("any", guided, **traces), state

@@ -280,10 +280,10 @@ def apg(
         d = m * clip
         if wrong == "clipped memory":
             memory.m = d
-        all_axes = WHOLE if wrong == "whole batch" else OWN
+        projected = {"whole batch": WHOLE, "norm only": OWN}.get(wrong, axes)
         along = u if wrong == "along u" else c
-        direction = along / norm(along, all_axes)
-        d_par = dot(d, direction, all_axes) * direction
+        direction = along / norm(along, projected)
+        d_par = dot(d, direction, projected) * direction
         d_perp = d - d_par
         if wrong == "clip last":
             d_par = dot(m, direction) * direction
@@ -519,6 +519,8 @@ WRONG = [
     ("apg, all", "whole batch's norm"),
     ("apg, all", "along u"),
     ("apg, eta", "base"),
+    ("apg, axes", "norm only"),
+    ("apg, axes and unit", "norm only"),
     ("apg during", "remembers outside"),
     ("cfg++", "renoise with c"),
     ("cfg++", "renoise with l"),
