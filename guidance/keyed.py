@@ -47,7 +47,7 @@ def normal(generators: Sequence[torch.Generator], shape: Sequence[int], device: 
 
     Drawn on the CPU; no step waits for the device to which they are sent.
     """
-    drawn = torch.stack([torch.randn(tuple(shape), generator=one) for one in generators])
+    drawn = torch.stack([torch.randn(tuple(shape), generator=one, dtype=torch.float32) for one in generators])
     return drawn.to(device, non_blocking=True)
 
 

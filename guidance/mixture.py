@@ -121,7 +121,7 @@ class MixtureDenoiser:
         if perturbation and perturbation.kind != "widen":
             rows = []
             for row, condition, generator in zip(wide, conditions, generators, strict=True):
-                away = math.exp(perturbation.amount * float(torch.randn((), generator=generator)))
+                away = math.exp(perturbation.amount * float(torch.randn((), generator=generator, dtype=torch.float32)))
                 believed = Level.ve(level.k_sigma * away)
                 rows.append(self.mixture.denoised(row[None] / level.alpha, believed, condition[None], self.widen))
             denoised = torch.cat(rows)

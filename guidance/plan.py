@@ -71,7 +71,8 @@ def plan(stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: 
             queries.remove(POSITIVE)
         asking = frozenset(place for place, one in enumerate(each) if one)
         planned.append(Planned(when, tuple(sorted(queries, key=str)), asking))
-        nothing = Prediction(torch.zeros(SHAPE), torch.zeros(SHAPE), when.level, EPSILON)
+        zeros = torch.zeros(SHAPE, dtype=torch.float32)
+        nothing = Prediction(zeros, zeros, when.level, EPSILON)
         answers = Predictions(dict.fromkeys(queries, nothing), {query: query for query in queries}, nothing)
         state = stack.update(Estimate(nothing), answers, step, state)[1]
     return planned

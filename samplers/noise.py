@@ -30,7 +30,9 @@ def initial_noise(
         dtype: type of the result; the draw itself is in float32.
         device: where to put it.
     """
-    return torch.stack([torch.randn(tuple(shape), generator=one) for one in generators]).to(device, dtype)
+    return torch.stack([torch.randn(tuple(shape), generator=one, dtype=torch.float32) for one in generators]).to(
+        device, dtype
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +19,8 @@ from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameteriz
 from guidestack.guidance.report import Report
 from guidestack.guidance.rule import Run
 from guidestack.guidance.run import GuidedRun
+from guidestack.guidance.testing import Oracle, oracle_run
+from guidestack.samplers.noise import initial_noise
 
 SHAPE, STEPS, SEEDS = (2, 4), 10, (5, 6, 7)
 NUMBERS = torch.arange(3 * 8, dtype=torch.float64)
@@ -301,3 +303,29 @@ def test_new_draws_at_every_evaluation_of_every_sample(scheduler: str) -> None:
         for step, evaluation in evaluations
     ]
     assert len({one for row in seen for one in row}) == 3 * len(evaluations)
+
+
+@pytest.fixture
+def _default_of_float64() -> Iterator[None]:
+    """Some scientific code sets this at its beginning."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def drawn_by_rules() -> list[Tensor]:
+    network = Oracle(dtype=torch.float32)
+    stacks = ("icg(3)", "icg(3, source='class')", "tsg(3)", "tsg(3, stage='conditioning') | icg(2)", "cfg(3)")
+    ends = [oracle_run(gs.parse(stack), network).outputs[-1] for stack in stacks]
+    noise = initial_noise((4, 8), [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    return [*ends, noise, normal([keyed(7, "x")], (3, 5))]
+
+
+def test_the_draws_do_not_depend_on_the_default_dtype(request: pytest.FixtureRequest) -> None:
+    expected = drawn_by_rules()
+    request.getfixturevalue("_default_of_float64")
+    for one, other in zip(drawn_by_rules(), expected, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)  # the oracle itself is made in that type
+    assert torch.equal(drawn_by_rules()[-1], expected[-1])
+    assert torch.equal(drawn_by_rules()[-2], expected[-2])
