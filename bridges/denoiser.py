@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..guidance.config import as_stack
-from ..guidance.errors import GuidanceNotAppliedError, InputError, QueryError
+from ..guidance.errors import GuidanceNotAppliedError, InputError, QueryError, warn
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork
 from ..guidance.prediction import X0, Level
@@ -161,7 +161,7 @@ class GuidedDenoiser:
         """The account of the run, up to where it got; None before the first call.
 
         Raises:
-            NonFiniteError: NaN or Inf on an accelerator, which no call waited to see.
+            NonFiniteError: NaN or Inf in a sample; on an accelerator no call waited to see it.
         """
         return self.run.finish() if self.run else None
 
@@ -178,7 +178,7 @@ class GuidedDenoiser:
 
         Raises:
             GuidanceNotAppliedError: sigma is not where the schedule is, the run is over, or the batch is another one.
-            NonFiniteError: NaN or Inf in a prediction.
+            NonFiniteError: no sample is finite any more. Of a single one that is lost a warning tells.
             QueryError: there is no condition of a name that the stack asks for, or it has another number of rows.
         """
         if tensors := [name for name, value in extra.items() if isinstance(value, Tensor)]:
@@ -198,7 +198,10 @@ class GuidedDenoiser:
             )
         told = {name: self._rows(tree, batch) for name, tree in self.conditions.items()}
         network = _KNetwork(self.models, value, extra, x, level, told, Keys(self.run.run.seeds, index, evaluation))
+        lost = self.run.lost
         estimate = self.run.estimate(network, x, index, level, evaluation)
+        if self.run.lost != lost:  # the sampler hands its samples back by itself, and no error could carry them
+            warn(str(self.run.error()))
         self._calls += 1
         self._above = value
         return estimate.prediction.denoised.to(x.dtype)

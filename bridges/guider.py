@@ -21,7 +21,7 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor
 
 from ..guidance.config import as_stack
-from ..guidance.errors import GuidanceNotAppliedError, InputError, nearest
+from ..guidance.errors import GuidanceNotAppliedError, InputError, NonFiniteError, nearest, warn
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Level, wide
 from ..guidance.query import POSITIVE, Query
@@ -32,7 +32,7 @@ from ..guidance.stack import Stack, remarks
 from ..guidance.text import parse
 from ..pipelines import time_embedding
 from ..pipelines.intercept import calling, exclusively
-from ..pipelines.session import nothing_guided, warn
+from ..pipelines.session import nothing_guided
 from ..samplers import Grid, grid, parameterization
 from .answered import ALIASES, Answered, ordered
 
@@ -396,13 +396,27 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         self._asked, self._sample = [], None
         assert self._grid is not None  # a step was begun
         ends = self._position + 1 == len(self._grid.points)
-        if ends and (remark := nothing_guided(self.run.finish())):
+        if ends and (remark := self._remark(self.run)):
             warn(remark)
         return GuiderOutput(
             pred=estimate.prediction.native,
             pred_cond=native,
             pred_uncond=answers.get(Query("negative")),
         )
+
+    @staticmethod
+    def _remark(run: GuidedRun) -> str:
+        """What a user should know of a run that is over, or "".
+
+        Raises:
+            NonFiniteError: no sample is finite.
+        """
+        try:
+            return nothing_guided(run.finish())
+        except NonFiniteError as error:
+            if len(error.samples) == run.run.batch:
+                raise
+            return str(error)  # the loop hands its samples on by itself, and no error could carry them
 
     def _samples(self, native: Tensor, level: Level) -> Tensor:
         """The samples that `native` answers, in the scheduler's scaling, from what the denoiser was handed."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image, PngImagePlugin
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, NonFiniteError
 from ..guidance.report import Report
 from ..guidance.rows import EachRow
 from ..guidance.stack import Stack
@@ -35,14 +35,16 @@ class Made:
     """A batch that is made.
 
     Args:
-        images: one a sample.
+        images: one a sample, without meaning for those that are lost; none where all are.
         report: what was evaluated.
         seconds: it took.
+        lost: what is NaN or Inf of it; None where nothing is.
     """
 
     images: list[Image.Image]
     report: Report
     seconds: float
+    lost: NonFiniteError | None = None
 
 
 class Maker:
@@ -102,12 +104,15 @@ class Maker:
         began = time.perf_counter()
         guided = guide(self.pipe, stack_of([sample.cell for sample in samples]), observe=strength)
         with seeded(self.pipe.scheduler, seeds):
+            lost = None
             try:
                 images = guided(**options, **self._asked(cell, prompts)).images
+            except NonFiniteError as error:
+                lost, images = error, error.output.images if error.output else []
             except torch.OutOfMemoryError as error:
                 raise InputError(f"out of memory on {self.pipe.device}; try a smaller batch or size") from error
         assert guided.report is not None  # a call leaves one
-        return Made(list(images), guided.report, time.perf_counter() - began)
+        return Made(list(images), guided.report, time.perf_counter() - began, lost)
 
     def _asked(self, cell: Cell, prompts: Sequence[Prompt]) -> dict[str, Any]:
         if self.takes_classes:

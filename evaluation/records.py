@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
 
 from .. import __version__
 from .cells import Addresses
@@ -44,7 +45,8 @@ class Keeper:
     meter: Meter | None = None
 
     def kept(self, batch: Batch, prompts: Sequence[Prompt], made: Made, existing: Collection[str]) -> Finished:
-        """What is written of a batch: of its samples those that are not in `existing`."""
+        """What is written of a batch: of its samples those that are not in `existing`, and not lost."""
+        existing = {*existing, *lost_of(batch, made)}
         rows: list[dict[str, Any]] = []
         images: dict[str, Callable[[], bytes]] = {}
         measured = gathered(made.report)
@@ -68,7 +70,7 @@ class Keeper:
         features: Mapping[str, Any] = {}
         if self.meter is not None:
             kept = [place for place, sample in enumerate(batch.samples) if sample.address not in existing]
-            table, features = self.meter.measured(table, pixels(made)[kept])
+            table, features = self.meter.measured(table, pixels([made.images[place] for place in kept]))
         return Finished(table, images, features, traces)
 
     def _row(self, batch: Batch, place: int, prompt: Prompt, made: Made) -> dict[str, Any]:
@@ -113,6 +115,11 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def pixels(made: Made) -> NDArray[np.uint8]:
-    """The images of a batch, shape ``(B, H, W, 3)``."""
-    return np.stack([np.asarray(image.convert("RGB")) for image in made.images])
+def lost_of(batch: Batch, made: Made) -> set[str]:
+    """The addresses of the samples of a batch that are NaN or Inf."""
+    return {batch.samples[place].address for place in (made.lost.samples if made.lost else ())}
+
+
+def pixels(images: Sequence[Image.Image]) -> NDArray[np.uint8]:
+    """Images as an array, shape ``(B, H, W, 3)``."""
+    return np.stack([np.asarray(image.convert("RGB")) for image in images])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, NonFiniteError
 from . import history
 from .cells import Addresses, Cell, baseline_of, expand
 from .check import Cost, check, notes
@@ -18,7 +18,7 @@ from .maker import Maker
 from .merge import merge
 from .plan import Place, Plan, generations
 from .progress import Progress
-from .records import Keeper
+from .records import Keeper, lost_of
 from .store import RunFolder
 from .sweep import Sweep
 from .writer import Writer
@@ -58,6 +58,8 @@ class Outcome:
         records: rows of the merged records; 0 where another process merges.
         others: samples that the other processes of the launch made; 0 where another process merges.
         others_evaluations: of these.
+        lost: samples that this process could not make, since they are NaN or Inf; they are not `missing`.
+        cause: what was said of the first of them.
     """
 
     made: int
@@ -68,6 +70,8 @@ class Outcome:
     records: int
     others: int = 0
     others_evaluations: int = 0
+    lost: int = 0
+    cause: str = ""
 
 
 class Prepared:
@@ -140,18 +144,19 @@ def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = No
         places = plan.places(existing)
         mine = [place for number, place in enumerate(places) if number % launch.world == launch.rank]
         began = time.monotonic()
-        made, evaluations = _make(prepared, run, plan, mine, existing, progress)
+        made, evaluations, lost, cause = _make(prepared, run, plan, mine, existing, progress)
         before = plan.samples - sum(place.missing for place in places)
         if launch.rank:
-            return Outcome(made, before, 0, evaluations, time.monotonic() - began, 0)
-        missing = sum(place.missing for place in places) - made
+            return Outcome(made, before, 0, evaluations, time.monotonic() - began, 0, lost=lost, cause=cause)
+        missing = sum(place.missing for place in places) - made - lost
         others: list[int] = []
         if launch.world > 1:
-            missing = _await_others(run, plan, launch)
+            missing = _await_others(run, plan, launch, lost) - lost
             known = {sample.address for place in mine if place.missing for sample in plan.batch(place).samples}
             others = _evaluations(run, existing | known)
         seconds = time.monotonic() - began
-        return Outcome(made, before, missing, evaluations, seconds, merge(run), len(others), sum(others))
+        told = (len(others), sum(others), lost, cause)
+        return Outcome(made, before, missing, evaluations, seconds, merge(run), *told)
 
 
 def dry_run(prepared: Prepared, run: RunFolder | None) -> tuple[Plan, set[str]]:
@@ -179,12 +184,13 @@ def merge_only(run: RunFolder, launch: Launch) -> int:
 
 def _make(
     prepared: Prepared, run: RunFolder, plan: Plan, places: Sequence[Place], existing: set[str], progress: Progress
-) -> tuple[int, int]:
-    """Make the batches at `places` that miss a sample; returns samples and evaluations."""
+) -> tuple[int, int, int, str]:
+    """Make the batches at `places` that miss a sample; returns samples, evaluations, samples that are lost, and why."""
     wanted = sorted((place for place in places if place.missing), key=lambda place: (place.generation, place.group))
     total = sum(place.missing for place in wanted)
     progress.begin(total, plan.samples - total)
-    made = evaluations = 0
+    made = evaluations = lost = 0
+    cause = ""
     with _writing(run, progress) as writer:
         for place in wanted:
             batch = plan.batch(place)
@@ -193,9 +199,14 @@ def _make(
             done = maker.make(batch.samples, prompts)
             keeper = Keeper(prepared.sweep, prepared.addresses, maker, prepared.meter)
             spent = sum(done.report.evaluations)
-            writer.add(functools.partial(keeper.kept, batch, prompts, done, existing), spent)
-            made, evaluations = made + place.missing, evaluations + spent
-    return made, evaluations
+            gone = len(lost_of(batch, done) - existing)
+            if done.lost and not cause:
+                cause = str(done.lost)
+                progress.note(f"{done.lost}; the run goes on without them")
+            if gone < place.missing:
+                writer.add(functools.partial(keeper.kept, batch, prompts, done, existing), spent)
+            made, evaluations, lost = made + place.missing - gone, evaluations + spent, lost + gone
+    return made, evaluations, lost, cause
 
 
 @contextmanager
@@ -211,7 +222,7 @@ def _writing(run: RunFolder, progress: Progress) -> Iterator[Writer]:
             progress.end()
 
 
-def _await_others(run: RunFolder, plan: Plan, launch: Launch) -> int:
+def _await_others(run: RunFolder, plan: Plan, launch: Launch, lost: int) -> int:
     """Wait until the other processes have let go of the folder; returns how many samples are missing."""
     last_seen = time.monotonic()
     while True:
@@ -221,7 +232,7 @@ def _await_others(run: RunFolder, plan: Plan, launch: Launch) -> int:
         else:
             existing = run.addresses()
             missing = sum(place.missing for place in plan.places(existing))
-            if not missing or others or time.monotonic() - last_seen > GRACE:  # done, dead, or they have never come
+            if missing <= lost or others or time.monotonic() - last_seen > GRACE:  # done, dead, or they have never come
                 return missing
         time.sleep(POLL)
 
@@ -240,4 +251,18 @@ def refuse_missing(missing: int) -> None:
         InputError: they are.
     """
     if missing:
-        raise InputError(f"{missing} samples are missing: other processes of this launch are gone; run again")
+        raise InputError(
+            f"{missing} samples are missing: other processes of this launch are gone, or have lost them; run again"
+        )
+
+
+def refuse_lost(outcome: Outcome) -> None:
+    """Say that samples are lost.
+
+    Raises:
+        NonFiniteError: they are.
+    """
+    if outcome.lost:
+        raise NonFiniteError(
+            f"{outcome.lost} samples are lost and all others kept; run again once the cause is mended: {outcome.cause}"
+        )

@@ -20,7 +20,12 @@ inside guidestack, and no user error is an `assert`.
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from typing import Any
+
+PACKAGE = __name__.partition(".")[0]
 
 
 class GuidestackError(Exception):
@@ -60,7 +65,26 @@ class GuidanceNotAppliedError(GuidestackError, RuntimeError):
 
 
 class NonFiniteError(GuidestackError, ArithmeticError):
-    """NaN or Inf in a prediction or in a guided estimate."""
+    """NaN or Inf in a prediction or in a guided estimate.
+
+    Samples do not meet: those of the batch that are finite are made to the end, and the error is raised then. Where no
+    sample is finite it may come at once.
+
+    Attributes:
+        samples: the samples that are lost, counted from 0.
+        output: what the call would have returned, in which all but the lost samples are as they should be; None where
+            the call was not made to the end. What stands in a lost sample's place means nothing: a black picture, say.
+
+    >>> error = NonFiniteError("NaN in the second of three", samples=(1,))
+    >>> error.output = ["first", None, "third"]  # as `guide` and `sample` do
+    >>> [kept for place, kept in enumerate(error.output) if place not in error.samples]
+    ['first', 'third']
+    """
+
+    def __init__(self, message: str, samples: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.samples = tuple(samples)
+        self.output: Any = None
 
 
 class RuleCheckError(GuidestackError, AssertionError):
@@ -73,6 +97,14 @@ class InputError(GuidestackError):
 
 class GuidestackWarning(UserWarning):
     """Base of the warnings guidestack gives: the run goes on, and the result may not be what was meant."""
+
+
+def warn(message: str) -> None:
+    """Warn at the line that calls into the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(f"{PACKAGE}."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, GuidestackWarning, stacklevel=level)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import NonFiniteError
+from .errors import GuidanceNotAppliedError, InputError, NonFiniteError
+from .fields import LARGEST, is_number, plain, shown
 from .observe import Observer, Seen
 from .per_sample import own_axes
 from .prediction import Level, wide
@@ -31,14 +32,21 @@ class GuidedRun:
     Attributes:
         state: the stack's state, a value: store it and set it again to go on with a run elsewhere.
         report: the account so far.
+        lost: samples that are known to be NaN or Inf. The others are not touched by them, and the run goes on.
+
+    Raises:
+        InputError: `max_rows` is no number of rows.
+        RuleError: the stack is not for this run.
     """
 
     def __init__(self, stack: Stack, run: Run, max_rows: int | None = None, observe: Observer | None = None) -> None:
-        self.stack, self.run, self.max_rows, self.observe = stack, run, max_rows, observe
+        self.stack, self.run, self.max_rows, self.observe = stack, run, rows_bound(max_rows), observe
         self.state: State = stack.init(run)
         self.report = Report(str(stack), run.batch)
         self._step_level: Level | None = None
         self._unchecked: list[tuple[Step, list[Query], Tensor]] = []
+        self.lost: tuple[int, ...] = ()
+        self._first_lost = ""
 
     def estimate(
         self,
@@ -62,10 +70,12 @@ class GuidedRun:
             after: level at the end of the step, for who observes the run.
 
         Raises:
-            NonFiniteError: NaN or Inf in a prediction or in the estimate; on an accelerator it is raised by `finish`,
-                so that no step waits for the device.
+            NonFiniteError: no sample is finite any more. Where some are, and on an accelerator, `finish` raises it, so
+                that no step waits for the device.
+            GuidanceNotAppliedError: x is of another batch, or of another size and a rule remembers the former one.
             QueryError: the network cannot answer what the stack asks.
         """
+        self._check_shape(x)
         if evaluation == 0 or self._step_level is None:
             self._step_level = level
         step = Step(self.run, index, level, evaluation, self._step_level, time)
@@ -103,41 +113,105 @@ class GuidedRun:
         seen = (step, queries, torch.stack([_largest(answer) for answer in (*answers, native)]))
         if native.device.type != "cpu":
             self._unchecked.append(seen)
-        elif not torch.isfinite(seen[2][-1]).all():
-            self._fail(*seen)
+            return
+        self._look(*seen)
+        if len(self.lost) == self.run.batch:
+            raise self.error()
 
     def finish(self) -> Report:
         """The account, after the last step.
 
         Raises:
-            NonFiniteError: NaN or Inf on an accelerator, naming the first step that had it.
+            NonFiniteError: NaN or Inf in a sample, naming the first step that had it. The other samples are finite.
         """
         pending, self._unchecked = self._unchecked, []
         if pending:
             sizes = torch.cat([seen for _, _, seen in pending]).cpu()  # the one wait of a run
             for step, queries, seen in pending:
                 here, sizes = sizes[: len(seen)], sizes[len(seen) :]
-                if not torch.isfinite(here[-1]).all():
-                    self._fail(step, queries, here)
+                self._look(step, queries, here)
+        if self.lost:
+            raise self.error()
         return self.report
 
-    def _fail(self, step: Step, queries: list[Query], largest: Tensor) -> NoReturn:
-        """Say what is not finite, given the largest numbers of each answer's samples and of the estimate's, last."""
+    def error(self) -> NonFiniteError:
+        """What to say of the samples that are lost, one line."""
+        others = self.run.batch - len(self.lost)
+        kept = f"; the other samples of {self.run.batch} are finite" if others else ""
+        return NonFiniteError(f"{self._first_lost}; lost: samples {list(self.lost)}{kept}", self.lost)
+
+    def _look(self, step: Step, queries: list[Query], largest: Tensor) -> None:
+        """Note which samples are lost, given the largest numbers of each answer's samples and of the estimate's."""
+        broken = [{sample for sample, size in enumerate(row) if not math.isfinite(size)} for row in largest.tolist()]
+        new = broken[-1].difference(self.lost)
+        if not new:
+            return
+        if not self.lost:
+            self._first_lost = self._cause(step, {query: rows & new for query, rows in zip(queries, broken)})
+        self.lost = tuple(sorted({*self.lost, *new}))
+
+    def _cause(self, step: Step, broken: Mapping[Query, set[int]]) -> str:
+        """Where the first lost samples come from, given which of them are not finite in each answer."""
         where = f"step {step.index} of {self.run.steps} (sigma/alpha {step.level.k_sigma:.4g})"
-        broken = [[sample for sample, size in enumerate(row) if not math.isfinite(size)] for row in largest.tolist()]
-        for query, samples in zip(queries, broken, strict=False):
-            if samples:
-                askers = [str(rule) for rule in self.stack.rules if covered(query, rule.asks())] or [
-                    "the unguided model"
-                ]
-                raise NonFiniteError(
-                    f"NaN or Inf at {where} in the network's answer to {str(query)!r}, asked by {', '.join(askers)}, "
-                    f"samples {samples}; try a wider dtype (float32) or another sampler"
-                )
-        raise NonFiniteError(
-            f"NaN or Inf at {where} in the guided estimate of {self.stack}, samples {broken[-1]}: the "
-            "network's answers were finite, the rules overflowed; try a smaller scale or a wider dtype"
+        query = next((query for query, samples in broken.items() if samples), None)
+        if query is None:
+            return (
+                f"NaN or Inf at {where} in the guided estimate of {self.stack}: the network's answers were finite, the "
+                "rules overflowed; try a smaller scale or a wider dtype"
+            )
+        askers = [str(rule) for rule in self.stack.rules if covered(query, rule.asks())] or ["the unguided model"]
+        return (
+            f"NaN or Inf at {where} in the network's answer to {str(query)!r}, asked by {', '.join(askers)}; try a "
+            "wider dtype (float32) or another sampler"
         )
+
+    def _check_shape(self, x: Tensor) -> None:
+        """Refuse samples that are no more those of the run, such as ones that a callback resized.
+
+        Raises:
+            GuidanceNotAppliedError: they are.
+        """
+        before, now = self.run.shape, tuple(x.shape)
+        if now == before:
+            return
+        if now[0] != before[0]:
+            raise GuidanceNotAppliedError(
+                f"the run began with {before[0]} samples and goes on with {now[0]}: the batch stays as it is until a "
+                "run ends; begin another call with the others"
+            )
+        for rule, own in zip(self.stack.rules, self.state, strict=True):
+            if any(value.shape[1:] == before[1:] and value.ndim > 1 for value in _tensors(own)):
+                raise GuidanceNotAppliedError(
+                    f"{rule} remembers samples of shape {before[1:]} from earlier steps, and the run goes on with "
+                    f"{now[1:]}: was something resized in a callback? Begin another call with the new size, or take a "
+                    "rule that remembers nothing, such as cfg(scale)"
+                )
+
+
+def rows_bound(max_rows: Any) -> int | None:
+    """`max_rows` as an integer, or None.
+
+    Raises:
+        InputError: it is neither.
+    """
+    value = plain(max_rows)
+    if value is None:
+        return None
+    if not is_number(value) or value != int(value) or value < 1:
+        raise InputError(
+            f"max_rows is the largest number of rows in one call of the network, 1 to {LARGEST:g}, or None for no "
+            f"bound; got {shown(max_rows)}"
+        )
+    return int(value)
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """The tensors of a state."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, tuple):
+        for one in state:
+            yield from _tensors(one)
 
 
 def _largest(value: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
+
 from ..guidance.config import as_stack
-from ..guidance.errors import InputError, UnsupportedPipelineError, nearest
+from ..guidance.errors import InputError, NonFiniteError, UnsupportedPipelineError, nearest, warn
 from ..guidance.observe import Observer
 from ..guidance.report import Report
 from ..guidance.rule import Rule
@@ -46,7 +48,7 @@ from . import z_image as z_image
 from .family import Family, Pipeline, denoisers_of, family_of
 from .intercept import calling, exclusively, method, restored
 from .prompts import EXTRA, Prompts, per_prompt
-from .session import Session, warn
+from .session import Session
 
 SCALE = "guidance_scale"
 """The argument that distilled networks take as an input, if it is none of the pipeline's own guidance."""
@@ -164,7 +166,8 @@ class GuidedPipeline:
 
         Raises:
             InputError: an argument that the pipeline does not have, or one of another size than the prompts.
-            NonFiniteError: NaN or Inf in a prediction.
+            NonFiniteError: NaN or Inf in a sample. The others are made to the end: the error's `output` is what the
+                pipeline returned, its `samples` say which of that are lost.
             GuidanceNotAppliedError: the call ended and the guidance had not happened, or the pipeline is in use.
             QueryError: the pipeline cannot answer what the stack asks.
         """
@@ -178,11 +181,16 @@ class GuidedPipeline:
         """Call the pipeline with the hooks of a session."""
         self.run = None
         try:
-            with self.hooked(session):
+            # A lost sample is said once, by an error; numpy would warn of it where a picture is made of it.
+            with self.hooked(session), np.errstate(invalid="ignore"):
                 output = self.pipe(**session.call)
         finally:
             self.run = session.run
-        session.finish()
+        try:
+            session.finish()
+        except NonFiniteError as error:
+            error.output = output
+            raise
         return output
 
     @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.config import as_stack
-from ..guidance.errors import GuidanceNotAppliedError, InputError, UnsupportedPipelineError
+from ..guidance.errors import GuidanceNotAppliedError, InputError, NonFiniteError, UnsupportedPipelineError
 from ..guidance.report import Report
 from ..guidance.rule import Rule
 from ..samplers.inversion import placed, reversible, size, undoable, undone
@@ -123,7 +123,8 @@ class InvertingPipeline(GuidedPipeline):
         Raises:
             InputError: no image or one of another form or size than the pipeline makes; an argument that the stack or
                 the inversion decides.
-            NonFiniteError, GuidanceNotAppliedError, QueryError: as a guided call.
+            NonFiniteError, GuidanceNotAppliedError, QueryError: as a guided call; the `output` of the first is an
+                `Inverted`.
         """
         _share(strength)
         for name in kwargs:
@@ -144,8 +145,15 @@ class InvertingPipeline(GuidedPipeline):
         session.strength = strength
         try:
             self._run(session)
+        except NonFiniteError as error:
+            if error.output is not None:
+                error.output = self._inverted(session)
+            raise
         finally:
             session.release()
+        return self._inverted(session)
+
+    def _inverted(self, session: Inversion) -> Inverted:
         assert self.run is not None  # a run without an evaluation is an error of its own
         assert session.reached is not None
         return Inverted(session.reached / session.unit, self.run.report)
@@ -183,8 +191,13 @@ class EditingPipeline:
         Raises:
             as an inversion and a guided call.
         """
-        first = {name: value for name, value in kwargs.items() if name not in SHOWN}
-        inverted = self.inverting(image=image, prompt=source, strength=strength, **first)
+        first, lost = {name: value for name, value in kwargs.items() if name not in SHOWN}, None
+        try:
+            inverted = self.inverting(image=image, prompt=source, strength=strength, **first)
+        except NonFiniteError as error:
+            if error.output is None:
+                raise
+            inverted, lost = error.output, error  # the other images go on
         guided, latents = self.sampling, inverted.latents
         kwargs = {**_for_batch(guided.pipe, len(latents), (), {**kwargs, "prompt": prompt}), "latents": latents}
         kwargs |= _size(guided.pipe, latents, kwargs)
@@ -193,9 +206,18 @@ class EditingPipeline:
         session = Part(guided.pipe, guided.family, guided.stack, call, guided._prompts(call, extra), guided.max_rows)
         session.strength = strength
         try:
-            return guided._run(session)
+            output = guided._run(session)
+        except NonFiniteError as error:
+            if lost is None or error.output is None:
+                raise
+            output = error.output
+            lost.samples = error.samples  # those of the first half are lost in the second too
         finally:
             session.release()
+        if lost is not None:
+            lost.output = output
+            raise lost
+        return output
 
     @property
     def evaluations(self) -> list[int]:

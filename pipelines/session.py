@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.errors import GuidanceNotAppliedError, GuidestackWarning
+from ..guidance.errors import GuidanceNotAppliedError, warn
 from ..guidance.keyed import Keys
 from ..guidance.observe import Observer
 from ..guidance.prediction import Parameterization, Prediction
@@ -31,17 +29,8 @@ from .prepared import Prepared
 from .prompts import Prompts, encode
 from .rows import Branch, PipelineNetwork
 
-PACKAGE = __name__.partition(".")[0]
 TOGETHER = 8
 """Random texts that are encoded in one call, those of the next evaluations too: an encoder is slow with a few."""
-
-
-def warn(message: str) -> None:
-    """Warn at the line that calls into the package."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(f"{PACKAGE}."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, GuidestackWarning, stacklevel=level)
 
 
 class Session:
@@ -337,7 +326,7 @@ class Session:
 
         Raises:
             GuidanceNotAppliedError: the denoiser was not called through its hook at every step.
-            NonFiniteError: NaN or Inf on an accelerator.
+            NonFiniteError: NaN or Inf in a sample.
         """
         if self.run is None or self.fired < self.stepped:
             raise GuidanceNotAppliedError(

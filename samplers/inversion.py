@@ -35,7 +35,7 @@ from ..guidance.rule import Estimate, Rule, Run
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack
 from .levels import grid, parameterization
-from .loop import Sampled, _aliases, _counts
+from .loop import Sampled, _aliases, _counts, finished
 
 FIRST_ORDER = (
     "CogVideoXDDIMScheduler",
@@ -174,7 +174,7 @@ def invert(
         InputError: no ``"positive"`` condition, or `emits` contradicts the scheduler.
         UnsupportedSchedulerError: the scheduler's steps cannot be undone.
         CompositionError: a rule remembers earlier steps.
-        NonFiniteError: NaN or Inf in a prediction.
+        NonFiniteError: NaN or Inf in a sample, as of `sample`.
         QueryError: the model cannot answer what the stack asks.
 
     Cost: that of sampling with the same stack and steps.
@@ -206,4 +206,4 @@ def invert(
         network = CallableNetwork(models, here, point.level, ordered, expected, aliases, keys)
         estimate = run.estimate(network, here, point.step, point.level, point.evaluation, point.time)
         x = undone(estimate, x, level).to(x0.dtype)
-    return Sampled(x, run.finish())
+    return finished(run, x)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.config import as_stack
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, NonFiniteError
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
 from ..guidance.observe import Observer
@@ -89,7 +89,7 @@ def sample(
     Raises:
         InputError: no ``"positive"`` condition, or `emits` contradicts the scheduler.
         UnsupportedSchedulerError: the scheduler's levels are not known.
-        NonFiniteError: NaN or Inf in a prediction.
+        NonFiniteError: NaN or Inf in a sample; the error's `output` is what this returns, with the other samples.
         QueryError: the model cannot answer what the stack asks.
     """
     expected = parameterization(scheduler)
@@ -133,7 +133,22 @@ def sample(
             told, at = renoising.before(estimate, x) if renoising else (estimate.prediction.native, x)
             x = advance(told, timestep, at, **options)
             x = renoising.after(x) if renoising else x
-    return Sampled(x, run.finish())
+    return finished(run, x)
+
+
+def finished(run: GuidedRun, x: Tensor) -> Sampled:
+    """The result of a run that ended with the samples `x`.
+
+    Raises:
+        NonFiniteError: some of them are NaN or Inf; its `output` is the result with all of them.
+    """
+    sampled = Sampled(x, run.report)
+    try:
+        run.finish()
+    except NonFiniteError as error:
+        error.output = sampled
+        raise
+    return sampled
 
 
 def _counts(kind: str, given: Sequence[int] | None, conditions: Mapping[str, Any], batch: int) -> tuple[int, ...]:

@@ -49,7 +49,9 @@ def tested(name: str, out: Path, times: int) -> tuple[Sweep, list[claims.Finding
     assert sweep.claim is not None  # what these files are for
     run = RunFolder(str(out / name))
     prepared = runner.Prepared(sweep, runner.Options())
-    runner.refuse_missing(runner.run_sweep(prepared, run, Bar(0)).missing)
+    outcome = runner.run_sweep(prepared, run, Bar(0))
+    runner.refuse_missing(outcome.missing)
+    runner.refuse_lost(outcome)
     measure(run, [parse_metric(one) for one in sweep.metrics])
     versions = run.records(["versions", "fingerprint"]).slice(0, 1).to_pylist()[0]
     return (

@@ -74,6 +74,7 @@ def _evaluate(options: dict[str, Any]) -> None:
 
             click.echo(f"{table(sweep.claim, findings(run, sweep.claim))}\n")
         click.echo(f"next: guidestack report {run}")
+    runner.refuse_lost(outcome)
 
 
 def _account(run: Any, outcome: Any, processes: int) -> str:

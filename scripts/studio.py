@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..guidance import linear
 from ..guidance.config import as_stack
-from ..guidance.errors import GuidestackError, InputError
+from ..guidance.errors import GuidestackError, InputError, NonFiniteError
 from ..guidance.prediction import Level
 from ..guidance.rule import Run
 from ..guidance.rules import LinearAG
@@ -68,6 +68,7 @@ class Studio:
         """Make the images that are missing from `out`; returns one line on what was done.
 
         Raises:
+            NonFiniteError: images are NaN or Inf; all others are made before.
             GuidestackError: as the pipeline; what was finished before stays.
             KeyboardInterrupt: Ctrl-C, after saying what is missing.
         """
@@ -75,16 +76,19 @@ class Studio:
         self._check(wanted)
         missing = [recipe for recipe in wanted if overwrite or not (out / recipe.filename).exists()]
         done = evaluations = 0
+        lost: NonFiniteError | None = None
         began = time.monotonic()
         bar = tqdm(total=len(missing), unit="image", dynamic_ncols=True, disable=not missing)
         try:
             for group in _batches(missing, batch):
-                finished, spent = self._generate(group)
-                for recipe, image in zip(group, finished, strict=True):
-                    images.write(image, out / recipe.filename, recipe.written())
-                done, evaluations = done + len(group), evaluations + spent
+                finished, spent, error = self._generate(group)
+                for place, image in finished.items():
+                    images.write(image, out / group[place].filename, group[place].written())
+                done, evaluations, lost = done + len(finished), evaluations + spent, lost or error
                 bar.set_postfix_str(f"{evaluations / (time.monotonic() - began):.1f} evaluations/s", refresh=False)
                 bar.update(len(group))
+            if lost is not None:
+                raise NonFiniteError(f"{counted(len(missing) - done, 'image')} lost: {lost}")
         except (KeyboardInterrupt, GuidestackError):
             bar.close()
             all_of_them = counted(len(missing), "image")
@@ -158,8 +162,10 @@ class Studio:
     def _use(self, recipe: Recipe) -> None:
         self.pipe.scheduler = by_name(recipe.sampler, self.base_config)
 
-    def _generate(self, group: Sequence[Recipe]) -> tuple[list[Image.Image], int]:
+    def _generate(self, group: Sequence[Recipe]) -> tuple[dict[int, Image.Image], int, NonFiniteError | None]:
         """The images of recipes that differ in prompt, negative and seed only, and the evaluations they cost.
+
+        By their place in `group`; those that are NaN or Inf are not among them, and what was said of them comes last.
 
         A group smaller than its recipes' batch is filled up with copies, so that the network sees the same shapes:
         rounding depends on them, and an image made again by itself is then the same to the bit.
@@ -178,12 +184,17 @@ class Studio:
         if first.size:
             options["height"], options["width"] = first.size
         with seeded(self.pipe.scheduler, seeds):
+            made, lost = [], None
             try:
                 made = guided([recipe.prompt for recipe in filled], **options).images
+            except NonFiniteError as error:
+                made, lost = error.output.images if error.output else [], error
             except torch.OutOfMemoryError as error:
                 raise InputError(f"out of memory on {self.pipe.device}; try a smaller --batch or --size") from error
-        report = guided.report
-        return made[: len(group)], sum(report.evaluations[: len(group)]) if report else 0
+        report, gone = guided.report, lost.samples if lost else ()
+        finished = {place: image for place, image in enumerate(made[: len(group)]) if place not in gone}
+        spent = sum(report.evaluations[: len(group)]) if report else 0
+        return finished, spent, lost if len(finished) < len(group) else None
 
 
 def _batches(wanted: Sequence[Recipe], batch: int) -> Iterator[list[Recipe]]:

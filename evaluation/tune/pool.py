@@ -16,7 +16,7 @@ from ..measure import Cell as Images
 from ..measure import Cells
 from ..progress import Progress
 from ..prompts import Prompt
-from ..runner import Options, Prepared, run_sweep
+from ..runner import Options, Prepared, refuse_lost, run_sweep
 from ..store import SWEEP, RunFolder
 from ..sweep import Seeds, Sweep
 from .frontier import Point
@@ -122,14 +122,14 @@ class Pool:
         """Make what is missing of some stacks and of all before them, and measure.
 
         Raises:
-            GuidestackError: the model cannot run one of them, or the folder cannot be written.
+            GuidestackError: the model cannot run one of them, loses samples to NaN, or the folder cannot be written.
             KeyboardInterrupt: Ctrl-C; what was finished stays.
         """
         new = [stack for stack in dict.fromkeys(stacks) if stack not in self.stacks]
         if new or any(stack not in self.points for stack in stacks):
             self.stacks += new
             prepared = Prepared(self.setup.sweep(self.stacks), self.options, self.maker)
-            run_sweep(prepared, self.run, self.progress)
+            refuse_lost(run_sweep(prepared, self.run, self.progress))
             self._points(prepared)
         return [self.points[stack] for stack in stacks]
 

@@ -15,6 +15,8 @@ from guidestack.guidance.mixture import GaussianMixture, MixtureDenoiser
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level
 from guidestack.guidance.testing import Oracle
 
+from ..spoiling import Spoil
+
 MIXTURE = GaussianMixture.example()
 STEPS = 5
 SAMPLES = {1: (1,), 3: (0, 1, 2)}
@@ -313,6 +315,22 @@ def test_nan_stops_the_run() -> None:
     denoiser = gs.as_denoiser("stack()", model, conditions={"positive": {}}, sigmas=SIGMAS)
     with pytest.raises(NonFiniteError, match="NaN or Inf at step 0 of 4"):
         denoiser(torch.ones(1, 2), 8.0)
+
+
+@pytest.mark.parametrize("sampler", [euler, heun])
+def test_a_sample_that_is_nan_is_warned_of_and_the_others_go_on(sampler: Any) -> None:
+    """The sampler hands its samples back by itself: an error would lose all of them."""
+    given: dict[str, Any] = {"conditions": told((0, 1, 2)), "sigmas": SIGMAS, "evaluations": 1 + (sampler is heun)}
+    wanted = sampler(gs.as_denoiser("apg(3, momentum=-0.5)", k_model(), **given), start((0, 1, 2), 8.0), SIGMAS)
+    spoilt = gs.APG(3, momentum=-0.5) | Spoil(1, start=1)
+    denoiser = gs.as_denoiser(spoilt, k_model(), **given)
+    with pytest.warns(gs.GuidestackWarning, match=r"step 1 of 4 .*lost: samples \[1\]; the other") as said:
+        found = sampler(denoiser, start((0, 1, 2), 8.0), SIGMAS)
+    assert len(said) == 1
+    assert torch.equal(found[[0, 2]], wanted[[0, 2]])
+    with pytest.raises(NonFiniteError) as caught:
+        _ = denoiser.report
+    assert caught.value.samples == (1,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,12 +15,19 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.bridges.guider import input_scale
-from guidestack.guidance.errors import GuidanceNotAppliedError, InputError, StackSyntaxError, UnsupportedPipelineError
+from guidestack.guidance.errors import (
+    GuidanceNotAppliedError,
+    InputError,
+    NonFiniteError,
+    StackSyntaxError,
+    UnsupportedPipelineError,
+)
 from guidestack.pipelines.family import FAMILIES as RECORDS
 from guidestack.samplers import grid
 from guidestack.samplers.levels import supported
 from guidestack.samplers.stepping import Stepper
 
+from ..spoiling import registered
 from .modular import FAMILIES, Pair, pair
 
 RULES = (
@@ -182,6 +189,20 @@ def test_a_window_by_step_takes_both_evaluations_or_none(sdxl: Pair) -> None:
     got = sdxl.run(one)
     assert [len(step.queries) for step in one.report.steps] == [2, 2, 2, 2, 1, 1, 1]
     assert close(got, sdxl.guided(text)[0])
+
+
+def test_a_sample_that_is_nan_is_warned_of_and_the_others_go_on(both: Pair) -> None:
+    """The loop hands its samples on by itself: an error would lose all of them."""
+    wanted = both.run(guider(both, "cfg(5)", batch=3), 3)
+    with registered():
+        one = guider(both, "cfg(5) | spoil(8, start=1)", batch=3)
+        with pytest.warns(gs.GuidestackWarning, match=r"NaN or Inf at step 1 .*lost: samples \[1\]; the other") as said:
+            found = both.run(one, 3)
+        assert len([one for one in said if one.category is gs.GuidestackWarning]) == 1  # numpy may warn of a picture
+        assert torch.equal(found[[0, 2]], wanted[[0, 2]])
+        everyone = guider(both, " | ".join(["cfg(5)", *(f"spoil({seed})" for seed in (7, 8, 9))]), batch=3)
+        with pytest.raises(NonFiniteError, match=r"samples \[0, 1, 2\]"):
+            both.run(everyone, 3)
 
 
 def test_image_to_image_begins_in_the_middle(sdxl: Pair) -> None:

@@ -20,14 +20,15 @@ from guidestack.evaluation.location import Location
 from guidestack.evaluation.lock import Launch, held
 from guidestack.evaluation.metrics import PairMetric, SampleMetric
 from guidestack.evaluation.progress import Progress
-from guidestack.evaluation.runner import Options, Prepared, dry_run, merge_only, run_sweep
+from guidestack.evaluation.runner import Options, Prepared, dry_run, merge_only, refuse_lost, run_sweep
 from guidestack.evaluation.store import COLUMNS, RunFolder
 from guidestack.evaluation.sweep import load_sweep
 from guidestack.evaluation.writer import Writer
-from guidestack.guidance.errors import GuidestackError, InputError
+from guidestack.guidance.errors import GuidestackError, InputError, NonFiniteError
 from guidestack.pipelines import guide
 from guidestack.scripts.images import read_recipe
 
+from ..spoiling import registered
 from .common import SAMPLES, assert_same, pixels, rows, run, sweep_of, written
 
 
@@ -612,3 +613,34 @@ def test_metrics_are_taken_while_images_are_made(
         run(model_folder, tmp_path / "no", metrics=["away"])
     run(model_folder, tmp_path / "no", metrics=["away"], baseline={"stack": "cfg({w})", "w": 2})
     assert RunFolder(tmp_path / "no").cells()["baseline"] is not None
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_sample_that_is_nan_is_lost_and_no_other(whole: Path, tmp_path: Path, model_folder: Path, batch: int) -> None:
+    """The others are kept and measured, the loss is said once, and a later run tries it again."""
+    keys = {"stack": ["cfg({w})", "apg({w}, eta=0)", "cfg({w}) | spoil(4)"], "metrics": ["saturation"], "batch": batch}
+    told = Notes()
+    with registered():
+        outcome = run(model_folder, tmp_path / "run", told, **keys)
+        assert (outcome.made, outcome.lost, outcome.missing, outcome.records) == (28, 2, 0, 28)
+        assert len([note for note in told.notes if "NaN or Inf at step 0 of 3" in note]) == 1
+        with pytest.raises(NonFiniteError, match=r"2 samples are lost and all others kept.*NaN or Inf at step 0 of 3"):
+            refuse_lost(outcome)
+        there = rows(RunFolder(tmp_path / "run"))
+        assert {(row["stack"], row["seed"]) for row in there if "spoil" in row["stack"]} == {
+            (f"cfg({w}) | spoil(4, start=0)", seed) for w in (2, 5) for seed in (3, 5, 6, 7)
+        }
+        assert all(row["metric.saturation"] is not None for row in there)
+        again = run(model_folder, tmp_path / "run", **keys)
+        assert (again.made, again.lost, again.existing) == (0, 2, 28)
+    if batch == 3:
+        kept, wanted = pixels(RunFolder(tmp_path / "run")), pixels(RunFolder(whole))
+        assert all(kept[address] == image for address, image in wanted.items())

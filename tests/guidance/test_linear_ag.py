@@ -20,7 +20,7 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance import composition, linear
-from guidestack.guidance.errors import CompositionError, InputError, RuleError
+from guidestack.guidance.errors import CompositionError, GuidanceNotAppliedError, InputError, RuleError
 from guidestack.guidance.plan import When, plan
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Network, Queries, Request
@@ -617,3 +617,13 @@ def test_through_sample(tmp_path: Path) -> None:
     more = {**options["conditions"], "negative": torch.full((2, 3), 0.1)}
     with pytest.raises(RuleError, match="'empty' and this run has 'given'"):
         gs.sample(model, stack, scheduler, identity={"model": "mine"}, **{**options, "conditions": more})
+
+
+def test_samples_of_another_size_are_refused_where_earlier_ones_are_remembered(oracle_fit: Any) -> None:
+    oracle_fit(gs.CFG(3))
+    oracle = Oracle()
+    for stack in (gs.Stack(gs.LinearAG(gs.CFG(3), FILE)), gs.Stack(gs.Schedule(gs.APG(3, momentum=-0.5), "g*"))):
+        run, x = oracle.begin(stack), oracle.start()
+        _, x = oracle.step(run, x, 0)
+        with pytest.raises(GuidanceNotAppliedError, match=r"remembers samples of shape \(2, 3, 3\) .* \(2, 3, 5\)"):
+            oracle.step(run, torch.nn.functional.pad(x, (0, 2)), 1)

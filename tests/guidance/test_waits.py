@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,14 +12,18 @@ from torch import Tensor
 
 from guidestack import parse
 from guidestack.guidance import fetched
+from guidestack.guidance.config import as_stack
 from guidestack.guidance.errors import NonFiniteError
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import Query
 from guidestack.guidance.rule import Run
+from guidestack.guidance.rules import Schedule
 from guidestack.guidance.run import GuidedRun
+from guidestack.guidance.stack import Stack
 from guidestack.guidance.text import to_text
 
+from ..spoiling import Spoil
 from .elsewhere import Device, Elsewhere
 
 SHAPE = (3, 2, 4, 4)
@@ -51,7 +56,7 @@ class Model:
 
 
 def estimates(
-    text: str, device: Device | None, scale: float = 1.0, evaluations: int = 1
+    text: str | Stack, device: Device | None, scale: float = 1.0, evaluations: int = 1
 ) -> tuple[list[Tensor], GuidedRun]:
     """The guided estimates of a run of `STEPS` steps."""
     put = (lambda value: value) if device is None else Elsewhere
@@ -61,7 +66,7 @@ def estimates(
     }
     place = torch.device("meta") if device else torch.device("cpu")
     run = GuidedRun(
-        parse(text), Run(SHAPE, device=place, steps=STEPS, seeds=(0, 1, 2), negatives=(2, 1, 0), positives=(1, 0, 0))
+        as_stack(text), Run(SHAPE, device=place, steps=STEPS, seeds=(0, 1, 2), negatives=(2, 1, 0), positives=(1, 0, 0))
     )
     found = []
     for index in range(STEPS):
@@ -140,6 +145,34 @@ def test_what_is_not_finite_is_found_at_the_end_of_the_run() -> None:
         _, run = estimates("cfg(4)", device, scale=1e38)
         with pytest.raises(NonFiniteError, match="step 0 of 5"):
             run.finish()
+
+
+@pytest.mark.usefixtures("_events")
+@pytest.mark.parametrize("text", WAITLESS)
+def test_a_lost_sample_makes_no_step_wait_and_none_of_the_others_another(text: str) -> None:
+    """It is found at the end of the run, on the host as on a device, and said alike."""
+    expected, _ = estimates(text, None)
+    stack = parse(text)
+    inside = stack.rules[0] if stack.rules else None
+    spoilt = (
+        Schedule(inside.rule | Spoil(1, start=1), inside.plan)
+        if isinstance(inside, Schedule)
+        else stack | Spoil(1, start=1)
+    )
+    errors = []
+    for where in (None, Device()):
+        with where or nullcontext():
+            found, run = estimates(spoilt, where)
+            assert where is None or where.waits == []
+            with pytest.raises(NonFiniteError) as caught:
+                run.finish()
+            errors.append(caught.value)
+        for one, other in zip(found, expected, strict=True):
+            mine = one if where is None else one.own  # type: ignore[attr-defined]
+            torch.testing.assert_close(mine[[0, 2]], other[[0, 2]], rtol=1e-6, atol=1e-6)
+    assert errors[0].samples == errors[1].samples == (1,)
+    assert str(errors[0]) == str(errors[1])
+    assert "step 1 of 5" in str(errors[0])
 
 
 def test_the_device_counts_what_waits() -> None:

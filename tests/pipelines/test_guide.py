@@ -189,6 +189,36 @@ def test_an_adaptive_rule_that_never_guides_is_said(plain: Any) -> None:
     assert guided.report.evaluations == [5]  # the crossing step is paid
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "cfg(0)",
+            r"cfg\(0\) does not turn guidance off: .* of the negative or empty prompt .*; a scale of 1 or stack",
+        ),
+        ("cfg(0, against='null') | rescale(0.7)", "is that of the empty prompt and not of the prompt"),
+        ("apg(0)", r"apg\(0\) does not turn guidance off"),
+        ("perpneg(0)", r"perpneg\(0\) .* of the empty prompt"),
+        ("icg(0)", r"icg\(0\) .* that of 'independent:tokens'"),
+        ("tsg(0)", r"tsg\(0\) .* that of 'positive\+time\(1\)'"),
+        ("cfgpp(0)", r"cfgpp\(0\) .*; stack\(\) is without guidance"),
+        ("during(cfg(0), sigma=(0.1, inf))", r"cfg\(0\) does not turn"),
+        ("adaptive(prefix(cfg(0), 4), threshold=2)", r"cfg\(0\) does not turn"),
+    ],
+)
+def test_a_scale_of_0_is_not_off(plain: Any, text: str, message: str) -> None:
+    with pytest.warns(gs.GuidestackWarning, match=message) as said:
+        gs.guide(plain, text)("a", generator=seeded(1), **GIVEN)
+    assert sum("turn guidance off" in str(one.message) for one in said) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["cfg(0) | cfg(4, against='null')", "cfg(0.5)", "cfg(1)", "stack()", "tsg(2, strength=0)"]
+)
+def test_a_sum_in_which_the_prompt_counts_is_not_warned_of(plain: Any, text: str) -> None:
+    gs.guide(plain, text)("a", generator=seeded(1), **GIVEN)  # a warning would be an error here
+
+
 def test_an_unused_negative_prompt_is_said(plain: Any) -> None:
     for stack in (gs.Stack(), gs.CFG(3, against="null")):
         with pytest.warns(gs.GuidestackWarning, match="negative prompt was given, and no rule"):
@@ -251,20 +281,62 @@ def test_a_denoiser_that_was_never_intercepted_is_an_error(plain: Any) -> None:
         guided("a", callback_on_step_end=replace, generator=seeded(1), **GIVEN)
 
 
-def test_nan_names_step_query_and_sample(plain: Any) -> None:
-    guided = gs.guide(plain, gs.CFG(3))
+def test_rules_that_overflow_are_told_from_a_network_that_does(new_pipe: Any) -> None:
+    """What becomes of the other samples is in test_lost.py."""
+    pipe = new_pipe().to(torch.float16)
+    with pytest.raises(NonFiniteError, match=r"guided estimate of cfg\(1000000\).*smaller scale"):
+        gs.guide(pipe, "cfg(1000000)")("a", generator=seeded(1), **GIVEN)
 
-    def spoil(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        latents = tensors["latents"].clone()
-        if i == 1:
-            latents[1] = torch.nan
-        return {"latents": latents}
 
-    with pytest.raises(NonFiniteError, match=r"step 2 of 4 .*samples \[1\]"):
-        guided(["a", "b"], callback_on_step_end=spoil, generator=seeded(2), **GIVEN)
-    huge = gs.guide(plain, "cfg(1e300)")
-    with pytest.raises(NonFiniteError, match=r"guided estimate of cfg\(1e\+300\).*smaller scale"):
-        huge("a", generator=seeded(1), **GIVEN)
+REMEMBERS = (
+    "apg(4, momentum=-0.5)",
+    "during(apg(4, momentum=-0.5), progress=(0, 1))",
+    "adaptive(apg(4, momentum=-0.5), threshold=2)",
+    "prefix(apg(4, momentum=-0.5), 4) | rescale(0.7)",
+    "schedule(cfg(3), 'g2 r2')",
+    "schedule(cfgpp(0.5), 'g s g s')",
+    "schedule(apg(4, momentum=0.3), 'g*')",
+)
+FORGETS = ("stack()", "cfg(3) | rescale(0.7)", "apg(4, radius=2)", "adaptive(cfg(3), threshold=0.99)", "perpneg(3)",
+           "tsg(3)", "cfgpp(0.6)", "schedule(cfg(3), 'g2 c2')")  # fmt: skip
+
+
+def resized(after: int, size: tuple[int, ...]) -> Any:
+    """A callback that makes the samples larger, as a two-stage upscaling does."""
+
+    def callback(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": torch.nn.functional.interpolate(tensors["latents"], size)} if i == after else {}
+
+    return callback
+
+
+@pytest.mark.parametrize("text", REMEMBERS)
+def test_samples_that_are_resized_under_a_rule_that_remembers_are_refused(plain: Any, text: str) -> None:
+    guided = gs.guide(plain, text)
+    told = r"remembers samples of shape \(4, 8, 8\) .* goes on with \(4, 12, 8\)"
+    with pytest.raises(GuidanceNotAppliedError, match=told):
+        guided(["a", "b"], callback_on_step_end=resized(0, (12, 8)), generator=seeded(2), **GIVEN)
+    assert len(guided.report.steps) == 1
+    guided(["a", "b"], generator=seeded(2), **GIVEN)  # nothing is left of it
+
+
+@pytest.mark.parametrize("text", FORGETS)
+def test_under_others_they_go_on_in_the_new_size(plain: Any, text: str) -> None:
+    guided = gs.guide(plain, text)
+    out = guided(["a", "b"], callback_on_step_end=resized(1, (12, 8)), generator=seeded(2), **GIVEN).images
+    assert out.shape == (2, 4, 12, 8)
+    assert torch.isfinite(out).all()
+
+
+def test_a_batch_that_changes_is_refused(plain: Any) -> None:
+    def drop(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        half = {"latents": tensors["latents"][:1], "prompt_embeds": tensors["prompt_embeds"][[0, 2]]}
+        return half if i == 1 else {}
+
+    given = {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"], "callback_on_step_end": drop}
+    for text in ("cfg(3)", "apg(4, momentum=-0.5)"):
+        with pytest.raises(GuidanceNotAppliedError, match="began with 2 samples and goes on with 1"):
+            gs.guide(plain, text)(["a", "b"], generator=seeded(2), **given, **GIVEN)
 
 
 def test_one_pipeline_twice_at_once_is_refused(plain: Any) -> None:

@@ -15,6 +15,8 @@ from PIL import Image
 from guidestack.scripts import cli
 from guidestack.scripts.images import read_recipe
 
+from ..spoiling import registered
+
 QUICK = ["--steps", "2", "--sampler", "ddim"]
 
 
@@ -221,13 +223,42 @@ def test_a_long_prompt_says_what_was_cut(run: Any, model_folder: Path, tmp_path:
     assert "longer than 16 tokens; cut off: 'ogs'" in err
 
 
-def test_a_nan_keeps_what_is_finished(run: Any, model_folder: Path, tmp_path: Path) -> None:
-    status, _, err = run("generate", "a", "--guidance", "cfg(2)", "--guidance", "cfg(1e300)", "--model", model_folder,
-                         "--out", tmp_path, *QUICK)  # fmt: skip
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_a_nan_loses_its_own_image_only(run: Any, model_folder: Path, tmp_path: Path, batch: int) -> None:
+    """Whatever the batch: images before and behind it are those that are made without it."""
+    options = ["--model", model_folder, "--count", 5, "--seed", 3, "--batch", batch, *QUICK]
+    status, _, err = run("generate", "a", "--guidance", "cfg(2)", "--out", tmp_path / "good", *options)
+    assert status == 0, err
+    with registered():
+        texts = ["--guidance", "cfg(2) | spoil(5)", "--guidance", "cfg(2)"]
+        status, _, err = run("generate", "a", *texts, "--out", tmp_path / "spoilt", *options)
     assert status == 2
-    assert "NaN or Inf at step 0 of 2" in last_line(err)
-    assert "1 of 2 images finished" in err
-    assert len(list(tmp_path.glob("*.png"))) == 1
+    assert last_line(err).startswith("guidestack: 1 image lost: NaN or Inf at step 0 of 2")
+    assert "9 of 10 images finished" in err
+    good, spoilt = pixels(tmp_path / "good"), pixels(tmp_path / "spoilt")
+    assert good.keys() < spoilt.keys()
+    assert all(np.array_equal(spoilt[name], image) for name, image in good.items())
+    made = {recipe["seed"]: name for name in spoilt.keys() - good.keys()
+            for recipe in [read_recipe(tmp_path / "spoilt" / name)]}  # fmt: skip
+    assert sorted(made) == [3, 4, 6, 7]
+    by_seed = {read_recipe(tmp_path / "good" / name)["seed"]: image for name, image in good.items()}
+    assert all(np.array_equal(spoilt[name], by_seed[seed]) for seed, name in made.items())
+
+
+def test_a_model_that_answers_nan_makes_nothing(run: Any, new_pipe: Any, tmp_path: Path) -> None:
+    import torch
+
+    pipe = new_pipe()
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(torch.nan)
+    pipe.save_pretrained(tmp_path / "model")
+    status, _, err = run(
+        "generate", "a", "b", "--model", tmp_path / "model", "--out", tmp_path / "out", "--grid", tmp_path / "g.png",
+        *QUICK,
+    )  # fmt: skip
+    assert status == 2
+    assert last_line(err).startswith("guidestack: 2 images lost: NaN or Inf at step 0 of 2")
+    assert not list(tmp_path.glob("**/*.png"))
 
 
 def test_ctrl_c_keeps_what_is_finished(
