@@ -10,7 +10,7 @@ from typing import Self
 from .errors import CompositionError, RuleError
 from .fields import shown
 from .prediction import Prediction
-from .query import Predictions, Queries, Query, RowMask, united
+from .query import NEGATIVE, NULL, Predictions, Queries, Query, RowMask, united
 from .rule import Estimate, Rule, Run, State, Step
 
 
@@ -202,4 +202,23 @@ def remarks(stack: Rule) -> list[str]:
     """What a user should know of a stack that runs, and may not do what was meant: one line each."""
     if stack.refines:
         return [f"{stack} has nothing to work on: it reshapes what rules before it made; write cfg(...) | {stack}"]
-    return []
+    if (rule := _promptless(stack)) is None:
+        return []
+    contrast = rule.contrast or NULL
+    of = {NEGATIVE: "the negative or empty prompt", NULL: "the empty prompt"}.get(contrast, repr(str(contrast)))
+    off = "a scale of 1 or stack()" if rule.neutral_values else "stack()"
+    return [
+        f"{rule} does not turn guidance off: at scale 0 the picture is that of {of} and not of the prompt; {off} is "
+        "without guidance"
+    ]
+
+
+def _promptless(rule: Rule) -> Rule | None:
+    """The rule of scale 0 that alone decides where the sampler jumps, so that the prompt counts for nothing."""
+    if isinstance(rule, Stack):
+        moving = [one for one in rule.rules if one.moves]
+        return _promptless(moving[0]) if len(moving) == 1 else None
+    if isinstance(inner := getattr(rule, "rule", None), Rule):
+        return _promptless(inner)
+    away = getattr(rule, "scale", None) == 0 and (rule.neutral_values or {}).get("scale") != 0
+    return rule if away and rule.contrast else None
