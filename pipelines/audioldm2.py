@@ -51,5 +51,10 @@ FAMILIES["AudioLDM2Pipeline"] = Family(
     owned={"guidance_scale": "cfg(scale)"},
     branches=lambda pipe, call: call["guidance_scale"] > 1,
     encode=_encode,
+    embeds={
+        "prompt_embeds": "encoder_hidden_states_1",
+        "attention_mask": "encoder_attention_mask_1",
+        "generated_prompt_embeds": "encoder_hidden_states",
+    },
     cannot=lambda pipe: "",
 )

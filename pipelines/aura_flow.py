@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -16,7 +16,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         do_classifier_free_guidance=False,
         num_images_per_prompt=1,
         device=pipe._execution_device,
-        max_sequence_length=call.get("max_sequence_length", 256),
+        max_sequence_length=tokens(call, 256, as_prompt),
         lora_scale=(call.get("attention_kwargs") or {}).get("scale"),
     )
     return {"encoder_hidden_states": embeddings}
@@ -35,5 +35,6 @@ FAMILIES["AuraFlowPipeline"] = Family(
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: call["guidance_scale"] > 1,
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": ""},
     cannot=lambda pipe: "",
 )

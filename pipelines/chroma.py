@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -20,7 +20,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         do_classifier_free_guidance=False,
         device=pipe._execution_device,
         num_images_per_prompt=1,
-        max_sequence_length=call.get("max_sequence_length", 512),
+        max_sequence_length=tokens(call, 512, as_prompt, alone=True),
         lora_scale=(call.get("joint_attention_kwargs") or {}).get("scale"),
     )
     return {"encoder_hidden_states": embeddings, "attention_mask": mask}
@@ -53,6 +53,7 @@ FAMILIES["ChromaPipeline"] = Family(
     scratch=("_guidance_scale", "_joint_attention_kwargs"),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "attention_mask"},
     completed=_completed,
     cannot=lambda pipe: "",
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -16,7 +16,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         list(texts),
         do_classifier_free_guidance=False,
         num_videos_per_prompt=1,
-        max_sequence_length=call.get("max_sequence_length", 226),
+        max_sequence_length=tokens(call, 226, as_prompt),
         device=pipe._execution_device,
     )
     return {"encoder_hidden_states": embeddings}
@@ -35,6 +35,7 @@ FAMILIES["CogVideoXPipeline"] = Family(
     upcasts=True,
     branches=lambda pipe, call: call["guidance_scale"] > 1,
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states"},
     example=lambda pipe, batch: {"max_sequence_length": pipe.transformer.config.max_text_seq_length},
     cannot=lambda pipe: "",
 )

@@ -35,5 +35,6 @@ FAMILIES["CogView4Pipeline"] = Family(
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states"},
     cannot=lambda pipe: "",
 )

@@ -66,6 +66,10 @@ class Family:
         encode: ``encode(pipe, call, texts, as_prompt)``: the row arguments, one row a text, of other prompts, made by
             the pipeline's own encoders with the call's own options, as it does for prompts or as for negative ones.
             None where there are no texts.
+        embeds: the pipeline's arguments for the embeddings of a prompt, each with the row argument that it becomes, or
+            "" where the denoiser is not given it. With ``negative_`` before it each is that of a negative prompt.
+        zeros: whether the pipeline evaluates zeros where it is given no ``negative_prompt``, and the encoded text where
+            it is given an empty one. Zeros are then its empty condition.
         random: for each source that `ICG` may name: ``draw(pipe, rows, generators)``, the row arguments of a random
             condition, one row a sample, given those of the prompt and a generator for each sample.
         cannot: why this pipeline has no unconditional branch, or "".
@@ -87,6 +91,8 @@ class Family:
     branches: Callable[[Pipeline, Call], bool]
     cannot: Callable[[Pipeline], str]
     encode: Callable[[Pipeline, Call, Sequence[str], bool], Rows] | None = None
+    embeds: Mapping[str, str] = field(default_factory=dict)
+    zeros: Callable[[Pipeline], bool] = lambda pipe: False
     random: Mapping[str, Callable[[Pipeline, Rows, Sequence[torch.Generator]], Rows]] = field(default_factory=dict)
     halves: tuple[str, ...] = ("negative", "positive")
     axes: Mapping[str, int] = field(default_factory=dict)
@@ -121,6 +127,28 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 
 
+def tokens(call: Call, default: int, as_prompt: bool, *, alone: bool = False, more: int = 0) -> int:
+    """How many tokens the embeddings of another prompt of a call must have, where the pipeline pads all prompts alike.
+
+    Args:
+        call: the pipeline's arguments.
+        default: the pipeline's own `max_sequence_length`.
+        as_prompt: whether they stand beside the prompt, not beside the negative one.
+        alone: whether prompt and negative prompt are evaluated by calls of their own, and may differ in length.
+        more: tokens of the embeddings that `max_sequence_length` does not count.
+
+    Returns:
+        What `max_sequence_length` is, or has to be so that they are as long as the embeddings that were given.
+    """
+    own, other = "prompt_embeds", "negative_prompt_embeds"
+    if not as_prompt:
+        own, other = other, own
+    for name in (own,) if alone else (own, other):
+        if call.get(name) is not None:
+            return int(call[name].shape[1]) - more
+    return int(call.get("max_sequence_length", default))
+
+
 def register_family(record: Family) -> Family:
     """Enter a record, so that `guide` takes its pipeline.
 
@@ -152,6 +180,8 @@ def _problem(record: Any) -> str:
         return f"{record.pipeline}: halves must be different conditions with 'positive' among them, got {record.halves}"
     if record.sequential and len(record.halves) < 2:
         return f"{record.pipeline}: sequential=True needs two halves, got {record.halves}"
+    if unknown := sorted({*record.embeds.values()} - {"", *record.rows}):
+        return f"{record.pipeline}: embeds has {unknown[0]!r}, which is none of rows: {', '.join(record.rows)}"
     for field_name in ("axes", "listed"):
         if unknown := sorted(set(getattr(record, field_name)) - set(record.rows)):
             return (

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -20,7 +20,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         None,
         device=pipe._execution_device,
         num_images_per_prompt=1,
-        max_sequence_length=call.get("max_sequence_length", 512),
+        max_sequence_length=tokens(call, 512, as_prompt, alone=True),
         lora_scale=(call.get("joint_attention_kwargs") or {}).get("scale"),
     )
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
@@ -52,6 +52,7 @@ FAMILIES["FluxPipeline"] = Family(
     scratch=("_guidance_scale", "_joint_attention_kwargs"),
     branches=lambda pipe, call: call["true_cfg_scale"] > 1,
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
     cannot=lambda pipe: "",
     embedded=_embedded,
 )

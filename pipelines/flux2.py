@@ -37,5 +37,6 @@ FAMILIES["Flux2KleinPipeline"] = Family(
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states"},
     cannot=_cannot,
 )

@@ -47,7 +47,7 @@ from . import wan as wan
 from . import z_image as z_image
 from .family import Family, Pipeline, denoisers_of, family_of
 from .intercept import calling, exclusively, method, restored
-from .prompts import EXTRA, Prompts, per_prompt
+from .prompts import EXTRA, NULL, Prompts, asked
 from .session import Session
 
 SCALE = "guidance_scale"
@@ -159,7 +159,12 @@ class GuidedPipeline:
             *args: the pipeline's own arguments.
             **kwargs: the pipeline's own arguments, without those that the stack decides (`guidance_scale`, ...): these
                 do nothing, and a warning says so. Under a stack with `PerpNeg`, ``negative_prompt`` may be a list of
-                texts for each prompt, and so may ``extra_prompt``: positives beside the prompt.
+                texts for each prompt, and so may ``extra_prompt``: positives beside the prompt. Several negatives may
+                be given as embeddings too: each of the pipeline's own arguments for those of a negative prompt is then
+                a list. ``null_embeds`` is the empty condition as embeddings, for a pipeline without its text encoder:
+                a tensor, or a mapping with the pipeline's names for all embeddings of a prompt,
+                ``{"prompt_embeds": ..., "pooled_prompt_embeds": ...}``; a row for each prompt, or one for all. Where no
+                negative is given, it is that too.
 
         Returns:
             What the pipeline returns.
@@ -171,10 +176,7 @@ class GuidedPipeline:
             GuidanceNotAppliedError: the call ended and the guidance had not happened, or the pipeline is in use.
             QueryError: the pipeline cannot answer what the stack asks.
         """
-        kwargs = dict(kwargs)
-        extra = kwargs.pop(EXTRA, None)
-        call = self._call(args, kwargs)
-        prompts = self._prompts(call, extra)
+        call, prompts = self._call(args, kwargs)
         return self._run(Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows, self.observe))
 
     def _run(self, session: Session) -> Any:
@@ -217,8 +219,10 @@ class GuidedPipeline:
         """The account of the last call, up to where it got; None before the first."""
         return self.run.report if self.run else None
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments to call the pipeline with, by name."""
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Prompts]:
+        """The arguments to call the pipeline with, by name, and what is evaluated beside its prompt."""
+        kwargs = dict(kwargs)
+        extra, null = kwargs.pop(EXTRA, None), kwargs.pop(NULL, None)
         denoisers_of(self.pipe, self.family)  # refuse what it is not, before its configuration is read
         signature = inspect.signature(self.pipe.__call__)
         try:
@@ -245,6 +249,9 @@ class GuidedPipeline:
                 )
         if not embedded and arguments.get(SCALE) is not None:
             warn(f"{SCALE}={arguments[SCALE]!r} does nothing: this network was not distilled and does not take it")
+        prompts = asked(self.pipe, self.family, self.stack, arguments, extra, null)
+        for remark in (*prompts.remarks, *prompts.unused_weights(self.stack)):
+            warn(remark)
         self._same_batch(arguments)
         # A random condition is made from the prompt's rows: for it alone, no other half need be encoded and carried on.
         halves = {one for one in self._conditions() - {"positive"} if not one.startswith("independent")}
@@ -266,7 +273,7 @@ class GuidedPipeline:
                     wanted[name] = [value] * len(prompt) if isinstance(prompt, list | tuple) else value
         # Some pipelines write into the lists that they are given.
         copied = {name: list(value) for name, value in arguments.items() if isinstance(value, list)}
-        return {**arguments, **copied, **wanted}
+        return {**arguments, **copied, **wanted}, prompts
 
     def _same_batch(self, arguments: Mapping[str, Any]) -> None:
         """Refuse embeddings that are not as many as the prompts.
@@ -284,29 +291,6 @@ class GuidedPipeline:
             repeated = self.family.sequential and len(value) == 1  # a call of its own, whose network repeats it
             if len(value) != prompts and not repeated:
                 raise InputError(f"{name} has {len(value)} rows for {prompts} prompts; give one for each prompt")
-
-    def _prompts(self, call: dict[str, Any], extra: Any) -> Prompts | None:
-        """The prompts beside the first, under a stack that asks for them; the pipeline keeps the first negative.
-
-        Raises:
-            InputError: several are given and no rule asks for them, or they do not fit to the prompts.
-        """
-        negative = call.get("negative_prompt")
-        if "negative:each" not in self._conditions():
-            nested = isinstance(negative, list | tuple) and any(isinstance(one, list | tuple) for one in negative)
-            if nested or extra is not None:
-                what = EXTRA if extra is not None else "a list of negatives for each prompt"
-                raise InputError(f"{what} was given, and no rule of {self.stack} uses it; perpneg(scale) does")
-            return None
-        prompts = Prompts(per_prompt(negative, call, "negative_prompt"), per_prompt(extra, call, EXTRA))
-        if negative is not None:
-            firsts = [one[0] if one else "" for one in prompts.negatives]
-            call["negative_prompt"] = firsts[0] if isinstance(call.get("prompt"), str) else firsts
-        elif call.get("negative_prompt_embeds") is not None:
-            prompts = Prompts([["(embedded)"]] * len(prompts.negatives), prompts.positives)
-        for remark in prompts.unused_weights(self.stack):
-            warn(remark)
-        return prompts
 
     def _conditions(self) -> set[str]:
         return {query.condition for query in self.stack.asks()}

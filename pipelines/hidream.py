@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from .family import FAMILIES, Call, Family, Pipeline, Rows
 
 
+def _tokens(call: Call) -> int:
+    """How many tokens other prompts must have: as many as the embeddings that were given."""
+    given = call.get("prompt_embeds_t5")
+    return int(call.get("max_sequence_length", 128) if given is None else given.shape[1])
+
+
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
     t5, _, llama, _, pooled, _ = pipe.encode_prompt(
         prompt=list(texts),
         device=pipe._execution_device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
-        max_sequence_length=call.get("max_sequence_length", 128),
+        max_sequence_length=_tokens(call),
     )
     return {"encoder_hidden_states_t5": t5, "encoder_hidden_states_llama3": llama, "pooled_embeds": pooled}
 
@@ -36,5 +42,10 @@ FAMILIES["HiDreamImagePipeline"] = Family(
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={
+        "prompt_embeds_t5": "encoder_hidden_states_t5",
+        "prompt_embeds_llama3": "encoder_hidden_states_llama3",
+        "pooled_prompt_embeds": "pooled_embeds",
+    },
     cannot=lambda pipe: "",
 )

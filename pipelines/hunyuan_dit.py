@@ -49,6 +49,12 @@ FAMILIES["HunyuanDiTPipeline"] = Family(
     scratch=("_guidance_scale", "_guidance_rescale"),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={
+        "prompt_embeds": "encoder_hidden_states",
+        "prompt_attention_mask": "text_embedding_mask",
+        "prompt_embeds_2": "encoder_hidden_states_t5",
+        "prompt_attention_mask_2": "text_embedding_mask_t5",
+    },
     cannot=lambda pipe: "",
 )
 

@@ -40,6 +40,11 @@ FAMILIES["HunyuanVideoPipeline"] = Family(
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: call["true_cfg_scale"] > 1,
     encode=_encode,
+    embeds={
+        "prompt_embeds": "encoder_hidden_states",
+        "pooled_prompt_embeds": "pooled_projections",
+        "prompt_attention_mask": "encoder_attention_mask",
+    },
     cannot=lambda pipe: "",
     embedded=lambda pipe: "guidance_scale" if pipe.transformer.config.guidance_embeds else "",
 )

@@ -20,7 +20,6 @@ from ..samplers.levels import grid
 from .family import Pipeline, denoisers_of
 from .guide import GuidedPipeline, guide
 from .images import latents_of
-from .prompts import EXTRA
 from .session import Session
 
 DECIDED = {"latents": "the image", "output_type": "an inversion, which returns latents", "return_dict": "an inversion"}
@@ -138,9 +137,8 @@ class InvertingPipeline(GuidedPipeline):
         latents = latents_of(self.pipe, image, denoiser.dtype).clone()
         kwargs = _for_batch(self.pipe, len(latents), args, kwargs)
         kwargs |= _size(self.pipe, latents, kwargs)
-        extra = kwargs.pop(EXTRA, None)
-        call = self._call((), kwargs) | {"latents": latents, "output_type": "latent"}
-        prompts = self._prompts(call, extra)
+        call, prompts = self._call((), kwargs)
+        call |= {"latents": latents, "output_type": "latent"}
         session = Inversion(self.pipe, self.family, self.stack, call, prompts, self.max_rows)
         session.strength = strength
         try:
@@ -201,9 +199,8 @@ class EditingPipeline:
         guided, latents = self.sampling, inverted.latents
         kwargs = {**_for_batch(guided.pipe, len(latents), (), {**kwargs, "prompt": prompt}), "latents": latents}
         kwargs |= _size(guided.pipe, latents, kwargs)
-        extra = kwargs.pop(EXTRA, None)
-        call = guided._call((), kwargs)
-        session = Part(guided.pipe, guided.family, guided.stack, call, guided._prompts(call, extra), guided.max_rows)
+        call, prompts = guided._call((), kwargs)
+        session = Part(guided.pipe, guided.family, guided.stack, call, prompts, guided.max_rows)
         session.strength = strength
         try:
             output = guided._run(session)

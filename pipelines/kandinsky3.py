@@ -12,8 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from .family import FAMILIES, Call, Family, Pipeline, Rows
 
 
@@ -21,10 +19,6 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
     embeddings, _, mask, _ = pipe.encode_prompt(
         list(texts), do_classifier_free_guidance=False, num_images_per_prompt=1, device=pipe._execution_device
     )
-    if not as_prompt:
-        # The pipeline has zeros, none of which is seen, in place of an empty prompt.
-        empty = torch.tensor([not text for text in texts]).to(mask.device, non_blocking=True)
-        mask = mask.masked_fill(empty[:, None], 0)
     return {"encoder_hidden_states": embeddings * mask.unsqueeze(2), "encoder_attention_mask": mask.bool()}
 
 
@@ -50,6 +44,8 @@ FAMILIES["Kandinsky3Pipeline"] = Family(
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     offset=1.0,
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "attention_mask": "encoder_attention_mask"},
+    zeros=lambda pipe: True,
     completed=_completed,
     cannot=lambda pipe: "",
 )

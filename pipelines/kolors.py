@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .family import FAMILIES, Call, Pipeline, Rows
+from .family import FAMILIES, Call, Pipeline, Rows, tokens
 from .stable_diffusion_xl import POOLED
 
 
@@ -18,7 +18,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         device=pipe._execution_device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
-        max_sequence_length=call.get("max_sequence_length", 256),
+        max_sequence_length=tokens(call, 256, as_prompt),
     )
     return {"encoder_hidden_states": embeddings, POOLED: pooled}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -19,7 +19,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         list(texts),
         do_classifier_free_guidance=False,
         num_videos_per_prompt=1,
-        max_sequence_length=call.get("max_sequence_length", 128),
+        max_sequence_length=tokens(call, 128, as_prompt),
         device=pipe._execution_device,
     )
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
@@ -38,6 +38,7 @@ FAMILIES["LTXPipeline"] = Family(
     upcasts=True,
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
     cannot=lambda pipe: "",
 )
 

@@ -49,5 +49,6 @@ FAMILIES["Lumina2Pipeline"] = Family(
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
     cannot=lambda pipe: "",
 )

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+import torch
+
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
-    embeddings, mask, *_ = pipe.encode_prompt(
-        list(texts),
-        do_classifier_free_guidance=False,
-        num_videos_per_prompt=1,
-        max_sequence_length=call.get("max_sequence_length", 256),
-        device=pipe._execution_device,
-    )
+    encoded = [
+        pipe.encode_prompt(
+            some,
+            do_classifier_free_guidance=False,
+            num_videos_per_prompt=1,
+            max_sequence_length=tokens(call, 256, as_prompt),
+            device=pipe._execution_device,
+        )
+        # One by one: an empty text at the end may blank all of a call (`force_zeros_for_empty_prompt`).
+        for some in ([text] for text in texts)
+    ]
+    embeddings, mask = (torch.cat([one[part] for one in encoded]) for part in (0, 1))
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
 
 
@@ -34,5 +41,6 @@ FAMILIES["MochiPipeline"] = Family(
     upcasts=True,
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
     cannot=lambda pipe: "",
 )

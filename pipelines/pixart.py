@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -19,7 +19,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         num_images_per_prompt=1,
         device=pipe._execution_device,
         clean_caption=call.get("clean_caption", True),
-        max_sequence_length=call.get("max_sequence_length", 300 if "Sigma" in type(pipe).__name__ else 120),
+        max_sequence_length=tokens(call, 300 if "Sigma" in type(pipe).__name__ else 120, as_prompt),
     )
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
 
@@ -43,5 +43,6 @@ for _name in ("PixArtAlphaPipeline", "PixArtSigmaPipeline"):
         keywords=("mask_feature",),
         branches=lambda pipe, call: call["guidance_scale"] > 1,
         encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
         cannot=lambda pipe: "",
     )

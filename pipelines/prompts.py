@@ -1,15 +1,17 @@
-"""Several negatives and several positives for each prompt: what Perp-Neg adds to a pipeline's arguments."""
+"""The conditions of a call beside its prompt: negatives, further positives, and the empty condition."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, nearest
 from ..guidance.rule import Rule
 from ..guidance.rules import PerpNeg
 from .family import Call, Family, Pipeline, Rows
@@ -17,6 +19,20 @@ from .family import Call, Family, Pipeline, Rows
 REPEATS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 EXTRA = "extra_prompt"
 """A guided call's own argument: positives beside the prompt."""
+NULL = "null_embeds"
+"""A guided call's own argument: the embeddings of the empty condition."""
+TEXT = re.compile(r"negative_prompt(_\d+)?")
+"""Arguments of pipelines with texts of a negative prompt."""
+EMBEDDED = re.compile(r"negative_(\w+_)?prompt_embeds(_\w+)?")
+"""Arguments of pipelines with embeddings of a negative prompt."""
+
+
+def number_of_prompts(call: Call) -> int:
+    """How many prompts a call has; 1 of a pipeline without any."""
+    for name in ("prompt_embeds", "pooled_prompt_embeds", "prompt"):
+        if isinstance(value := call.get(name), list | tuple | Tensor):
+            return len(value)
+    return 1
 
 
 def per_prompt(value: Any, call: Call, name: str) -> list[list[str]]:
@@ -30,14 +46,11 @@ def per_prompt(value: Any, call: Call, name: str) -> list[list[str]]:
     Raises:
         InputError: another form, or another number of lists than of prompts.
     """
-    prompt = call.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list | tuple) else 1
-    if call.get("prompt_embeds") is not None:
-        prompts = len(call["prompt_embeds"])
+    prompts = number_of_prompts(call)
     if value is None or isinstance(value, str):
         return [[value] if value else []] * prompts
     texts = list(value) if isinstance(value, list | tuple) else [value]
-    if isinstance(prompt, str) and all(isinstance(text, str) for text in texts):
+    if isinstance(call.get("prompt"), str) and all(isinstance(text, str) for text in texts):
         texts = [texts]
     if len(texts) != prompts:
         raise InputError(
@@ -60,15 +73,27 @@ def _trimmed(texts: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a stack asks for beside the halves that the pipeline evaluates by itself.
+    """What a call evaluates beside its prompt.
 
     Args:
-        negatives: for each prompt, its negatives; the first is the pipeline's own.
+        negatives: for each prompt, its negatives; the first is the pipeline's own. A prompt has one if any of the
+            pipeline's arguments for negative texts or embeddings has one for it.
         positives: for each prompt, the positives beside it.
+        empty: whether the pipeline's own unconditional half is the empty condition, for every prompt.
+        embedded: row arguments that were given as embeddings, one row a prompt, by condition.
+        remarks: lines that the user is to be warned with.
     """
 
     negatives: list[list[str]]
     positives: list[list[str]]
+    empty: bool = True
+    embedded: Mapping[str, Rows] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> bool:
+        """Whether the first negative of a prompt is not empty."""
+        return any(one and one[0] for one in self.negatives)
 
     def counts(self, kind: str, repeats: int) -> tuple[int, ...]:
         """How many negatives or positives each sample has; each prompt stands for `repeats` samples."""
@@ -89,30 +114,244 @@ class Prompts:
                     lines.append(f"{rule} has {len(weights)} weights for {most} {what} prompts: the last are not used")
         return lines
 
-    def encoded(self, pipe: Pipeline, family: Family, call: Call) -> dict[str, Rows]:
-        """The row arguments of all but the first negative, one row a sample, by condition."""
+    def encoded(self, pipe: Pipeline, family: Family, call: Call, wanted: Collection[str]) -> dict[str, Rows]:
+        """The row arguments of the conditions among `wanted` that the pipeline does not evaluate by itself.
+
+        Args:
+            pipe: the pipeline.
+            family: its record.
+            call: the pipeline's arguments.
+            wanted: conditions that the stack asks for.
+
+        Returns:
+            By condition, one row a sample, or one for all.
+
+        Raises:
+            InputError: a text has to be encoded and cannot be.
+        """
         repeats = next((int(call[name]) for name in REPEATS if call.get(name)), 1)
-        rows: dict[str, Rows] = {}
-        for kind, lists, first in (("negative", self.negatives, 1), ("positive", self.positives, 0)):
-            for index in range(first, max(map(len, lists), default=0)):
-                texts = [one[index] if index < len(one) else "" for one in lists]
-                name = f"{kind}:{index + 1 - first}"
-                rows[name] = repeated(family, encode(pipe, family, call, texts, kind == "positive"), repeats)
+        rows = {name: repeated(family, one, repeats) for name, one in self.embedded.items()}
+        if "null" in wanted and not self.empty and "null" not in rows:
+            rows["null"] = encode(pipe, family, call, [""])
+        if "negative:each" not in wanted:
+            return rows
+        # An empty negative before others has to be the empty condition, and the pipeline's own half may be another.
+        first = 0 if self.first and any(one and not one[0] for one in self.negatives) else 1
+        for kind, lists, start, name_of_first in (
+            ("negative", self.negatives, first, 0),
+            ("positive", self.positives, 0, 1),
+        ):
+            for index in range(start, max(map(len, lists), default=0)):
+                name = f"{kind}:{index + name_of_first}"
+                if name not in rows:
+                    texts = [one[index] if index < len(one) else "" for one in lists]
+                    rows[name] = repeated(family, encode(pipe, family, call, texts, kind == "positive"), repeats)
         return rows
+
+
+def asked(
+    pipe: Pipeline, family: Family, stack: Rule, call: dict[str, Any], extra: Any = None, null: Any = None
+) -> Prompts:
+    """What a call says of conditions beside the prompt; what the pipeline itself takes of it stays in `call`.
+
+    Args:
+        pipe: the pipeline.
+        family: its record.
+        stack: the stack of the call.
+        call: the pipeline's arguments as the user gave them; changed to those that the pipeline takes.
+        extra: positives beside the prompt, or None.
+        null: embeddings of the empty condition, or None.
+
+    Raises:
+        InputError: something is given that no rule uses, or that does not fit the prompts.
+    """
+    conditions = {query.condition for query in stack.asks()}
+    several, prompts = "negative:each" in conditions, number_of_prompts(call)
+    negative, further = call.get("negative_prompt"), _further(family, call, prompts)
+    nested = isinstance(negative, list | tuple) and any(isinstance(one, list | tuple) for one in negative)
+    for given, what in (
+        (extra is not None, EXTRA),
+        (nested, "a list of negatives for each prompt"),
+        (further, "a list of negative embeddings"),
+    ):
+        if given and not several:
+            raise InputError(f"{what} was given, and no rule of {stack} uses it; perpneg(scale) does")
+    negatives, positives = per_prompt(negative, call, "negative_prompt"), per_prompt(extra, call, EXTRA)
+    if several and negative is not None:
+        firsts = [one[0] if one else "" for one in negatives]
+        call["negative_prompt"] = firsts[0] if isinstance(call.get("prompt"), str) else firsts
+
+    embeddings = [name for name, value in call.items() if EMBEDDED.fullmatch(name) and value is not None]
+    texts = [name for name, value in call.items() if TEXT.fullmatch(name) and value is not None]
+    remarks: list[str] = []
+    if family.zeros(pipe) and negative is None and not embeddings:
+        for name in texts:
+            remarks.append(f"{name} does nothing in {type(pipe).__name__} without negative_prompt; give that too")
+            del call[name]
+        texts = []
+    for name in texts:
+        if name != "negative_prompt":
+            negatives = _with_text(negatives, call, name)
+    if embeddings:
+        negatives = [["(embedded)"] * (1 + len(further))] * prompts
+
+    given_negative = bool(texts or embeddings)
+    if null is not None:
+        named = _named(family, null)
+        used = {"null"} if given_negative else {"null", *family.halves} - {"positive"}
+        if conditions.isdisjoint(used):
+            raise InputError(f"{NULL} was given, and no rule of {stack} uses it")
+        named = {name: _one_each(family, name, value, prompts, NULL) for name, value in named.items()}
+        further["null"] = _rows(family, named)
+        if not given_negative:
+            call |= {f"negative_{name}": value for name, value in named.items()}
+    # A pipeline encodes an empty text that it is given, also where its empty condition is another.
+    empty = not given_negative if null is not None or family.zeros(pipe) else not any(negatives)
+    return Prompts(negatives, positives, empty, further, tuple(remarks))
+
+
+def _with_text(negatives: list[list[str]], call: Call, name: str) -> list[list[str]]:
+    """`negatives`, where a prompt has one too if the argument `name`, for a further text encoder, has a text for it.
+
+    Raises:
+        InputError: it has several texts for a prompt, or further negatives would not find their place.
+    """
+    if not any(texts := per_prompt(call[name], call, name)):
+        return negatives
+    merged = []
+    for one, beside in zip(negatives, texts, strict=True):
+        if len(beside) > 1:
+            raise InputError(f"{name} takes one text for each prompt, got {beside!r}; negative_prompt takes several")
+        if one and not one[0]:
+            raise InputError(f"{name} was given beside negatives of which the first is empty; leave that one out")
+        merged.append(one or beside)
+    return merged
+
+
+def _further(family: Family, call: dict[str, Any], prompts: int) -> dict[str, Rows]:
+    """Take all but the first of several negatives given as embeddings out of `call`: their rows by condition.
+
+    Raises:
+        InputError: the arguments are not lists of one length.
+    """
+    given = {}
+    for name, row in family.embeds.items():
+        value = call.get(f"negative_{name}")
+        depth = list | tuple
+        if isinstance(value, depth) and (row not in family.listed or all(isinstance(one, depth) for one in value)):
+            given[name] = list(value)
+    if not given:
+        return {}
+    if len(lengths := {len(value) for value in given.values()}) > 1 or 0 in lengths:
+        told = ", ".join(f"negative_{name} {len(value)}" for name, value in given.items())
+        raise InputError(f"each of several negatives needs all of its embeddings; got {told}")
+    call |= {f"negative_{name}": value[0] for name, value in given.items()}
+    found = {}
+    for index in range(1, lengths.pop()):
+        named = _named(family, {name: value[index] for name, value in given.items()}, "negative_")
+        ready = {name: _one_each(family, name, value, prompts, f"negative_{name}") for name, value in named.items()}
+        found[f"negative:{index}"] = _rows(family, ready)
+    return found
+
+
+def _named(family: Family, given: Any, prefix: str = "") -> dict[str, Any]:
+    """Embeddings by the pipeline's names for those of a prompt.
+
+    Raises:
+        InputError: names are missing or unknown.
+    """
+    what = NULL if not prefix else "several negatives"
+    if not family.embeds:
+        raise InputError(f"{what}: {family.pipeline} has no way to take embeddings of further conditions")
+    named = dict(given) if isinstance(given, Mapping) else {next(iter(family.embeds)): given}
+    names = [prefix + name for name in family.embeds]
+    for name in named:
+        if name not in family.embeds:
+            raise InputError(f"{what}: {family.pipeline} has no {prefix}{name}{nearest(f'{prefix}{name}', names)}")
+    if missing := [prefix + name for name in family.embeds if name not in named]:
+        raise InputError(f"{what}: {missing[0]} is missing; {family.pipeline} needs {', '.join(names)}")
+    return named
+
+
+def _one_each(family: Family, name: str, value: Any, prompts: int, what: str) -> Any:
+    """Embeddings with a row for each prompt, where they have that or one for all.
+
+    Raises:
+        InputError: another number of rows, or no tensors.
+    """
+    row, given = family.embeds[name], value
+    axis, listed = family.axes.get(row, 0), row in family.listed
+    if listed and isinstance(value, Tensor) and value.ndim == 2:
+        value = [value]
+    tensors = value if listed else [value]
+    if value is None:
+        return None
+    if not isinstance(tensors, list | tuple) or not all(isinstance(one, Tensor) and one.ndim > axis for one in tensors):
+        raise InputError(f"{what}: {name} has to be a tensor with a row for each prompt, got {type(given).__name__}")
+    rows = len(value) if listed else value.shape[axis]
+    if rows not in (1, prompts):
+        raise InputError(f"{what}: {name} has {rows} rows for {prompts} prompts; give one for all, or one for each")
+    if rows == prompts:
+        return value
+    return list(value) * prompts if listed else value.repeat_interleave(prompts, axis)
+
+
+def _rows(family: Family, named: Mapping[str, Any]) -> Rows:
+    """Embeddings as row arguments of the denoiser."""
+    return {row: named[name] for name, row in family.embeds.items() if row}
 
 
 def encode(pipe: Pipeline, family: Family, call: Call, texts: Sequence[str], as_prompt: bool = False) -> Rows:
     """The row arguments of other prompts, one row each, encoded as the pipeline does it for negative ones or prompts.
 
     Raises:
-        InputError: the pipeline has no prompts.
+        InputError: the pipeline has no prompts, or no text encoder.
     """
+    zeros = not as_prompt and family.zeros(pipe)
+    if zeros and not any(texts) and (rows := _zeros(family, call, len(texts))):
+        return rows
     if family.encode is None:
         raise InputError(
             f"{type(pipe).__name__} has no way to encode prompts beside its own two; it cannot answer others"
         )
-    with torch.no_grad():
-        return family.encode(pipe, call, texts, as_prompt)
+    parts = [name for name in _signature(pipe) if name.startswith("text_encoder")]
+    missing = [name for name in parts if getattr(pipe, name, None) is None]
+    instead = f"give embeddings: {NULL}" if not any(texts) else "give negatives as lists of embeddings"
+    refusal = (
+        f"{'the empty prompt' if not any(texts) else repr(next(filter(None, texts)))} has to be encoded, and "
+        f"{' and '.join(missing)} of {type(pipe).__name__} is None; {instead}"
+    )
+    if missing and missing == parts:
+        raise InputError(refusal)
+    try:
+        with torch.no_grad():
+            rows = family.encode(pipe, call, texts, as_prompt)
+    except (AttributeError, TypeError, ValueError) as error:
+        if missing:  # some pipelines do without one of several
+            raise InputError(refusal) from error
+        raise
+    if zeros:
+        empty = torch.tensor([not text for text in texts])
+        rows = {name: _blank(value, empty) for name, value in rows.items()}
+    return rows
+
+
+def _signature(pipe: Pipeline) -> list[str]:
+    """Names of the parts that a pipeline is made of."""
+    return list(inspect.signature(type(pipe).__init__).parameters)
+
+
+def _blank(value: Tensor, rows: Tensor) -> Tensor:
+    """`value` with zeros in the rows of a mask."""
+    return value.masked_fill(rows.to(value.device, non_blocking=True).reshape(-1, *[1] * (value.ndim - 1)), 0)
+
+
+def _zeros(family: Family, call: Call, count: int) -> Rows:
+    """Zeros in the place of so many prompts, in the shape of the embeddings of the call; nothing if it has texts."""
+    own = _rows(family, {name: call.get(name) for name in family.embeds})
+    if any(value is None for value in own.values()):
+        return {}
+    return {name: value.new_zeros(count, *value.shape[1:]) for name, value in own.items()}
 
 
 def repeated(family: Family, rows: Rows, repeats: int) -> Rows:

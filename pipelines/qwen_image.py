@@ -45,6 +45,7 @@ FAMILIES["QwenImagePipeline"] = Family(
     scratch=("_guidance_scale", "_attention_kwargs"),
     branches=lambda pipe, call: call["true_cfg_scale"] > 1,
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_embeds_mask": "encoder_hidden_states_mask"},
     cannot=lambda pipe: "",
     embedded=_embedded,
 )

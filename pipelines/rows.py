@@ -71,6 +71,13 @@ def _own(value: Any) -> Any:
     return type(value)(value) if type(value) in (dict, list) else value
 
 
+def _alike(value: Any, own: Any) -> Any:
+    """`value` in the type and on the device of `own`; of lists each entry."""
+    if isinstance(value, list | tuple) and own:
+        return [_alike(one, own[0]) for one in value]
+    return value.to(own) if isinstance(value, Tensor) and isinstance(own, Tensor) else value
+
+
 class Branch:
     """One call that a pipeline makes of its denoiser.
 
@@ -176,6 +183,37 @@ class PipelineNetwork(Network):
         self.answered, self.prepared = answered or {}, prepared or Prepared()
         self.ahead = ahead or (keys,)
         self.whole = whole
+
+    def fit(self) -> dict[str, Mapping[str, Any]]:
+        """Bring the further conditions to the type and device of the pipeline's own.
+
+        Returns:
+            The conditions, as `extra` takes them.
+
+        Raises:
+            InputError: one has another shape than the pipeline's own.
+        """
+        for condition, rows in self.extra.items():
+            own = self.branches[self._like(condition)].arguments
+            whole = self.family.completed(self.branches["positive"].arguments, rows)
+            for name, value in whole.items():
+                self._check_shape(condition, name, value, look_up(own, name))
+            self.extra[condition] = {name: _alike(value, look_up(own, name)) for name, value in rows.items()}
+        return dict(self.extra)
+
+    def _check_shape(self, condition: str, name: str, value: Any, own: Any) -> None:
+        if not isinstance(value, Tensor) or not isinstance(own, Tensor):
+            return  # a list has rows of any length
+        axis = self.family.axes.get(name, 0)
+        shapes = [[*one.shape[:axis], *one.shape[axis + 1 :]] for one in (value, own)]
+        if self.family.sequential and "txt_ids" not in self.branches["positive"].arguments:
+            shapes = [shape[1:] for shape in shapes]  # a call of its own, with as many tokens as it likes
+        if shapes[0] != shapes[1]:
+            what = "null_embeds" if condition == "null" else "the embeddings of all negatives"
+            raise InputError(
+                f"{condition!r} has {name} of shape {shapes[0]}, and the pipeline's own has {shapes[1]}: all prompts "
+                f"of a call have as many tokens; give {what} with as many as the embeddings of the prompt"
+            )
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
         """One call of the denoiser."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -21,7 +21,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         num_images_per_prompt=1,
         device=pipe._execution_device,
         clean_caption=call.get("clean_caption", False),
-        max_sequence_length=call.get("max_sequence_length", 300),
+        max_sequence_length=tokens(call, 300, as_prompt),
         complex_human_instruction=call.get("complex_human_instruction", default),
     )
     embeddings, mask = encoded[:2] if as_prompt else encoded[2:]
@@ -42,5 +42,6 @@ FAMILIES["SanaPipeline"] = Family(
     upcasts=True,
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
     cannot=lambda pipe: "",
 )

@@ -26,7 +26,7 @@ from ..samplers.renoise import Renoising
 from . import time_embedding
 from .family import Call, Family, Pipeline, Rows, denoisers_of
 from .prepared import Prepared
-from .prompts import Prompts, encode
+from .prompts import Prompts
 from .rows import Branch, PipelineNetwork
 
 TOGETHER = 8
@@ -41,7 +41,7 @@ class Session:
         family: its record.
         stack: the stack.
         call: the arguments that the pipeline is called with.
-        prompts: the prompts beside the first, under a stack that asks for them.
+        prompts: what is evaluated beside the prompt.
         max_rows: at most this many rows in one call of the denoiser.
         observe: told of every evaluation.
 
@@ -55,14 +55,13 @@ class Session:
         family: Family,
         stack: Stack,
         call: Call,
-        prompts: Prompts | None,
+        prompts: Prompts,
         max_rows: int | None,
         observe: Observer | None = None,
     ) -> None:
         self.pipe, self.family, self.stack, self.call = pipe, family, stack, call
         self.prompts, self.max_rows, self.scheduler = prompts, max_rows, pipe.scheduler
         self.observe = observe
-        self.negative_given = _given(call.get("negative_prompt")) or call.get("negative_prompt_embeds") is not None
         self.emitted = self._emitted()
         self.extra: dict[str, Rows] = {}
         self.prepared = Prepared()
@@ -85,12 +84,9 @@ class Session:
     def encode(self) -> None:
         """Encode the prompts that the stack asks for and the pipeline does not evaluate by itself."""
         wanted = {query.condition for query in self.stack.asks()}
-        if self.negative_given and not any(name.startswith(("negative", "image")) for name in wanted):
+        if any(self.prompts.negatives) and not any(name.startswith(("negative", "image")) for name in wanted):
             warn(f"a negative prompt was given, and no rule of {self.stack} uses it")
-        if "null" in wanted and self.negative_given:
-            self.extra["null"] = encode(self.pipe, self.family, self.call, [""])
-        if self.prompts is not None:
-            self.extra |= self.prompts.encoded(self.pipe, self.family, self.call)
+        self.extra = self.prompts.encoded(self.pipe, self.family, self.call, wanted)
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -192,6 +188,8 @@ class Session:
         coming = schedule.points[self.position : self.position + max(1, TOGETHER // batch)]
         keys = tuple(Keys(run.run.seeds, one.step, one.evaluation) for one in coming)
         network = self._network(branches, branch, batch, keys, answered)
+        if not self.fired:  # what the pipeline's own rows are is known now
+            self.extra = network.fit()
         reached = schedule.reached(self.position)
         estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time, reached)
         self.fired += 1
@@ -233,9 +231,9 @@ class Session:
         keys: tuple[Keys, ...],
         answered: Mapping[str, Tensor] | None,
     ) -> PipelineNetwork:
-        aliases = {} if self.negative_given else {self._contrast: "null"}
-        if self.prompts is not None and "negative:0" not in self.extra:
-            aliases["negative:0"] = self._contrast if self.negative_given else "null"
+        aliases = {self._contrast: "null"} if self.prompts.empty else {}
+        if "negative:0" not in self.extra:
+            aliases["negative:0"] = self._named(self._contrast) if self.prompts.first else "null"
         return PipelineNetwork(
             self.family,
             branches,
@@ -267,7 +265,7 @@ class Session:
         return "image" if "image" in self.family.halves else "negative"
 
     def _named(self, half: str) -> str:
-        return half if half != self._contrast or self.negative_given else "null"
+        return half if half != self._contrast or not self.prompts.empty else "null"
 
     def _begin(self, branch: Branch, x: Tensor) -> tuple[GuidedRun, Grid]:
         """The run and the schedule; made at the first evaluation, when the pipeline has set its timesteps."""
@@ -293,7 +291,7 @@ class Session:
         """What fitted rules are held to."""
         return {
             "model": model_identity(self.pipe, self.family),
-            "negative": "given" if self.negative_given else "empty",
+            "negative": "empty" if self.prompts.empty else "given",
             **scheduler_identity(self.pipe.scheduler, schedule),
         }
 
@@ -308,8 +306,6 @@ class Session:
         return schedule.position(self.family.clock(self.pipe, told))
 
     def _counts(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        if self.prompts is None:
-            return (), ()
         repeats = batch // len(self.prompts.negatives)
         return self.prompts.counts("negatives", repeats), self.prompts.counts("positives", repeats)
 
@@ -352,7 +348,3 @@ def nothing_guided(report: Report) -> str:
 def model_identity(pipe: Pipeline, family: Family) -> str:
     """The fingerprints of the components of `pipe` that predict."""
     return " ".join(map(fingerprint, denoisers_of(pipe, family)))
-
-
-def _given(negative: Any) -> bool:
-    return any(negative) if isinstance(negative, list | tuple) else bool(negative)

@@ -5,26 +5,45 @@ Read in diffusers 0.42.1, ``pipelines/stable_diffusion/pipeline_stable_diffusion
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from ..guidance.errors import UnsupportedPipelineError
 from ..guidance.keyed import normal
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
-    embeddings, _ = pipe.encode_prompt(
-        list(texts),
-        pipe._execution_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
-        lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"),
-        clip_skip=call.get("clip_skip") if as_prompt else None,
-    )
-    return {"encoder_hidden_states": embeddings}
+    def encoded(texts: list[str]) -> Tensor:
+        embeddings, _ = pipe.encode_prompt(
+            texts,
+            pipe._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"),
+            clip_skip=call.get("clip_skip") if as_prompt else None,
+        )
+        return cast(Tensor, embeddings)
+
+    embeddings = encoded(list(texts))
+    return {"encoder_hidden_states": in_chunks(embeddings, call, as_prompt, lambda: encoded([""]))}
+
+
+def in_chunks(embeddings: Tensor, call: Call, as_prompt: bool, empty: Callable[[], Tensor]) -> Tensor:
+    """`embeddings` of texts with as many chunks as the call's own, which were given as embeddings of a long prompt.
+
+    A long prompt is encoded in chunks of the encoder's length. As those who do so do it, a shorter text is followed by
+    chunks of the empty text, which `empty` encodes.
+    """
+    length = embeddings.shape[1]
+    wanted = tokens(call, length, as_prompt)
+    if wanted % length or wanted == length:
+        return embeddings
+    return torch.cat([embeddings, empty().repeat(len(embeddings), wanted // length - 1, 1)], 1)
 
 
 def embedded(pipe: Pipeline) -> str:
@@ -40,15 +59,26 @@ def cannot(pipe: Pipeline) -> str:
 
 
 def _tokens(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator]) -> Rows:
-    if pipe.text_encoder is None:
-        raise UnsupportedPipelineError(
-            "random tokens need a text encoder, and this pipeline was loaded without; use icg(scale, source='gaussian')"
-        )
     prompt = rows["encoder_hidden_states"]
-    vocabulary, length = pipe.text_encoder.config.vocab_size, prompt.shape[1]
-    ids = torch.stack([torch.randint(vocabulary, (length,), generator=one) for one in generators])
-    embeddings = pipe.text_encoder(ids.to(prompt.device, non_blocking=True), attention_mask=None)[0]
-    return {"encoder_hidden_states": embeddings.to(prompt)}
+    outputs = of_random_tokens(pipe.text_encoder, prompt, generators, attention_mask=None)
+    return {"encoder_hidden_states": torch.cat([output[0] for output in outputs], 1).to(prompt)}
+
+
+def of_random_tokens(
+    encoder: Any, prompt: Tensor, generators: Sequence[torch.Generator], **options: Any
+) -> list[Sequence[Tensor]]:
+    """What a text encoder answers to random tokens, as many as `prompt` has: for each chunk that it can take at once.
+
+    Raises:
+        UnsupportedPipelineError: there is no text encoder.
+    """
+    if encoder is None:
+        raise UnsupportedPipelineError(
+            "random tokens need a text encoder, and this pipeline has none; use icg(scale, source='gaussian')"
+        )
+    size, most = (prompt.shape[1],), encoder.config.max_position_embeddings
+    ids = torch.stack([torch.randint(encoder.config.vocab_size, size, generator=one) for one in generators])
+    return [encoder(chunk, **options) for chunk in ids.to(prompt.device, non_blocking=True).split(most, 1)]
 
 
 def _gaussian(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator]) -> Rows:
@@ -70,6 +100,7 @@ FAMILIES["StableDiffusionPipeline"] = Family(
     scratch=("_guidance_scale", "_guidance_rescale"),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states"},
     random={"tokens": _tokens, "gaussian": _gaussian},
     cannot=cannot,
     embedded=embedded,
@@ -94,7 +125,11 @@ for _name in (
 
 
 def _encode_to_edit(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
-    return {"encoder_hidden_states": pipe._encode_prompt(list(texts), pipe._execution_device, 1, False)}
+    def encoded(texts: list[str]) -> Tensor:
+        return cast(Tensor, pipe._encode_prompt(texts, pipe._execution_device, 1, False))
+
+    embeddings = encoded(list(texts))
+    return {"encoder_hidden_states": in_chunks(embeddings, call, as_prompt, lambda: encoded([""]))}
 
 
 # Its own guidance is u + s_t (c - i) + s_i (i - u), where i has the picture and no text and u neither: as a stack

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    # The tokens of T5 stand behind those of the CLIP encoders, of which there are always as many.
     embeddings, _, pooled, _ = pipe.encode_prompt(
         list(texts),
         None,
@@ -20,7 +21,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
         clip_skip=call.get("clip_skip") if as_prompt else None,
-        max_sequence_length=call.get("max_sequence_length", 256),
+        max_sequence_length=tokens(call, 256, as_prompt, more=pipe.tokenizer_max_length),
         lora_scale=(call.get("joint_attention_kwargs") or {}).get("scale"),
     )
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
@@ -43,6 +44,7 @@ FAMILIES["StableDiffusion3Pipeline"] = Family(
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
     cannot=lambda pipe: "",
 )
 

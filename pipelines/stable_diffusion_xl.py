@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..guidance.keyed import normal
 from .family import FAMILIES, Call, Family, Pipeline, Rows
-from .stable_diffusion import RESIDUALS, cannot, embedded
+from .stable_diffusion import RESIDUALS, cannot, embedded, in_chunks, of_random_tokens
 
 POOLED = "added_cond_kwargs.text_embeds"
 
@@ -20,32 +22,30 @@ POOLED = "added_cond_kwargs.text_embeds"
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
     # The editing pipeline's encoder does not know this option, nor does its call.
     skip = {"clip_skip": call["clip_skip"]} if as_prompt and call.get("clip_skip") is not None else {}
-    embeddings, _, pooled, _ = pipe.encode_prompt(
-        list(texts),
-        device=pipe._execution_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
-        lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"),
-        **skip,
-    )
-    if pipe.config.force_zeros_for_empty_prompt:
-        # What the network was trained with in place of an empty prompt.
-        empty = torch.tensor([not text for text in texts]).to(embeddings.device, non_blocking=True)
-        embeddings = embeddings.masked_fill(empty[:, None, None], 0)
-        pooled = pooled.masked_fill(empty[:, None], 0)
+
+    def encoded(texts: list[str]) -> tuple[Tensor, Tensor]:
+        embeddings, _, pooled, _ = pipe.encode_prompt(
+            texts,
+            device=pipe._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"),
+            **skip,
+        )
+        return embeddings, pooled
+
+    embeddings, pooled = encoded(list(texts))
+    embeddings = in_chunks(embeddings, call, as_prompt, lambda: encoded([""])[0])
     return {"encoder_hidden_states": embeddings, POOLED: pooled}
 
 
 def _tokens(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator]) -> Rows:
     prompt = rows["encoder_hidden_states"]
     parts, pooled = [], prompt
-    for encoder in (pipe.text_encoder, pipe.text_encoder_2):
-        if encoder is not None:
-            size = (prompt.shape[1],)
-            ids = torch.stack([torch.randint(encoder.config.vocab_size, size, generator=one) for one in generators])
-            output = encoder(ids.to(prompt.device, non_blocking=True), output_hidden_states=True)
-            parts.append(output.hidden_states[-2])
-            pooled = output[0]
+    for encoder in list(filter(None, (pipe.text_encoder, pipe.text_encoder_2))) or [None]:
+        outputs: Any = of_random_tokens(encoder, prompt, generators, output_hidden_states=True)
+        parts.append(torch.cat([output.hidden_states[-2] for output in outputs], 1))
+        pooled = outputs[0][0]
     return {"encoder_hidden_states": torch.cat(parts, -1).to(prompt), POOLED: pooled.to(prompt)}
 
 
@@ -77,6 +77,8 @@ _SDXL = Family(
     scratch=("_guidance_scale", "_guidance_rescale"),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": POOLED},
+    zeros=lambda pipe: bool(pipe.config.force_zeros_for_empty_prompt),
     random={"tokens": _tokens, "gaussian": _gaussian},
     cannot=cannot,
     embedded=embedded,

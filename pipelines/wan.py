@@ -47,6 +47,7 @@ FAMILIES["WanPipeline"] = Family(
     scratch=("_guidance_scale", "_guidance_scale_2"),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states"},
     cannot=lambda pipe: "",
 )
 

@@ -58,6 +58,7 @@ FAMILIES["ZImagePipeline"] = Family(
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     offset=1.0,
     encode=_encode,
+    embeds={"prompt_embeds": "cap_feats"},
     cannot=lambda pipe: "",
 )
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import guidestack as gs
-from guidestack.guidance.errors import UnsupportedPipelineError, UnsupportedSchedulerError
+from guidestack.guidance.errors import UnsupportedSchedulerError
 from guidestack.pipelines.family import FAMILIES, Family, register_family
 from guidestack.scripts import families
 
@@ -102,8 +102,6 @@ SECOND = ["old", "", "a pig"]  # a second negative; one sample has none
 FURTHER = ["sun", "moon", "a pearl"]  # a positive beside the prompt; as long as the prompts, which one family needs
 NO_NEGATIVES = ["Flux2KleinPipeline"]
 """Pipelines that take no negative prompt: their contrast is the empty one."""
-NO_OTHERS = ["StableAudioPipeline", "StableAudioPipeline, stochastic"]
-"""Pipelines for which no prompts are encoded beside their own two."""
 HALVES = dict.fromkeys(TWO_SCALES, ("positive", "image", "negative"))
 HALVES |= dict.fromkeys(("ZImagePipeline", "ZImageImg2ImgPipeline"), ("positive", "negative"))
 """The order of the conditions in one batch where it is not negative, positive, or in calls."""
@@ -123,9 +121,8 @@ def stock(name: str, flow: bool = False) -> Stock:
     first = recorded(pipe, arguments(name, on=True))
     others = {"negative": first, "negative:0": first}
     others["null"] = recorded(pipe, arguments(name, negative=False, on=True))
-    if name not in NO_OTHERS:
-        others["positive:1"] = recorded(pipe, arguments(name, on=True, prompt=list(FURTHER)))
-    if name not in NO_OTHERS + NO_NEGATIVES:
+    others["positive:1"] = recorded(pipe, arguments(name, on=True, prompt=list(FURTHER)))
+    if name not in NO_NEGATIVES:
         others["negative:1"] = recorded(pipe, arguments(name, on=True, negative_prompt=list(SECOND)))
     return Stock(pipe, HALVES.get(name, ("negative", "positive")), others, name in NEGATED, PARTS.get(name))
 
@@ -145,7 +142,7 @@ def compare(name: str, stack: gs.Rule, guides: Sequence[by_hand.Guide], **more: 
     return guided
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN if name not in NO_OTHERS])
+@pytest.mark.parametrize("name", KNOWN)
 def test_perp_neg(name: str) -> None:
     if name in NO_NEGATIVES:
         compare(
@@ -216,16 +213,10 @@ def test_cfg_plus_plus(name: str) -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_three_rules(name: str) -> None:
-    other = "negative" if name in NO_OTHERS + NO_NEGATIVES else "null"
+    other = "negative" if name in NO_NEGATIVES else "null"
     stack = gs.CFG(3) | gs.CFG(2, against=other) | gs.Rescale(0.7)
     guide = by_hand.rescale(by_hand.cfg(2, other, by_hand.cfg(3)), 0.7)
     compare(name, stack, [guide] * BATCH)
-
-
-@pytest.mark.parametrize("name", NO_OTHERS)
-def test_where_no_other_prompts_are_encoded_they_are_refused(name: str) -> None:
-    with pytest.raises(UnsupportedPipelineError, match="needs prompts"):
-        gs.guide(made(name), gs.PerpNeg(3))
 
 
 # --- what is left behind -------------------------------------------------------------------------------------------
