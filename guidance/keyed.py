@@ -22,6 +22,8 @@ purpose                             draw
                                     perturbation's kind and the condition
 ==================================  =================================================================================
 
+A sample's seed is `own_seed` of the generator that a pipeline is given for it.
+
 A random condition that was given to `sample` has the name that it has there as its purpose, and draws what it draws.
 """
 
@@ -40,6 +42,28 @@ def keyed(seed: int, *key: object) -> torch.Generator:
     # A seed may come as a number of numpy's, which reads as another text.
     digest = hashlib.blake2b(repr((int(seed), *key)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def own_seed(generator: torch.Generator) -> int:
+    """The seed of a generator that has not drawn yet, else a number made of its state; the generator stays as it is.
+
+    A generator that is handed to one call after the other gives each of them another.
+    """
+    state = generator.get_state()
+    unused = torch.Generator(generator.device).manual_seed(generator.initial_seed()).get_state()
+    return generator.initial_seed() if torch.equal(state, unused) else of_state(state)
+
+
+def of_state(state: Tensor) -> int:
+    """A number made of the state of a random number generator."""
+    digest = hashlib.blake2b(bytes(state.tolist()), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def global_seed(device: torch.device) -> int:
+    """A number made of the state of PyTorch's own generator for `device`, which stays as it is."""
+    module = torch.get_device_module(device)
+    return of_state(module.get_rng_state() if hasattr(module, "get_rng_state") else torch.get_rng_state())
 
 
 def normal(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.errors import GuidanceNotAppliedError, warn
-from ..guidance.keyed import Keys
+from ..guidance.keyed import Keys, global_seed, own_seed
 from ..guidance.observe import Observer
 from ..guidance.prediction import Parameterization, Prediction
 from ..guidance.query import POSITIVE, Perturbation, Request
@@ -62,6 +62,7 @@ class Session:
         self.pipe, self.family, self.stack, self.call = pipe, family, stack, call
         self.prompts, self.max_rows, self.scheduler = prompts, max_rows, pipe.scheduler
         self.observe = observe
+        self.seeds = self._seeds()
         self.emitted = self._emitted()
         self.extra: dict[str, Rows] = {}
         self.prepared = Prepared()
@@ -278,7 +279,7 @@ class Session:
                 branch.sample.dtype,
                 x.device,
                 self.grid.steps,
-                self._seeds(batch),
+                tuple(self.seeds[0] + sample for sample in range(batch)) if len(self.seeds) == 1 else self.seeds,
                 *self._counts(batch),
                 identity=self._identity(self.grid) if any(part.needs_identity for part in self.stack.parts()) else {},
             )
@@ -309,13 +310,12 @@ class Session:
         repeats = batch // len(self.prompts.negatives)
         return self.prompts.counts("negatives", repeats), self.prompts.counts("positives", repeats)
 
-    def _seeds(self, batch: int) -> tuple[int, ...]:
+    def _seeds(self) -> tuple[int, ...]:
+        """A seed for each sample, or one for all; taken before the pipeline draws."""
         generator = self.call.get("generator")
-        if generator is None:
-            return tuple(range(batch))
-        if isinstance(generator, list | tuple):
-            return tuple(one.initial_seed() for one in generator)
-        return tuple(generator.initial_seed() + sample for sample in range(batch))
+        if generator is None:  # the pipeline draws from PyTorch's own
+            return (global_seed(torch.device(getattr(self.pipe, "_execution_device", "cpu"))),)
+        return tuple(map(own_seed, generator if isinstance(generator, list | tuple) else [generator]))
 
     def finish(self) -> None:
         """Check that everything happened that was asked for.
