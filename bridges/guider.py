@@ -33,7 +33,7 @@ from ..guidance.text import parse
 from ..pipelines import time_embedding
 from ..pipelines.intercept import calling, exclusively
 from ..pipelines.session import nothing_guided
-from ..samplers import Grid, grid, parameterization
+from ..samplers import Grid, entry, grid, parameterization
 from .answered import ALIASES, Answered, ordered
 
 OWN = ("positive", "negative")
@@ -198,8 +198,9 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
                 "pipe.scheduler"
             )
         if self._grid is None:
-            self._grid = grid(self.scheduler)
-            self._began = self._grid.position(float(timestep)) - step
+            begin = getattr(self.scheduler, "begin_index", None)
+            self._began = entry(self.scheduler, timestep) - step if begin is None else int(begin)
+            self._grid = grid(self.scheduler, self._began)
         self._position = self._began + step
         if self._position >= len(self._grid.points):
             raise GuidanceNotAppliedError(

@@ -274,6 +274,9 @@ class Part(Session):
     def _taken(self, timesteps: Tensor) -> Tensor:
         return timesteps
 
+    def _position(self, *rest: Any) -> int:
+        return self.first
+
     def release(self) -> None:
         """Give the scheduler its whole schedule back."""
         if self.whole is not None:

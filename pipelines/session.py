@@ -21,7 +21,7 @@ from ..guidance.report import Report
 from ..guidance.rule import Estimate, Run
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack
-from ..samplers import Grid, fingerprint, grid, parameterization, scheduler_identity
+from ..samplers import Grid, entry, fingerprint, grid, parameterization, scheduler_identity
 from ..samplers.renoise import Renoising
 from . import time_embedding
 from .family import Call, Family, Pipeline, Rows, denoisers_of
@@ -272,8 +272,8 @@ class Session:
         """The run and the schedule; made at the first evaluation, when the pipeline has set its timesteps."""
         if self.run is None or self.grid is None:
             scheduler, batch = self.pipe.scheduler, len(x)
-            self.grid = self.grid or grid(scheduler)
-            self.position = self._position(self.grid, branch)
+            self.position = self._position(branch)
+            self.grid = self.grid or grid(scheduler, self.position)
             run = Run(
                 tuple(x.shape),
                 branch.sample.dtype,
@@ -296,15 +296,15 @@ class Session:
             **scheduler_identity(self.pipe.scheduler, schedule),
         }
 
-    def _position(self, schedule: Grid, branch: Branch) -> int:
+    def _position(self, branch: Branch) -> int:
         """Where in the schedule the pipeline begins; not at 0 in image-to-image."""
         begin = getattr(self.pipe.scheduler, "begin_index", None)
         if begin is not None:  # the pipeline told the scheduler
             return int(begin)
-        timestep = branch.arguments[self.family.timestep]
+        told = branch.arguments[self.family.timestep]
         # Where each token has its own, those of a given picture are told that they are clean.
-        told = float(timestep.max() if torch.is_tensor(timestep) else timestep)
-        return schedule.position(self.family.clock(self.pipe, told))
+        timestep = float(told.max() if torch.is_tensor(told) else told)
+        return entry(self.pipe.scheduler, told, self.family.clock(self.pipe, timestep))
 
     def _counts(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         repeats = batch // len(self.prompts.negatives)

@@ -3,7 +3,7 @@
 from .grid import Grid, Point
 from .identity import fingerprint, scheduler_identity
 from .inversion import invert
-from .levels import grid, parameterization, supported
+from .levels import entry, grid, parameterization, supported
 from .loop import sample
 from .names import SAMPLERS, by_name
 from .noise import initial_noise
@@ -13,6 +13,7 @@ __all__ = [
     "Grid",
     "Point",
     "by_name",
+    "entry",
     "fingerprint",
     "grid",
     "initial_noise",

@@ -65,26 +65,57 @@ def _middle(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
     return [math.sqrt(sigmas[i - 1] * sigma) if i % 2 else sigma for i, sigma in enumerate(sigmas)]
 
 
-def _single(index: int, scheduler: Scheduler) -> tuple[int, int]:
+def _single(scheduler: Scheduler, index: int, begin: int) -> tuple[int, int]:
     return index, 0
 
 
-def _pairs(index: int, scheduler: Scheduler) -> tuple[int, int]:
+def _pairs(scheduler: Scheduler, index: int, begin: int) -> tuple[int, int]:
     return divmod(index, 2)
 
 
-def _pndm(index: int, scheduler: Scheduler) -> tuple[int, int]:
-    # Runge-Kutta warm-up: three steps of four evaluations. Without it the first step is evaluated at both of its ends.
-    warmed = len(scheduler.prk_timesteps) // 4
-    if warmed:
-        return divmod(index, 4) if index < 4 * warmed else (index - 3 * warmed, 0)
-    return (0, index) if index < 2 else (index - 1, 0)
+def _pndm(scheduler: Scheduler, index: int, begin: int) -> tuple[int, int]:
+    # It counts its evaluations from wherever a run begins. Runge-Kutta warm-up: three steps of four evaluations.
+    # Without it the first step is evaluated twice. The last step is the schedule's last, whatever came before.
+    warmed = len(scheduler.prk_timesteps)
+
+    def counted(evaluation: int) -> tuple[int, int]:
+        if evaluation < warmed:
+            return divmod(evaluation, 4)
+        if warmed:
+            return evaluation - warmed + warmed // 4, 0
+        return max(0, evaluation - 1), int(evaluation == 1)
+
+    last, _ = counted(len(scheduler.timesteps) - 1 - begin)
+    step, evaluation = counted(index - begin)
+    return scheduler.num_inference_steps - 1 - last + step, evaluation
 
 
-def _orders(index: int, scheduler: Scheduler) -> tuple[int, int]:
+def _orders(scheduler: Scheduler, index: int, begin: int) -> tuple[int, int]:
     # DPM-Solver, single step: orders 1, 2, ... make up one step, each of them from where that step began.
     orders = scheduler.order_list
     return orders[: index + 1].count(1) - 1, orders[index] - 1
+
+
+def _following(scheduler: Scheduler, entries: list[int], index: int, begin: int) -> int:
+    """To the next entry."""
+    return entries[index + 1] if index + 1 < len(entries) else -1
+
+
+def _ratio(scheduler: Scheduler) -> int:
+    return int(scheduler.config.num_train_timesteps // scheduler.num_inference_steps)
+
+
+def _by_ratio(scheduler: Scheduler, entries: list[int], index: int, begin: int) -> int:
+    """By T // n timesteps, which is not the next entry with linspace, or with trailing where n does not divide T."""
+    return entries[index] - _ratio(scheduler)
+
+
+def _pndm_target(scheduler: Scheduler, entries: list[int], index: int, begin: int) -> int:
+    """By half of T // n in the first evaluation of two of the warm-up; the second of all without one goes nowhere."""
+    evaluation = index - begin
+    if evaluation < len(scheduler.prk_timesteps):
+        return entries[index] - (0 if evaluation % 2 else _ratio(scheduler) // 2)
+    return entries[index] - (0 if evaluation == 1 else _ratio(scheduler))
 
 
 @dataclass(frozen=True)
@@ -94,21 +125,32 @@ class Record:
     Args:
         scaling: from an entry of its sigmas to a level; None where it looks up ``alphas_cumprod`` by timestep instead.
         sigmas: the sigma of each evaluation, from ``scheduler.sigmas``.
-        place: from the index of an entry of ``timesteps`` to (step, evaluation within the step).
-        final: alpha_bar after the last step, of the schedulers that look it up.
+        place: from the index of an entry of ``timesteps``, and that of the one with which the run begins, to (step,
+            evaluation within the step).
+        target: of the schedulers that look up ``alphas_cumprod``: the timestep that they step to from an entry, below 0
+            at the end.
+        final: and alpha_bar at the end.
         remembers: whether it keeps samples, or noise derived from samples, over more than one step. Predictions of x0
             do not count: they are true wherever the sample is moved.
     """
 
     scaling: Scaling | None
     sigmas: Callable[[Scheduler, list[float]], list[float]] = _each
-    place: Callable[[int, Scheduler], tuple[int, int]] = _single
+    place: Callable[[Scheduler, int, int], tuple[int, int]] = _single
+    target: Callable[[Scheduler, list[int], int, int], int] = _following
     final: Callable[[Scheduler], float] = lambda scheduler: 1.0
     remembers: Callable[[Scheduler], bool] = lambda scheduler: False
 
 
 def _final_alpha(scheduler: Scheduler) -> float:
     return float(scheduler.final_alpha_cumprod)
+
+
+def _final_of_lcm(scheduler: Scheduler) -> float:
+    # Its last step draws noise too where the timesteps that it was given are not as many as it counts.
+    if len(scheduler.timesteps) == scheduler.num_inference_steps:
+        return 1.0
+    return float(scheduler.alphas_cumprod[int(scheduler.timesteps[-1])])
 
 
 def _always(scheduler: Scheduler) -> bool:
@@ -120,12 +162,12 @@ def _in_noise(scheduler: Scheduler) -> bool:
 
 
 RECORDS: dict[str, Record] = {
-    "DDIMScheduler": Record(None, final=_final_alpha),
-    "CogVideoXDDIMScheduler": Record(None, final=_final_alpha),
-    "CogVideoXDPMScheduler": Record(None, final=_final_alpha),
+    "DDIMScheduler": Record(None, target=_by_ratio, final=_final_alpha),
+    "CogVideoXDDIMScheduler": Record(None, target=_by_ratio, final=_final_alpha),
+    "CogVideoXDPMScheduler": Record(None, target=_by_ratio, final=_final_alpha),
     "DDPMScheduler": Record(None),
-    "PNDMScheduler": Record(None, place=_pndm, final=_final_alpha, remembers=_always),
-    "LCMScheduler": Record(None),
+    "PNDMScheduler": Record(None, place=_pndm, target=_pndm_target, final=_final_alpha, remembers=_always),
+    "LCMScheduler": Record(None, final=_final_of_lcm),
     "TCDScheduler": Record(None, final=lambda scheduler: float(scheduler.alphas_cumprod[0])),
     "DPMSolverMultistepScheduler": Record(_vp, remembers=_in_noise),
     "DPMSolverSinglestepScheduler": Record(_vp, place=_orders),
@@ -176,11 +218,60 @@ def _is_set(scheduler: Scheduler) -> bool:
     return bool(len(scheduler.timesteps) != scheduler.config.num_train_timesteps)
 
 
-def grid(scheduler: Scheduler) -> Grid:
-    """The level of every evaluation of a run, and of its result.
+ROUNDING = 2.0**-8
+"""Pipelines in bfloat16 hand their denoiser timesteps that are rounded to 8 bits."""
+
+
+def entry(scheduler: Scheduler, told: Any, timestep: float | None = None) -> int:
+    """Index of the entry of ``scheduler.timesteps`` with which a run begins that does not say so; not 0 midway.
 
     Args:
         scheduler: a diffusers scheduler after ``set_timesteps``.
+        told: the timestep of the run's first evaluation: a number, or a tensor such as the loop took out of
+            ``scheduler.timesteps``. A tensor need not be unique, since its place in memory tells which entry it is.
+        timestep: the number, where `told` is what a pipeline made of it for its network.
+
+    Raises:
+        UnsupportedSchedulerError: there is no such entry, or several, and nothing tells which one it is.
+
+    Waits for the devices that hold the timesteps; call it once a run.
+    """
+    if timestep is None:
+        timestep = float(told)
+    entries = _floats(scheduler.timesteps)
+    away = [abs(entry - timestep) for entry in entries]
+    if min(away) > ROUNDING * abs(timestep):
+        raise UnsupportedSchedulerError(f"timestep {timestep:g} is not on the scheduler's schedule {entries}")
+    found = [index for index, distance in enumerate(away) if distance == min(away)]
+    if len(found) == 1:
+        return found[0]
+    if hasattr(scheduler, "index_for_timestep"):
+        return found[1]  # where the scheduler itself takes up a run
+    if (place := _place_in_memory(scheduler.timesteps, told)) in found:
+        return place
+    raise UnsupportedSchedulerError(
+        f"timestep {timestep:g} stands {len(found)} times in the schedule of {type(scheduler).__name__}, and it cannot "
+        "be told with which of them the run begins; take the timesteps of the loop out of scheduler.timesteps as they "
+        "are, or use another scheduler, such as DDIM"
+    )
+
+
+def _place_in_memory(entries: Any, told: Any) -> int:
+    """The index of the entry of `entries` that `told` is, seen through views; -1 where it is none."""
+    if not hasattr(told, "untyped_storage") or told.dtype != entries.dtype:
+        return -1
+    if told.untyped_storage().data_ptr() != entries.untyped_storage().data_ptr():
+        return -1
+    return int((told.storage_offset() - entries.storage_offset()) // entries.stride(0))
+
+
+def grid(scheduler: Scheduler, begin: int = 0) -> Grid:
+    """The level of every evaluation of a run, and of what each of them returns.
+
+    Args:
+        scheduler: a diffusers scheduler after ``set_timesteps``.
+        begin: index of the entry of ``timesteps`` with which the run begins, as `begins` finds it. The points before
+            are those of no run.
 
     Raises:
         UnsupportedSchedulerError: its levels are not known or not on its path, or its timesteps are not set.
@@ -192,21 +283,22 @@ def grid(scheduler: Scheduler) -> Grid:
         raise UnsupportedSchedulerError(f"{type(scheduler).__name__} has no timesteps yet; call set_timesteps first")
     timesteps = _floats(scheduler.timesteps)
     if record.scaling is None:
-        table = _floats(scheduler.alphas_cumprod)
-        levels = [Level.vp(table[int(timestep)]) for timestep in timesteps]
-        final = Level.vp(record.final(scheduler))
+        entries, table = list(map(int, timesteps)), _floats(scheduler.alphas_cumprod)
+        levels = [Level.vp(table[entry]) for entry in entries]
+        targets = [record.target(scheduler, entries, index, begin) for index in range(len(entries))]
+        returned = [Level.vp(table[target] if target >= 0 else record.final(scheduler)) for target in targets]
     else:
         sigmas = _floats(scheduler.sigmas)
         levels = [record.scaling(scheduler, sigma) for sigma in record.sigmas(scheduler, sigmas)[: len(timesteps)]]
         # Not the last entry: Euler's log_linear interpolation makes one sigma more than it steps to.
-        final = record.scaling(scheduler, sigmas[len(timesteps)])
+        returned = [*levels[1:], record.scaling(scheduler, sigmas[len(timesteps)])]
     # EDM schedulers count in log sigma or in its angle.
     training = None if hasattr(scheduler.config, "sigma_data") else scheduler.config.num_train_timesteps
     points = [
-        Point(timestep, *record.place(index, scheduler), level, training and timestep / training)
-        for index, (timestep, level) in enumerate(zip(timesteps, levels, strict=True))
+        Point(timestep, *record.place(scheduler, index, begin), level, after, training and timestep / training)
+        for index, (timestep, level, after) in enumerate(zip(timesteps, levels, returned, strict=True))
     ]
-    return Grid(tuple(points), final)
+    return Grid(tuple(points))
 
 
 def remembers(scheduler: Scheduler) -> bool:

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from ..guidance import linear
 from ..guidance.config import as_stack
 from ..guidance.errors import GuidestackError, InputError, NonFiniteError
-from ..guidance.prediction import Level
 from ..guidance.rule import Run
 from ..guidance.rules import LinearAG
 from ..pipelines import guide
@@ -150,9 +149,8 @@ class Studio:
                 continue
             fit = linear.read(linear.locate(rule.coefficients))
             # The levels are what the pipeline makes of these in its call, and are looked at there.
-            nothing = Grid((), Level(1.0, 0.0))
             known = {
-                **scheduler_identity(self.pipe.scheduler, nothing),
+                **scheduler_identity(self.pipe.scheduler, Grid(())),
                 "model": model_identity(self.pipe, family_of(self.pipe)),
                 "negative": "given" if recipe.negative else "empty",
                 "levels": fit.valid.get("levels", ""),

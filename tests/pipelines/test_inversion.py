@@ -68,11 +68,19 @@ def away(a: Tensor, b: Tensor) -> float:
 # --- exact where the network is --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
+@pytest.mark.parametrize(
+    ("scheduler", "spacing", "steps"),
+    [
+        ("DDIMScheduler", "leading", STEPS),
+        ("DDIMScheduler", "linspace", 20),
+        ("DDIMScheduler", "trailing", 7),
+        ("EulerDiscreteScheduler", "leading", STEPS),
+    ],
+)
 @pytest.mark.parametrize("stack", ["stack()", "cfg(4)", "cfgpp(0.6)", "during(cfg(4), sigma=(0.5, 3))"])
-def test_what_was_inverted_comes_back(pipe: Any, scheduler: str, stack: str) -> None:
-    use(pipe, scheduler)
-    x0, given = latents(), {"prompt": PROMPTS[:2], "negative_prompt": NEGATIVES[:2], "num_inference_steps": STEPS}
+def test_what_was_inverted_comes_back(pipe: Any, scheduler: str, spacing: str, steps: int, stack: str) -> None:
+    use(pipe, scheduler, timestep_spacing=spacing)
+    x0, given = latents(), {"prompt": PROMPTS[:2], "negative_prompt": NEGATIVES[:2], "num_inference_steps": steps}
     if stack == "stack()":
         del given["negative_prompt"]
     with frozen(pipe):

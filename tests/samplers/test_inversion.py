@@ -77,9 +77,17 @@ FROZEN = {
 }
 
 
-@pytest.mark.parametrize(("name", "options"), ROWS)
+# Where DDIM steps beside its own next timestep.
+BESIDE: list[tuple[str, dict[str, Any], int]] = [
+    (name, {**options, "timestep_spacing": spacing}, steps)
+    for name, options in (("DDIMScheduler", FINE), ("CogVideoXDDIMScheduler", {}))
+    for spacing, steps in (("linspace", 10), ("linspace", 50), ("trailing", 7), ("leading", 7))
+]
+
+
+@pytest.mark.parametrize(("name", "options", "steps"), [*((*row, 10) for row in ROWS), *BESIDE])
 @pytest.mark.parametrize("stack", ["stack()", "cfg(4)", "cfgpp(0.6)", "cfgpp(1)", "cfg(0.8) | renoise()"])
-def test_frozen_answers_come_back_exactly(name: str, options: dict[str, Any], stack: str) -> None:
+def test_frozen_answers_come_back_exactly(name: str, options: dict[str, Any], steps: int, stack: str) -> None:
     """A network that says the same everywhere: noise, or the velocity of a flow. Which condition, a weight tells."""
     scheduler = make(name, options)
 
@@ -88,8 +96,8 @@ def test_frozen_answers_come_back_exactly(name: str, options: dict[str, Any], st
         path = FLOW if level.path == "flow" else EPSILON
         return convert(answers, x, level, path, parameterization(scheduler)).to(x)
 
-    noisy = inverted(scheduler, stack, model)
-    back = sampled(scheduler, stack, noisy.x, model)
+    noisy = inverted(scheduler, stack, model, steps=steps)
+    back = sampled(scheduler, stack, noisy.x, model, steps)
     # DDIM steps in float64 here; the others convert samples to float32, and Euler's are large at the start.
     assert (back - DATA).abs().max() < (1e-12 if "DDIM" in name else 2e-6 * float(noisy.x.abs().max()))
     assert away(noisy.x, DATA) > 0.5

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guidestack.guidance.errors import UnsupportedSchedulerError
 from guidestack.guidance.prediction import Level, Prediction
-from guidestack.samplers import grid, parameterization, supported
+from guidestack.samplers import entry, grid, parameterization, supported
 from guidestack.samplers.noise import seeded
 from guidestack.samplers.stepping import Stepper
 
@@ -299,21 +299,12 @@ def test_steps_and_evaluations() -> None:
     assert warmed.steps == 6
 
 
-def test_position_of_a_run_that_begins_in_the_middle() -> None:
+def test_where_a_run_begins() -> None:
     scheduler = scheduler_for("EulerDiscreteScheduler", {}, 10)
-    schedule = grid(scheduler)
-    assert schedule.position(float(scheduler.timesteps[4])) == 4
+    assert entry(scheduler, float(scheduler.timesteps[4])) == 4
+    assert entry(scheduler, float(scheduler.timesteps[4].bfloat16())) == 4
     with pytest.raises(UnsupportedSchedulerError, match="not on the scheduler's schedule"):
-        schedule.position(12345.0)
-
-
-def test_a_run_may_begin_with_any_step_of_two_evaluations() -> None:
-    """Heun's timesteps stand twice in its schedule: at the end of one step and at the start of the next."""
-    scheduler = scheduler_for("HeunDiscreteScheduler", {}, 5)
-    schedule = grid(scheduler)
-    for index, point in enumerate(schedule.points):
-        if point.evaluation == 0:
-            assert schedule.position(float(scheduler.timesteps[index])) == index
+        entry(scheduler, 12345.0)
 
 
 def test_timesteps_and_sigmas_of_the_users_own() -> None:

@@ -32,7 +32,7 @@ from guidestack.samplers.stepping import Stepper
 
 from .test_levels import IDS, ROWS, SPACINGS, is_random, scheduler_for
 
-STEPS = 10  # divides the training steps: where it does not, DDIM steps beside its own next timestep
+STEPS = 10
 CLOSE = 3e-5
 EVERY = pytest.mark.parametrize(("name", "options"), ROWS, ids=IDS)
 SPARSE = [(name, options) for name, options in ROWS if not any(options.get(one) for one in SPACINGS)]
@@ -443,6 +443,27 @@ def test_a_first_order_step_is_cfg_of_scale_lambda_k_over_k_minus_k_after(
         assert close(seen, x, tolerance=1e-12 if exact else CLOSE)
     # The same number as the scale of CFG is another thing; but beta spacing goes nearly all the way in its last step.
     assert options.get("use_beta_sigmas") or not close(z, x, tolerance=1e-2)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "CogVideoXDDIMScheduler"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("steps", [6, 10, 30])
+def test_ddim_lands_t_over_n_further_on_and_not_at_the_next_entry(name: str, spacing: str, steps: int) -> None:
+    """x' = alpha' D_l + sigma' eps_u, alpha' and sigma' those of the timestep t - T // n, whatever the spacing."""
+    scheduler = quietly(name, {"timestep_spacing": spacing, "clip_sample": False}, steps)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    bars, beside = scheduler.alphas_cumprod.tolist(), 0
+    entries = [*scheduler.timesteps.tolist(), -1]
+    for index, before, seen in course(scheduler, cfg_pp(0.6)):
+        t, target = entries[index], entries[index] - 1000 // steps
+        beside += target != entries[index + 1] and target >= 0
+        bar, reached = bars[t], bars[target] if target >= 0 else 1.0
+        jump, back = cfg_pp(0.6)(before, Level.vp(bar))
+        noise = (before - math.sqrt(bar) * back) / math.sqrt(1 - bar)
+        wanted = math.sqrt(reached) * jump + math.sqrt(1 - reached) * noise
+        assert close(seen, wanted, tolerance=1e-12), index
+        assert grid(scheduler).after(index).alpha == pytest.approx(math.sqrt(reached))
+    assert (beside > 0) == (spacing == "linspace" or (spacing == "trailing" and steps != 10))
 
 
 def in_float64(scheduler: Any) -> bool:
