@@ -19,6 +19,12 @@ from .report import Report, StepRecord
 from .rule import Estimate, Run, State, Step
 from .stack import Stack
 
+BLIND = (
+    "the run begins at pure noise (alpha 0), where epsilon leaves x0 open; use rescale_betas_zero_snr=False, or a "
+    "network that predicts v with prediction_type='v_prediction'"
+)
+"""Why a run has Inf that no network made."""
+
 
 class GuidedRun:
     """Carries a stack's state from evaluation to evaluation and keeps the account.
@@ -44,6 +50,7 @@ class GuidedRun:
         self.state: State = stack.init(run)
         self.report = Report(str(stack), run.batch)
         self._step_level: Level | None = None
+        self._blind = False
         self._unchecked: list[tuple[Step, list[Query], Tensor]] = []
         self.lost: tuple[int, ...] = ()
         self._first_lost = ""
@@ -87,6 +94,7 @@ class GuidedRun:
         observed: Mapping[str, Tensor] = {}
         if self.observe is not None:
             observed = self.observe(Seen(self.stack, step, before, done.predictions, estimate, after))
+        self._blind |= level.alpha == 0 and estimate.prediction.parameterization.name == "epsilon"
         everyone = tuple(range(done.batch))
         self.report.steps.append(
             StepRecord(
@@ -110,7 +118,7 @@ class GuidedRun:
             return  # a sum is the cheapest pass; it is finite unless a number is not, or it overflows by itself
         queries = list(done.predictions)
         answers = [done.predictions[query].native for query in queries]
-        seen = (step, queries, torch.stack([_largest(answer) for answer in (*answers, native)]))
+        seen = (step, queries, torch.stack([_largest(one) for one in (estimate.prediction.x, *answers, native)]))
         if native.device.type != "cpu":
             self._unchecked.append(seen)
             return
@@ -141,23 +149,29 @@ class GuidedRun:
         return NonFiniteError(f"{self._first_lost}; lost: samples {list(self.lost)}{kept}", self.lost)
 
     def _look(self, step: Step, queries: list[Query], largest: Tensor) -> None:
-        """Note which samples are lost, given the largest numbers of each answer's samples and of the estimate's."""
+        """Note which samples are lost, given the largest numbers of x, of each answer and last of the estimate."""
         broken = [{sample for sample, size in enumerate(row) if not math.isfinite(size)} for row in largest.tolist()]
         new = broken[-1].difference(self.lost)
         if not new:
             return
         if not self.lost:
-            self._first_lost = self._cause(step, {query: rows & new for query, rows in zip(queries, broken)})
+            answers = {query: rows & new for query, rows in zip(queries, broken[1:], strict=False)}
+            self._first_lost = self._cause(step, broken[0] & new, answers)
         self.lost = tuple(sorted({*self.lost, *new}))
 
-    def _cause(self, step: Step, broken: Mapping[Query, set[int]]) -> str:
-        """Where the first lost samples come from, given which of them are not finite in each answer."""
+    def _cause(self, step: Step, handed: set[int], broken: Mapping[Query, set[int]]) -> str:
+        """Where the first lost samples come from, given which are not finite in x and in each answer."""
         where = f"step {step.index} of {self.run.steps} (sigma/alpha {step.level.k_sigma:.4g})"
+        if handed:
+            return (
+                f"NaN or Inf at {where} in what the sampler handed over, before the network was asked; "
+                f"{BLIND if self._blind else 'try another sampler, a smaller scale or a wider dtype'}"
+            )
         query = next((query for query, samples in broken.items() if samples), None)
         if query is None:
+            overflowed = "the network's answers were finite, the rules overflowed; try a smaller scale or a wider dtype"
             return (
-                f"NaN or Inf at {where} in the guided estimate of {self.stack}: the network's answers were finite, the "
-                "rules overflowed; try a smaller scale or a wider dtype"
+                f"NaN or Inf at {where} in the guided estimate of {self.stack}: {BLIND if self._blind else overflowed}"
             )
         askers = [str(rule) for rule in self.stack.rules if covered(query, rule.asks())] or ["the unguided model"]
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.errors import GuidanceNotAppliedError, warn
+from ..guidance.errors import GuidanceNotAppliedError, InputError, warn
 from ..guidance.keyed import Keys, global_seed, own_seed
 from ..guidance.observe import Observer
 from ..guidance.prediction import Parameterization, Prediction
@@ -317,13 +318,33 @@ class Session:
             return (global_seed(torch.device(getattr(self.pipe, "_execution_device", "cpu"))),)
         return tuple(map(own_seed, generator if isinstance(generator, list | tuple) else [generator]))
 
+    def _explain_no_step(self) -> None:
+        """Say why image-to-image ran no step.
+
+        Raises:
+            InputError: `strength` of the steps is less than one.
+        """
+        takes = inspect.signature(self.pipe.__call__).parameters
+        names = ("strength", "num_inference_steps")
+        if not set(names) <= set(takes):
+            return
+        strength, steps = (self.call.get(name, takes[name].default) for name in names)
+        if strength and steps and strength * steps < 1:
+            raise InputError(
+                f"strength={strength:g} of {steps} steps is less than one step, and nothing was guided; give "
+                f"strength={math.ceil(100 / steps) / 100:g} or more, or {math.ceil(1 / strength)} steps"
+            )
+
     def finish(self) -> None:
         """Check that everything happened that was asked for.
 
         Raises:
+            InputError: `strength` left no step to make.
             GuidanceNotAppliedError: the denoiser was not called through its hook at every step.
             NonFiniteError: NaN or Inf in a sample.
         """
+        if self.run is None and not self.stepped:
+            self._explain_no_step()
         if self.run is None or self.fired < self.stepped:
             raise GuidanceNotAppliedError(
                 f"{self.stack} on {type(self.pipe).__name__}: the scheduler made {self.stepped} steps and the denoiser "

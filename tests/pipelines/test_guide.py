@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -337,6 +338,25 @@ def test_a_batch_that_changes_is_refused(plain: Any) -> None:
     for text in ("cfg(3)", "apg(4, momentum=-0.5)"):
         with pytest.raises(GuidanceNotAppliedError, match="began with 2 samples and goes on with 1"):
             gs.guide(plain, text)(["a", "b"], generator=seeded(2), **given, **GIVEN)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler"])
+def test_inf_that_the_scheduler_made_is_not_said_to_be_the_networks(plain: Any, name: str) -> None:
+    """Zero terminal SNR under a network that predicts noise: x0 is divided by 0 in the first step."""
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
+    plain.scheduler = getattr(diffusers, name).from_config(plain.scheduler.config, **options)
+    wanted = (
+        r"NaN or Inf at step 1 of 4 \(.*\) in what the sampler handed over, before the network was asked, samples "
+        r"\[0, 1\]; the run begins at pure noise .* rescale_betas_zero_snr=False, .* prediction_type='v_prediction'"
+    )
+    with pytest.raises(NonFiniteError, match=wanted):
+        gs.guide(plain, "cfg(3)")(["a", "b"], generator=seeded(2), **GIVEN)
+    with pytest.raises(
+        NonFiniteError, match=r"step 0 of 4 .* guided estimate of apg\(3\).*the run begins at pure noise"
+    ):
+        gs.guide(plain, "apg(3)")("a", generator=seeded(1), **GIVEN)
+    plain.scheduler.register_to_config(prediction_type="v_prediction")
+    gs.guide(plain, "apg(3)")("a", generator=seeded(1), **GIVEN)
 
 
 def test_one_pipeline_twice_at_once_is_refused(plain: Any) -> None:

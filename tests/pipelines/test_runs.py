@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import guidestack as gs
+from guidestack.guidance.errors import InputError
 from guidestack.guidance.prediction import Level
 from guidestack.pipelines.family import FAMILIES
 
@@ -121,3 +122,25 @@ def test_pndm_begins_midway(name: str, scheduler: str, options: dict[str, Any]) 
 def test_flows_begin_midway(name: str, scheduler: str) -> None:
     for steps, strength in ((5, 0.9), (5, 0.5)):
         check(name, scheduler, {}, steps, strength)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "CogVideoXVideoToVideoPipeline",
+    ],
+)
+def test_a_strength_that_leaves_no_step_is_said_to(name: str) -> None:
+    pipe, builder = made(name), load(name)
+    for steps, strength, instead in (
+        (3, 0.3, "strength=0.34 or more, or 4 steps"),
+        (1, 0.8, "strength=1 or more, or 2"),
+    ):
+        given = builder.arguments(1, num_inference_steps=steps, strength=strength, output_type="latent")
+        with pytest.raises(
+            InputError, match=f"^strength={strength} of {steps} steps is less than one .* give {instead}"
+        ):
+            gs.guide(pipe, "cfg(3)")(**given)
