@@ -7,31 +7,14 @@ from collections.abc import Collection, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-import yaml
-
 from ..guidance.errors import InputError, nearest
+from ..guidance.reading import yaml_of
 from ..guidance.registry import literal
 
 LARGEST = 10_000_000  # bytes of a sweep file
 MOST = 100_000  # values of a range
 
 Size = tuple[int, int]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without anchors, which could unfold without end, and without keys that come twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("anchors and aliases are not read")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [getattr(key, "value", None) for key, _ in node.value]
-        for key in keys:
-            if isinstance(key, str) and keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} comes twice")
-        return super().construct_mapping(node, deep)
 
 
 def read_yaml(data: bytes, name: str) -> Any:
@@ -42,12 +25,7 @@ def read_yaml(data: bytes, name: str) -> Any:
     """
     if len(data) > LARGEST:
         raise InputError(f"{name} has {len(data)} bytes; a sweep has {LARGEST} at most: put its prompts into a file")
-    try:
-        return yaml.load(data.decode("utf-8-sig"), _Loader)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text (byte {error.start})") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{name} is not the YAML of a sweep: {' '.join(str(error).split())}") from None
+    return yaml_of(data, name, "a sweep")
 
 
 def check_keys(mapping: Any, allowed: Collection[str], where: str) -> Mapping[str, Any]:

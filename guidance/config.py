@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import GuidestackError, StackSyntaxError, nearest
+from .errors import GuidestackError, StackSyntaxError, nearest, shown
 from .query import Query
+from .reading import check_plain
 from .registry import RULES, entry_of, given, make, rules
 from .rule import Rule
 from .stack import Stack
+from .text import bounded
 
 
 def to_config(rule: Rule) -> dict[str, Any]:
@@ -41,30 +43,39 @@ def from_config(mapping: Mapping[str, Any]) -> Stack:
         mapping: as `to_config` writes it, or as YAML holds it.
 
     Raises:
-        StackSyntaxError: an unknown key or rule, a missing argument, or another form.
+        StackSyntaxError: an unknown key or rule, a missing argument, or another form; values beyond the bounds of
+            docs/limits.md.
         RuleError: a rule refuses its parameters.
     """
+    try:
+        check_plain(mapping)
+    except ValueError as error:
+        raise StackSyntaxError(f"cannot read the stack: {error}") from None
+    return bounded(_stack_from(mapping))
+
+
+def _stack_from(mapping: Any) -> Stack:
     if not isinstance(mapping, Mapping) or set(mapping) != {RULES} or not isinstance(mapping[RULES], list | tuple):
-        keys = sorted(map(str, mapping)) if isinstance(mapping, Mapping) else type(mapping).__name__
-        raise StackSyntaxError(f"a stack is a mapping with the one key 'rules', a list of rules; got {keys}")
+        got = shown(mapping) if isinstance(mapping, Mapping) else type(mapping).__name__
+        raise StackSyntaxError(f"a stack is a mapping with the one key 'rules', a list of rules; got {got}")
     return Stack(*(_rule_from(item) for item in mapping[RULES]))
 
 
 def _rule_from(item: Any) -> Rule:
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise StackSyntaxError(f"a rule is a mapping {{name: {{argument: value}}}} with one name; got {item!r}")
+        raise StackSyntaxError(f"a rule is a mapping {{name: {{argument: value}}}} with one name; got {shown(item)}")
     ((name, arguments),) = item.items()
     signatures = {entry.name: entry.signature for entry in rules()}
     if name not in signatures:
-        raise StackSyntaxError(f"unknown rule {name!r}{nearest(str(name), signatures)}")
+        raise StackSyntaxError(f"unknown rule {shown(name)}{nearest(str(name), signatures)}")
     if not isinstance(arguments, Mapping):
-        raise StackSyntaxError(f"{name}: expected a mapping of arguments, {signatures[name]}; got {arguments!r}")
+        raise StackSyntaxError(f"{name}: expected a mapping of arguments, {signatures[name]}; got {shown(arguments)}")
     return make(name, [], {key: _value_from(value) for key, value in arguments.items()})
 
 
 def _value_from(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return from_config(value) if set(value) == {RULES} else _rule_from(value)
+        return _stack_from(value) if set(value) == {RULES} else _rule_from(value)
     return tuple(_value_from(item) for item in value) if isinstance(value, list | tuple) else value
 
 

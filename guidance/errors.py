@@ -14,22 +14,59 @@ GuidestackError
 └── InputError               an argument, a file or a folder that cannot be used
 
 Each message says what was given, what was expected and what to change. Nothing here is raised for a programming error
-inside guidestack, and no user error is an `assert`.
+inside guidestack, and no user error is an `assert`. What a message quotes is cut (`shown`), and so is the message.
 """
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
+LONGEST = 2000  # characters of a message
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """`text` without its middle if it is longer: what was wrong stands at the start, what to change at the end."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 1]}…{text[-end:]}"
+
+
+class _Quoted(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 4, 80, 80, 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write numbers of more than some thousand digits."""
+        return f"<a whole number of {x.bit_length()} bits>" if x.bit_length() > 1024 else super().repr_int(x, level)
+
+
+_QUOTED = _Quoted()
+
+
+def shown(value: Any) -> str:
+    """`value` as it is quoted in a message: as `repr` writes it, cut to what fits, whatever its size or depth."""
+    return cut(_QUOTED.repr(value), 80)
+
+
+def reason(error: BaseException) -> str:
+    """One line of an error of a library or the system, for the end of a message."""
+    text = getattr(error, "strerror", None) or str(error)
+    return cut(" ".join(str(text).split()), 300) or type(error).__name__
 
 
 class GuidestackError(Exception):
-    """Base of every error that guidestack raises on purpose."""
+    """Base of every error that guidestack raises on purpose; a message too long for a line or two loses its middle."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*(cut(one) if isinstance(one, str) else one for one in arguments))
 
 
 class RuleError(GuidestackError, ValueError):
@@ -109,7 +146,7 @@ def warn(message: str) -> None:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Say which valid name is meant: ``"; did you mean 'cfg'?"``, or list the valid names when none is near."""
-    names = sorted(valid)
+    names, name = sorted(valid), name[:100]
     if close := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
         # Of several near ones the one with the same letters in another order: transposing is the commonest slip.
         swapped = [one for one in close if sorted(one) == sorted(name)]

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from .errors import RuleError, nearest
+from .errors import RuleError, nearest, shown
 
 LARGEST = 1e6
 """The largest size of a parameter: two of them times a prediction, and the square of that, are finite in float32."""
@@ -27,15 +27,6 @@ def set_field(rule: object, name: str, value: Any) -> None:
 def plain(value: Any) -> Any:
     """`value` as Python has it: numbers and arrays of numpy and torch as numbers and lists, all else as it is."""
     return value.tolist() if callable(getattr(value, "tolist", None)) else value
-
-
-def shown(value: Any) -> str:
-    """`value` for a message: its repr, cut to 80 characters."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integers of more than 4300 digits, which may be anywhere inside
-        text = "an integer of thousands of digits" if isinstance(value, int) else f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def is_number(value: Any) -> bool:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .errors import InputError, nearest
+from .errors import InputError, nearest, reason
+from .reading import json_of
 
 FOLDER = Path(__file__).parent.parent / "configs"
 SUFFIX = ".safetensors"
@@ -218,7 +219,7 @@ def read(path: Path) -> Fit:
     try:
         stat = path.stat()
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the coefficients {str(path)!r}: {_reason(error)}") from None
+        raise InputError(f"cannot read the coefficients {str(path)!r}: {reason(error)}") from None
     if not path.is_file() or stat.st_size > LARGEST:
         raise InputError(
             f"{str(path)!r} is not a file of coefficients: {stat.st_size} bytes, at most {LARGEST} expected"
@@ -230,20 +231,15 @@ def read(path: Path) -> Fit:
 def _read(path: Path, changed: int, size: int) -> Fit:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(KEY, "null"))
+            header = json_of((file.metadata() or {}).get(KEY, "null"))
             triangle = file.get_tensor("triangle") if "triangle" in file.keys() else None  # noqa: SIM118  # no mapping
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read the coefficients {str(path)!r}: {_reason(error)}") from None
-    reason = _wrong(header, triangle)
-    if reason or triangle is None:
-        raise InputError(f"{str(path)!r} is not a file of coefficients: {reason}; guidestack fit-linear-ag makes them")
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"cannot read the coefficients {str(path)!r}: {reason(error)}") from None
+    wrong = _wrong(header, triangle)
+    if wrong or triangle is None:
+        raise InputError(f"{str(path)!r} is not a file of coefficients: {wrong}; guidestack fit-linear-ag makes them")
     whole = {name: header[name] for name in ("rule", "steps", "valid", "trajectories", "elements", "made")}
     return Fit(triangle=triangle, **whole)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def _wrong(header: Any, triangle: Any) -> str:

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .config import from_config
-from .errors import InputError, StackSyntaxError, nearest
+from .errors import GuidestackError, InputError, StackSyntaxError, cut, nearest, shown
+from .reading import read_bytes, yaml_of
 from .stack import Stack
 from .text import PRESET, parse
 
 FOLDER = Path(__file__).parent.parent / "configs"
-LARGEST = 100_000  # bytes; a stack is a few lines
+SUFFIXES = (".yaml", ".yml")
+LARGEST = 32_000  # bytes; a stack is a few lines
 TUNED = "tuned"
 """The key of what a preset was tuned for."""
 
@@ -53,13 +53,30 @@ def load_preset(name: str | Path) -> Stack:
         name: a name, such as ``"rescale"``, or the path of a YAML file with the key ``rules``.
 
     Raises:
-        InputError: there is no such preset or file.
+        InputError: there is no such preset or file, or it is no YAML.
         StackSyntaxError, RuleError: the file holds no stack.
 
     >>> print(load_preset("rescale"))
     cfg(7.5) | rescale(0.7)
     """
-    return from_config(mapping_of(path_of(name), "preset"))
+    path = path_of(name)
+    return stack_in(mapping_of(path, "preset"), repr(str(path)))
+
+
+def stack_in(mapping: Any, where: str) -> Stack:
+    """The stack of what a file holds.
+
+    Args:
+        mapping: as `mapping_of` returns it.
+        where: it stands, for messages.
+
+    Raises:
+        StackSyntaxError, RuleError: it is none.
+    """
+    try:
+        return from_config(mapping)
+    except GuidestackError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def path_of(name: str | Path) -> Path:
@@ -69,12 +86,12 @@ def path_of(name: str | Path) -> Path:
         InputError: there is no preset of that name; a path is not looked at.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in SUFFIXES:
         return path
     if str(name) not in names():
         hint = nearest(str(name), names())
         listed = "" if "expected one of" in hint else f" The presets are {', '.join(names())}; a file ends in .yaml"
-        raise InputError(f"no preset {str(name)!r}{hint}{listed}")
+        raise InputError(f"no preset {shown(str(name))}{hint}{listed}")
     return FOLDER / f"{name}.yaml"
 
 
@@ -82,8 +99,8 @@ def tuned_for(name: str | Path) -> TunedFor | None:
     """What a preset says that it was tuned for; None where it does not say.
 
     Raises:
-        InputError: there is no such preset or file.
-        StackSyntaxError: the file is no preset, or says it in another form.
+        InputError: there is no such preset or file, or it is no YAML.
+        StackSyntaxError: the file says it in another form.
     """
     path = path_of(name)
     whole = _read(path, "preset")
@@ -109,26 +126,14 @@ def mapping_of(path: Path, what: str) -> Any:
     What it was tuned for is left out.
 
     Raises:
-        InputError: the file cannot be read.
-        StackSyntaxError: it is not YAML, or not such as a stack needs.
+        InputError: the file cannot be read, or is no YAML.
     """
     whole = _read(path, what)
     return {key: value for key, value in whole.items() if key != TUNED} if isinstance(whole, dict) else whole
 
 
 def _read(path: Path, what: str) -> Any:
-    try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST + 1).decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the {what} {str(path)!r}: {error}") from None
-    try:
-        if len(text) > LARGEST or "&" in text:  # anchors could unfold without end, and a stack needs none
-            raise yaml.YAMLError("too large, or with anchors")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise StackSyntaxError(f"{str(path)!r} is not the YAML of a stack: {reason}") from None
+    return yaml_of(read_bytes(path, what, LARGEST), repr(str(path)), "a stack")
 
 
 def name_in(text: str) -> str | None:
@@ -141,8 +146,13 @@ def read(text: str) -> Stack:
     """A stack from what a user writes: its text, or ``@`` and a preset's name or path.
 
     Raises:
-        InputError: there is no such preset or file.
+        InputError: there is no such preset or file, or it is no YAML.
         StackSyntaxError, RuleError: the text or the file holds no stack.
     """
-    name = name_in(text)
-    return parse(text) if name is None else load_preset(name)
+    if (name := name_in(text)) is not None:
+        return load_preset(name)
+    name = text.strip()
+    if name.endswith(SUFFIXES) or name in names():
+        kind = "a file" if name.endswith(SUFFIXES) else "a preset"
+        raise StackSyntaxError(f"{shown(name)} is the name of {kind}; write {PRESET}{cut(name, 80)}")
+    return parse(text)

@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 
 from . import linear
-from .config import as_stack, from_config, to_config
-from .errors import GuidestackError, InputError
+from .config import as_stack, to_config
+from .errors import InputError, reason, shown
 from .hub import reachable, why
-from .presets import mapping_of
+from .presets import mapping_of, stack_in
+from .reading import exists, is_folder
 from .rule import Rule
 from .stack import Stack
 
@@ -89,13 +90,19 @@ def from_pretrained(
         token: for private models, as of huggingface_hub.
 
     Raises:
-        InputError: there is no such folder, model or file, or a file of coefficients is none or lies elsewhere.
+        InputError: there is no such folder, model or file, the file is no YAML, or a file of coefficients is none or
+            lies elsewhere.
         StackSyntaxError, RuleError: the file holds no stack.
     """
-    folder = Path(name).expanduser()
-    if folder.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1:
-        if not folder.is_dir():
-            raise InputError(f"no folder {str(folder)!r} with {NAME}, and no id of a model on the hub (owner/name)")
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:
+        raise InputError(f"no such folder {shown(str(name))}: there is no such user") from None
+    if exists(folder) or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1:
+        if not is_folder(folder):
+            raise InputError(
+                f"no such folder {str(folder)!r} with {NAME}, and no id of a model on the hub (owner/name)"
+            )
         return _stack_in(lambda part: _local(folder, part), str(folder))
 
     asked = not local_files_only and reachable(str(name), token)
@@ -115,7 +122,7 @@ def from_pretrained(
 
 def stored_beside(folder: Path) -> bool:
     """Whether a model's folder has a stack."""
-    return (folder / NAME).is_file()
+    return exists(folder / NAME)
 
 
 def _local(folder: Path, part: str) -> Path:
@@ -125,7 +132,7 @@ def _local(folder: Path, part: str) -> Path:
         InputError: there is none, or a link leads out.
     """
     path = folder / part
-    if not path.is_file():
+    if not exists(path):
         raise InputError(f"no {part} in {str(folder)!r}; guidestack.save_pretrained(stack, folder) writes {NAME}")
     root, found = folder.resolve(), path.resolve()
     # A folder of the hub's cache consists of links to the model's blobs.
@@ -156,12 +163,7 @@ def _stack_in(find: Callable[[str], Path], where: str) -> Stack:
         linear.read(path)
         return str(path)
 
-    try:
-        return from_config(_with_coefficients(mapping, place))
-    except InputError:
-        raise
-    except GuidestackError as error:
-        raise type(error)(f"{NAME} of {where!r}: {error}") from None
+    return stack_in(_with_coefficients(mapping, place), f"{NAME} of {where!r}")
 
 
 def _with_coefficients(value: Any, change: Callable[[str], str]) -> Any:
@@ -186,8 +188,8 @@ def _write(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(data)
         beside.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {shown(str(path))}: {reason(error)}; choose another folder") from None
     finally:
-        if beside.parent.is_dir():
-            beside.unlink(missing_ok=True)
+        if exists(beside):
+            beside.unlink()

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .errors import QueryError, RuleError, nearest
-from .fields import LARGEST, is_number, shown
+from .errors import QueryError, RuleError, nearest, shown
+from .fields import LARGEST, is_number
 from .prediction import Level, Parameterization, Prediction
 
 RowMask = Tensor

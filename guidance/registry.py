@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import RuleError, StackSyntaxError, nearest
+from .errors import RuleError, StackSyntaxError, nearest, shown
 from .fields import parameters
 from .query import Query
 from .rule import Rule
@@ -139,7 +139,7 @@ def make(name: str, positional: Sequence[Any], named: Mapping[str, Any]) -> Rule
     arguments = dict(zip(names, positional, strict=False))
     for key, value in named.items():
         if key not in names:
-            raise StackSyntaxError(f"{name} has no argument {key!r}{nearest(str(key), names)}")
+            raise StackSyntaxError(f"{name} has no argument {shown(key)}{nearest(str(key), names)}")
         if key in arguments:
             raise StackSyntaxError(f"{name} got {key!r} twice")
         arguments[key] = value

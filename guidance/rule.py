@@ -202,14 +202,19 @@ class Rule:
         query = next((query for query in asked if covered(query, {self.contrast})), None)
         return None if query is None else (predictions[query], asked[query])
 
-    def parts(self) -> Iterator[Rule]:
-        """The rule and the rules inside it, outermost first."""
-        yield self
+    def inner(self) -> Iterator[Rule]:
+        """The rules that are its parameters, without those inside them."""
         for one in dataclasses.fields(self):  # type: ignore[arg-type]  # every rule is a dataclass
             value = getattr(self, one.name)
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, Rule):
-                    yield from part.parts()
+                    yield part
+
+    def parts(self) -> Iterator[Rule]:
+        """The rule and the rules inside it, outermost first."""
+        yield self
+        for part in self.inner():
+            yield from part.parts()
 
     def neutral(self) -> Self:
         """The rule with parameters at which it does nothing.

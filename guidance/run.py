@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import GuidanceNotAppliedError, InputError, NonFiniteError
-from .fields import LARGEST, is_number, plain, shown
+from .errors import GuidanceNotAppliedError, InputError, NonFiniteError, shown
+from .fields import LARGEST, is_number, plain
 from .observe import Observer, Seen
 from .per_sample import own_axes
 from .prediction import Level, wide

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
-from .errors import CompositionError, RuleError
-from .fields import shown
+from .errors import CompositionError, RuleError, shown
 from .prediction import Prediction
 from .query import NEGATIVE, NULL, Predictions, Queries, Query, RowMask, united
 from .rule import Estimate, Rule, Run, State, Step
+
+DEEPEST = 30
+"""Rules inside one another, a stack in a rule counted: what is deeper could be read and not written, or the reverse."""
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -180,15 +182,22 @@ def _compatible(rules: Sequence[Rule]) -> None:
             )
 
 
+def _depth(rule: Rule) -> int:
+    """How many rules stand inside one another, the outermost one counted."""
+    return 1 + max(map(_depth, rule.inner()), default=0)
+
+
 def sole(rule: Rule, wrapper: str) -> Rule:
     """The rule that a wrapper wraps: a stack of one rule is that rule, so that equal wrappers compare equal.
 
     Raises:
-        RuleError: `rule` is no rule.
+        RuleError: `rule` is no rule, or has too many inside one another.
         CompositionError: it must be the whole stack.
     """
     if not isinstance(rule, Rule):
         raise RuleError(f"{wrapper} wraps a rule, got {shown(rule)}")
+    if _depth(rule) >= DEEPEST:
+        raise RuleError(f"{wrapper}: at most {DEEPEST} rules stand inside one another, and this would be one more")
     for part in rule.parts():
         if part.whole_stack:
             raise CompositionError(

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
+import warnings
 from typing import Any
 
-from .errors import StackSyntaxError, nearest
+from .errors import StackSyntaxError, nearest, reason, shown
+from .reading import check_plain
 from .registry import STACK, WORDS, entry_of, given, literal, make, rules
 from .rule import Rule
 from .stack import Stack
 
 MAX_TEXT = 10_000  # characters; longer input is no stack, and the parser's recursion stays bounded
+DEEPEST = 100  # calls, tuples and signs inside one another
 PRESET = "@"
 """What the name or path of a preset begins with; `as_stack` reads it."""
 
@@ -28,6 +32,17 @@ def to_text(rule: Rule) -> str:
         for field, value in given(rule)
     ]
     return f"{entry_of(rule).name}({', '.join(arguments)})"
+
+
+def bounded(stack: Stack) -> Stack:
+    """The stack, if its text is one that `parse` reads.
+
+    Raises:
+        StackSyntaxError: it is too long.
+    """
+    if (length := len(str(stack))) > MAX_TEXT:
+        raise StackSyntaxError(f"a stack's text has at most {MAX_TEXT} characters, and this stack's has {length}")
+    return stack
 
 
 def parse(text: str) -> Stack:
@@ -52,7 +67,7 @@ Rescale(phi=0.7, space='native'))
         raise StackSyntaxError(f"a stack's text is a str, got {type(text).__name__}")
     if len(text) > MAX_TEXT:
         raise StackSyntaxError(f"a stack's text has at most {MAX_TEXT} characters, got {len(text)}")
-    line = " ".join(text.split())
+    line = _SPACES.sub(lambda found: _BLANK.sub(" ", found["quoted"] or " "), text).strip()
     if not line:
         raise StackSyntaxError("the text of a stack is empty; write 'stack()' for the unguided model")
     if line.startswith(PRESET):
@@ -61,31 +76,49 @@ Rescale(phi=0.7, space='native'))
             "sample, as_denoiser, StackGuider, save_pretrained, --guidance), or read it with "
             "guidestack.guidance.presets.load_preset(NAME)"
         )
-    try:
-        tree = ast.parse(line, mode="eval").body
-    except SyntaxError as error:
-        raise StackSyntaxError(
-            f"cannot read the stack {shown(line)} at character {error.offset}: {error.msg}"
-        ) from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise StackSyntaxError(f"cannot read the stack {shown(line)}: {error or type(error).__name__}") from None
     reader = _Reader(line)
+    tree = _tree(line)
     value = reader.value(tree)
     if not isinstance(value, Rule):
-        raise reader.error(tree, "expected a rule such as 'cfg(4)'")
-    return value if isinstance(value, Stack) else Stack(value)
+        raise reader.error(tree, f"expected a rule such as 'cfg(4)'{_instead(value)}")
+    return bounded(value if isinstance(value, Stack) else Stack(value))
 
 
-def shown(text: str) -> str:
-    """`text` in quotes, cut to what fits into a message."""
-    return repr(text if len(text) <= 80 else f"{text[:79]}…")
+_SPACES = re.compile(r"""(?P<quoted>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\s+""", re.DOTALL)
+"""What is between quotes, which stays, and the blanks of all kinds elsewhere."""
+_BLANK = re.compile(r"[\t\n\v\f\r]")
+_DOUBTFUL = re.compile(r"\\|\d[^\W\d_]")
+"""What Python may warn of: a backslash, a letter right behind a digit."""
+
+
+def _tree(line: str) -> ast.expr:
+    try:
+        if not _DOUBTFUL.search(line):
+            return ast.parse(line, mode="eval").body
+        with warnings.catch_warnings(action="error"):  # not always: it is not for several threads at once
+            return ast.parse(line, mode="eval").body
+    except SyntaxError as error:
+        raise StackSyntaxError(
+            f"cannot read the stack {shown(line)} at character {error.offset}: {error.msg.partition(':')[0]}"
+        ) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise StackSyntaxError(f"cannot read the stack {shown(line)}: {reason(error)}") from None
+
+
+def _instead(value: Any) -> str:
+    """How to write what is no rule as one."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"; a scale of classifier-free guidance is written cfg({literal(value)})"
+    if isinstance(value, tuple) and value and all(isinstance(one, Rule) for one in value):
+        return f"; the rules of a stack stand between bars: {' | '.join(map(str, value))}"
+    return ""
 
 
 class _Reader:
     """From the syntax tree of `line` to rules."""
 
     def __init__(self, line: str) -> None:
-        self.line = line
+        self.line, self.depth = line, 0
         self.signatures = {entry.name: entry.signature for entry in rules()}
 
     def error(self, node: ast.expr, message: str) -> StackSyntaxError:
@@ -93,15 +126,25 @@ class _Reader:
         return StackSyntaxError(f"cannot read the stack {shown(self.line)} at character {column}: {message}")
 
     def value(self, node: ast.expr) -> Any:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise self.error(node, f"more than {DEEPEST} calls, tuples and signs inside one another")
+        found = self._value(node)
+        self.depth -= 1
+        return found
+
+    def _value(self, node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=bool() | int() | float() | str() | None):
+                try:
+                    check_plain(node.value)
+                except ValueError as error:
+                    raise self.error(node, str(error)) from None
                 return node.value
             case ast.Name() if node.id in WORDS:
                 return WORDS[node.id]
             case ast.Name():
-                raise self.error(
-                    node, f"{node.id!r} is not a call; rules are written with their arguments{self._hint(node.id)}"
-                )
+                raise self.error(node, f"{shown(node.id)} is not a call; {self._word(node.id)}")
             case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
                 operand = self.value(node.operand)
                 if isinstance(operand, bool) or not isinstance(operand, int | float):
@@ -118,6 +161,15 @@ class _Reader:
     def _hint(self, name: str) -> str:
         return nearest(name, [*self.signatures, STACK])
 
+    def _word(self, name: str) -> str:
+        """What may be meant by a word by itself."""
+        hint = self._hint(name)
+        if name in self.signatures:
+            return f"write {name} with its arguments, {self.signatures[name]}"
+        if hint.endswith("?"):
+            return f"rules are written with their arguments{hint}"
+        return "expected a number such as 4, a text in quotes, or a rule with its arguments"
+
     def _joined(self, node: ast.BinOp) -> Stack:
         sides, rules = [node.right], []
         while isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.BitOr):
@@ -132,7 +184,7 @@ class _Reader:
 
     def _called(self, node: ast.Call, name: str) -> Rule:
         if name not in self.signatures and name != STACK:
-            raise self.error(node, f"unknown rule {name!r}{self._hint(name)}")
+            raise self.error(node, f"unknown rule {shown(name)}{self._hint(name)}")
         positional = [self.value(argument) for argument in node.args]
         named: dict[str, Any] = {}
         for keyword in node.keywords:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-from ..errors import RuleError
-from ..fields import flag, interval, set_field, shown
+from ..errors import RuleError, shown
+from ..fields import flag, interval, set_field
 from ..prediction import Prediction
 from ..query import Predictions, Queries, Query, RowMask
 from ..registry import register

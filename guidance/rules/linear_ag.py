@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import linear
-from ..errors import CompositionError, RuleError
-from ..fields import set_field, shown
+from ..errors import CompositionError, RuleError, shown
+from ..fields import set_field
 from ..prediction import Prediction
 from ..query import NEGATIVE, NULL, POSITIVE, Predictions, Queries, Query, RowMask
 from ..registry import register

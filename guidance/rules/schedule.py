@@ -12,8 +12,8 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ..errors import RuleError
-from ..fields import choice, set_field, shown, whole
+from ..errors import RuleError, shown
+from ..fields import choice, set_field, whole
 from ..prediction import SPACES, Level, Prediction, Space
 from ..query import Predictions, Queries, Query, RowMask
 from ..registry import register

@@ -90,8 +90,8 @@ def linear_ag(coefficients: str) -> str:
 @pytest.mark.parametrize(
     ("text", "error", "reason"),
     [
-        ("rules: [", StackSyntaxError, "is not the YAML of a stack"),
-        ("!!python/object/apply:os.system ['id']", StackSyntaxError, "is not the YAML of a stack"),
+        ("rules: [", InputError, "is not the YAML of a stack"),
+        ("!!python/object/apply:os.system ['id']", InputError, "is not the YAML of a stack"),
         ("3", StackSyntaxError, "guidance.yaml of '.*': a stack is a mapping"),
         ("rules:\n- cgf: {scale: 3}", StackSyntaxError, "guidance.yaml of '.*': unknown rule 'cgf'; did you mean"),
         ("rules:\n- cfg: {scale: high}", RuleError, "guidance.yaml of '.*': CFG: scale"),
@@ -121,10 +121,10 @@ def test_bad_files(text: str, error: type[Exception], reason: str, tmp_path: Pat
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no guidance\.yaml in .*save_pretrained"):
         gs.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"no folder .*/nothing' with guidance\.yaml"):
+    with pytest.raises(InputError, match=r"no such folder .*/nothing' with guidance\.yaml"):
         gs.from_pretrained(tmp_path / "nothing")
     (tmp_path / "guidance.yaml").write_bytes(pickle.dumps("x"))
-    with pytest.raises(InputError, match="cannot read the stack") as caught:
+    with pytest.raises(InputError, match="is not UTF-8 text") as caught:
         gs.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,169 @@
+"""Files and values that anybody may have written: bounded, never waited for, and refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import InputError, cut, reason, shown
+
+DEEPEST = 150  # lists and mappings inside one another: four a rule inside a rule, and room
+BITS = 1024  # of a whole number: what a float holds
+
+
+def check_plain(value: Any) -> None:
+    """Check, of a value with lists and mappings in it, what no reader of values asks for.
+
+    Args:
+        value: as YAML or JSON holds it, or of a Python program. What is no list, mapping, text or number passes.
+
+    Raises:
+        ValueError: lists or mappings nested too deep, or inside themselves; a whole number beyond every float; half of
+            a surrogate pair in a text, which cannot be written as UTF-8.
+    """
+    waiting = [(value, 1)]
+    while waiting:
+        one, depth = waiting.pop()
+        if isinstance(one, str):
+            if not one.isascii():
+                _check_text(one)
+        elif isinstance(one, int):
+            if one.bit_length() > BITS:
+                raise ValueError(f"{shown(one)} is too large for a number")
+        elif isinstance(one, Mapping | list | tuple):
+            if depth > DEEPEST:
+                raise ValueError(f"lists and mappings are nested more than {DEEPEST} deep")
+            parts = [*one.keys(), *one.values()] if isinstance(one, Mapping) else one
+            waiting += [(part, depth + 1) for part in parts]
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text {shown(text)} has half of a surrogate pair at character {error.start + 1}; write the character "
+            "itself"
+        ) from None
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder; a path that no system has names none."""
+    return os.path.isdir(path)  # noqa: PTH112  # `Path.is_dir` raises for a name that is too long
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file or folder; a path that no system has names none."""
+    return os.path.exists(path)  # noqa: PTH110  # as above
+
+
+def read_bytes(path: str | Path, what: str, largest: int) -> bytes:
+    """The contents of a file.
+
+    Args:
+        path: of the file.
+        what: messages call it.
+        largest: bytes that it may have.
+
+    Raises:
+        InputError: it cannot be read, has more bytes, or is no plain file: a pipe may never end.
+    """
+    try:
+        plain = stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116  # as above
+        data = _start(path, largest + 1) if plain else b""
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the {what} {_quoted(path)}: {reason(error)}") from None
+    if not plain:
+        kind = "a folder" if is_folder(path) else "a pipe or a device"
+        raise InputError(f"cannot read the {what} {_quoted(path)}: it is {kind}, and a file is expected")
+    if len(data) > largest:
+        raise InputError(f"the {what} {_quoted(path)} has more than {largest} bytes, the most that are read")
+    return data
+
+
+def _start(path: str | Path, count: int) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(count)
+
+
+def _quoted(path: str | Path) -> str:
+    return repr(cut(str(path), 300))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which could unfold without end, and without keys that come twice."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("anchors and aliases are not read")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"lists and mappings are nested more than {DEEPEST} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception:  # each kind of value raises errors of its own: ValueError, KeyError, AttributeError, ...
+            kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {shown(node.value)} cannot be read as {kind}") from None
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.YAMLError(f"the key {shown(key.value)} comes twice")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def yaml_of(data: bytes, name: str, what: str) -> Any:
+    """What YAML holds: the one loader of the project.
+
+    Args:
+        data: the YAML, which the caller bounds.
+        name: of the file, for messages.
+        what: it is to be, for messages: ``"a stack"``.
+
+    Raises:
+        InputError: it is no YAML or not UTF-8; has anchors, a key twice, a value that is not what its tag says; or is
+            refused by `check_plain`.
+    """
+    try:
+        found = yaml.load(data.decode("utf-8-sig"), _Loader)
+        check_plain(found)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 text (byte {error.start})") from None
+    except yaml.MarkedYAMLError as error:
+        place = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{name} is not the YAML of {what}{place}: {cut(str(error.problem), 300)}") from None
+    except Exception as error:  # the library raises what its values raise
+        raise InputError(f"{name} is not the YAML of {what}: {reason(error)}") from None
+    return found
+
+
+def json_of(data: bytes | str) -> Any:
+    """What JSON holds, by the bounds of `check_plain`.
+
+    Raises:
+        ValueError: it is no JSON, not UTF-8, or refused by `check_plain`.
+    """
+    try:
+        found = json.loads(data)
+    except RecursionError:
+        raise ValueError(f"lists and mappings are nested more than {DEEPEST} deep") from None
+    check_plain(found)
+    return found
