@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from .reading import is_folder
 
 ASKED = 5.0  # seconds for the hub to say whether it has a model
 
@@ -17,7 +17,7 @@ def reachable(name: str, token: str | bool | None = None) -> bool:
         name: the id, ``owner/name``.
         token: for private models, as of huggingface_hub.
     """
-    if not Path(name.partition("/")[0]).is_dir():
+    if not is_folder(name.partition("/")[0]):
         return True
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError

@@ -91,6 +91,6 @@ class Report:
         each = f"{low}" if low == high else f"{low} to {high}"
         steps = len({record.index for record in self.steps})
         return (
-            f"{self.stack}: {self.batch} samples, {steps} steps, {each} evaluations a sample, "
+            f"{self.stack}: {self.batch} sample{'s' * (self.batch != 1)}, {steps} steps, {each} evaluations a sample, "
             f"{self.calls} network calls, {self.rows} rows"
         )

@@ -26,6 +26,15 @@ COMMANDS = {
 class Lazy(click.Group):
     """A group whose commands cost nothing until they are called: ``--help`` does not import torch."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments, which are text: what is not UTF-8 is refused here for all commands."""
+        for place, one in enumerate(args, 1):
+            try:
+                one.encode()
+            except UnicodeEncodeError:
+                ctx.fail(f"argument {place} is not UTF-8 text: {one!a}")
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands, in the order of the help."""
         return list(COMMANDS)
@@ -78,5 +87,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"guidestack: {' '.join(message.split())}", file=sys.stderr)
+    from ..guidance.errors import cut
+
+    print(f"guidestack: {cut(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

@@ -9,11 +9,12 @@ from typing import Any
 import click
 import torch
 
-from ..guidance.errors import InputError, nearest
+from ..guidance.errors import InputError, nearest, shown
+from ..guidance.reading import is_folder
 from ..pipelines import doctor
 from ..pipelines.doctor import Diagnosis, unrecorded
 from ..pipelines.family import FAMILIES
-from .model import check_device, class_of, components_of, load, notices, pipeline_class
+from .model import check_device, class_of, components_of, first_line, load, notices, pipeline_class
 
 
 @click.command()
@@ -43,7 +44,7 @@ def command(**options: Any) -> None:
 def _diagnosed(options: dict[str, Any]) -> Diagnosis:
     check_device(options["device"])
     model = options["model"]
-    if model is not None and Path(model).is_dir() and (name := class_of(Path(model))) not in FAMILIES:
+    if model is not None and is_folder(model) and (name := class_of(Path(model))) not in FAMILIES:
         return unrecorded(
             name, pipeline_class(name), components_of(Path(model))
         )  # it may be one that cannot be loaded here
@@ -61,8 +62,8 @@ def _as(pipe: Any, name: str) -> Any:
 
     cls: Any = pipeline_class(name)
     if cls is None or not issubclass(cls, diffusers.DiffusionPipeline):
-        raise InputError(f"--pipeline {name!r} is no pipeline of diffusers{nearest(name, FAMILIES)}")
+        raise InputError(f"--pipeline {shown(name)} is no pipeline of diffusers{nearest(name, FAMILIES)}")
     try:
         return cls.from_pipe(pipe)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"--pipeline {name}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # each pipeline misses its components in its own way
+        raise InputError(f"--pipeline {name}: {first_line(error)}") from None

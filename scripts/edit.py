@@ -7,17 +7,15 @@ import hashlib
 import json
 import re
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from PIL import Image, ImageOps
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, reason
 from ..guidance.presets import read
 from ..pipelines import edit
 from ..pipelines.family import denoisers_of, family_of
@@ -27,9 +25,9 @@ from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
-from .images import check_writable, read_recipe, write
-from .model import notices
-from .recipe import note_bars, split, takes_several
+from .images import check_out, make_folder, opened, read_recipe, write
+from .model import memory, notices
+from .recipe import DTYPES, LAST_SEED, check_text, note_bars, split, takes_several
 from .studio import Studio
 from .words import counted
 
@@ -83,20 +81,13 @@ def read_image(path: Path) -> Image.Image:
     """A picture from a file that anybody may have written, upright and in RGB.
 
     Raises:
-        InputError: no such file, no picture, or one of too many pixels.
+        InputError: no such file, no PNG, JPEG or WebP, or one of too many pixels.
     """
+    image = opened(path, ("PNG", "JPEG", "WEBP"))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return on_white(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise InputError(f"no image at {path}") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{path} has more pixels than a picture should; make it smaller") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"cannot read {path} as an image: {error}") from None
+        return on_white(ImageOps.exif_transpose(image))
+    except Exception as error:  # what says how it was held may be damaged
+        raise InputError(f"cannot turn {path} upright: {reason(error)}") from None
 
 
 def described(path: Path, source: str | None) -> str:
@@ -180,10 +171,10 @@ def own_size(pipe: Any) -> tuple[int, int]:
 @click.option("--sampler", default="ddim", show_default=True, help="ddim, euler, edm-euler or flow-euler.")
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="For rules that draw at random."
+    "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="For rules that draw at random."
 )
 @click.option("--size", metavar="HxW", help="Resize the image to this first.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
 @click.option("--overwrite", is_flag=True, help="Make the image again if it exists.")
@@ -200,11 +191,16 @@ def command(**options: Any) -> None:
 
 def _edit(options: dict[str, Any]) -> str:
     path = options["image"]
-    picture, source, size = read_image(path), described(path, options["source"]), read_size(options["size"])
+    size = read_size(options["size"])
+    if not 0 < options["strength"] <= 1:  # the option's range lets NaN pass
+        raise InputError(f"--strength is above 0 and at most 1; got {options['strength']}")
+    for name in ("prompt", "source", "negative"):
+        check_text(options[name] or "", name)
+    picture, source = read_image(path), described(path, options["source"])
     guidance = read(options["guidance"])  # their errors come before the model is loaded
     inversion = guidance if options["inversion"] is None else read(options["inversion"])
     check_sampler(options["sampler"])
-    check_writable(options["out"])
+    check_out(options["out"])
     studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
     pipe = studio.pipe
     picture = sized(picture, path, size, own_size(pipe))
@@ -235,7 +231,7 @@ def _edit(options: dict[str, Any]) -> str:
     if not several:
         note_bars(guidance, [recipe.negative])
     more = {"negative_prompt": split(recipe.negative) if several else recipe.negative} if recipe.negative else {}
-    try:
+    with memory(pipe.device, "try a smaller --size"):
         made = editing(
             picture,
             source=source,
@@ -245,8 +241,7 @@ def _edit(options: dict[str, Any]) -> str:
             generator=generators([recipe.seed]),
             **more,
         ).images[0]
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"out of memory on {pipe.device}; try a smaller --size") from error
+    make_folder(options["out"])
     write(made, to, dataclasses.asdict(recipe))
     spent = counted(sum(editing.evaluations), "network evaluation")
     return f"{to}: {spent}, {time.monotonic() - began:.1f} s"

@@ -16,6 +16,7 @@ from ..guidance import linear, presets
 from ..guidance.errors import GuidestackError, InputError
 from ..guidance.linear import Fit
 from ..guidance.plan import When, plan
+from ..guidance.reading import exists
 from ..guidance.rule import Rule
 from ..guidance.rules.linear_ag import CONDITIONAL, ESTIMATED, GUIDED, PAPER, LinearAG, Recorded, Recording, letters
 from ..guidance.stack import Stack
@@ -25,7 +26,8 @@ from ..samplers import by_name, grid
 from ..samplers.noise import generators, seeded
 from .generate import read_prompts
 from .images import check_writable
-from .model import notices
+from .model import memory, notices
+from .recipe import DTYPES, MOST, MOST_TOGETHER, check_text
 from .studio import Studio
 from .words import counted
 
@@ -38,10 +40,16 @@ from .words import counted
 )
 @click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
 @click.option("--steps", type=click.IntRange(1, linear.STEPS), default=20, show_default=True)
-@click.option("--trajectories", type=click.IntRange(1), default=200, show_default=True, help="Runs to fit on.")
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Runs in one call of the network.")
+@click.option("--trajectories", type=click.IntRange(1, MOST), default=200, show_default=True, help="Runs to fit on.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, MOST_TOGETHER),
+    default=8,
+    show_default=True,
+    help="Runs in one call of the network.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Seed of the first run.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, ending in .safetensors.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
@@ -60,10 +68,13 @@ def _fit(options: dict[str, Any]) -> str:
     out: Path = options["out"]
     if out.suffix != linear.SUFFIX:
         raise InputError(f"--out ends in {linear.SUFFIX}; got {str(out)!r}")
-    if out.exists():
+    if exists(out):
         raise InputError(f"{out} is there already; choose another --out or remove it")
-    check_writable(out.parent)
+    check_writable(out.parent, out.name)
     prompts = read_prompts(options["prompts"])
+    for prompt in prompts:
+        check_text(prompt, "a prompt")
+    by_name(options["sampler"])
     recorded = Recorded(presets.read(options["guidance"]))  # errors of the stack come before the model is loaded
     studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
     studio.pipe.scheduler = by_name(options["sampler"], studio.base_config)
@@ -147,11 +158,8 @@ def _histories(
     guided: GuidedPipeline, prompts: list[str], seeds: list[int], steps: int
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """The noise predictions of one guided call, for the prompts and for the contrast."""
-    with seeded(guided.pipe.scheduler, seeds):
-        try:
-            guided(prompts, num_inference_steps=steps, generator=generators(seeds), output_type="latent")
-        except torch.OutOfMemoryError as error:
-            raise InputError(f"out of memory on {guided.pipe.device}; try a smaller --batch") from error
+    with seeded(guided.pipe.scheduler, seeds), memory(guided.pipe.device, "try a smaller --batch"):
+        guided(prompts, num_inference_steps=steps, generator=generators(seeds), output_type="latent")
     assert guided.run is not None  # the call ended
     (state,) = guided.run.state
     assert isinstance(state, Recording)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,36 +11,39 @@ from typing import Any
 
 import click
 
-from ..guidance.errors import GuidestackWarning, InputError, RuleError
+from ..guidance.errors import GuidestackWarning, InputError, RuleError, shown
 from ..guidance.presets import TunedFor, name_in, read, tuned_for
 from ..guidance.pretrained import from_pretrained, stored_beside
+from ..guidance.reading import is_folder, read_bytes
 from ..guidance.rules import Schedule
 from ..guidance.stack import Stack
 from ..pipelines.bundled import EMOJI
+from ..samplers import by_name
 from .explain import schedule
-from .images import check_writable, read_recipe
+from .images import LARGEST_SIDE, check_out, check_writable, read_recipe
 from .model import fingerprint, notices
-from .recipe import Recipe, recipes
+from .recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
 from .studio import Studio
+
+LARGEST = 10_000_000  # bytes of a file of prompts
 
 
 def read_prompts(path: str) -> list[str]:
-    """One prompt a line; empty lines are passed over.
+    """One prompt a line; empty lines, and those that begin with ``#`` and a blank, are passed over.
 
     Raises:
-        InputError: no such file, not UTF-8, or no prompt in it.
+        InputError: no such file, a pipe (which ``-`` is for), too large, not UTF-8, or no prompt in it.
     """
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the prompts from {path!r}: {error.strerror}") from None
+    data = sys.stdin.buffer.read(LARGEST + 1) if path == "-" else read_bytes(path, "prompts", LARGEST)
+    if len(data) > LARGEST:
+        raise InputError(f"more than {LARGEST} bytes of prompts; make images of fewer at a time")
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path!r} is not UTF-8 text (byte {error.start}); save it as UTF-8, one prompt a line"
         ) from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [line.strip() for line in lines if line.strip() and not f"{line.strip()} ".startswith("# ")]
     if not prompts:
         raise InputError(f"{path!r} has no prompts; expected one a line")
     return prompts
@@ -49,14 +53,17 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     """``HxW`` in pixels.
 
     Raises:
-        InputError: another form.
+        InputError: another form, or too large.
     """
     if text is None:
         return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
-        raise InputError(f"--size is HEIGHTxWIDTH in pixels, such as 64x64; got {text!r}")
-    return int(height), int(width)
+    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.lower())
+    if match is None:
+        raise InputError(f"--size is HEIGHTxWIDTH in pixels, such as 64x64; got {shown(text)}")
+    size = int(match[1]), int(match[2])
+    if max(size) > LARGEST_SIDE:
+        raise InputError(f"--size has sides of {LARGEST_SIDE} pixels at most; got {shown(text)}")
+    return size
 
 
 def stored_guidance(model: str | None) -> tuple[str, ...]:
@@ -110,7 +117,7 @@ def _check_plans(text: str, stack: Stack, sampler: str, steps: int) -> None:
 def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> list[str]:
     """What a preset was tuned for and does not meet here."""
     folder = EMOJI if model is None else Path(model)
-    here = fingerprint(folder) if tuned.fingerprint and folder.is_dir() else None
+    here = fingerprint(folder) if tuned.fingerprint and is_folder(folder) else None
     same = here == tuned.fingerprint if here else tuned.model == (model or "bundled")
     others = [] if same else [f"the model {tuned.model} {tuned.fingerprint or ''}".rstrip()]
     if tuned.sampler != sampler:
@@ -122,7 +129,11 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
 
 @click.command()
 @click.argument("prompts", nargs=-1)
-@click.option("--prompts-from", metavar="FILE", help="Prompts from a file, one a line; - for standard input.")
+@click.option(
+    "--prompts-from",
+    metavar="FILE",
+    help="Prompts from a file, one a line, without those that begin with '# '; - for standard input.",
+)
 @click.option(
     "--negative",
     multiple=True,
@@ -140,14 +151,18 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
 @click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the first image."
+    "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of the first image."
 )
-@click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Images for each prompt.")
+@click.option("--count", type=click.IntRange(1, MOST), default=1, show_default=True, help="Images for each prompt.")
 @click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Images in one call of the network."
+    "--batch",
+    type=click.IntRange(1, MOST_TOGETHER),
+    default=1,
+    show_default=True,
+    help="Images in one call of the network.",
 )
 @click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: the model's]")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
 @click.option("--grid", type=click.Path(path_type=Path), help="Also write one labelled picture of all images here.")
@@ -166,9 +181,11 @@ def command(**options: Any) -> None:
 
 
 def _generate(options: dict[str, Any]) -> str:
-    check_writable(options["out"])
+    check_out(options["out"], "; one labelled picture of all images is --grid FILE.png")
     if options["grid"]:
-        check_writable(options["grid"].parent)
+        if options["grid"].suffix.lower() != ".png":
+            raise InputError(f"--grid is a picture, and its name ends in .png; got {str(options['grid'])!r}")
+        check_writable(options["grid"].parent, options["grid"].name)
     if options["like"]:
         given = click.get_current_context()
         kept = {"like", "out", "model", "device", "overwrite", "allow_pickle"}
@@ -177,6 +194,7 @@ def _generate(options: dict[str, Any]) -> str:
             if name not in kept and source is not None and source.name == "COMMANDLINE":
                 raise InputError(f"--like takes everything from the image; drop {name.replace('_', '-')!r}")
         wanted = [Recipe.read(read_recipe(options["like"]), options["like"])]
+        by_name(wanted[0].sampler)
         model = wanted[0].model_to_load(options["model"])
         studio = Studio(model, wanted[0].dtype, options["device"], options["allow_pickle"])
         studio.check_same(wanted[0])
@@ -187,6 +205,7 @@ def _generate(options: dict[str, Any]) -> str:
         size = read_size(options["size"])
         options = {**options, "guidance": options["guidance"] or stored_guidance(options["model"])}
         wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
+        by_name(options["sampler"])
         check_presets(options["guidance"], options["model"], options["sampler"], options["steps"])
         studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
     made = studio.make(wanted, options["out"], options["batch"], options["overwrite"])

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, reason
+from ..guidance.reading import is_folder, json_of, read_bytes
 
 KEY = "guidestack"  # of the text chunk
+LARGEST = 2**28  # bytes of a picture's file
+LARGEST_SIDE = 8192  # pixels, of what is made and of what is read
+MOST_PIXELS = LARGEST_SIDE**2
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) -> None:
@@ -27,33 +35,101 @@ def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) 
     if recipe is not None:
         text.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         image.save(beside, format="PNG", pnginfo=text)
         beside.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --out or make room") from None
+        raise InputError(f"cannot write {path}: {reason(error)}; choose another --out or make room") from None
     finally:
         if beside.exists():
             beside.unlink()
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, before work is put into what is to go there. Nothing is left.
+def make_folder(folder: Path) -> None:
+    """Make a folder and those around it.
+
+    `write` makes none: one that is removed while pictures are made is missed at the next of them.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be made.
     """
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write to {folder}: {reason(error)}; choose another --out") from None
+
+
+def check_writable(folder: Path, name: str = "") -> None:
+    """Refuse a folder that cannot be written to, before work is put into what is to go there. Nothing is left.
+
+    Args:
+        folder: the folder.
+        name: of a file that is to be written there.
+
+    Raises:
+        InputError: it cannot, or no file can have that name.
+    """
+    new = []
+    try:
+        new = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(folder / f".{name}.part")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write to {folder / name}: {reason(error)}; choose another --out") from None
     finally:
         for one in new:
             with contextlib.suppress(OSError):
                 one.rmdir()
+
+
+def check_out(folder: Path, instead: str = "") -> None:
+    """As `check_writable`, for a folder of pictures, which name themselves.
+
+    Args:
+        folder: what a user gave as ``--out``.
+        instead: further advice to a user who gave the name of a picture.
+
+    Raises:
+        InputError: also for the name of a picture.
+    """
+    if folder.suffix.lower() in SUFFIXES and not is_folder(folder):
+        raise InputError(
+            f"--out is a folder, in which each picture gets a name of its own; got {str(folder)!r}{instead}"
+        )
+    check_writable(folder)
+
+
+def opened(path: str | Path, formats: tuple[str, ...] = ("PNG",)) -> Image.Image:
+    """A picture from a file that anybody may have written, decoded: the one place that reads them.
+
+    Args:
+        path: of the file.
+        formats: that it may have, whatever its name; others are not tried.
+
+    Raises:
+        InputError: it cannot be read, is of another format, or is larger than 8192 x 8192 pixels, which its first bytes
+            tell.
+    """
+    data = read_bytes(path, "image", LARGEST)
+    kinds = " or ".join(formats)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is lower
+            image = Image.open(io.BytesIO(data), formats=formats)
+        pixels = image.width * image.height
+        if pixels <= MOST_PIXELS:
+            image.load()
+    except Image.DecompressionBombError:
+        pixels = MOST_PIXELS + 1
+    except Exception as error:  # the readers of formats raise what a damaged file makes them run into
+        raise InputError(f"cannot read the image {str(path)!r} as {kinds}: {reason(error)}") from None
+    if pixels > MOST_PIXELS:
+        raise InputError(
+            f"the image {str(path)!r} has more pixels than are read, {LARGEST_SIDE}x{LARGEST_SIDE}; make it smaller"
+        )
+    return image
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -63,16 +139,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         InputError: no such file, no PNG, or one that guidestack did not make.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            text = getattr(image, "text", {}).get(KEY)
-    except FileNotFoundError:
-        raise InputError(f"no image at {path}") from None
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-        raise InputError(f"cannot read {path} as a PNG image: {error}") from None
-    try:
-        recipe = json.loads(text or "")
-    except (ValueError, RecursionError):
+        recipe = json_of(getattr(opened(path), "text", {}).get(KEY, ""))
+    except ValueError:
         recipe = None
     if not isinstance(recipe, dict):
         raise InputError(f"{path} does not say how it was made; only images that guidestack made do")

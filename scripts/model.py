@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +11,18 @@ from typing import Any
 
 import click
 
-from ..guidance.errors import GuidestackWarning, InputError, UnsupportedPipelineError
+from ..guidance.errors import GuidestackWarning, InputError, UnsupportedPipelineError, cut, shown
 from ..guidance.hub import reachable, why
 from ..guidance.pretrained import SUBFOLDER
+from ..guidance.reading import exists, is_folder, json_of, read_bytes
 from ..pipelines import guide as guide  # its import enters the family records
 from ..pipelines.bundled import EMOJI
 from ..pipelines.family import FAMILIES
 from ..pipelines.nearest import nearest_records
 
 PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth", "*.pkl")
+LARGEST_INDEX = 1_000_000  # bytes of model_index.json
+LONGEST_NAME = 100  # characters of a component's name
 
 
 @contextmanager
@@ -56,9 +58,46 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        torch.device(device)
+    except RuntimeError:
+        raise InputError(
+            f"device {shown(device)} cannot be used: expected cpu, cuda (NVIDIA's or AMD's), cuda:1, mps (Apple's) or "
+            "xpu (Intel's)"
+        ) from None
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # a backend that is not there, or keeps no numbers, says so in an error of its own
+        raise InputError(f"device {shown(device)} cannot be used: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, whose further ones are its insides."""
+    return cut((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out. On a CPU and on MPS that is a RuntimeError like any other."""
+    import torch
+
+    words = ("DefaultCPUAllocator", "out of memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in str(error) for one in words)
+    )
+
+
+@contextmanager
+def memory(device: Any, advice: str) -> Iterator[None]:
+    """Say in one line that memory ran out, and what to do.
+
+    Raises:
+        InputError: it did.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if lacks_memory(error):
+            raise InputError(f"out of memory on {device}; {advice}") from error
+        raise
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -68,19 +107,32 @@ def _index(folder: Path) -> dict[str, Any]:
         InputError: it is no model folder.
     """
     index = folder / "model_index.json"
-    if not folder.is_dir() or not index.is_file():
-        lacks = "it has no model_index.json" if folder.is_dir() else "there is no such folder here"
+    if not exists(index):
+        lacks = "it has no model_index.json" if is_folder(folder) else "there is no such folder here"
         raise InputError(
             f"no model at {str(folder)!r}: {lacks}; expected a folder that save_pretrained wrote, or the id of a model "
             "on the hub"
         )
     try:
-        components = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        components = json_of(read_bytes(index, "model index", LARGEST_INDEX))
+    except ValueError:
         components = None
     if not isinstance(components, dict) or not isinstance(components.get("_class_name"), str):
         raise InputError(f"{index} is no model index: expected JSON with '_class_name'")
+    for name, kind in components.items():
+        if name.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
+            continue
+        if is_component(kind):
+            if not name.isidentifier() or len(name) > LONGEST_NAME:
+                raise InputError(f"{index} has a component {shown(name)}: expected a word, the name of its folder")
+        elif is_folder(folder / name):  # else it is a setting of the pipeline's
+            raise InputError(f"{index}: {shown(name)} is {shown(kind)}; expected a library and a class, or null twice")
     return components
+
+
+def is_component(kind: Any) -> bool:
+    """Whether a value of a model index is that of a component which is there: a library and a class."""
+    return isinstance(kind, list) and len(kind) == 2 and all(isinstance(one, str) for one in kind)
 
 
 def class_of(folder: Path) -> str:
@@ -105,7 +157,10 @@ def pipeline_class(name: str) -> type | None:
     """The class of diffusers of that name, if there is one."""
     import diffusers
 
-    cls = getattr(diffusers, name, None)
+    try:
+        cls = getattr(diffusers, name, None)
+    except (ImportError, RuntimeError):  # it needs a package that is not there
+        return None
     return cls if isinstance(cls, type) else None
 
 
@@ -126,9 +181,9 @@ def check_folder(folder: Path, allow_pickle: bool = False, doctored: bool = Fals
     if not doctored:
         _check_class(folder, name)
     for part, kind in components.items():
-        if part.startswith("_") or not isinstance(kind, list) or kind[0] is None:
+        if part.startswith("_") or not is_component(kind):
             continue
-        if not (folder / part).is_dir():
+        if not is_folder(folder / part):
             raise InputError(f"the model at {folder} is incomplete: no folder {part!r}")
         weights = not part.endswith(("scheduler", "tokenizer", "feature_extractor"))
         if weights and not any((folder / part).glob("*.safetensors")):
@@ -175,10 +230,30 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def folder_of(name: str | None) -> Path | None:
+    """The folder that a model's name means, None the bundled one; None for the id of a model on the hub."""
+    if name is None:
+        return EMOJI
+    return Path(name) if exists(name) or name.startswith((".", "/", "~")) or name.count("/") != 1 else None
+
+
+def identity_of(name: str | None, allow_pickle: bool = False, doctored: bool = False) -> dict[str, str]:
+    """What identifies a model: its name and, of a folder, its fingerprint. Nothing is loaded.
+
+    Raises:
+        InputError, UnsupportedPipelineError: as `check_folder`, of a folder.
+    """
+    identity = {"name": "bundled" if name is None else name}
+    if (folder := folder_of(name)) is not None:
+        check_folder(folder, allow_pickle, doctored)
+        identity["fingerprint"] = fingerprint(folder)
+    return identity
+
+
 def load(
     name: str | None, dtype: Any, device: str, allow_pickle: bool = False, doctored: bool = False
 ) -> tuple[Any, dict[str, str]]:
-    """The pipeline, and what identifies the model: its name and, of a folder, its fingerprint.
+    """The pipeline, and what identifies the model, as `identity_of`.
 
     Args:
         name: a folder or a hub id; None for the bundled model.
@@ -191,22 +266,20 @@ def load(
         InputError: the model cannot be loaded.
         UnsupportedPipelineError: no family record for it.
     """
+    identity = identity_of(name, allow_pickle, doctored)
     quiet()
     from diffusers import DiffusionPipeline
 
-    source = EMOJI if name is None else Path(name)
-    local = name is None or source.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
-    if local:
-        check_folder(source, allow_pickle, doctored)
+    folder = folder_of(name)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
-    asked = not local and reachable(str(name))
-    try:
-        pipe = DiffusionPipeline.from_pretrained(source if local else name, local_files_only=not asked, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0] if local else why(error, asked)
-        raise InputError(f"cannot load the model {str(name or EMOJI)!r}: {reason}") from None
-    pipe.set_progress_bar_config(disable=True)
-    identity = {"name": "bundled" if name is None else str(name)}
-    if local:
-        identity["fingerprint"] = fingerprint(source)
-    return pipe.to(device), identity
+    asked = folder is None and reachable(str(name))
+    with memory(device, "the model does not fit; try --dtype bfloat16, or another --device"):
+        try:
+            pipe = DiffusionPipeline.from_pretrained(folder or name, local_files_only=not asked, **options)
+        except Exception as error:  # the libraries raise what a damaged file makes them run into
+            if lacks_memory(error):
+                raise
+            reason = first_line(error) if folder else why(error, asked)
+            raise InputError(f"cannot load the model {shown(str(folder or name))}: {reason}") from None
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(device), identity

@@ -19,7 +19,15 @@ from ..guidance.presets import read
 from ..guidance.rule import Rule
 from ..guidance.rules import LinearAG, PerpNeg
 from ..guidance.text import parse
+from .images import LARGEST_SIDE
 from .words import counted
+
+MOST = 100_000  # images of one call of the command
+MOST_TOGETHER = 1024  # images, or runs, in one call of the network
+LONGEST = 10_000  # characters of a prompt
+LAST_SEED = 2**63 - 1
+BESIDE = ("negative", "extra_prompt")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,17 @@ class Recipe:
         good = all(type(mapping.get(name)) is kind for name, kind in kinds.items()) and (
             size is None or (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size))
         )
-        if not good or set(mapping) != {*kinds, "size"} or mapping["dtype"] not in ("float32", "float16", "bfloat16"):
+        if not good or set(mapping) != {*kinds, "size"} or mapping["dtype"] not in DTYPES:
             raise InputError(f"{path} does not say how it was made in a form that this version reads")
-        if not (1 <= mapping["steps"] <= 1000 and 1 <= mapping["batch"] <= 1024 and 0 <= mapping["seed"] < 2**63):
-            raise InputError(f"{path}: steps, batch or seed is out of range")
+        texts = [mapping[name] for name in ("prompt", "negative", "extra")]
+        about = [one for name in ("model", "versions") for one in mapping[name].values()]
+        if not all(isinstance(one, str) and len(one) <= LONGEST for one in (*texts, *about)):
+            raise InputError(f"{path} has texts that are none, or longer than {LONGEST} characters")
+        in_range = {"steps": (1, 1000), "batch": (1, MOST_TOGETHER), "seed": (0, LAST_SEED)}
+        if not all(low <= mapping[name] <= high for name, (low, high) in in_range.items()) or not all(
+            1 <= side <= LARGEST_SIDE for side in size or ()
+        ):
+            raise InputError(f"{path}: steps, batch, seed or size is out of range")
         try:
             stack = parse(mapping["guidance"])  # an image names no preset's file
         except GuidestackError as error:
@@ -140,6 +155,16 @@ def takes_several(stack: Rule) -> bool:
 def split(text: str) -> list[str]:
     """The texts between the bars of ``"a | b"``."""
     return [part.strip() for part in text.split("|") if part.strip()]
+
+
+def check_text(text: str, what: str) -> None:
+    """Check that a prompt is short enough.
+
+    Raises:
+        InputError: it is not.
+    """
+    if len(text) > LONGEST:
+        raise InputError(f"{what} has {len(text)} characters; at most {LONGEST} are read, a text encoder reads fewer")
 
 
 def _for_each(texts: Sequence[str], prompts: Sequence[str], option: str) -> list[str]:
@@ -200,12 +225,27 @@ def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int,
     """A recipe for each image: every stack with every prompt, `count` times; the seed goes up from image to image.
 
     Raises:
-        InputError: the negatives or the further positives fit neither all prompts nor each, or not to the stack.
+        InputError: the negatives or the further positives fit neither all prompts nor each, or not to the stack; a
+            prompt is too long, the images are too many, or their seeds too large.
         StackSyntaxError, RuleError: a stack cannot be read.
     """
+    texts = options["guidance"] or ("cfg(4)",)
+    for what, given in (("a prompt", prompts), *((f"--{one.replace('_', '-')}", options[one]) for one in BESIDE)):
+        for text in given:
+            check_text(text, what)
+    seeds = len(prompts) * options["count"]
+    if seeds * len(texts) > MOST:
+        raise InputError(
+            f"{seeds * len(texts)} images are wanted, and one run makes {MOST} at most; make the rest with another "
+            "--seed, or as a sweep: guidestack evaluate"
+        )
+    if options["seed"] + seeds - 1 > LAST_SEED:
+        raise InputError(
+            f"--seed {options['seed']} is too large for {counted(seeds, 'seed')}; seeds end at {LAST_SEED}"
+        )
     negatives = _for_each(options["negative"], prompts, "--negative")
     extras = _for_each(options["extra_prompt"], prompts, "--extra-prompt")
-    stacks = [read(text) for text in options["guidance"] or ("cfg(4)",)]
+    stacks = [read(text) for text in texts]
     for stack in stacks:
         check_several(stack, negatives, extras)
         note_bars(stack, negatives)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from ..pipelines.session import model_identity
 from ..samplers import Grid, by_name, scheduler_identity
 from ..samplers.noise import generators, seeded
 from . import images
-from .model import check_device, load
+from .model import check_device, identity_of, load, memory
 from .recipe import Recipe, split
-from .words import counted
+from .words import counted, were
 
 
 class Studio:
-    """A model, and the making of images with it.
+    """A model, and the making of images with it. It is loaded when it is first used.
 
     Args:
         model: folder or hub id; None for the bundled model.
@@ -44,12 +45,27 @@ class Studio:
 
     def __init__(self, model: str | None, dtype: str, device: str, allow_pickle: bool = False) -> None:
         check_device(device)
-        self.pipe, self.identity = load(model, getattr(torch, dtype), device, allow_pickle)
-        self.base_config = dict(self.pipe.scheduler.config)
+        self.identity = identity_of(model, allow_pickle)
+        self._how = model, getattr(torch, dtype), device, allow_pickle
         import diffusers
         import transformers
 
         self.versions = {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)}
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, dict[str, Any]]:
+        pipe, _ = load(*self._how)
+        return pipe, dict(pipe.scheduler.config)
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline."""
+        return self._loaded[0]
+
+    @property
+    def base_config(self) -> dict[str, Any]:
+        """The configuration of the model's own scheduler."""
+        return self._loaded[1]
 
     def check_same(self, recipe: Recipe) -> None:
         """Refuse to make an image again with another model than made it, and say when the libraries differ.
@@ -72,32 +88,44 @@ class Studio:
             KeyboardInterrupt: Ctrl-C, after saying what is missing.
         """
         wanted = [self._completed(recipe) for recipe in wanted]
-        self._check(wanted)
         missing = [recipe for recipe in wanted if overwrite or not (out / recipe.filename).exists()]
-        done = evaluations = 0
+        there = f"{were(len(wanted) - len(missing))} there already"
+        if not missing:
+            return f"nothing to make in {out}: {there}"
+        self._check(missing)
+        images.make_folder(out)
+        written: list[Path] = []
+        evaluations = 0
         lost: NonFiniteError | None = None
         began = time.monotonic()
-        bar = tqdm(total=len(missing), unit="image", dynamic_ncols=True, disable=not missing)
+        bar = tqdm(total=len(missing), unit="image", dynamic_ncols=True)
         try:
             for group in _batches(missing, batch):
                 finished, spent, error = self._generate(group)
                 for place, image in finished.items():
-                    images.write(image, out / group[place].filename, group[place].written())
-                done, evaluations, lost = done + len(finished), evaluations + spent, lost or error
+                    path = out / group[place].filename
+                    images.write(image, path, group[place].written())
+                    written.append(path)
+                evaluations, lost = evaluations + spent, lost or error
                 bar.set_postfix_str(f"{evaluations / (time.monotonic() - began):.1f} evaluations/s", refresh=False)
                 bar.update(len(group))
             if lost is not None:
-                raise NonFiniteError(f"{counted(len(missing) - done, 'image')} lost: {lost}")
+                raise NonFiniteError(f"{counted(len(missing) - len(written), 'image')} lost: {lost}")
+            if gone := [path for path in written if not path.exists()]:
+                raise InputError(
+                    f"{counted(len(gone), 'image')} of this run went from {out} while it ran; run it again"
+                )
         except (KeyboardInterrupt, GuidestackError):
             bar.close()
+            kept = sum(path.exists() for path in written)
             all_of_them = counted(len(missing), "image")
-            click.echo(f"{done} of {all_of_them} finished in {out}, {len(missing) - done} missing", err=True)
+            click.echo(f"{kept} of {all_of_them} finished in {out}, {len(missing) - kept} missing", err=True)
             raise
         bar.close()
         seconds = time.monotonic() - began
-        skipped = f", {len(wanted) - len(missing)} were there already" if len(missing) < len(wanted) else ""
+        skipped = f", {there}" if len(missing) < len(wanted) else ""
         cost = counted(evaluations, "network evaluation")
-        return f"{counted(done, 'image')} in {out}{skipped}: {cost}, {seconds:.1f} s"
+        return f"{counted(len(written), 'image')} in {out}{skipped}: {cost}, {seconds:.1f} s"
 
     def write_grid(self, wanted: Sequence[Recipe], out: Path, path: Path) -> None:
         """One labelled picture: a row for each stack, a column for each prompt and seed."""
@@ -106,8 +134,9 @@ class Studio:
         table = []
         for stack in rows:
             files = [out / recipe.filename for recipe in wanted if recipe.guidance == stack]
-            table.append([Image.open(file) for file in files])
+            table.append([images.opened(file) for file in files])
         first = [recipe for recipe in wanted if recipe.guidance == rows[0]]
+        images.make_folder(path.parent)
         images.write(images.grid(table, rows, [f"{recipe.prompt} ({recipe.seed})" for recipe in first]), path)
 
     def note_cut(self, texts: Sequence[str]) -> None:
@@ -181,14 +210,12 @@ class Studio:
             options["negative_prompt"] = [recipe.negative for recipe in filled]
         if first.size:
             options["height"], options["width"] = first.size
-        with seeded(self.pipe.scheduler, seeds):
+        with seeded(self.pipe.scheduler, seeds), memory(self.pipe.device, "try a smaller --batch or --size"):
             made, lost = [], None
             try:
                 made = guided([recipe.prompt for recipe in filled], **options).images
             except NonFiniteError as error:
                 made, lost = error.output.images if error.output else [], error
-            except torch.OutOfMemoryError as error:
-                raise InputError(f"out of memory on {self.pipe.device}; try a smaller --batch or --size") from error
         report, gone = guided.report, lost.samples if lost else ()
         finished = {place: image for place, image in enumerate(made[: len(group)]) if place not in gone}
         spent = sum(report.evaluations[: len(group)]) if report else 0

@@ -165,7 +165,7 @@ def test_prompts_from_a_file(run: Any, model_folder: Path, tmp_path: Path) -> No
         (["a", "--guidance", "adaptive(cfg(4), threshold=-2)"], "threshold is a cosine"),
         (["a", "--guidance", "rescale(0.7) | cfg(4)"], "write cfg(4) | rescale(0.7)"),
         (["a", "--out", "/proc/nothing"], "cannot write"),
-        (["--like", "/nowhere/x.png"], "no image at"),
+        (["--like", "/nowhere/x.png"], "cannot read the image"),
         (["a", "--like", "x.png"], "drop 'prompts'"),
         (["a", "--nonsense"], "No such option"),
     ],
