@@ -141,6 +141,27 @@ class Location:
 
         self._patiently(write, "write", relative)
 
+    def create_file(self, relative: str, data: bytes) -> bool:
+        """Write a file that is not there yet; of several who do it at once one succeeds, where the store can do that.
+
+        Returns:
+            Whether the file is there with these contents by this call; False where another one is in its place.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.path(relative)
+
+        def create() -> bool:
+            self._make_parent(path)
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return bool(self.fs.cat_file(path) == data)  # an attempt that seemed to fail may have succeeded
+            return True
+
+        return self._patiently(create, "write", relative)
+
     def put(self, relative: str, source: Path) -> None:
         """Move a finished file of this machine here, as `write`; where it can be renamed, nothing is copied.
 

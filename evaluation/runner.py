@@ -13,7 +13,7 @@ from ..guidance.errors import InputError, NonFiniteError
 from . import history
 from .cells import Addresses, Cell, baseline_of, expand
 from .check import Cost, check, notes
-from .lock import Launch, held, owners
+from .lock import Launch, Lock, held
 from .maker import Maker
 from .merge import merge
 from .plan import Place, Plan, generations
@@ -132,7 +132,7 @@ def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = No
     progress = progress or Progress()
     sweep, launch = prepared.sweep, prepared.options.launch
     run.location.create()
-    with held(run.location, launch):
+    with held(run.location, launch) as lock:
         sweeps = history.versions(run, sweep, prepared.addresses.model)
         existing = run.addresses()
         if launch.rank == 0:
@@ -144,17 +144,18 @@ def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = No
         places = plan.places(existing)
         mine = [place for number, place in enumerate(places) if number % launch.world == launch.rank]
         began = time.monotonic()
-        made, evaluations, lost, cause = _make(prepared, run, plan, mine, existing, progress)
+        made, evaluations, lost, cause = _make(prepared, run, lock, plan, mine, existing, progress)
         before = plan.samples - sum(place.missing for place in places)
         if launch.rank:
             return Outcome(made, before, 0, evaluations, time.monotonic() - began, 0, lost=lost, cause=cause)
         missing = sum(place.missing for place in places) - made - lost
         others: list[int] = []
         if launch.world > 1:
-            missing = _await_others(run, plan, launch, lost) - lost
+            missing = _await_others(run, lock, plan, launch, lost) - lost
             known = {sample.address for place in mine if place.missing for sample in plan.batch(place).samples}
             others = _evaluations(run, existing | known)
         seconds = time.monotonic() - began
+        lock.check()
         told = (len(others), sum(others), lost, cause)
         return Outcome(made, before, missing, evaluations, seconds, merge(run), *told)
 
@@ -183,7 +184,13 @@ def merge_only(run: RunFolder, launch: Launch) -> int:
 
 
 def _make(
-    prepared: Prepared, run: RunFolder, plan: Plan, places: Sequence[Place], existing: set[str], progress: Progress
+    prepared: Prepared,
+    run: RunFolder,
+    lock: Lock,
+    plan: Plan,
+    places: Sequence[Place],
+    existing: set[str],
+    progress: Progress,
 ) -> tuple[int, int, int, str]:
     """Make the batches at `places` that miss a sample; returns samples, evaluations, samples that are lost, and why."""
     wanted = sorted((place for place in places if place.missing), key=lambda place: (place.generation, place.group))
@@ -193,6 +200,7 @@ def _make(
     cause = ""
     with _writing(run, progress) as writer:
         for place in wanted:
+            lock.check()
             batch = plan.batch(place)
             prompts = [plan.prompt(place, sample) for sample in batch.samples]
             maker = prepared.use(batch.samples[0].cell.dtype)
@@ -222,17 +230,20 @@ def _writing(run: RunFolder, progress: Progress) -> Iterator[Writer]:
             progress.end()
 
 
-def _await_others(run: RunFolder, plan: Plan, launch: Launch, lost: int) -> int:
+def _await_others(run: RunFolder, lock: Lock, plan: Plan, launch: Launch, lost: int) -> int:
     """Wait until the other processes have let go of the folder; returns how many samples are missing."""
-    last_seen = time.monotonic()
+    last_seen, seen = time.monotonic(), set[int]()
     while True:
-        others = [one for one in owners(run.location) if one.launch == launch.name and one.rank != launch.rank]
-        if any(one.alive() for one in others):
+        others = lock.others()
+        seen |= set(others)
+        if any(others.values()):
             last_seen = time.monotonic()
         else:
             existing = run.addresses()
             missing = sum(place.missing for place in plan.places(existing))
-            if missing <= lost or others or time.monotonic() - last_seen > GRACE:  # done, dead, or they have never come
+            all_seen = len(seen) == launch.world - 1
+            # Done, dead, or they have never come.
+            if missing <= lost or all_seen or time.monotonic() - last_seen > GRACE:
                 return missing
         time.sleep(POLL)
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import os
-import socket
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from guidestack.evaluation import lock, merge, shards, writer
+from guidestack.evaluation import merge, writer
 from guidestack.evaluation.location import Location
-from guidestack.evaluation.lock import Launch, Owner, held, owners
 from guidestack.evaluation.store import COLUMNS, RunFolder, column_type, parquet_bytes
 from guidestack.evaluation.writer import Finished, Writer
 from guidestack.guidance.errors import InputError
@@ -241,81 +237,3 @@ def test_elsewhere_files_are_written_beside_and_renamed() -> None:
     finally:
         del location.fs.mv
         location.fs.rm("/beside", recursive=True)
-
-
-# --- the lock ------------------------------------------------------------------------------------------------------
-
-
-def other(location: Location, **changed: Any) -> str:
-    """Somebody else's lock."""
-    import json
-    from dataclasses import asdict
-
-    now = time.time() - 1
-    me = psutil.Process()
-    owner = Owner("other", "l", 0, socket.gethostname(), me.pid, me.create_time(), now, now)
-    location.create()
-    location.write("locks/other.json", json.dumps({**asdict(owner), **changed}).encode())
-    return "locks/other.json"
-
-
-def test_a_lock_is_released_and_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT", 0.01)
-    location = Location(tmp_path)
-    with held(location, Launch()) as mine:
-        deadline = time.monotonic() + 10
-        while owners(location)[0].beat == mine.beat and time.monotonic() < deadline:
-            time.sleep(0.01)
-        (seen,) = owners(location)
-        assert seen.beat > mine.beat
-        assert seen.name == mine.name
-        with pytest.raises(InputError, match="is writing to"), held(location, Launch()):
-            pass
-    assert owners(location) == []
-
-
-@pytest.mark.parametrize(
-    ("changed", "blocks"),
-    [
-        ({}, True),
-        ({"pid": 2**22 + 1}, False),  # no such process here
-        ({"born": 1.0}, False),  # a process of that number, but another one
-        ({"host": "elsewhere"}, True),
-        ({"host": "elsewhere", "beat": time.time() - 2 * lock.STALE}, False),
-        ({"host": "elsewhere", "pid": 2**22 + 1}, True),  # its processes cannot be seen from here
-    ],
-)
-def test_a_dead_owner_does_not_block(tmp_path: Path, changed: dict[str, Any], blocks: bool) -> None:
-    location = Location(tmp_path)
-    other(location, **changed)
-    if blocks:
-        with pytest.raises(InputError, match="is writing to"), held(location, Launch()):
-            pass
-        assert len(owners(location)) == 1
-        return
-    with held(location, Launch()):
-        assert len(owners(location)) == 1  # the dead one's lock is gone
-    assert owners(location) == []
-
-
-def test_processes_of_one_launch_share_a_folder(tmp_path: Path) -> None:
-    location = Location(tmp_path)
-    other(location, launch="l", rank=1)
-    with held(location, Launch("l", 0, 2)):
-        assert len(owners(location)) == 2
-    with pytest.raises(InputError, match="is writing to"), held(location, Launch("l", 1, 2)):
-        pass
-    with pytest.raises(InputError, match="is writing to"), held(location, Launch("m", 0, 2)):
-        pass
-
-
-def test_who_is_launched_is_told_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert Launch.here() == Launch()
-    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}.items():
-        monkeypatch.setenv(name, value)
-    found = Launch.here()
-    assert (found.rank, found.world, found.local) == (3, 4, 1)
-    assert found.name
-    assert shards.digest(["a"]) != shards.digest(["b"])
