@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,10 +17,9 @@ from ..guidance.presets import read
 from ..guidance.rules import LinearAG
 from ..guidance.stack import Stack
 from . import values
+from .places import contents
 from .prompts import canonical
-from .sweep import FIELDS, HOLE, STACK, Sweep
-
-MOST = 100_000  # cells
+from .sweep import FIELDS, HOLE, MOST_SAMPLES, STACK, Sweep
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Cell:
 
 def _contents(coefficients: str) -> str:
     try:
-        return hashlib.sha256(linear.locate(coefficients).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(contents(linear.locate(coefficients))).hexdigest()[:16]
     except OSError as error:
         raise InputError(f"cannot read the coefficients {coefficients!r}: {error.strerror}") from None
 
@@ -91,18 +91,23 @@ def expand(sweep: Sweep) -> tuple[Cell, ...]:
     A template multiplies with the axes that it uses, with `FIELDS`, and with what these are zipped with.
 
     Raises:
-        InputError: two cells are the same, a stack cannot be read, or the cells are too many.
+        InputError: two cells are the same, a stack cannot be read, or the cells or samples are too many.
     """
+    choices = [_choices(sweep, place) for place in range(len(sweep.stacks))]
+    count = sum(math.prod(map(len, one)) for one in choices)
+    if count > values.MOST:
+        raise InputError(f"this sweep has {count} cells, and {values.MOST} are the most; take it apart")
+    samples = count * len(sweep.prompts) * sweep.seeds.count
+    if samples > MOST_SAMPLES:
+        raise InputError(f"this sweep has {samples} samples, and {MOST_SAMPLES} are the most; take it apart")
     cells: dict[tuple[Any, ...], Cell] = {}
-    for combination in _combinations(sweep):
-        cell = _cell(sweep, combination)
+    for chosen in itertools.chain.from_iterable(itertools.product(*one) for one in choices):
+        cell = _cell(sweep, {axis: value for group in chosen for axis, value in group.items()})
         if cells.setdefault(cell.key, cell) != cell:
             raise InputError(
                 f"two cells are the same: {_given(cells[cell.key])} and {_given(cell)} both mean {cell.stack}, "
                 f"{cell.sampler}, {cell.steps} steps; drop one of them"
             )
-        if len(cells) > MOST:
-            raise InputError(f"this sweep has more than {MOST} cells; take it apart")
     return tuple(cells.values())
 
 
@@ -110,33 +115,40 @@ def _given(cell: Cell) -> str:
     return ", ".join(f"{name}={value}" for name, value in cell.axes if value is not None)
 
 
-def _combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """A value for each axis, and the name of a template; zipped ones together."""
+def _choices(sweep: Sweep, place: int) -> list[list[dict[str, Any]]]:
+    """For one template and each group of axes that it uses, what there is to choose: a value for every axis of it.
+
+    Of axes that it does not use the first value stands for all.
+    """
     listed: dict[str, Sequence[Any]] = {STACK: list(sweep.stacks), **sweep.axes}
     group_of = {axis: group for group in sweep.zipped for axis in group}
-    groups = list(dict.fromkeys(group_of.get(axis, (axis,)) for axis in listed))
-    for values_of in itertools.product(
-        *(list(zip(*(listed[axis] for axis in group), strict=True)) for group in groups)
-    ):
-        yield {
-            axis: value
-            for group, chosen in zip(groups, values_of, strict=True)
-            for axis, value in zip(group, chosen, strict=True)
-        }
+    used = _used(sweep, list(sweep.stacks)[place])
+    found = []
+    for group in dict.fromkeys(group_of.get(axis, (axis,)) for axis in listed):
+        values_of = [dict(zip(group, one, strict=True)) for one in zip(*(listed[axis] for axis in group), strict=True)]
+        found.append(values_of[place : place + 1] if STACK in group else values_of[: None if used & set(group) else 1])
+    return found
+
+
+def _used(sweep: Sweep, name: str) -> set[str]:
+    """The axes that a template multiplies with, and itself."""
+    used = {*HOLE.findall(sweep.stacks[name]), *FIELDS, STACK}
+    for group in sweep.zipped:
+        if used & set(group):
+            used |= set(group)
+    return used
 
 
 def _cell(sweep: Sweep, combination: Mapping[str, Any]) -> Cell:
     name = combination[STACK]
     template = sweep.stacks[name]
-    used = {*HOLE.findall(template), *FIELDS, STACK}
-    for group in sweep.zipped:
-        if used & set(group):
-            used |= set(group)
+    used = _used(sweep, name)
     text = HOLE.sub(lambda hole: values.value_text(combination[hole[1]]), template)
     try:
         stack = str(read(text))
     except GuidestackError as error:
-        raise type(error)(f"the template {template!r} makes {text!r}: {error}") from None
+        told = f"the template {values.shown(template)} makes {values.shown(text)}"
+        raise type(error)(f"{told}: {error}") from None
     fields = {field: combination.get(field, sweep.fixed.get(field)) for field in FIELDS}
     axes = [(STACK, name)]
     for axis in sweep.axes:

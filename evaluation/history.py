@@ -80,10 +80,9 @@ def _another(run: RunFolder, difference: str) -> InputError:
 
 def _told(run: RunFolder) -> dict[str, Any]:
     try:
-        told = json.loads(run.location.read(CELLS))
-    except (FileNotFoundError, ValueError):
+        return run.cells()
+    except InputError:  # none yet, or damaged: it is written anew
         return {}
-    return told if isinstance(told, dict) else {}
 
 
 def differs(old: Sweep, new: Sweep, models: bool = True) -> str:
@@ -173,22 +172,42 @@ def write(run: RunFolder, sweeps: Sequence[Sweep], cells: Sequence[Cell], addres
         "model": addresses.model,
         "baseline": addresses.cell(baseline) if baseline else None,
         "samples": len(cells) * len(sweep.pairs),
-        "cells": [_described(cell, addresses) for cell in cells],
+        "cells": described(cells, addresses),
     }
     _write_new(run, CELLS, json.dumps(told, indent=1, ensure_ascii=False).encode() + b"\n")
     _write_new(run, SWEEP, _resolved(run, sweep))
 
 
-def _described(cell: Cell, addresses: Addresses) -> Mapping[str, Any]:
-    axes = dict(cell.axes)
-    template = axes.pop(STACK)
-    return {
-        "cell": addresses.cell(cell),
-        **cell.identity,
-        "batch": cell.batch,
-        "template": template,
-        "axes": axes,
-    }
+def check(sweep: Sweep, cells: Sequence[Cell], addresses: Addresses) -> None:
+    """Check what a folder will have to say of a sweep, before there is one.
+
+    Raises:
+        InputError: it would be too long to be read again, or the claim compares cells that there are not.
+    """
+    written = len(sweep.written(None if sweep.prompt_lines() is None else "prompts.jsonl").encode())
+    if written > values.LARGEST:
+        raise InputError(
+            f"this sweep has {written} bytes when it is written out, and {values.LARGEST} are the most; give fewer "
+            "values of axes and seeds, and put negatives into the file of prompts"
+        )
+    if sweep.claim:
+        from .claims import cell_meant  # which reads metrics, and with them networks
+
+        told = described(cells, addresses)
+        for one in sweep.claim.expect:
+            cell_meant(told, one.of)
+            cell_meant(told, one.than)
+
+
+def described(cells: Sequence[Cell], addresses: Addresses) -> list[Mapping[str, Any]]:
+    """Cells as ``cells.json`` has them."""
+    found = []
+    for cell in cells:
+        axes = dict(cell.axes)
+        template = axes.pop(STACK)
+        told = {"cell": addresses.cell(cell), **cell.identity, "batch": cell.batch, "template": template, "axes": axes}
+        found.append(told)
+    return found
 
 
 def _resolved(run: RunFolder, sweep: Sweep) -> bytes:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import fsspec
 
 from ..guidance.errors import InputError
+from .values import check_text, cut, shown
 
 T = TypeVar("T")
 
@@ -41,15 +44,19 @@ class Location:
 
     def __init__(self, address: str | Path, patience: float = PATIENCE) -> None:
         self.address, self.patience = str(address), patience
+        check_text(self.address, "the location")
+        if "\0" in self.address:
+            raise InputError(f"cannot use the location {shown(self.address)}: it has a NUL character")
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.address)
         except (ValueError, ImportError, OSError) as error:
-            raise InputError(f"cannot use the location {self.address!r}: {' '.join(str(error).split())}") from None
+            reason = cut(" ".join(str(error).split()), 300)
+            raise InputError(f"cannot use the location {shown(self.address)}: {reason}") from None
         protocol = self.fs.protocol
         self.protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         self.local = bool(self.protocols & {"file", "local"})
         self._made: set[str] = set()
-        self._seen = False  # whether the folder has been there: only then can it have gone
+        self._seen: int | None = None  # the device of the folder, once it has been there: only then can it have gone
 
     def __str__(self) -> str:
         return self.address
@@ -76,10 +83,14 @@ class Location:
         Raises:
             InputError: it cannot be made, or a file is in its place.
         """
-        if self.local and Path(self.root).is_file():
-            raise InputError(f"{self.address} is a file; give a folder")
-        self._patiently(lambda: self.fs.makedirs(self.root, exist_ok=True), "make", "the folder")
-        self._seen = True
+
+        def create() -> None:
+            if self.local and Path(self.root).is_file():
+                raise InputError(f"{self.address} is a file; give a folder")
+            self.fs.makedirs(self.root, exist_ok=True)
+
+        self._patiently(create, "make", "the folder")
+        self._here()
 
     def exists(self, relative: str = "") -> bool:
         """Whether the file, or the folder itself, is there."""
@@ -108,7 +119,7 @@ class Location:
             InputError: it cannot be read.
         """
         path = self.path(relative)
-        return self._found(lambda: bytes(self.fs.cat_file(path)), relative)
+        return self._found(lambda: bytes(self.fs.cat_file(self._regular(path))), relative)
 
     def open(self, relative: str) -> Any:
         """A file to read from.
@@ -118,7 +129,7 @@ class Location:
             InputError: it cannot be read.
         """
         path = self.path(relative)
-        return self._found(lambda: self.fs.open(path, "rb"), relative)
+        return self._found(lambda: self.fs.open(self._regular(path), "rb"), relative)
 
     def write(self, relative: str, data: bytes) -> None:
         """Write a file: it is there with these contents, or as it was before.
@@ -217,21 +228,36 @@ class Location:
             raise FileNotFoundError(errno.ENOENT, "no such file", relative)
         return value
 
+    def _regular(self, path: str) -> str:
+        """`path`, which is no pipe or device of this machine: to open one may wait for ever.
+
+        Raises:
+            OSError: it is one.
+        """
+        if self.local and not stat.S_ISREG(Path(path).stat().st_mode):
+            raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and not a file")
+        return path
+
     def _fresh(self) -> Any:
         self.fs.invalidate_cache()
         return self.fs
 
     def _here(self) -> None:
-        """Tell a file that is not there from a share that is gone.
+        """Tell a file that is not there from a folder that was removed, and from a share that is gone.
 
         Raises:
-            OSError: the folder itself is gone.
+            InputError: somebody has removed the folder: where it was is still the same file system.
+            OSError: the folder is gone with its file system, which may come back.
         """
-        if self.local:
-            here = Path(self.root).is_dir()
-            if self._seen and not here:
-                raise OSError(errno.ENOTCONN, f"{self.address} is not there")
-            self._seen = here
+        if not self.local:
+            return
+        root = Path(self.root)
+        if root.is_dir():
+            self._seen = root.stat().st_dev
+        elif self._seen is not None:
+            if root.parent.is_dir() and root.parent.stat().st_dev == self._seen:
+                raise InputError(f"the folder {self.address} was removed or renamed while it was in use; run again")
+            raise OSError(errno.ENOTCONN, f"{self.address} is not there")
 
     def _make_parent(self, path: str) -> None:
         """Make the folder of a file, but never the root: where a share has vanished, that is the machine's own disk."""
@@ -245,7 +271,7 @@ class Location:
             return
         root = Path(self.root)
         self._here()
-        if not self._seen:
+        if self._seen is None:
             self.create()
         below = Path(parent).relative_to(root)
         for depth in range(1, len(below.parts) + 1):
@@ -271,6 +297,8 @@ class Location:
                     ) from None
                 if error.errno in PERMANENT:
                     raise InputError(f"cannot {verb} {where}: {reason}") from None
+                with suppress(OSError):
+                    self._here()
                 if time.monotonic() - began + wait > self.patience:
                     raise InputError(
                         f"cannot {verb} {where}: {reason}, for {self.patience:g} s; what is finished is safe: run "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..guidance.errors import InputError
 from . import extractors, intervals
 from .metrics import Metric, PairMetric, RecordMetric, SampleMetric, Samples, SetMetric, Statistic, TooFewError
-from .store import METRICS, VALUES, RunFolder, parquet_bytes
+from .store import METRICS, RECORDS, VALUES, RunFolder, damaged, parquet_bytes
 
 SCHEMA = pa.schema(
     {
@@ -251,6 +251,9 @@ class Cells:
         table = table.select([*wanted, *(name for name in _recorded() if name in table.column_names)])
         if not len(table):
             raise InputError(f"{run} has no records yet; `guidestack evaluate` makes them")
+        for name in ("prompt_index", "seed", "evaluations"):
+            if nulls := table.column(name).null_count:
+                raise damaged(run, RECORDS, f"the column {name!r} has no value in {nulls} of {len(table)} rows")
         self.labels = {
             name.removeprefix("label.")
             for name in table.column_names

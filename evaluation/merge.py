@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..guidance.errors import InputError
-from .store import COLUMNS, RECORDS, RunFolder, column_type, damaged, unique
+from .store import COLUMNS, PARTS, RECORDS, RunFolder, checked, damaged, unique
 
 ROWS = 65_536  # of a bucket, about: what is held in memory at once
 BUCKETS = 256  # at most: two hexadecimal digits
@@ -71,14 +71,14 @@ def _schema(run: RunFolder, files: list[str]) -> pa.Schema:
     for name in files:
         try:
             with run.location.open(name) as file:
-                schemas.append(pq.read_schema(file))
-        except (pa.ArrowException, OSError) as error:
+                schemas.append(checked(pq.read_schema(file).remove_metadata().empty_table()).schema)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise damaged(run, name, error) from None
-    whole = pa.unify_schemas([one.remove_metadata() for one in schemas], promote_options="permissive")
+    try:
+        whole = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:  # columns that this version does not know
+        raise damaged(run, f"a file of {PARTS}", error) from None
     fields = {field.name: field.type for field in whole}
-    for name, kind in fields.items():
-        if pa.types.is_null(kind):
-            fields[name] = column_type(name)
     known = [name for name in COLUMNS if name in fields]
     return pa.schema([(name, fields[name]) for name in [*known, *sorted(set(fields) - set(known))]])
 
@@ -114,8 +114,8 @@ def _pieces(run: RunFolder, name: str) -> Iterator[pa.Table]:
     try:
         with run.location.open(name) as file:
             for batch in pq.ParquetFile(file).iter_batches(ROWS):
-                yield pa.table(batch)
-    except (pa.ArrowException, OSError) as error:
+                yield checked(pa.table(batch))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise damaged(run, name, error) from None
 
 

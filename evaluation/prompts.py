@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..guidance.errors import InputError
-from .values import meant
+from .values import LONGEST, check_plain, meant, shown
 
 SUFFIXES = (".txt", ".jsonl", ".csv")
 KEYS = ("prompt", "negative", "extra", "class", "labels")
-LONGEST = 10_000  # characters of a prompt
 LARGEST_CLASS = 10**6
+MOST = 1_000_000  # prompts of a file
 
 
 @dataclass(frozen=True)
@@ -55,25 +56,26 @@ def prompt_of(value: Any, where: str) -> Prompt:
     Raises:
         InputError: another form.
     """
+    check_plain(value, where)
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, Mapping):
-        raise InputError(f"{where}: a prompt is a text or a mapping with 'prompt'; got {_short(value)}")
+        raise InputError(f"{where}: a prompt is a text or a mapping with 'prompt'; got {shown(value)}")
     if unknown := [key for key in value if key not in KEYS]:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}{_meant(str(unknown[0]), KEYS)}")
+        raise InputError(f"{where}: unknown key {shown(unknown[0])}{_meant(str(unknown[0]), KEYS)}")
     if ("prompt" in value) == ("class" in value):
         raise InputError(f"{where}: give 'prompt' or 'class', one of the two")
     class_id = value.get("class")
     if "class" in value and (type(class_id) is not int or not 0 <= class_id < LARGEST_CLASS):
-        raise InputError(f"{where}: a class is a whole number, 0 or more; got {_short(class_id)}")
+        raise InputError(f"{where}: a class is a whole number, 0 or more; got {shown(class_id)}")
     text = str(class_id) if "class" in value else value["prompt"]
     if not isinstance(text, str) or len(text) > LONGEST:
-        raise InputError(f"{where}: a prompt is a text of at most {LONGEST} characters; got {_short(text)}")
+        raise InputError(f"{where}: a prompt is a text of at most {LONGEST} characters; got {shown(text)}")
     labels = value.get("labels") or {}
     if not isinstance(labels, Mapping) or not all(
         isinstance(key, str) and key.isidentifier() and isinstance(label, str) for key, label in labels.items()
     ):
-        raise InputError(f"{where}: labels is a mapping of names to texts; got {_short(labels)}")
+        raise InputError(f"{where}: labels is a mapping of names to texts; got {shown(labels)}")
     negative, extra = (_bars(value.get(key), key, where) for key in ("negative", "extra"))
     return Prompt(text, negative, extra, class_id, dict(labels))
 
@@ -84,7 +86,7 @@ def _bars(value: Any, key: str, where: str) -> str:
         return ""
     texts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(text, str) and len(text) <= LONGEST for text in texts):
-        raise InputError(f"{where}: {key} is a text or a list of texts; got {_short(value)}")
+        raise InputError(f"{where}: {key} is a text or a list of texts; got {shown(value)}")
     return " | ".join(texts)
 
 
@@ -107,8 +109,12 @@ def parse_prompts(data: bytes, name: str) -> list[Prompt]:
         raise InputError(f"{name} line {line}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     reader = {".txt": _lines, ".jsonl": _json_lines, ".csv": _csv}.get(name[name.rfind(".") :].lower())
     if reader is None:
-        raise InputError(f"prompts come from {', '.join(SUFFIXES)} files; got {name!r}")
-    prompts = [prompt_of(value, f"{name} line {line}") for line, value in reader(text, name)]
+        raise InputError(f"prompts come from {', '.join(SUFFIXES)} files; got {shown(name)}")
+    name = name if len(name) <= 60 else shown(name)
+    lines = itertools.islice(reader(text, name), MOST + 1)
+    prompts = [prompt_of(value, f"{name} line {line}") for line, value in lines]
+    if len(prompts) > MOST:
+        raise InputError(f"{name} has more than {MOST} prompts; take it apart")
     if not prompts:
         raise InputError(f"{name} has no prompts")
     return prompts
@@ -155,7 +161,7 @@ def _checked_header(header: list[str], name: str) -> list[str]:
     known = [key for key in KEYS if key != "labels"]
     for column in header:
         if column not in known and not column.startswith("label."):
-            raise InputError(f"{name} line 1: unknown column {column!r}{_meant(column, [*known, 'label.NAME'])}")
+            raise InputError(f"{name} line 1: unknown column {shown(column)}{_meant(column, [*known, 'label.NAME'])}")
     if len(set(header)) < len(header):
         raise InputError(f"{name} line 1: a column comes twice: {', '.join(header)}")
     return header
@@ -199,8 +205,3 @@ def written_prompt(prompt: Prompt) -> bytes:
 def canonical(value: Any) -> bytes:
     """Plain values as bytes that are the same wherever they are made: what hashes are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"

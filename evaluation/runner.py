@@ -94,6 +94,7 @@ class Prepared:
         self.costs: dict[Cell, Cost] = check(self.maker, self.cells, sweep.prompts)
         self.notes = notes(self.maker, self.cells, sweep.prompts)
         self.addresses = Addresses(self.maker.model)
+        history.check(sweep, self.cells, self.addresses)
         self.meter = _meter(sweep, options.device)
 
     def plan(self, sweeps: Sequence[Sweep]) -> Plan:

@@ -50,9 +50,9 @@ class Shard:
         except safetensors.SafetensorError as error:
             raise ValueError(str(error)) from None
         packed = arrays.pop(ADDRESS, None)
-        if packed is None or packed.dtype != np.uint8 or packed.ndim != 2:
-            raise ValueError(f"no tensor {ADDRESS!r}")
-        if any(len(rows) != len(packed) for rows in arrays.values()):
+        if packed is None or packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != 16:
+            raise ValueError(f"no tensor {ADDRESS!r} of addresses")
+        if any(rows.shape[:1] != packed.shape[:1] for rows in arrays.values()):
             raise ValueError("arrays of different lengths")
         return cls([row.tobytes().hex() for row in packed], arrays)
 

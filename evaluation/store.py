@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from ..guidance.errors import InputError
 from . import shards
 from .location import PATIENCE, Location
+from .values import check_plain, shown
 
 if TYPE_CHECKING:
     from .sweep import Sweep
@@ -112,13 +113,14 @@ class RunFolder:
         """
         try:
             told = json.loads(self.location.read(CELLS))
+            check_plain(told, CELLS)
         except FileNotFoundError:
             raise InputError(f"{self} is no run folder: it has no {CELLS}; `guidestack evaluate` makes one") from None
-        except ValueError as error:
+        except (ValueError, RecursionError, InputError) as error:
             raise damaged(self, CELLS, error) from None
-        if not isinstance(told, dict) or not isinstance(told.get("cells"), list):
-            raise damaged(self, CELLS, "no list of cells")
-        return told
+        if reason := _wrong(told):
+            raise damaged(self, CELLS, reason)
+        return dict(told)
 
     def record_files(self) -> list[str]:
         """The files with records, relative to the folder: the merged one first, then the parts."""
@@ -135,7 +137,10 @@ class RunFolder:
             InputError: a file is damaged.
         """
         wanted = None if columns is None else list(dict.fromkeys(["address", *columns]))
-        table = joined(list(self._all_records(wanted)))
+        try:
+            table = joined(list(self._all_records(wanted)))
+        except pa.ArrowException as error:  # columns that this version does not know
+            raise damaged(self, f"a file of {PARTS} or {RECORDS}", error) from None
         names = list(COLUMNS) if columns is None else [str(name) for name in columns]
         for name in dict.fromkeys(["address", *names]):
             if name not in table.column_names:
@@ -155,13 +160,11 @@ class RunFolder:
                 parquet = pq.ParquetFile(file)
                 has = parquet.schema_arrow.names
                 table = parquet.read(None if columns is None else [one for one in columns if one in has])
+            return checked(table)
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise damaged(self, name, error) from None
-        if "address" not in table.column_names:
-            raise damaged(self, name, "no column 'address'")
-        return table
 
     def values(self) -> pa.Table:
         """The metrics of single images as `measure` wrote them last; its columns are `measure.EACH`.
@@ -226,17 +229,28 @@ class RunFolder:
 
     def feature_shards(self, extractor: str) -> Iterator[tuple[list[str], NDArray[Any]]]:
         """The same file by file, in bounded memory; an address may come twice, with the same row."""
+        width = None
         for shard in shards.read(self.location, feature_folder(extractor)):
-            yield shard.addresses, shard.arrays["features"]
+            rows = shard.arrays.get("features", np.zeros(0))
+            if rows.ndim != 2 or rows.dtype.kind != "f" or width not in (None, rows.shape[1]):
+                raise damaged(self, feature_folder(extractor), "features that are no rows of equally many numbers")
+            width = rows.shape[1]
+            yield shard.addresses, rows
 
     def traces(self, addresses: Iterable[str]) -> dict[str, dict[str, NDArray[np.float64]]]:
         """For each of these samples that has any, its traces by name, a number for each step, shape ``(steps,)``."""
         wanted = set(addresses)
         found: dict[str, dict[str, NDArray[np.float64]]] = {}
         for shard in shards.read(self.location, TRACES):
+            steps_of = shard.arrays.get("steps", np.zeros(0))
+            others = [rows for name, rows in shard.arrays.items() if name != "steps"]
+            if (steps_of.ndim, steps_of.dtype.kind) != (1, "i") or any(
+                (rows.ndim, rows.dtype.kind) != (2, "f") for rows in others
+            ):
+                raise damaged(self, TRACES, "traces that are no rows of numbers with their lengths")
             for row, address in enumerate(shard.addresses):
                 if address in wanted and address not in found:
-                    steps = int(shard.arrays["steps"][row])
+                    steps = int(steps_of[row])
                     each = {name: rows[row, :steps] for name, rows in shard.arrays.items() if name != "steps"}
                     found[address] = {name: row for name, row in each.items() if not np.isnan(row).all()}
         return found
@@ -293,6 +307,59 @@ def joined(tables: Sequence[pa.Table]) -> pa.Table:
     if not tables:
         return pa.table({"address": pa.array([], pa.string())})
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def checked(table: pa.Table) -> pa.Table:
+    """Records as they are read, each known column in its type; a number that is not finite is none.
+
+    Raises:
+        ValueError: a column that has another kind of values, or no addresses.
+        pa.ArrowException: likewise.
+    """
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ValueError("a column comes twice")
+    if "address" not in table.column_names:
+        raise ValueError("no column 'address'")
+    for place, name in enumerate(table.column_names):
+        kind, column = column_type(name), table.column(name)
+        if pa.types.is_null(kind):
+            continue
+        if column.type != kind:
+            try:
+                column = column.cast(kind)
+            except pa.ArrowException as error:
+                raise ValueError(f"the column {name!r} has values that are no {kind}: {error}") from None
+        if pa.types.is_floating(kind):
+            column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, kind))
+        table = table.set_column(place, name, column)
+    right = pc.match_substring_regex(table.column("address"), "^([0-9a-f]{2}){16}$")
+    if len(table) and (right.null_count or not pc.all(right).as_py()):
+        raise ValueError("the column 'address' has values that are no addresses of samples")
+    return table
+
+
+def _wrong(told: Any) -> str:
+    """What is wrong with the contents of ``cells.json``; "" for nothing."""
+    if not isinstance(told, dict) or not isinstance(told.get("cells"), list):
+        return "no list of cells"
+    for cell in told["cells"]:
+        size, axes = (cell.get("size", 0), cell.get("axes")) if isinstance(cell, dict) else (0, None)
+        if (
+            not isinstance(axes, dict)
+            or not all(isinstance(cell.get(name), str) for name in ("cell", "stack", "sampler", "dtype", "template"))
+            or type(cell.get("steps")) is not int
+            or not all(value is None or isinstance(value, str) for value in axes.values())
+            or not (size is None or (isinstance(size, list) and [type(side) for side in size] == [int, int]))
+        ):
+            return f"a cell that is none: {shown(cell)}"
+    known = {cell["cell"] for cell in told["cells"]}
+    if len(known) < len(told["cells"]):
+        return "a cell comes twice"
+    if any(told.get(name) is not None and not isinstance(told[name], str) for name in ("name", "model", "baseline")):
+        return "name, model and baseline are texts"
+    if told.get("baseline") is not None and told["baseline"] not in known:
+        return "its baseline is no cell"
+    return "" if type(told.get("samples", 0)) is int else "samples is no number"
 
 
 def unique(table: pa.Table) -> pa.Table:

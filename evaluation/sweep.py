@@ -16,7 +16,7 @@ import yaml
 from ..guidance.errors import InputError
 from . import prompts as prompts_of
 from . import values
-from .places import located, metric_located, preset_located
+from .places import contents, located, metric_located, preset_located
 from .prompts import Prompt
 from .values import meant
 
@@ -34,6 +34,8 @@ DTYPES, IMAGES = ("float32", "float16", "bfloat16"), ("png", "webp", "none")
 DEFAULTS: dict[str, Any] = {"sampler": "dpm++2m", "steps": 25, "size": None, "dtype": "float32", "batch": 8}
 BUNDLED = "bundled"
 STACK = "stack"  # the axis of the templates
+MOST_AXES, MOST_PROMPTS, MOST_SAMPLES = 100, 1_000_000, 10_000_000
+"""Of a sweep; of one prompt there are as many seeds at most as there are prompts."""
 INLINE = 100  # prompts that are written into a resolved sweep; more go into a file beside it
 LAST_SEED = 2**63 - 1
 HOLE = re.compile(r"\{([^{}]*)\}")
@@ -70,8 +72,18 @@ class Seeds:
             return range(first, first + self.each)
         return tuple(first + one + FURTHER * time for time in range(self.times) for one in range(self.each))
 
+    @property
+    def count(self) -> int:
+        """How many seeds each prompt has."""
+        return self.each * self.times if self.each else len(self.seeds)
+
     def more(self, factor: int) -> Seeds:
-        """So many times as many for each prompt, these among them."""
+        """So many times as many for each prompt, these among them.
+
+        Raises:
+            InputError: they are too many.
+        """
+        _check_count(self.count * factor, "seeds of a prompt", MOST_PROMPTS)
         if self.each:
             return Seeds(each=self.each, start=self.start, times=self.times * factor)
         first = max(self.seeds) + 1
@@ -120,6 +132,13 @@ class Sweep:
     traces: bool = False
     baseline: str | Mapping[str, str] | None = None
     claim: Claim | None = None
+
+    def __post_init__(self) -> None:
+        seeds = self.seeds
+        last = seeds.start + seeds.each * len(self.prompts) + FURTHER * seeds.times if seeds.each else max(seeds.seeds)
+        if last > LAST_SEED:
+            raise InputError(f"seeds end at {LAST_SEED}; this sweep has one of {last}")
+        _check_count(len(self.prompts) * seeds.count, "samples of a cell", MOST_SAMPLES)
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
@@ -173,6 +192,11 @@ class Sweep:
         return b"".join(json.dumps(one.written(), ensure_ascii=False).encode() + b"\n" for one in self.prompts)
 
 
+def _check_count(count: int, what: str, most: int) -> None:
+    if count > most:
+        raise InputError(f"this sweep has {count} {what}, and {most} are the most; take it apart")
+
+
 def names() -> list[str]:
     """The sweeps that come with guidestack."""
     return sorted(shipped())
@@ -200,21 +224,22 @@ def load_sweep(name: str) -> Sweep:
         folder, _, last = name.rpartition("/")
         location = Location(folder, patience=0)
         return _parsed(location.read, last, name, location.folder)
-    path = Path(name)
-    if not path.is_file() and len(path.parts) == 1:
+    path = Path(values.file(name, "the sweep"))
+    if not path.exists() and len(path.parts) == 1:
         path = shipped().get(name.removesuffix(".yaml"), path)
-    if not path.is_file() and path.suffix not in (".yaml", ".yml"):
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise InputError(
-            f"no sweep {name!r}, neither a YAML file nor one that comes with guidestack{meant(name, names())}"
+            f"no sweep {values.shown(name)}, neither a YAML file nor one that comes with guidestack"
+            f"{meant(name, names())}"
         )
-    return _parsed(lambda file: Path(located(file, path.parent)).read_bytes(), path.name, str(path), path.parent)
+    return _parsed(lambda file: contents(located(file, path.parent)), path.name, str(path), path.parent)
 
 
 def _parsed(files: Files, file: str, name: str, folder: Path | None) -> Sweep:
     try:
         data = files(file)
     except OSError as error:
-        raise InputError(f"cannot read the sweep {name!r}: {error.strerror or 'no such file'}") from None
+        raise InputError(f"cannot read the sweep {values.shown(name)}: {error.strerror or 'no such file'}") from None
     return parse_sweep(data, name, files, folder)
 
 
@@ -234,7 +259,7 @@ def parse_sweep(data: bytes, name: str, files: Files | None = None, folder: Path
     given = values.check_keys(values.read_yaml(data, name), KEYS, name)
     if STACK not in given:
         raise InputError(f"{name}: give stack, a template such as 'cfg({{w}})' or a list of them")
-    model = values.text(given.get("model") or BUNDLED, f"{name}: model")
+    model = values.file(given.get("model") or BUNDLED, f"{name}: model")
     stacks = {one: preset_located(text, folder) for one, text in _stacks(given[STACK], f"{name}: stack").items()}
     axes = _axes(given.get("axes"), f"{name}: axes")
     _check_used(stacks, axes, name)
@@ -264,16 +289,18 @@ def parse_sweep(data: bytes, name: str, files: Files | None = None, folder: Path
 
 
 def _stacks(given: Any, where: str) -> dict[str, str]:
-    named = (
-        given if isinstance(given, Mapping) else {one: one for one in (given if isinstance(given, list) else [given])}
-    )
-    if isinstance(given, list) and len(named) < len(given):
-        raise InputError(f"{where}: a template comes twice")
-    if not named:
-        raise InputError(f"{where} has no templates")
-    stacks = {}
-    for name, template in named.items():
-        stacks[values.text(name, f"{where}: a name")] = values.text(template, f"{where} {name}")
+    if not given or not isinstance(given, str | list | Mapping):
+        raise InputError(
+            f"{where} is a template, a list of them, or a mapping of names to them; got {values.shown(given)}"
+        )
+    listed = [given] if isinstance(given, str) else given
+    _check_count(len(listed), "templates", values.MOST)
+    stacks: dict[str, str] = {}
+    for name in listed:
+        called = values.text(name, f"{where}: {'a name' if isinstance(given, Mapping) else 'a template'}")
+        if called in stacks:
+            raise InputError(f"{where}: {values.shown(called)} comes twice")
+        stacks[called] = values.text(given[name], f"{where} {called}") if isinstance(given, Mapping) else called
     return stacks
 
 
@@ -282,6 +309,7 @@ def _axes(given: Any, where: str) -> dict[str, tuple[Any, ...]]:
         return {}
     if not isinstance(given, Mapping):
         raise InputError(f"{where} is a mapping of names to lists of values; got {values.shown(given)}")
+    _check_count(len(given), "axes", MOST_AXES)
     axes = {}
     for name, listed in given.items():
         if not isinstance(name, str) or not name.isidentifier():
@@ -307,14 +335,13 @@ def _check_used(stacks: Mapping[str, str], axes: Mapping[str, Any], name: str) -
     """Every hole of a template is an axis, and every axis is one that something uses."""
     used = set()
     for template in stacks.values():
+        told = f"{name}: the template {values.shown(template)}"
         for hole in HOLE.findall(template):
             if hole not in axes:
-                raise InputError(
-                    f"{name}: the template {template!r} has {{{hole}}}, and there is no such axis{meant(hole, axes)}"
-                )
+                raise InputError(f"{told} has {{{hole[:60]}}}, and there is no such axis{meant(hole, axes)}")
             used.add(hole)
         if "{" in HOLE.sub("", template) or "}" in HOLE.sub("", template):
-            raise InputError(f"{name}: the template {template!r} has a brace without its other half")
+            raise InputError(f"{told} has a brace without its other half")
     for axis in axes:
         if axis not in used and axis not in FIELDS:
             raise InputError(
@@ -334,13 +361,13 @@ def _zipped(
     seen: set[str] = set()
     for group in given:
         for axis in group:
-            if axis not in lengths:
+            if not isinstance(axis, str) or axis not in lengths:
                 raise InputError(f"{where}: no axis {values.shown(axis)}{meant(str(axis), lengths)}")
             if axis in seen:
                 raise InputError(f"{where}: {axis!r} comes twice; an axis goes with one group")
             seen.add(axis)
         if len(group) < 2:
-            raise InputError(f"{where}: a group has two axes at least; got {group}")
+            raise InputError(f"{where}: a group has two axes at least; got {values.shown(group)}")
         if len({lengths[axis] for axis in group}) > 1:
             counts = ", ".join(f"{axis} has {lengths[axis]}" for axis in group)
             raise InputError(f"{where}: axes of a group have equally many values; {counts}")
@@ -354,13 +381,12 @@ def _seeds(given: Any, prompts: int, where: str) -> Seeds:
             raise InputError(f"{where}: give count, the same seeds for every prompt, or each, its own for each prompt")
         start = values.whole(given.get("start", 0), f"{where}: start", 0, LAST_SEED)
         kind = "each" if "each" in given else "count"
-        count = values.whole(given[kind], f"{where}: {kind}", 1, 10**7)
-        times = values.whole(given.get("times", 1), f"{where}: times", 1, 10**6)
-        if start + count * max(1, prompts) + FURTHER * times > LAST_SEED:
-            raise InputError(f"{where}: seeds end at {LAST_SEED}")
+        count = values.whole(given[kind], f"{where}: {kind}", 1, MOST_PROMPTS)
+        times = values.whole(given.get("times", 1), f"{where}: times", 1, MOST_PROMPTS)
+        _check_count(count * times * prompts, "samples of a cell", MOST_SAMPLES)
         found = Seeds(each=count, start=start) if kind == "each" else Seeds(tuple(range(start, start + count)))
         return found.more(times)
-    listed = values.values([given] if type(given) is int else given, where)
+    listed = values.values([given] if type(given) is int else given, where, MOST_PROMPTS)
     return Seeds(tuple(values.whole(one, where, 0, LAST_SEED) for one in listed))
 
 
@@ -380,18 +406,20 @@ def _prompts(given: Any, name: str, files: Files | None) -> tuple[list[Prompt], 
             found = values.values(given["classes"], f"{where}: classes")
             return [prompts_of.prompt_of({"class": one}, where) for one in found], None
         drawn = values.check_keys(given[BUNDLED], ("count", "seed"), f"{where}: {BUNDLED}")
-        count = values.whole(drawn.get("count"), f"{where}: count", 1, 10**6)
+        count = values.whole(drawn.get("count"), f"{where}: count", 1, MOST_PROMPTS)
         seed = values.whole(drawn.get("seed", 0), f"{where}: seed", 0, LAST_SEED)
         return prompts_of.bundled(count, seed), (count, seed)
-    file = values.text(given, where)
+    file = values.file(given, where)
     if files is None:
-        raise InputError(f"{where}: {file!r} is a file, and this sweep is not one beside which it could lie")
+        raise InputError(
+            f"{where}: {values.shown(file)} is a file, and this sweep is not one beside which it could lie"
+        )
     try:
         data = files(file)
     except OSError as error:
         reason = error.strerror or "no such file"
         raise InputError(
-            f"{where}: cannot read {file!r}, which is looked for beside the sweep and here: {reason}"
+            f"{where}: cannot read {values.shown(file)}, which is looked for beside the sweep and here: {reason}"
         ) from None
     return prompts_of.parse_prompts(data, file), None
 
@@ -447,5 +475,5 @@ def _baseline(
     values.check_keys(given, allowed, where)
     found = {name: values.value_text(value) for name, value in given.items()}
     if STACK in found and found[STACK] not in stacks:
-        raise InputError(f"{where}: no template {found[STACK]!r}{meant(found[STACK], stacks)}")
+        raise InputError(f"{where}: no template {values.shown(found[STACK])}{meant(found[STACK], stacks)}")
     return found

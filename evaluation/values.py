@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
 
+from ..guidance import reading
 from ..guidance.errors import InputError, nearest
 from ..guidance.reading import yaml_of
 from ..guidance.registry import literal
 
-LARGEST = 10_000_000  # bytes of a sweep file
-MOST = 100_000  # values of a range
+LARGEST = 2_000_000  # bytes of a sweep file
+DEEPEST = 20  # lists and mappings in one another
+LONGEST = 10_000  # characters of a text
+BITS = 63  # of a whole number, as a record can have it
+MOST = 10_000  # values of an axis, and cells of a sweep
+LARGEST_SIDE = 16_384  # pixels
 
 Size = tuple[int, int]
 
@@ -21,11 +27,38 @@ def read_yaml(data: bytes, name: str) -> Any:
     """What a YAML file holds.
 
     Raises:
-        InputError: it is no YAML, too large, or has anchors or a key twice.
+        InputError: it is no YAML, too large, too deep, has anchors or a key twice, or a text or a number that no record
+            can have.
     """
     if len(data) > LARGEST:
         raise InputError(f"{name} has {len(data)} bytes; a sweep has {LARGEST} at most: put its prompts into a file")
-    return yaml_of(data, name, "a sweep")
+    found = yaml_of(data, name, "a sweep")
+    check_plain(found, name)
+    return found
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Check that a value as it was read has texts and numbers that a record can hold, in a bounded depth.
+
+    Raises:
+        InputError: it has not.
+    """
+    try:
+        reading.check_plain(value, DEEPEST, BITS)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def check_text(text: str, where: str) -> None:
+    """Check that a text is one of Unicode.
+
+    Raises:
+        InputError: it has half of a surrogate pair, which no file can hold.
+    """
+    try:
+        reading.check_text(text)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def check_keys(mapping: Any, allowed: Collection[str], where: str) -> Mapping[str, Any]:
@@ -38,7 +71,7 @@ def check_keys(mapping: Any, allowed: Collection[str], where: str) -> Mapping[st
         raise InputError(f"{where} is a mapping with keys of {', '.join(allowed)}; got {shown(mapping)}")
     for key in mapping:
         if key not in allowed:
-            raise InputError(f"{where}: unknown key {str(key)!r}{meant(str(key), allowed)}")
+            raise InputError(f"{where}: unknown key {shown(key)}{meant(str(key), allowed)}")
     return mapping
 
 
@@ -81,11 +114,28 @@ def text(value: Any, where: str) -> str:
     """A text.
 
     Raises:
-        InputError: it is something else, or empty.
+        InputError: it is something else, empty, longer than `LONGEST`, or has a NUL character.
     """
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where} is a text; got {shown(value)}")
+    check_text(value, where)
+    if len(value) > LONGEST or "\0" in value:
+        raise InputError(f"{where} is a text of at most {LONGEST} characters, none of them NUL; got {shown(value)}")
     return value.strip()
+
+
+def file(value: Any, where: str) -> str:
+    """A text that can be the path of a file or folder, whether there is one or not.
+
+    Raises:
+        InputError: it is something else.
+    """
+    path = text(value, where)
+    try:
+        Path(path).exists()
+    except OSError as error:
+        raise InputError(f"{where}: {shown(path)} cannot be looked for: {error.strerror}") from None
+    return path
 
 
 def size(value: Any, where: str) -> Size | None:
@@ -99,7 +149,10 @@ def size(value: Any, where: str) -> Size | None:
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value.lower()) if isinstance(value, str) else None
     if match is None:
         raise InputError(f"{where} is HEIGHTxWIDTH in pixels, such as 64x64, or 'model'; got {shown(value)}")
-    return int(match[1]), int(match[2])
+    height, width = int(match[1]), int(match[2])
+    if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
+        raise InputError(f"{where}: a side has 1 to {LARGEST_SIDE} pixels; got {shown(value)}")
+    return height, width
 
 
 def size_text(value: Size | None) -> str | None:
@@ -107,15 +160,22 @@ def size_text(value: Size | None) -> str | None:
     return f"{value[0]}x{value[1]}" if value else None
 
 
-def values(given: Any, where: str) -> tuple[Any, ...]:
+def values(given: Any, where: str, most: int = MOST) -> tuple[Any, ...]:
     """The values of an axis: a list, or a range such as ``"1, 2, ..., 8"``, its end included.
+
+    Args:
+        given: as it is written.
+        where: it stands, for messages.
+        most: how many there may be.
 
     Raises:
         InputError: no values, values that are no plain ones, one that comes twice, or a range that misses its end.
     """
     if isinstance(given, str) and "..." in given:
-        found = _range(given, where)
+        found = _range(given, where, most)
     elif isinstance(given, list):
+        if len(given) > most:
+            raise InputError(f"{where} has {len(given)} values; {most} are the most")
         found = tuple(tuple(one) if isinstance(one, list) else one for one in given)
     else:
         raise InputError(f"{where} is a list of values, or a range such as '1, 2, ..., 8'; got {shown(given)}")
@@ -125,14 +185,15 @@ def values(given: Any, where: str) -> tuple[Any, ...]:
         plain = one if isinstance(one, tuple) else (one,)
         if not all(part is None or isinstance(part, str | int | float | bool) for part in plain):
             raise InputError(f"{where}: a value is a number, a text, true, false or null; got {shown(one)}")
-    texts = [value_text(one) for one in found]
-    for one in texts:
-        if texts.count(one) > 1 and len(texts) < MOST:
-            raise InputError(f"{where}: the value {one} comes twice")
+    seen: set[str] = set()
+    for one in map(value_text, found):
+        if one in seen:
+            raise InputError(f"{where}: the value {cut(one)} comes twice")
+        seen.add(one)
     return found
 
 
-def _range(given: str, where: str) -> tuple[Any, ...]:
+def _range(given: str, where: str, most: int) -> tuple[Any, ...]:
     parts = [part.strip() for part in given.split(",")]
     try:
         found: list[Decimal] = []
@@ -145,13 +206,18 @@ def _range(given: str, where: str) -> tuple[Any, ...]:
             end, start = Decimal(parts[place + 1]), found[-1]
             step = start - found[-2] if len(found) > 1 else Decimal(1)
             count = (end - start) / step if step else Decimal(-1)
-            if count != count.to_integral_value() or not 1 <= count <= MOST:
-                raise InputError(f"{where}: the range {given!r} does not reach {end} from {start} in steps of {step}")
+            if count != count.to_integral_value() or not 1 <= count <= most:
+                if count > most:
+                    raise InputError(f"{where}: the range {shown(given)} has more than {most} values")
+                told = f"{end:.6g} from {start:.6g} in steps of {step:.6g}"
+                raise InputError(f"{where}: the range {shown(given)} does not reach {told}")
             found += [start + step * index for index in range(1, int(count))]
+            if len(found) > most:
+                raise InputError(f"{where}: the range {shown(given)} has more than {most} values")
     except (InvalidOperation, ArithmeticError):
-        raise InputError(f"{where}: a range is numbers, such as '1, 2, ..., 8'; got {given!r}") from None
-    if not all(value.is_finite() for value in found):
-        raise InputError(f"{where}: a range has finite numbers; got {given!r}")
+        raise InputError(f"{where}: a range is numbers, such as '1, 2, ..., 8'; got {shown(given)}") from None
+    if not all(value.is_finite() and -(2**BITS) <= value < 2**BITS for value in found):
+        raise InputError(f"{where}: a range has numbers between -2^63 and 2^63; got {shown(given)}")
     return tuple(int(value) if value == value.to_integral_value() else float(value) for value in found)
 
 
@@ -162,11 +228,19 @@ def value_text(value: Any) -> str:
 
 def meant(name: str, valid: Collection[str]) -> str:
     """Say which valid name is meant, and list all of them."""
-    near = nearest(name, valid)
+    near = nearest(name[:60], valid)
     return f"{near} Allowed: {', '.join(valid)}" if near.endswith("?") else near
 
 
 def shown(value: Any) -> str:
     """`value` cut to what fits into a message."""
-    written = repr(value)
-    return written if len(written) <= 60 else f"{written[:59]}…"
+    try:
+        written = repr(value)
+    except (ValueError, RecursionError):  # a number of too many digits, or lists too deep in one another
+        written = f"a {type(value).__name__}"
+    return cut(written)
+
+
+def cut(text: str, length: int = 60) -> str:
+    """A text, cut to what fits into a message."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -138,11 +138,13 @@ def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
     sets: dict[str, Any] = {}
     for name, place, text in (("held-out", 1, options["held_out"]), ("prompts", 0, options["prompts"])):
         start = options["seed"] + place * APART
-        if not text.isdigit():
+        if not text.isdecimal():
             sets[name] = Prompts(tuple(_read(text, name)), start)
             continue
         if options["model"] is not None:
             raise InputError(f"--{name} {text} draws prompts for the bundled model; give a file for {options['model']}")
+        if len(text) > 6:
+            raise InputError(f"--{name}: 999999 prompts are drawn at most; got a number of {len(text)} digits")
         count = int(text)
         if place:
             sets[name] = Prompts(tuple(bundled(count, place)), start, (count, place))
@@ -154,9 +156,11 @@ def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _read(path: str, name: str) -> list[Any]:
+    from ..evaluation import values
+    from ..evaluation.places import contents
     from ..evaluation.prompts import parse_prompts
 
     try:
-        return parse_prompts(Path(path).read_bytes(), Path(path).name)
+        return parse_prompts(contents(values.file(path, f"--{name}")), Path(path).name)
     except OSError as error:
-        raise InputError(f"--{name}: cannot read {path!r}: {error.strerror}") from None
+        raise InputError(f"--{name}: cannot read {values.shown(path)}: {error.strerror}") from None

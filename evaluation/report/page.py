@@ -346,7 +346,7 @@ def _prompt(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sample(cell: int, record: Mapping[str, Any], values: Sequence[float]) -> dict[str, Any]:
     def short(value: Any, digits: int = 5) -> float | None:
-        return None if value is None or math.isnan(value) else float(f"{value:.{digits}g}")
+        return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
     return {
         "c": cell,
@@ -454,4 +454,4 @@ def _traced(run: RunFolder, samples: Sequence[dict[str, Any]]) -> None:
     for sample in samples:
         scales = traces.get(sample["a"], {}).get("effective_scale")
         if scales is not None:
-            sample["n"] = [None if math.isnan(value) else float(f"{value:.4g}") for value in scales]
+            sample["n"] = [float(f"{value:.4g}") if math.isfinite(value) else None for value in scales]

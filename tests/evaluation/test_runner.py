@@ -367,13 +367,13 @@ def test_a_share_that_is_away_for_a_while(
     def write(path: Path, data: bytes) -> None:
         seen.append(path)
         if len(seen) == 20:
-            out.rename(tmp_path / "away")
+            out.parent.rename(tmp_path / "away")
         real(path, data)
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 4:
-            (tmp_path / "away").rename(out)
+            (tmp_path / "away").rename(out.parent)
 
     monkeypatch.setattr(location, "_write_local", write)
     monkeypatch.setattr(location.time, "sleep", sleep)
@@ -385,15 +385,38 @@ def test_a_share_that_is_away_for_a_while(
 
 
 def test_a_share_that_stays_away(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run", patience=0.1)
+    folder = RunFolder(tmp_path / "mount" / "run", patience=0.1)
     folder.location.create()
     folder.write_bytes("a/b", b"x")
-    (tmp_path / "run").rename(tmp_path / "away")
+    (tmp_path / "mount").rename(tmp_path / "away")
     with pytest.raises(InputError, match=r"is not there, for 0\.1 s; what is finished is safe"):
         folder.write_bytes("a/c", b"x")
     with pytest.raises(InputError, match="is not there"):
         folder.location.read("a/b")
-    assert not (tmp_path / "run").exists()  # nothing is written where the mount would be
+    assert not (tmp_path / "mount").exists()  # nothing is written where the mount would be
+
+
+@pytest.mark.parametrize("at", [3, 12, 25])
+def test_a_folder_that_is_removed_ends_the_run_at_once(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    from guidestack.evaluation import location
+
+    real, seen = location._write_local, []
+
+    def write(path: Path, data: bytes) -> None:
+        seen.append(path)
+        if len(seen) == at:
+            shutil.rmtree(tmp_path / "run")
+        real(path, data)
+
+    def never(seconds: float) -> None:
+        raise AssertionError("nobody waits for a folder that was removed")
+
+    monkeypatch.setattr(location, "_write_local", write)
+    monkeypatch.setattr(location.time, "sleep", never)
+    with pytest.raises(InputError, match=r"^the folder .*/run was removed or renamed while it was in use; run again$"):
+        run(model_folder, tmp_path / "run")
 
 
 def test_an_error_of_the_writer_stops_the_run(tmp_path: Path) -> None:
