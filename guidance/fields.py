@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from .errors import RuleError, nearest, shown
+from .errors import InputError, RuleError, nearest, shown
 
 LARGEST = 1e6
 """The largest size of a parameter: two of them times a prediction, and the square of that, are finite in float32."""
@@ -119,12 +119,22 @@ def whole(rule: object, name: str, low: int) -> None:
     Raises:
         RuleError: it is something else.
     """
-    value = plain(getattr(rule, name))
-    if not is_number(value) or value != int(value) or value < low:
-        raise RuleError(
-            f"{type(rule).__name__}: {name} must be a whole number between {low} and {LARGEST:g}; got {shown(value)}"
-        )
-    set_field(rule, name, int(value))
+    try:
+        set_field(rule, name, count(name, getattr(rule, name), low))
+    except InputError as error:
+        raise RuleError(f"{type(rule).__name__}: {error}") from None
+
+
+def count(name: str, value: Any, low: int = 1) -> int:
+    """`value` as an integer between `low` and `LARGEST`: of something that messages call `name`.
+
+    Raises:
+        InputError: it is no whole number, or out of these bounds.
+    """
+    number = plain(value)
+    if not is_number(number) or number != int(number) or number < low:
+        raise InputError(f"{name} must be a whole number between {low} and {LARGEST:g}; got {shown(number)}")
+    return int(number)
 
 
 def sample_axes(rule: object, name: str) -> None:

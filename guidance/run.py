@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import GuidanceNotAppliedError, InputError, NonFiniteError, shown
-from .fields import LARGEST, is_number, plain
+from .errors import GuidanceNotAppliedError, NonFiniteError
+from .fields import count
 from .observe import Observer, Seen
 from .per_sample import own_axes
 from .prediction import Level, wide
@@ -46,7 +46,8 @@ class GuidedRun:
     """
 
     def __init__(self, stack: Stack, run: Run, max_rows: int | None = None, observe: Observer | None = None) -> None:
-        self.stack, self.run, self.max_rows, self.observe = stack, run, rows_bound(max_rows), observe
+        self.stack, self.run, self.observe = stack, run, observe
+        self.max_rows = None if max_rows is None else count("max_rows", max_rows)
         self.state: State = stack.init(run)
         self.report = Report(str(stack), run.batch)
         self._step_level: Level | None = None
@@ -200,23 +201,6 @@ class GuidedRun:
                     f"{now[1:]}: was something resized in a callback? Begin another call with the new size, or take a "
                     "rule that remembers nothing, such as cfg(scale)"
                 )
-
-
-def rows_bound(max_rows: Any) -> int | None:
-    """`max_rows` as an integer, or None.
-
-    Raises:
-        InputError: it is neither.
-    """
-    value = plain(max_rows)
-    if value is None:
-        return None
-    if not is_number(value) or value != int(value) or value < 1:
-        raise InputError(
-            f"max_rows is the largest number of rows in one call of the network, 1 to {LARGEST:g}, or None for no "
-            f"bound; got {shown(max_rows)}"
-        )
-    return int(value)
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..guidance.config import as_stack
 from ..guidance.errors import InputError, NonFiniteError, UnsupportedPipelineError, nearest, warn
+from ..guidance.fields import count
 from ..guidance.observe import Observer
 from ..guidance.report import Report
 from ..guidance.rule import Rule
@@ -45,10 +46,12 @@ from . import stable_diffusion_xl as stable_diffusion_xl
 from . import time_embedding
 from . import wan as wan
 from . import z_image as z_image
-from .family import Family, Pipeline, denoisers_of, family_of
+from .arguments import checked
+from .family import Family, Pipeline, denoisers_of, family_of, hands_on, signature_of
 from .intercept import calling, exclusively, method, restored
 from .prompts import EXTRA, NULL, Prompts, asked
 from .session import Session
+from .surface import Surface, bare
 
 SCALE = "guidance_scale"
 """The argument that distilled networks take as an input, if it is none of the pipeline's own guidance."""
@@ -64,8 +67,9 @@ def guide(
     """Guide an existing diffusers pipeline with a stack.
 
     Args:
-        pipe: a pipeline of a supported family. It is used as it is and left as it is: no component is replaced, and the
-            hooks of a call end with the call.
+        pipe: a pipeline of a supported family, or of a class that hands its calls on to one. It is used as it is and
+            left as it is: no component is replaced, and the hooks of a call end with the call. One that is guided
+            already counts as the pipeline in it: the new stack stands alone.
         stack: a stack, a rule, or the text or mapping of one.
         max_rows: at most this many rows in one call of the denoiser; None for the pipeline's own batches.
         observe: told of every evaluation, such as `evaluation.traces.strength`; it changes nothing and asks nothing.
@@ -75,13 +79,17 @@ def guide(
 
     Raises:
         UnsupportedPipelineError: there is no record for this pipeline, or it cannot run the stack.
+        InputError: `max_rows` is no number of rows.
         UnsupportedSchedulerError: the levels of its scheduler are not known.
         StackSyntaxError, RuleError: the text or mapping of the stack is wrong.
 
     Cost: the evaluations that the stack asks for, in the same network calls as the pipeline's own guidance where that
     evaluates the same rows.
     """
+    pipe = bare(pipe)
     family, stack = family_of(pipe), as_stack(stack)
+    if hands_on(pipe):
+        warn(f"{type(pipe).__name__} hands its calls on to {family.pipeline}, and is guided as one")
     denoisers_of(pipe, family)
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
     _answerable(pipe, family, stack)
@@ -126,15 +134,18 @@ def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
 
 
 def _takes_prompts(pipe: Pipeline) -> bool:
-    return "prompt" in inspect.signature(pipe.__call__).parameters
+    return "prompt" in signature_of(pipe).parameters
 
 
-class GuidedPipeline:
+class GuidedPipeline(Surface):
     """A pipeline with a stack; made by `guide`.
+
+    What the pipeline has, this has: ``guided.scheduler = ...`` gives the pipeline another scheduler, ``guided.to(...)``
+    moves it, ``guided.components`` are its parts.
 
     Attributes:
         pipe: the pipeline, unchanged.
-        stack: the stack.
+        stack: the stack; may be set to whatever `guide` takes.
         run: the run of the last call, up to where it got, with its state; None before the first evaluation.
     """
 
@@ -146,8 +157,16 @@ class GuidedPipeline:
         max_rows: int | None = None,
         observe: Observer | None = None,
     ) -> None:
-        self.pipe, self.family, self.stack, self.max_rows, self.observe = pipe, family, stack, max_rows, observe
+        self.pipe, self.family, self.stack, self.observe = pipe, family, stack, observe
+        self.max_rows = None if max_rows is None else count("max_rows", max_rows)
         self.run: GuidedRun | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "stack":
+            value = as_stack(value)
+            if "stack" in vars(self):  # another one, after `guide` has looked at the first
+                _answerable(self.pipe, self.family, value)
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f"guide({type(self.pipe).__name__}, {str(self.stack)!r})"
@@ -224,7 +243,7 @@ class GuidedPipeline:
         kwargs = dict(kwargs)
         extra, null = kwargs.pop(EXTRA, None), kwargs.pop(NULL, None)
         denoisers_of(self.pipe, self.family)  # refuse what it is not, before its configuration is read
-        signature = inspect.signature(self.pipe.__call__)
+        signature = signature_of(self.pipe)
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -237,6 +256,7 @@ class GuidedPipeline:
                 known = [*signature.parameters, *self.family.keywords]
                 raise InputError(f"{type(self.pipe).__name__} has no {unknown[0]!r}{nearest(unknown[0], known)}")
             arguments.update(value if more else {name: value})
+        arguments = checked(arguments)
         embedded = self.family.embedded(self.pipe)
         for name, rule in self.family.owned.items():
             if name in arguments and name != embedded and (value := arguments.pop(name)) is not None:

@@ -17,10 +17,11 @@ from ..guidance.report import Report
 from ..guidance.rule import Rule
 from ..samplers.inversion import placed, reversible, size, undoable, undone
 from ..samplers.levels import grid
-from .family import Pipeline, denoisers_of
+from .family import Pipeline, denoisers_of, signature_of
 from .guide import GuidedPipeline, guide
 from .images import latents_of
 from .session import Session
+from .surface import Surface
 
 DECIDED = {"latents": "the image", "output_type": "an inversion, which returns latents", "return_dict": "an inversion"}
 """Arguments of the pipeline that an inversion decides, each with what stands in its place."""
@@ -51,7 +52,8 @@ def invert(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: i
     Cost: the evaluations of sampling with the same stack and steps, and the encoder of the pipeline's autoencoder.
     """
     guided = guide(pipe, stack, max_rows=max_rows)
-    takes = inspect.signature(pipe.__call__).parameters
+    pipe = guided.pipe
+    takes = signature_of(pipe).parameters
     if "latents" not in takes or "image" in takes:
         what = "takes an image itself" if "image" in takes else "takes no latents"
         raise UnsupportedPipelineError(f"{type(pipe).__name__} {what}: it cannot be run backwards from an image")
@@ -85,8 +87,8 @@ def edit(
     """
     stack = as_stack(stack)
     inverting = invert(pipe, stack if inversion is None else inversion, max_rows=max_rows)
-    guide(pipe, stack)  # refuse now what it would refuse after the inversion
-    return EditingPipeline(inverting, GuidedPipeline(pipe, inverting.family, stack, max_rows))
+    sampling = guide(pipe, stack, max_rows=max_rows)  # which refuses now what would be refused after the inversion
+    return EditingPipeline(inverting, sampling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,16 +159,17 @@ class InvertingPipeline(GuidedPipeline):
         return Inverted(session.reached / session.unit, self.run.report)
 
 
-class EditingPipeline:
-    """A pipeline that changes images; made by `edit`.
+class EditingPipeline(Surface):
+    """A pipeline that changes images; made by `edit`. What the pipeline has, this has, as of a `GuidedPipeline`.
 
     Attributes:
+        pipe: the pipeline, unchanged.
         inverting: the first half, with the report of its last call.
         sampling: the second half, with the report of its last call.
     """
 
     def __init__(self, inverting: InvertingPipeline, sampling: GuidedPipeline) -> None:
-        self.inverting, self.sampling = inverting, sampling
+        self.pipe, self.inverting, self.sampling = sampling.pipe, inverting, sampling
 
     def __repr__(self) -> str:
         inverting, sampling = self.inverting, self.sampling
@@ -370,7 +373,7 @@ def _for_batch(pipe: Pipeline, batch: int, args: tuple[Any, ...], kwargs: Mappin
     Raises:
         InputError: another number of prompts than of images.
     """
-    given = {**dict(zip(inspect.signature(pipe.__call__).parameters, args)), **kwargs}
+    given = {**dict(zip(signature_of(pipe).parameters, args)), **kwargs}
     prompt = given.get("prompt")
     if isinstance(prompt, list | tuple) and len(prompt) != batch:
         raise InputError(f"{len(prompt)} prompts for {batch} images; give one for all, or one for each")
@@ -385,7 +388,7 @@ def _size(pipe: Pipeline, latents: Tensor, kwargs: Mapping[str, Any]) -> dict[st
     Raises:
         InputError: another size was given.
     """
-    takes = inspect.signature(pipe.__call__).parameters
+    takes = signature_of(pipe).parameters
     if latents.ndim != 4 or not {"height", "width"} <= set(takes) or not hasattr(pipe, "vae_scale_factor"):
         return {}
     found = {name: side * pipe.vae_scale_factor for name, side in zip(("height", "width"), latents.shape[2:])}

@@ -5,15 +5,14 @@ Read in diffusers 0.42.1, ``pipelines/sana/pipeline_sana.py``.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
+from .family import FAMILIES, Call, Family, Pipeline, Rows, signature_of, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
     # The instruction stands before prompts, and not before negative ones.
-    default = inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default
+    default = signature_of(pipe).parameters["complex_human_instruction"].default
     encoded = pipe.encode_prompt(
         list(texts),
         do_classifier_free_guidance=not as_prompt,

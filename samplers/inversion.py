@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..guidance.config import as_stack
 from ..guidance.errors import CompositionError, InputError, UnsupportedSchedulerError
+from ..guidance.fields import count
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
 from ..guidance.plan import SHAPE
@@ -186,7 +187,7 @@ def invert(
         raise InputError(f"the model emits {emits.name!r} but the scheduler reads {expected.name!r}; change its config")
     if "positive" not in conditions:
         raise InputError(f"conditions need 'positive'; got {sorted(conditions)}")
-    batch = len(x0)
+    steps, batch = count("steps", steps), len(x0)
     seeds = tuple(range(batch) if seeds is None else seeds)
     if len(seeds) != batch:
         raise InputError(f"{len(seeds)} seeds for {batch} samples; give one for each")

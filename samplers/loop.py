@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..guidance.config import as_stack
 from ..guidance.errors import InputError, NonFiniteError
+from ..guidance.fields import count
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
 from ..guidance.observe import Observer
@@ -98,7 +99,9 @@ def sample(
     if "positive" not in conditions:
         raise InputError(f"conditions need 'positive'; got {sorted(conditions)}")
     models = model if isinstance(model, Mapping) else {"main": model}
-    batch = len(seeds)
+    steps, batch = count("steps", steps), len(seeds)
+    if not batch:
+        raise InputError("seeds is empty, and there is nothing to make; give one a sample")
     counts = (_counts("negative", negatives, conditions, batch), _counts("positive", positives, conditions, batch))
     aliases = _aliases(conditions)
     # In the order of the field, [unconditional, conditional]: a product's last bit can depend on the rows' order.

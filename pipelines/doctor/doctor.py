@@ -13,6 +13,7 @@ from ...guidance.errors import GuidestackError, InputError, UnsupportedPipelineE
 from ...samplers import parameterization
 from ..family import FAMILIES, Family, Pipeline, denoisers_of, family_of
 from ..nearest import nearest_records
+from ..surface import bare
 from . import example
 from .bench import Bench
 from .checks import CHECKS, GUIDED, Answer
@@ -43,6 +44,7 @@ def doctor(pipe: Pipeline, call: Mapping[str, Any] | None = None, *, rules: bool
 
     Cost: about 25 small calls of the pipeline, 12 without `rules`.
     """
+    pipe = bare(pipe)
     name = type(pipe).__name__
     try:
         family = family_of(pipe)

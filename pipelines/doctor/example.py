@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..family import Family, Pipeline, denoisers_of
+from ..family import Family, Pipeline, denoisers_of, signature_of
 from ..prompts import REPEATS
 
 BATCH = 2  # samples: with one, rows and halves can be mistaken for each other
@@ -36,7 +36,7 @@ def examples(pipe: Pipeline, family: Family, given: Mapping[str, Any]) -> Iterat
         family: its record.
         given: arguments that are used as they are.
     """
-    names = inspect.signature(pipe.__call__).parameters
+    names = signature_of(pipe).parameters
     shown = _shown(pipe)
     chosen = "height" in given or "width" in given or any(given.get(name) is not None for name in shown)
     sized = not chosen and ("height" in names or bool(shown))
@@ -90,7 +90,7 @@ def described(pipe: Pipeline, family: Family, steps: int, size: tuple[int, ...])
 
 def own_size(pipe: Pipeline, family: Family) -> int | None:
     """The side in pixels of what a pipeline makes when nothing is said; None where that is not known."""
-    default = inspect.signature(pipe.__call__).parameters.get("height")
+    default = signature_of(pipe).parameters.get("height")
     if default is not None and isinstance(default.default, int):
         return default.default
     config: Any = getattr(denoisers_of(pipe, family)[0], "config", {})
@@ -106,7 +106,7 @@ def _first(pipe: Pipeline, names: tuple[str, ...], otherwise: int) -> int:
 
 def _shown(pipe: Pipeline) -> list[str]:
     """The arguments for pictures that it needs: `image` is an extra to some that make pictures of text."""
-    names = inspect.signature(pipe.__call__).parameters
+    names = signature_of(pipe).parameters
     found = [name for name in ("control_image", "control_mask", "mask_image", "video") if name in names]
     marks = {"strength", "mask_image", "image_guidance_scale", "max_area"} & set(names)
     controlled = getattr(pipe, "controlnet", None) is not None and "control_image" not in names
@@ -120,7 +120,7 @@ def _example(
     pipe: Pipeline, family: Family, given: Mapping[str, Any], side: int | None, steps: int, each: bool
 ) -> dict[str, Any]:
     """Arguments for pictures of a side in pixels; None for the pipeline's own, with one for each sample or for all."""
-    names, shown = inspect.signature(pipe.__call__).parameters, _shown(pipe)
+    names, shown = signature_of(pipe).parameters, _shown(pipe)
     frames, pixels = _first(pipe, FRAMES, 4) + 1, side or own_size(pipe, family) or 512
     call: dict[str, Any] = {
         "prompt": list(PROMPTS),
