@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,8 +11,10 @@ from torch import Tensor
 from .prediction import Level
 from .query import Query
 
+MOST = 60  # steps that a notebook shows of a report
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class StepRecord:
     """One evaluation of the stack.
 
@@ -35,6 +38,11 @@ class StepRecord:
     traces: Mapping[str, Tensor]
     observed: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        asked = ", ".join(f"{query} for {len(samples)}" for query, samples in self.queries.items()) or "nothing"
+        cost = f"calls: {self.calls}, rows: {self.rows}"
+        return f"<step {self.index}: sigma/alpha {self.level.k_sigma:.4g}, {asked}; {cost}>"
+
     def evaluations(self, batch: int) -> list[int]:
         """Network evaluations of each sample, length B."""
         counts = [0] * batch
@@ -44,11 +52,12 @@ class StepRecord:
         return counts
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """The account of one run.
 
     The field uses "NFE" for steps, for evaluations of a sample and for network calls; here each has its own number.
+    ``str`` of a report is a line; a notebook shows a table of its steps.
 
     Attributes:
         stack: the stack's text.
@@ -84,6 +93,23 @@ class Report:
         Waits for the device that holds them.
         """
         return [record.traces[name].tolist() for record in self.steps if name in record.traces]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
+    def _repr_html_(self) -> str:
+        """A table of the steps, for notebooks. Traces are means over samples; waits for their device."""
+        names = list(dict.fromkeys(name for record in self.steps for name in record.traces))
+        heads = ("step", "sigma/alpha", "evaluated for so many samples", "calls", "rows", *names)
+        lines = [f"<tr>{''.join(f'<th>{html.escape(head)}</th>' for head in heads)}</tr>"]
+        for record in self.steps[:MOST]:
+            asked = ", ".join(f"{query}: {len(samples)}" for query, samples in record.queries.items()) or "nothing"
+            place = f"{record.index}{f' ({record.evaluation + 1})' if record.evaluation else ''}"
+            traces = [f"{record.traces[name].float().nanmean():.4g}" if name in record.traces else "" for name in names]
+            cells = (place, f"{record.level.k_sigma:.4g}", asked, str(record.calls), str(record.rows), *traces)
+            lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+        more = f"<p>and {len(self.steps) - MOST} more</p>" if len(self.steps) > MOST else ""
+        return f"<p>{html.escape(str(self))}</p><table>{''.join(lines)}</table>{more}"
 
     def __str__(self) -> str:
         evaluations = self.evaluations

@@ -61,6 +61,7 @@ def test_an_edit_is_gs_edit(run: Any, pipe: Any, model_folder: Path, image: Path
     (path,) = made(out)
     assert str(path) in said
     assert "8 network evaluations" in said
+    assert err.count("2/2") == 2  # a bar for each half: half of four steps back, and half forth
     recipe = read_recipe(path)
     wanted = {"prompt": "red", "source": "a cat", "negative": "dim", "guidance": "cfg(2)", "inversion": "cfgpp(0.2)"}
     assert wanted.items() <= recipe.items()
