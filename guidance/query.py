@@ -6,6 +6,7 @@ one network can answer, leaves out the samples that nobody asked for, and counts
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -89,11 +90,11 @@ class Query:
         """
         if isinstance(text, Query):
             return text
-        match = _QUERY.fullmatch(text) if isinstance(text, str) else None
-        if not match:
+        match = _QUERY.fullmatch(text) if isinstance(text, str) and len(text) <= LONGEST else None
+        if not match or not math.isfinite(float(match["amount"] or 0)):
             raise RuleError(
                 "a query is written 'condition', 'condition@model' or 'condition+perturbation(amount)', such as "
-                f"'null', 'positive@weak' or 'positive+time(1)'; got {shown(text)}"
+                f"'null', 'positive@weak' or 'positive+time(1)', in {LONGEST} characters at most; got {shown(text)}"
             )
         perturbation = None
         if match["kind"]:
@@ -104,6 +105,7 @@ class Query:
         return cls(match["condition"], match["model"] or "main", perturbation, bool(match["grad"]))
 
 
+LONGEST = 200  # characters of a query's text
 _QUERY = re.compile(
     r"(?P<condition>[A-Za-z_]\w*(:\w+)?)(@(?P<model>[A-Za-z_]\w*))?"
     r"(\+(?P<kind>[A-Za-z_]\w*)\((?P<amount>\d+(\.\d*)?(e[-+]?\d+)?)(, blocks=(?P<blocks>\d+))?\))?"

@@ -104,6 +104,7 @@ def described(path: Path, source: str | None) -> str:
         found = None
     if not isinstance(found, str):
         raise InputError(f"{path} does not say what it shows; say it with --source")
+    check_text(found, f"what {path} says of itself")
     return found
 
 

@@ -77,6 +77,12 @@ def nested(depth: int, inner: str = "cfg(4)") -> str:
         (r"linear_ag(cfg(4), 'a\d')", "invalid escape sequence"),
         ("cfg(\ud800)", "surrogates not allowed"),
         (r"linear_ag(cfg(4), '\ud800.safetensors')", "half of a surrogate pair at character 1"),
+        (f"cfg(4, against='positive+time({'9' * 150}e308)')", "a query is written 'condition'"),
+        (
+            f"cfg(4, against='positive+time(1, blocks={'9' * 5000})')",
+            "200 characters at most; got 'positive+time(1, blocks=",
+        ),
+        (f"cfg(4, against='negative:{'9' * 5000}')", "200 characters at most"),
         ("x" * 10**6, "at most 10000 characters, got 1000000"),
         ("x" * 9999, "expected a number such as 4"),
         ("cfg(four)", "'four' is not a call; expected a number such as 4, a text in quotes"),
@@ -125,8 +131,9 @@ def test_blanks_in_quotes_stay() -> None:
 WORDS = [
     *(entry.name for entry in rules()), *RULES, *STACKS, "stack()", "(", ")", ",", " | ", "|", "=", "'", '"', "\\", "-",
     "+", "4", "0.7", "1e308", "1e999", "9" * 320, "0x" + "f" * 400, "1if 2 else 3", "inf", "nan", "None", "'null'",
-    "'\\ud800'", "\ud800", "\x00", "\n", "\u00a0", "ä", "scale=", "against=", "weights=(1, 1e300)", "sigma=(0.2, inf)",
-    "lambda: 1", "[", "]", "{", "}", "*", "**", "@", "#", "prefix(" * 40, "-" * 500, "f'{1}'", "b'a'", "1j", ":=",
+    "'\\ud800'", "\ud800", "\x00", "\n", "\u00a0", "ä", "scale=", "against=", "weights=(1, 1e300)", "'null+time(", "[",
+    "sigma=(0.2, inf)", "lambda: 1", "]", "{", "}", "*", "**", "@", "#", "prefix(" * 40, "-" * 500, "f'{1}'", "b'a'",
+    "1j", ":=",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(WORDS) | st.text(max_size=4), max_size=9).map("".join) | st.text(max_size=60)
 

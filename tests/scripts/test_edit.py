@@ -159,12 +159,15 @@ def test_images_of_others_are_untrusted(run: Any, model_folder: Path, tmp_path: 
     Image.new("RGB", (16, 16)).save(plain)
     write(Image.new("RGB", (16, 16)), odd, {"prompt": ["a", "b"]})
     cut.write_bytes(plain.read_bytes()[:45])
+    long = tmp_path / "long.png"
+    write(Image.new("RGB", (16, 16)), long, {"prompt": "x" * 10_001})
     for path, message in (
         (tmp_path / "nothing.png", "cannot read the image"),
         (text, "cannot read"),
         (cut, "cannot read"),
         (plain, "does not say what it shows; say it with --source"),
         (odd, "does not say what it shows; say it with --source"),
+        (long, "says of itself has 10001 characters; at most 10000"),
     ):
         status, _, err = run(path, "red", *rest)
         assert (status, message in err) == (2, True), err

@@ -558,13 +558,13 @@ def test_what_is_there_is_not_made_and_no_model_loaded(
 
 
 def test_the_page_of_limits_has_the_numbers() -> None:
-    from guidestack.guidance import errors, presets, reading, stack, text
+    from guidestack.guidance import errors, presets, query, reading, stack, text
 
     page = (Path(model.__file__).parent.parent / "docs" / "limits.md").read_text()
     for number in (
-        text.MAX_TEXT, text.DEEPEST, stack.DEEPEST, presets.LARGEST, reading.DEEPEST, reading.BITS, errors.LONGEST,
-        images.LARGEST_SIDE, images.LARGEST, generate.LARGEST, recipe.MOST, recipe.MOST_TOGETHER, recipe.LONGEST,
-        model.LARGEST_INDEX, model.LONGEST_NAME,
+        text.MAX_TEXT, query.LONGEST, text.DEEPEST, stack.DEEPEST, presets.LARGEST, reading.DEEPEST, reading.BITS,
+        errors.LONGEST, images.LARGEST_SIDE, images.LARGEST, generate.LARGEST, recipe.MOST, recipe.MOST_TOGETHER,
+        recipe.LONGEST, model.LARGEST_INDEX, model.LONGEST_NAME,
     ):  # fmt: skip
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,]*\d)", page), number
 
