@@ -17,9 +17,11 @@ from ..pipelines.family import family_of
 from ..pipelines.session import model_identity
 from ..samplers import grid, scheduler_identity
 from ..scripts.recipe import check_several, split
+from ..scripts.words import counted_are
 from .cells import Cell
 from .maker import Maker
 from .prompts import Prompt
+from .values import shown
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def notes(maker: Maker, cells: Sequence[Cell], prompts: Sequence[Prompt]) -> lis
         texts = list(dict.fromkeys(one.text for one in prompts if len(one.text) > limit))  # a token is a letter or more
         cut = [text for text in texts if len(tokenizer(text).input_ids) > limit]
         if cut:
-            found.append(f"{len(cut)} prompts are longer than {limit} tokens, such as {cut[0]!r}; the rest is cut off")
+            long = counted_are(len(cut), "prompt")
+            found.append(f"{long} longer than {limit} tokens, such as {shown(cut[0])}; the rest is cut off")
     return list(dict.fromkeys(found))
 
 

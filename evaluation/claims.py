@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..guidance.errors import InputError
+from ..scripts.words import counted
 from . import intervals, values
 from .measure import Cells, singly
 from .metrics import SampleMetric, SetMetric, parse_metric
@@ -118,8 +119,8 @@ class Finding:
         """Both values, and the difference with its interval."""
         return (
             f"{self.of:.4g} and {self.than:.4g}, difference {self.of - self.than:+.4g} "
-            f"[{self.low:+.4g}, {self.high:+.4g}], {self.samples} pairs of {self.prompts} prompts"
-            + (f" ({self.note})" if self.note else "")
+            f"[{self.low:+.4g}, {self.high:+.4g}], {counted(self.samples, 'pair')} of "
+            f"{counted(self.prompts, 'prompt')}" + (f" ({self.note})" if self.note else "")
         )
 
     @property
@@ -194,7 +195,9 @@ def cell_meant(cells: Sequence[Mapping[str, Any]], wanted: Mapping[str, str]) ->
     """
     found = [one["cell"] for one in cells if all(_axes(one).get(name) == value for name, value in wanted.items())]
     if len(found) != 1:
-        raise InputError(f"the claim compares {_named(wanted)}, which means {len(found)} cells; name the values of one")
+        raise InputError(
+            f"the claim compares {_named(wanted)}, which means {counted(len(found), 'cell')}; name the values of one"
+        )
     return str(found[0])
 
 

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..scripts.words import counted
 from .cells import Cell
 from .check import Cost, kinds
 from .plan import Plan, Sample
@@ -79,14 +80,16 @@ class Estimate:
         images, missing = sum(line.images for line in self.lines), sum(line.missing for line in self.lines)
         total = sum(line.evaluations for line in self.lines)
         bound = "at most " if any(line.cost.bound for line in self.lines) else ""
-        there = f", of which {images - missing} exist" if missing < images else ""
+        there = f", of which {images - missing} exist{'s' * (images - missing == 1)}" if missing < images else ""
         return "\n".join(
             [
                 head,
                 *rows,
                 "",
-                f"{len(self.lines)} cells, {images} images{there}: {bound}{total} network evaluations",
-                f"to make: {missing} images, {bound}{self.missing_evaluations} evaluations, about {span(self.seconds)}",
+                f"{counted(len(self.lines), 'cell')}, {counted(images, 'image')}{there}: {bound}"
+                f"{counted(total, 'network evaluation')}",
+                f"to make: {counted(missing, 'image')}, {bound}{counted(self.missing_evaluations, 'evaluation')}, "
+                f"about {span(self.seconds)}",
             ]
         )
 

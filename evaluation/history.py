@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..guidance.errors import InputError
+from ..scripts.words import counted, counted_are
 from . import values
 from .cells import Addresses, Cell, baseline_of, expand
 from .places import located
@@ -63,9 +64,10 @@ def remarks(run: RunFolder, sweep: Sweep, existing: int) -> list[str]:
     kept = {"images": before.images != "none", "traces": before.traces}
     wanted = {"images": sweep.images != "none", "traces": sweep.traces}
     return [
-        f"{existing} samples were made without {name}, and stay so; choose another --out to have them of all"
+        f"{counted_are(existing, 'sample', 'was', 'were')} made without {name}, and stay so; choose another --out to "
+        "have them of all"
         if wanted[name]
-        else f"{name} of the {existing} samples that are there stay; new samples have none"
+        else f"{name} of {counted(existing, 'existing sample')} stay; new samples have none"
         for name in wanted
         if wanted[name] != kept[name]
     ]
@@ -114,7 +116,7 @@ def differs(old: Sweep, new: Sweep, models: bool = True) -> str:
                 return f"the axis {name} has {_shown(value)} there, and not here"
     for place, prompt in enumerate(old.prompts):
         if place >= len(new.prompts):
-            return f"there are {len(old.prompts)} prompts there and {len(new.prompts)} here"
+            return f"it has {counted(len(old.prompts), 'prompt')} there and {len(new.prompts)} here"
         if written_prompt(prompt) != written_prompt(new.prompts[place]):
             return f"prompt {place + 1} is {prompt.text!r} there and {new.prompts[place].text!r} here"
     if lost := set(old.pairs) - set(new.pairs):

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..guidance.errors import InputError
+from ..scripts.words import counted
 from . import extractors, intervals
 from .metrics import Metric, PairMetric, RecordMetric, SampleMetric, Samples, SetMetric, Statistic, TooFewError
 from .store import METRICS, RECORDS, VALUES, RunFolder, damaged, parquet_bytes
@@ -251,7 +252,7 @@ class Cells:
         table = table.select([*wanted, *(name for name in _recorded() if name in table.column_names)])
         if not len(table):
             raise InputError(f"{run} has no records yet; `guidestack evaluate` makes them")
-        for name in ("prompt_index", "seed", "evaluations"):
+        for name in ("prompt_index", "seed"):
             if nulls := table.column(name).null_count:
                 raise damaged(run, RECORDS, f"the column {name!r} has no value in {nulls} of {len(table)} rows")
         self.labels = {
@@ -327,7 +328,7 @@ class Cells:
         units = len(np.unique(prompts))
         note = metric.note(len(prompts))
         if math.isnan(low):
-            note = "; ".join([*([note] if note else []), f"no interval from {units} prompts"])
+            note = "; ".join([*([note] if note else []), f"no interval from {counted(units, 'prompt')}"])
         return Number(named, value, low, high, len(prompts), units, note)
 
     def each(self, metric: SampleMetric | PairMetric, name: str) -> pa.Table:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..guidance.errors import InputError, NonFiniteError
+from ..scripts.words import counted_are
 from . import history
 from .cells import Addresses, Cell, baseline_of, expand
 from .check import Cost, check, notes
@@ -264,7 +265,8 @@ def refuse_missing(missing: int) -> None:
     """
     if missing:
         raise InputError(
-            f"{missing} samples are missing: other processes of this launch are gone, or have lost them; run again"
+            f"{counted_are(missing, 'sample')} missing: other processes of this launch are gone, or have lost them; "
+            "run again"
         )
 
 
@@ -276,5 +278,6 @@ def refuse_lost(outcome: Outcome) -> None:
     """
     if outcome.lost:
         raise NonFiniteError(
-            f"{outcome.lost} samples are lost and all others kept; run again once the cause is mended: {outcome.cause}"
+            f"{counted_are(outcome.lost, 'sample')} lost and all others kept; run again once the cause is mended: "
+            f"{outcome.cause}"
         )

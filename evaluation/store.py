@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from ..guidance.errors import InputError
 from . import shards
 from .location import PATIENCE, Location
-from .values import check_plain, shown
+from .values import check_plain
 
 if TYPE_CHECKING:
     from .sweep import Sweep
@@ -342,16 +342,15 @@ def _wrong(told: Any) -> str:
     """What is wrong with the contents of ``cells.json``; "" for nothing."""
     if not isinstance(told, dict) or not isinstance(told.get("cells"), list):
         return "no list of cells"
-    for cell in told["cells"]:
-        size, axes = (cell.get("size", 0), cell.get("axes")) if isinstance(cell, dict) else (0, None)
-        if (
-            not isinstance(axes, dict)
-            or not all(isinstance(cell.get(name), str) for name in ("cell", "stack", "sampler", "dtype", "template"))
-            or type(cell.get("steps")) is not int
-            or not all(value is None or isinstance(value, str) for value in axes.values())
-            or not (size is None or (isinstance(size, list) and [type(side) for side in size] == [int, int]))
-        ):
-            return f"a cell that is none: {shown(cell)}"
+    for place, cell in enumerate(told["cells"], 1):
+        given = cell if isinstance(cell, dict) else {}
+        size, axes = given.get("size", ""), given.get("axes", "")
+        right = {name: isinstance(given.get(name), str) for name in ("cell", "stack", "sampler", "dtype", "template")}
+        right["steps"] = type(given.get("steps")) is int
+        right["size"] = size is None or (isinstance(size, list) and [type(side) for side in size] == [int, int])
+        right["axes"] = isinstance(axes, dict) and all(isinstance(one, str | None) for one in axes.values())
+        if wrong := [name for name in right if not right[name]]:
+            return f"cell {place} has no {wrong[0]}, or another kind of value there"
     known = {cell["cell"] for cell in told["cells"]}
     if len(known) < len(told["cells"]):
         return "a cell comes twice"

@@ -10,6 +10,7 @@ import click
 
 from ..guidance.errors import InputError
 from .model import check_device, notices
+from .words import counted
 
 
 @click.command()
@@ -50,7 +51,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     run = RunFolder(options["out"]) if options["out"] else None
     if options["merge_only"]:
         assert run is not None  # refused above
-        click.echo(f"records: {run}/records.parquet, {runner.merge_only(run, launch)} rows")
+        click.echo(f"records: {run}/records.parquet, {counted(runner.merge_only(run, launch), 'row')}")
         return
     sweep = load_sweep(options["sweep"])
     if options["times"] > 1:
@@ -79,11 +80,13 @@ def _evaluate(options: dict[str, Any]) -> None:
 
 def _account(run: Any, outcome: Any, processes: int) -> str:
     by = f" by {processes} processes" if processes > 1 else ""
-    there = f", {outcome.existing} were there already" if outcome.existing else ""
+    there = (
+        f", {outcome.existing} {'was' if outcome.existing == 1 else 'were'} there already" if outcome.existing else ""
+    )
     return (
-        f"{outcome.made + outcome.others} images made{by}{there}: "
-        f"{outcome.evaluations + outcome.others_evaluations} network evaluations, {outcome.seconds:.1f} s\n"
-        f"records: {run}/records.parquet, {outcome.records} rows"
+        f"{counted(outcome.made + outcome.others, 'image')} made{by}{there}: "
+        f"{counted(outcome.evaluations + outcome.others_evaluations, 'network evaluation')}, {outcome.seconds:.1f} s\n"
+        f"records: {run}/records.parquet, {counted(outcome.records, 'row')}"
     )
 
 

@@ -11,3 +11,8 @@ def counted(number: int, noun: str) -> str:
 def were(number: int) -> str:
     """``"1 was"``, ``"2 were"``."""
     return f"{number} {'was' if number == 1 else 'were'}"
+
+
+def counted_are(number: int, noun: str, one: str = "is", many: str = "are") -> str:
+    """``"1 image is"``, ``"2 images are"``, or with another verb."""
+    return f"{counted(number, noun)} {one if number == 1 else many}"

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ...guidance.errors import InputError
 from ...guidance.registry import literal
+from ...scripts.words import counted
 from .. import extractors, references
 
 Images = NDArray[np.uint8]
@@ -101,7 +102,13 @@ class Metric:
 
     def note(self, samples: int) -> str:
         """What is to be said of a number of so many samples; "" if there are enough of them."""
-        return f"{samples} samples; {self.minimum} are wanted at least" if samples < self.minimum else ""
+        few = f"{counted(samples, 'sample')}; {self.minimum} are wanted at least"
+        return few if samples < self.minimum else ""
+
+    @property
+    def compared(self) -> int:
+        """Samples below which a difference between two cells tells nothing."""
+        return self.minimum
 
     def described(self) -> list[str]:
         """What the brackets of the full name hold: extractor, reference, and every other parameter."""

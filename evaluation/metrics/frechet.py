@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...scripts.words import counted
 from .. import extractors, references
 from .base import AgainstReference, Rows, Samples, Statistic, need
 from .moments import Matrix, Moments
@@ -81,7 +82,13 @@ class Frechet(AgainstReference):
         dimensions = extractors.dimensions(self.extractor)
         if samples > dimensions:
             return ""
-        return f"{samples} samples of {dimensions} features: strongly biased upwards; compare cells of this sweep only"
+        told = f"{counted(samples, 'sample')} of {dimensions} features"
+        return f"{told}: strongly biased upwards; compare cells of this sweep only"
+
+    @property
+    def compared(self) -> int:
+        """Samples below which a difference between two cells tells nothing: the bias of equally many is the same."""
+        return 50
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from ...guidance.errors import InputError
+from ...scripts.words import counted_are
 from ..claims import Claim, Finding, findings
 from ..measure import Cells, Number
 from ..methods import Family, Matched, families
 from ..metrics import Metric, PairMetric, RecordMetric, SetMetric, parse_metric
-from ..store import SWEEP, RunFolder
+from ..store import RECORDS, SWEEP, RunFolder, damaged
 from ..strength import GRID, Comparison, Curve, Method, compare, compare_costs, widest
 from . import svg
 from .svg import Mark, Plot, Series
-from .words import APART, Verdict, number, parts, span, verdict
+from .words import APART, FEW, Verdict, number, parts, span, verdict
 
 ALWAYS = ("evaluations", "effective_scale", "across")
 USUAL = ("saturation", "contrast")  # where a sweep names no metric and keeps its images
@@ -150,6 +151,8 @@ def gather(run: RunFolder, more: Sequence[str] = (), progress: Progress = lambda
         InputError: there is no run, or a metric of `more` cannot be had.
     """
     sweep, cells = run.sweep(), Cells(run)
+    if any(np.isnan(cell.numbers("evaluations")).any() for cell in cells.by_name.values()):
+        raise damaged(run, RECORDS, "a row has no value in the column 'evaluations'")
     found = Found(run, cells, families(cells.told, sweep.stacks, cells.by_name))
     asked = [*sweep.metrics, *more] or [text for text in USUAL if _has_images(cells)]
     wanted = [parse_metric(text) for text in dict.fromkeys(["evaluations", *asked, "effective_scale", "across"])]
@@ -194,7 +197,7 @@ def _compared(found: Found, progress: Progress) -> None:
     found.prompts = len(matched.prompts)
     found.notes += matched.unsure
     if matched.prompts and not matched.enough:
-        found.notes.append(f"{found.prompts} prompts are too few for intervals of comparisons")
+        found.notes.append(f"{counted_are(found.prompts, 'prompt')} too few for intervals of comparisons")
     if not matched.prompts:
         found.notes.append("no prompt is in every cell: methods cannot be compared until the sweep is complete")
     _unmatched(found, matched)
@@ -252,13 +255,23 @@ def _verdicts(found: Found, matched: Matched, column: Column, methods: Sequence[
     for one, other in itertools.combinations(methods[:MOST], 2):
         compared = compare(one, other, replicates)
         breaks = _breaks(one, other, compared)
-        told = verdict(compared, column.text, column.better, breaks=breaks)
+        few = _few(found, column, (one.name, other.name))
+        told = verdict(compared, column.text, column.better, breaks=breaks, few=few)
         found.verdicts.append(_plotted(found, column, compared, told, "effective scale", breaks))
         at = widest(one, other, compared.x)
         if at is not None:
             by_cost = compare_costs(one, other, at, replicates)
-            told = verdict(by_cost, column.text, column.better, "evaluations")
+            told = verdict(by_cost, column.text, column.better, "evaluations", few=few)
             found.by_cost.append((at, _plotted(found, column, by_cost, told, "evaluations")))
+
+
+def _few(found: Found, column: Column, names: Sequence[str]) -> str:
+    """Why the cells of some methods have too few samples for a comparison; "" if they have enough."""
+    cells = [cell for one in found.families if one.name in names for each in one.cells.values() for cell in each]
+    numbers = [column.numbers[cell].samples for cell in cells if not found.left_out(column, cell)]
+    least = column.metric.compared
+    samples = min(numbers, default=least)
+    return "" if samples >= least else f"{counted_are(samples, 'sample')} too few to tell, {least} are wanted at least"
 
 
 def _breaks(one: Method, other: Method, compared: Comparison) -> list[int]:
@@ -290,21 +303,30 @@ def _plotted(
     name = f"{_slug(column.text)}-{kind}-{1 + sum(each.metric == column.text for each in found.differences.values())}"
     if name in found.differences:  # of another metric, whose name has the same letters
         name = f"{name}-{len(found.differences)}"
-    found.differences[name] = _difference(found, column, compared, over, breaks, name)
+    found.differences[name] = _difference(found, column, compared, over, breaks, name, told.kind != FEW)
     return replace(told, plot=name)
 
 
 def _difference(
-    found: Found, column: Column, compared: Comparison, over: str, breaks: Sequence[int], name: str
+    found: Found,
+    column: Column,
+    compared: Comparison,
+    over: str,
+    breaks: Sequence[int],
+    name: str,
+    tells: bool = True,
 ) -> Figure:
-    """The difference of two methods with its simultaneous band; in a method's colour where the band is on one side."""
+    """The difference of two methods with its simultaneous band; in a method's colour where the band is on one side.
+
+    No colour where that tells nothing, as there are too few samples.
+    """
     places = {family.name: place for place, family in enumerate(found.families)}
     title = f"{column.text} of {compared.one} minus {compared.other}"
     series: list[Series] = []
     for part in parts(compared, breaks):
         series.append(_band(title, svg.NEUTRAL, part, slice(None)))
         for stretch in part.stretches:
-            if stretch.sign:
+            if stretch.sign and tells:
                 winner = compared.one if (stretch.sign > 0) == (column.better != "down") else compared.other
                 there = np.flatnonzero((stretch.low <= part.x) & (part.x <= stretch.high))
                 series.append(_band(title, places[winner], part, slice(there[0], there[-1] + 1)))

@@ -21,13 +21,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ...guidance.errors import InputError
+from ...scripts.words import counted, counted_are
 from ..claims import overall
 from ..measure import Cell, Cells, Number
 from ..metrics import PairMetric, SampleMetric, summary
 from ..store import RunFolder
 from . import svg
 from .gather import Column, Figure, Found, Progress, gather, versions
-from .words import APART, BOTH, ONE, OTHER, number, small
+from .words import APART, BOTH, FEW, ONE, OTHER, number, small
 
 FOLDER = Path(__file__).parent
 REPORT, PLOTS = "report.html", "plots"
@@ -67,12 +68,17 @@ def write(
     return f"{run}/{REPORT}"
 
 
+def no_formula(value: Any) -> Any:
+    """A cell of a table; a text that a spreadsheet would compute has an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def written_csv(rows: Sequence[Sequence[Any]]) -> bytes:
     """Rows as CSV; what has no value is empty."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     for row in rows:
-        writer.writerow(["" if isinstance(one, float) and math.isnan(one) else one for one in row])
+        writer.writerow(["" if isinstance(one, float) and math.isnan(one) else no_formula(one) for one in row])
     return sink.getvalue().encode()
 
 
@@ -115,8 +121,8 @@ def page(found: Found, budget: float = BUDGET) -> str:
             row.kind != APART and not row.plot for row in [*found.verdicts, *(row for _, row in found.by_cost)]
         ),
         baseline=_baseline(found),
-        decided=sum(verdict.kind in (ONE, OTHER, BOTH) for verdict in found.verdicts),
-        compared=sum(verdict.kind != APART for verdict in found.verdicts),
+        headline=_headline(found),
+        counted=counted,
         by_cost=found.by_cost,
         figures=_figures(found),
         metrics=_metrics(found),
@@ -226,6 +232,17 @@ def _apart(found: Found) -> list[str]:
     return [found.apart.get(pair, plain.format(*pair)) for pair in _nowhere(found)]
 
 
+def _headline(found: Found) -> str:
+    """How many comparisons find a difference, of those that there are samples enough for."""
+    kinds = Counter(verdict.kind for verdict in found.verdicts)
+    compared, few = kinds.total() - kinds[APART] - kinds[FEW], kinds[FEW]
+    decided = kinds[ONE] + kinds[OTHER] + kinds[BOTH]
+    told = [f"{decided} of {counted_are(compared, 'comparison', 'finds', 'find')} a difference beyond its band."]
+    few_of = counted(few, "more comparison" if compared else "comparison")
+    silent = [f"{few_of} can tell nothing: there are too few samples or prompts."]
+    return " ".join(told * bool(compared) + silent * bool(few))
+
+
 def _baseline(found: Found) -> str:
     """The baseline, if a metric compares with it; else ""."""
     compares = any(isinstance(column.metric, PairMetric) for column in found.columns)
@@ -283,7 +300,8 @@ def _data(found: Found, budget: float) -> tuple[dict[str, Any], list[str]]:
     said = []
     if len(shown) < len(prompts):
         said.append(
-            f"This page shows the samples of the first {len(shown)} of {len(prompts)} prompts; all are in the records."
+            f"This page shows the samples of the first {len(shown)} of {counted(len(prompts), 'prompt')}; all are in "
+            "the records."
         )
     each = [column.metric for column in found.columns if isinstance(column.metric, SampleMetric | PairMetric)]
     names = list(cells.by_name)
@@ -418,7 +436,7 @@ def _embedded(run: RunFolder, samples: Sequence[dict[str, Any]], budget: float) 
     else:
         for sample in with_images:
             sample["d"] = whole.get(sample["a"])
-        return [f"{missing} images are not in the folder."] if missing else []
+        return _not_there(missing)
     del whole
     sizes, small, missing = 0.0, 0, 0
     for sample in with_images:
@@ -437,10 +455,14 @@ def _embedded(run: RunFolder, samples: Sequence[dict[str, Any]], budget: float) 
         sample |= {"d": uri, "f": 1}
         small += 1
     said = (
-        f"{small} of {len(with_images)} images are in this page, made smaller; all in full size are in its folder, and "
-        "are shown where the page lies there."
+        f"{small} of {counted_are(len(with_images), 'image')} in this page, made smaller; all in full size are in its "
+        "folder, and are shown where the page lies there."
     )
-    return [said] + ([f"{missing} images are not in the folder."] if missing else [])
+    return [said, *_not_there(missing)]
+
+
+def _not_there(missing: int) -> list[str]:
+    return [f"{counted_are(missing, 'image')} not in the folder."] if missing else []
 
 
 def _uri(data: bytes, name: str) -> str:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...scripts.words import counted
 from ..strength import EQUAL, Comparison, Floats, Stretch
 
 ROUNDING = 1e-4
-APART, NONE, ONE, OTHER, BOTH = "apart", "none", "one", "other", "both"
+APART, FEW, NONE, ONE, OTHER, BOTH = "apart", "few", "none", "one", "other", "both"
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Verdict:
         cost: at which evaluations.
         equal: whether these are equal.
         words: what holds there.
-        kind: `ONE` or `OTHER` if it dominates somewhere, `BOTH` if either does, `NONE` if neither, `APART` if they were
-            nowhere equally strong.
+        kind: `ONE` or `OTHER` if it dominates somewhere, `BOTH` if either does, `NONE` if neither, `FEW` if there are
+            too few samples or prompts to tell, `APART` if they were nowhere equally strong.
         plot: the name of the plot of the difference; "" if there is none.
     """
 
@@ -84,7 +85,12 @@ def parts(found: Comparison, breaks: Sequence[int] = ()) -> list[Comparison]:
 
 
 def verdict(
-    found: Comparison, metric: str, better: str, over: str = "effective scale", breaks: Sequence[int] = ()
+    found: Comparison,
+    metric: str,
+    better: str,
+    over: str = "effective scale",
+    breaks: Sequence[int] = (),
+    few: str = "",
 ) -> Verdict:
     """What a comparison says.
 
@@ -94,6 +100,7 @@ def verdict(
         better: ``"up"``, ``"down"`` or ``"none"``.
         over: what the methods were compared over.
         breaks: places in ``found.x`` behind a stretch that was left out.
+        few: why there are too few samples to tell; "" if there are enough.
     """
     if not len(found.x):
         words = f"The two have no {over} in common, so that nothing can be said without going beyond what was measured."
@@ -101,8 +108,10 @@ def verdict(
     pieces = parts(found, breaks)
     where = " and ".join(span(float(piece.x[0]), float(piece.x[-1])) for piece in pieces)
     told = Verdict(metric, found.one, found.other, where, _cost(found.costs), found.equal_cost, "", NONE)
-    if not np.isfinite(found.low).all():
-        return replace(told, words=f"No intervals from {found.prompts} prompts: {_seen(found)} as measured.")
+    if few or not np.isfinite(found.low).all():
+        reason = few or f"No intervals from {counted(found.prompts, 'prompt')}"
+        band = f", {_band(found.low, found.high)}" * bool(np.isfinite(found.low).all())
+        return replace(told, words=f"{reason}: {_seen(found)} as measured{band}.", kind=FEW)
     all_of_it = [(piece, stretch) for piece in pieces for stretch in piece.stretches]
     decided = [(piece, stretch) for piece, stretch in all_of_it if stretch.sign]
     if not decided:

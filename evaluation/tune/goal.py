@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.presets import read
 from ..metrics import PairMetric, parse_metric
+from ..values import shown
 
 DEFAULT = "feature_distance"
 LONGEST = 80  # characters of a name
@@ -93,7 +95,7 @@ def read_goal(wanted: str | None, evaluations: float | None, metric: str | None 
             "say what is wanted: --likeness 'ssim>=0.97', --likeness STACK for no worse than that stack, or "
             "--evaluations N for the most alike at that cost"
         )
-    if evaluations is not None and evaluations < 1:
+    if evaluations is not None and not 1 <= evaluations < math.inf:
         raise InputError(f"--evaluations is 1 at least: the first step of a run needs one; got {evaluations:g}")
     found = BOUND.fullmatch(wanted or "")
     if wanted is None or not found:
@@ -105,7 +107,9 @@ def read_goal(wanted: str | None, evaluations: float | None, metric: str | None 
     try:
         number = float(found["number"])
     except ValueError:
-        raise InputError(f"--likeness {wanted!r}: {found['number']!r} is no number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"--likeness {shown(wanted)}: {shown(found['number'])} is no number")
     goal = Goal(name, number, None, evaluations)
     if found["sign"] != (">=" if goal.sign > 0 else "<="):
         raise InputError(f"--likeness {wanted!r}: of {name}, {'more' if goal.sign > 0 else 'less'} is more alike")

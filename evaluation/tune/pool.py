@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...guidance.errors import InputError
+from ...scripts.words import counted
 from ..history import differs
 from ..maker import Maker
 from ..measure import Cell as Images
@@ -105,9 +106,15 @@ class Pool:
     def _read(self) -> dict[str, dict[str, list[float]]]:
         try:
             found = json.loads(self.run.location.read(MEASURED))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}  # measured again from the images
-        return found if isinstance(found, dict) else {}
+        cells = found.values() if isinstance(found, dict) else [None]
+        right = all(
+            isinstance(cell, dict)
+            and all(isinstance(row, list) and all(type(one) is float for one in row) for row in cell.values())
+            for cell in cells
+        )
+        return found if right else {}
 
     @property
     def samples(self) -> int:
@@ -158,7 +165,9 @@ class Pool:
     def _measured(self, name: str, images: Images, baseline: Images) -> bool:
         """Measure a cell unless that is known; whether it was not."""
         if len(images) != self.samples:
-            raise InputError(f"{self.run} lacks {self.samples - len(images)} images of {name}; remove it and run again")
+            raise InputError(
+                f"{self.run} lacks {counted(self.samples - len(images), 'image')} of {name}; remove it and run again"
+            )
         known = self._values.setdefault(name, {})
         fresh = False
         for metric in map(likeness, self.setup.metrics):

@@ -20,6 +20,7 @@ from ...guidance.stack import Stack
 from ...pipelines import guide
 from ...samplers import grid
 from ...scripts.images import check_writable
+from ...scripts.words import counted_are
 from ..check import check
 from ..maker import Maker
 from ..progress import Progress
@@ -92,8 +93,8 @@ class Settings:
         both = {one.text for one in self.training.prompts} & {one.text for one in self.held_out.prompts}
         if both:
             raise InputError(
-                f"{len(both)} prompts are in the training and in the held-out set, such as {min(both)!r}: what is "
-                "verified must be new; take them out of one of the two"
+                f"{counted_are(len(both), 'prompt')} in the training and in the held-out set, such as {min(both)!r}: "
+                "what is verified must be new; take them out of one of the two"
             )
         for name, one in (("training", self.training), ("held-out", self.held_out)):
             if len(one.prompts) < 2:

@@ -20,7 +20,7 @@ from guidestack.evaluation.report import write
 from guidestack.evaluation.report.gather import Column, Found, _difference, front, gather
 from guidestack.evaluation.report.page import script_safe, written_csv
 from guidestack.evaluation.report.svg import NEUTRAL, Mark, Plot, Series, drawn, shown, ticks
-from guidestack.evaluation.report.words import APART, BOTH, NONE, ONE, OTHER, number, verdict
+from guidestack.evaluation.report.words import APART, BOTH, FEW, NONE, ONE, OTHER, number, verdict
 from guidestack.evaluation.store import RunFolder
 from guidestack.evaluation.strength import Comparison, compare
 
@@ -140,7 +140,9 @@ def test_the_plots_of_differences_have_the_band(reported: Path) -> None:
         assert [float(row[name]) for row in rows] == values.tolist()
     page = html_of(reported)
     said = f"95% band {number(found.low.min())} to {number(found.high.max())}"
-    assert f"{said}, so that greater differences are excluded" in page
+    assert "5 samples are too few to tell, 20 are wanted at least: cfg(w) minus apg(w, eta=0) is " in page
+    assert f"{said}." in page
+    assert "2 comparisons can tell nothing: there are too few samples or prompts." in page
     small = page[page.index('class="difference"') :].partition("</svg>")[0]
     assert "cfg(w) higher ↑" in small
     assert 'class="zero"' in small
@@ -468,8 +470,11 @@ def test_verdicts() -> None:
     assert "from effective scale 2 to 3, by 0.2 to 0.4 as measured, 95% band 0.1 to 0.6; A is" in cut.words
     assert verdict(compared([], []), "m", "up").kind == APART
     few = verdict(compared([float("nan")], [float("nan")]), "m", "up")
-    assert few.kind == NONE
-    assert "No intervals from 20 prompts" in few.words
+    assert few.kind == FEW
+    assert few.words == "No intervals from 20 prompts: A minus B is – as measured."
+    few = verdict(whole, "m", "up", few="5 samples are too few to tell")
+    assert few.kind == FEW
+    assert few.words == "5 samples are too few to tell: A minus B is 0.2 to 0.4 as measured, 95% band 0.1 to 0.6."
 
 
 def test_the_front_has_what_nothing_beats() -> None:

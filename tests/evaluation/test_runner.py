@@ -506,10 +506,10 @@ class Said(Progress):
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ({"traces": True}, {"traces": False}, ["traces of the 10 samples that are there stay; new samples have none"]),
+        ({"traces": True}, {"traces": False}, ["traces of 10 existing samples stay; new samples have none"]),
         ({}, {"traces": True}, ["10 samples were made without traces, and stay so; choose another --out"]),
         ({"images": "none"}, {"images": "png"}, ["10 samples were made without images, and stay so"]),
-        ({"images": "png"}, {"images": "none"}, ["images of the 10 samples that are there stay"]),
+        ({"images": "png"}, {"images": "none"}, ["images of 10 existing samples stay"]),
         ({"images": "png"}, {"images": "webp"}, []),
     ],
 )

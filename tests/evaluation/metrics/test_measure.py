@@ -27,6 +27,7 @@ from .made import samples, whole
 
 PROMPTS, SEEDS = 6, 4
 CELLS = {"aa": "cfg(2)", "bb": "cfg(6)"}
+BESIDE = {"dtype": "float32", "template": "cfg({w})", "axes": {}}
 SIDE = 16
 Make = Callable[..., RunFolder]
 
@@ -65,7 +66,8 @@ def make(tmp_path: Path) -> Make:
         if rows is None:
             rows = [row_of(cell, prompt, seed) for cell in CELLS for prompt in range(PROMPTS) for seed in range(SEEDS)]
         told = [
-            {"cell": cell, "stack": stack, "sampler": "ddim", "steps": 5, "size": None} for cell, stack in CELLS.items()
+            {"cell": cell, "stack": stack, "sampler": "ddim", "steps": 5, "size": None} | BESIDE
+            for cell, stack in CELLS.items()
         ]
         run.write_bytes("cells.json", json.dumps({"name": "tiny", "baseline": baseline, "cells": told}).encode())
         for row in rows:
@@ -377,4 +379,4 @@ def test_an_interval_that_is_not_known_is_null(make: Make) -> None:
     row = measured(make([row_of("aa", 0, seed) for seed in range(5)]), "saturation")[0]
     assert not math.isnan(row["value"])
     assert (row["low"], row["high"], row["prompts"]) == (None, None, 1)
-    assert row["note"] == "5 samples; 20 are wanted at least; no interval from 1 prompts"
+    assert row["note"] == "5 samples; 20 are wanted at least; no interval from 1 prompt"
