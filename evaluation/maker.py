@@ -22,7 +22,7 @@ from ..pipelines import guide
 from ..samplers import by_name
 from ..samplers.noise import generators, seeded
 from ..scripts.images import KEY
-from ..scripts.model import load
+from ..scripts.model import load, made_with
 from ..scripts.recipe import Recipe, split
 from .cells import Cell
 from .plan import Sample
@@ -67,10 +67,7 @@ class Maker:
         takes = inspect.signature(self.pipe.__call__).parameters
         self.takes_prompts, self.takes_classes = "prompt" in takes, "class_labels" in takes
         self.takes_size = "height" in takes
-        import diffusers
-        import transformers
-
-        self.versions = {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)}
+        self.versions = made_with(device)
 
     @property
     def model(self) -> str:

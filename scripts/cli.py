@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -68,6 +69,10 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line: every expected error is one line and exit status 2, Ctrl-C is 130."""
+    # The OpenMP library reads it once, when torch is imported. Without it a thread that is done waits for the others by
+    # spinning: on a machine that is busy otherwise it takes the core from the thread that it waits for, at every one of
+    # the hundreds of operations of a step, and two threads are ten times slower than one (docs/devices.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from ..guidance.errors import GuidestackError
 
     try:

@@ -14,7 +14,17 @@ from ..guidance.reading import is_folder
 from ..pipelines import doctor
 from ..pipelines.doctor import Diagnosis, unrecorded
 from ..pipelines.family import FAMILIES
-from .model import check_device, class_of, components_of, first_line, load, notices, pipeline_class
+from .model import (
+    chosen_device,
+    class_of,
+    components_of,
+    device_option,
+    first_line,
+    load,
+    notices,
+    pipeline_class,
+    threads_option,
+)
 
 
 @click.command()
@@ -24,7 +34,8 @@ from .model import check_device, class_of, components_of, first_line, load, noti
 )
 @click.option("--rules/--no-rules", default=True, show_default=True, help="Also run every rule, for the table.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
+@device_option
+@threads_option
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
 def command(**options: Any) -> None:
     """Test that guidance works on MODEL, a folder or hub id; on the bundled model if none is given.
@@ -42,13 +53,13 @@ def command(**options: Any) -> None:
 
 
 def _diagnosed(options: dict[str, Any]) -> Diagnosis:
-    check_device(options["device"])
+    device = chosen_device(options["device"])
     model = options["model"]
     if model is not None and is_folder(model) and (name := class_of(Path(model))) not in FAMILIES:
         return unrecorded(
             name, pipeline_class(name), components_of(Path(model))
         )  # it may be one that cannot be loaded here
-    pipe, _ = load(model, getattr(torch, options["dtype"]), options["device"], options["allow_pickle"], doctored=True)
+    pipe, _ = load(model, getattr(torch, options["dtype"]), device, options["allow_pickle"], doctored=True)
     return doctor(_as(pipe, options["pipeline"]) if options["pipeline"] else pipe, rules=options["rules"])
 
 

@@ -26,7 +26,7 @@ from ..samplers.names import SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
 from .images import check_out, make_folder, opened, read_recipe, write
-from .model import memory, notices
+from .model import device_option, memory, notices, offload_option, threads_option
 from .recipe import DTYPES, LAST_SEED, check_text, note_bars, split, takes_several
 from .studio import Studio
 from .words import counted
@@ -50,7 +50,7 @@ class Edit:
         dtype: type of the network's weights.
         image: digest of the pixels that were edited.
         model: what identifies the model.
-        versions: of the libraries that made it.
+        versions: of the libraries that made it, and on what device.
     """
 
     prompt: str
@@ -176,7 +176,9 @@ def own_size(pipe: Any) -> tuple[int, int]:
 )
 @click.option("--size", metavar="HxW", help="Resize the image to this first.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
+@device_option
+@offload_option
+@threads_option
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
 @click.option("--overwrite", is_flag=True, help="Make the image again if it exists.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
@@ -202,7 +204,7 @@ def _edit(options: dict[str, Any]) -> str:
     inversion = guidance if options["inversion"] is None else read(options["inversion"])
     check_sampler(options["sampler"])
     check_out(options["out"])
-    studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
+    studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"], options["offload"])
     pipe = studio.pipe
     picture = sized(picture, path, size, own_size(pipe))
     pipe.scheduler = by_name(options["sampler"], {"clip_sample": False, **studio.base_config})
@@ -233,7 +235,7 @@ def _edit(options: dict[str, Any]) -> str:
     if not several:
         note_bars(guidance, [recipe.negative])
     more = {"negative_prompt": split(recipe.negative) if several else recipe.negative} if recipe.negative else {}
-    with memory(pipe.device, "try a smaller --size"):
+    with memory(studio.device, "try --dtype float16, --offload, or a smaller --size"):
         made = editing(
             picture,
             source=source,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..guidance.errors import InputError
-from .model import check_device, notices
+from .model import chosen_device, device_option, notices, threads_option
 from .words import counted
 
 
@@ -21,7 +21,8 @@ from .words import counted
     "--times", type=click.IntRange(1), default=1, help="Times as many seeds for each prompt: narrower intervals."
 )
 @click.option("--merge-only", is_flag=True, help="Merge the records of RUN; make nothing.")
-@click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: cpu; cuda by rank under a launcher]")
+@device_option
+@threads_option
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
 def command(**options: Any) -> None:
     """Run a sweep: every cell of its axes, on every prompt, with every seed.
@@ -56,8 +57,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     sweep = load_sweep(options["sweep"])
     if options["times"] > 1:
         sweep = dataclasses.replace(sweep, seeds=sweep.seeds.more(options["times"]))
-    device = options["device"] or _device(launch.local, launch.world)
-    check_device(device)
+    device = chosen_device(options["device"] or _by_rank(launch.local, launch.world))
     prepared = runner.Prepared(sweep, runner.Options(device, options["allow_pickle"], launch))
     if options["dry_run"]:
         from ..evaluation.estimate import estimate
@@ -102,10 +102,11 @@ def _measure(run: Any, metrics: tuple[str, ...]) -> None:
     click.echo(f"\n{summary(found, run.cells())}\n")
 
 
-def _device(local: int, world: int) -> str:
+def _by_rank(local: int, world: int) -> str | None:
+    """Under a launcher each process has a GPU of its own, where there are GPUs."""
     import torch
 
-    return f"cuda:{local}" if world > 1 and torch.cuda.is_available() else "cpu"
+    return f"cuda:{local}" if world > 1 and torch.cuda.is_available() else None
 
 
 if __name__ == "__main__":  # for launchers: accelerate launch -m guidestack.scripts.evaluate SWEEP.yaml --out RUN

@@ -26,7 +26,7 @@ from ..samplers import by_name, grid
 from ..samplers.noise import generators, seeded
 from .generate import read_prompts
 from .images import check_writable
-from .model import memory, notices
+from .model import device_option, memory, notices, threads_option
 from .recipe import DTYPES, MOST, MOST_TOGETHER, check_text
 from .studio import Studio
 from .words import counted
@@ -50,7 +50,8 @@ from .words import counted
 )
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Seed of the first run.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
+@device_option
+@threads_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, ending in .safetensors.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
 def command(**options: Any) -> None:

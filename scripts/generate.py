@@ -21,7 +21,7 @@ from ..pipelines.bundled import EMOJI
 from ..samplers import by_name
 from .explain import schedule
 from .images import LARGEST_SIDE, check_out, check_writable, read_recipe
-from .model import fingerprint, notices
+from .model import device_option, fingerprint, notices, offload_option, threads_option
 from .recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
 from .studio import Studio
 
@@ -163,7 +163,9 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
 )
 @click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: the model's]")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
+@device_option
+@offload_option
+@threads_option
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
 @click.option("--grid", type=click.Path(path_type=Path), help="Also write one labelled picture of all images here.")
 @click.option("--like", type=click.Path(path_type=Path), help="Make this image again, from what is written in it.")
@@ -172,9 +174,10 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
 def command(**options: Any) -> None:
     """Make images from PROMPTS.
 
-    Image i depends on its own seed, --seed plus i, whatever --batch is: up to the rounding of the network's matrix
-    products, which with another batch moves a rare pixel by 1 of 255. Every PNG carries what it takes to make it again,
-    to the bit (--like). A second run makes only what is missing.
+    Image i depends on its own seed, --seed plus i, whatever --batch and --threads are: up to the rounding of the
+    network's matrix products, which with another of these moves a rare pixel by 1 of 255, in float32. Another device or
+    half precision rounds otherwise. Every PNG carries what it takes to make it again, to the bit (--like), on the same
+    device with as many threads. A second run makes only what is missing.
     """
     with notices():
         click.echo(_generate(options))
@@ -188,7 +191,7 @@ def _generate(options: dict[str, Any]) -> str:
         check_writable(options["grid"].parent, options["grid"].name)
     if options["like"]:
         given = click.get_current_context()
-        kept = {"like", "out", "model", "device", "overwrite", "allow_pickle"}
+        kept = {"like", "out", "model", "device", "offload", "overwrite", "allow_pickle"}
         for name in options:
             source = given.get_parameter_source(name)
             if name not in kept and source is not None and source.name == "COMMANDLINE":
@@ -196,7 +199,7 @@ def _generate(options: dict[str, Any]) -> str:
         wanted = [Recipe.read(read_recipe(options["like"]), options["like"])]
         by_name(wanted[0].sampler)
         model = wanted[0].model_to_load(options["model"])
-        studio = Studio(model, wanted[0].dtype, options["device"], options["allow_pickle"])
+        studio = Studio(model, wanted[0].dtype, options["device"], options["allow_pickle"], options["offload"])
         studio.check_same(wanted[0])
     else:
         prompts = [*options["prompts"], *(read_prompts(options["prompts_from"]) if options["prompts_from"] else [])]
@@ -207,7 +210,9 @@ def _generate(options: dict[str, Any]) -> str:
         wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
         by_name(options["sampler"])
         check_presets(options["guidance"], options["model"], options["sampler"], options["steps"])
-        studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
+        studio = Studio(
+            options["model"], options["dtype"], options["device"], options["allow_pickle"], options["offload"]
+        )
     made = studio.make(wanted, options["out"], options["batch"], options["overwrite"])
     if options["grid"]:
         studio.write_grid(wanted, options["out"], options["grid"])

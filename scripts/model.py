@@ -19,6 +19,7 @@ from ..pipelines import guide as guide  # its import enters the family records
 from ..pipelines.bundled import EMOJI
 from ..pipelines.family import FAMILIES
 from ..pipelines.nearest import nearest_records
+from .words import counted
 
 PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth", "*.pkl")
 LARGEST_INDEX = 1_000_000  # bytes of model_index.json
@@ -98,6 +99,59 @@ def memory(device: Any, advice: str) -> Iterator[None]:
         if lacks_memory(error):
             raise InputError(f"out of memory on {device}; {advice}") from error
         raise
+
+
+def chosen_device(given: str | None) -> str:
+    """The device that is `given`, if it can be used; the accelerator of this machine for None, else the CPU.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    import torch
+
+    if given is not None:
+        check_device(given)
+        return given
+    accelerators = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
+    return next((name for name, one in accelerators.items() if one.is_available()), "cpu")
+
+
+def made_with(device: str) -> dict[str, str]:
+    """What decides the last bit of an image beside its recipe: the libraries' versions, and where the network ran."""
+    import diffusers
+    import torch
+    import transformers
+
+    where = torch.device(device)
+    if where.type == "cuda":
+        place = torch.cuda.get_device_name(where)
+    else:
+        place = f"cpu, {counted(torch.get_num_threads(), 'thread')}" if where.type == "cpu" else where.type
+    return {one.__name__: str(one.__version__) for one in (torch, diffusers, transformers)} | {"device": place}
+
+
+def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    import torch
+
+    if value is not None:
+        torch.set_num_threads(value)
+
+
+device_option = click.option(
+    "--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator if there is one, else cpu]"
+)
+offload_option = click.option(
+    "--offload",
+    is_flag=True,
+    help="Keep the model in the host's memory, and each part on the device while it runs: for a GPU too small for all.",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    callback=_threads,
+    expose_value=False,
+    help="Threads of the network on a CPU.  [default: torch's own, one for each core]",
+)
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -251,7 +305,12 @@ def identity_of(name: str | None, allow_pickle: bool = False, doctored: bool = F
 
 
 def load(
-    name: str | None, dtype: Any, device: str, allow_pickle: bool = False, doctored: bool = False
+    name: str | None,
+    dtype: Any,
+    device: str,
+    allow_pickle: bool = False,
+    doctored: bool = False,
+    offload: bool = False,
 ) -> tuple[Any, dict[str, str]]:
     """The pipeline, and what identifies the model, as `identity_of`.
 
@@ -261,9 +320,10 @@ def load(
         device: where to put it.
         allow_pickle: load weights that are not safetensors.
         doctored: also load a pipeline that takes no prompts, or has no record.
+        offload: keep it in the host's memory, and each part on the device only while it is needed.
 
     Raises:
-        InputError: the model cannot be loaded.
+        InputError: the model cannot be loaded, or does not fit into the device's memory.
         UnsupportedPipelineError: no family record for it.
     """
     identity = identity_of(name, allow_pickle, doctored)
@@ -273,7 +333,8 @@ def load(
     folder = folder_of(name)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
     asked = folder is None and reachable(str(name))
-    with memory(device, "the model does not fit; try --dtype bfloat16, or another --device"):
+    advice = "the model does not fit; try --dtype float16, --offload where the command has it, or another --device"
+    with memory(device, advice):
         try:
             pipe = DiffusionPipeline.from_pretrained(folder or name, local_files_only=not asked, **options)
         except Exception as error:  # the libraries raise what a damaged file makes them run into
@@ -282,4 +343,7 @@ def load(
             reason = first_line(error) if folder else why(error, asked)
             raise InputError(f"cannot load the model {shown(str(folder or name))}: {reason}") from None
         pipe.set_progress_bar_config(disable=True)
+        if offload:
+            pipe.enable_model_cpu_offload(device=device)
+            return pipe, identity
         return pipe.to(device), identity

@@ -46,7 +46,7 @@ class Recipe:
         dtype: type of the network's weights.
         batch: images in the network call that made it. The last bit of a matrix product depends on it.
         model: what identifies the model: name and fingerprint.
-        versions: of the libraries that made it.
+        versions: of the libraries that made it, and on what device.
     """
 
     prompt: str

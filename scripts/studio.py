@@ -25,7 +25,7 @@ from ..pipelines.session import model_identity
 from ..samplers import Grid, by_name, scheduler_identity
 from ..samplers.noise import generators, seeded
 from . import images
-from .model import check_device, identity_of, load, memory
+from .model import chosen_device, identity_of, load, made_with, memory
 from .recipe import Recipe, split
 from .words import counted, were
 
@@ -36,21 +36,23 @@ class Studio:
     Args:
         model: folder or hub id; None for the bundled model.
         dtype: type of the weights, by name.
-        device: where to run.
+        device: where to run; None for the accelerator if there is one.
         allow_pickle: load weights that are not safetensors.
+        offload: keep the model in the host's memory, and each part on the device only while it is needed.
 
     Raises:
         InputError, UnsupportedPipelineError: the model or the device cannot be used.
     """
 
-    def __init__(self, model: str | None, dtype: str, device: str, allow_pickle: bool = False) -> None:
-        check_device(device)
+    def __init__(
+        self, model: str | None, dtype: str, device: str | None, allow_pickle: bool = False, offload: bool = False
+    ) -> None:
+        self.device = chosen_device(device)
+        if offload and torch.device(self.device).type == "cpu":
+            raise InputError("--offload is for a model on an accelerator, and this one runs on the CPU; drop --offload")
         self.identity = identity_of(model, allow_pickle)
-        self._how = model, getattr(torch, dtype), device, allow_pickle
-        import diffusers
-        import transformers
-
-        self.versions = {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)}
+        self.versions = made_with(self.device)
+        self._how = model, getattr(torch, dtype), self.device, allow_pickle, False, offload
 
     @cached_property
     def _loaded(self) -> tuple[Any, dict[str, Any]]:
@@ -76,7 +78,7 @@ class Studio:
         made, here = recipe.model.get("fingerprint"), self.identity.get("fingerprint")
         if made != here:
             raise InputError(f"the image was made with the model {dict(recipe.model)}, this one is {self.identity}")
-        if recipe.versions != self.versions:
+        if {**self.versions, **recipe.versions} != self.versions:
             click.echo(f"note: made with {dict(recipe.versions)}, here is {self.versions}; bits may differ", err=True)
 
     def make(self, wanted: Sequence[Recipe], out: Path, batch: int, overwrite: bool) -> str:
@@ -210,7 +212,8 @@ class Studio:
             options["negative_prompt"] = [recipe.negative for recipe in filled]
         if first.size:
             options["height"], options["width"] = first.size
-        with seeded(self.pipe.scheduler, seeds), memory(self.pipe.device, "try a smaller --batch or --size"):
+        advice = "try --dtype float16, --offload, or a smaller --batch or --size"
+        with seeded(self.pipe.scheduler, seeds), memory(self.device, advice):
             made, lost = [], None
             try:
                 made = guided([recipe.prompt for recipe in filled], **options).images

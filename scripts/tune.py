@@ -10,7 +10,7 @@ import click
 from ..guidance import presets
 from ..guidance.errors import InputError
 from .generate import read_size
-from .model import check_device, notices
+from .model import chosen_device, device_option, notices, threads_option
 from .words import counted
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ APART = 1_000_000
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt.")
 @click.option("--linear-ag", metavar="FILE", help="Coefficients of linear_ag(STACK), to be tried as well.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, ...")
+@device_option
+@threads_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
 def command(**options: Any) -> None:
@@ -104,9 +105,9 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
         each=options["seeds"],
         coefficients=options["linear_ag"],
     )
-    check_device(options["device"])
+    device = chosen_device(options["device"])
     bar = Bar()
-    return Tuning(settings, options["out"], Options(options["device"], options["allow_pickle"]), bar, bar.say), bar
+    return Tuning(settings, options["out"], Options(device, options["allow_pickle"]), bar, bar.say), bar
 
 
 def _tune(tuning: Tuning, bar: Bar) -> None:
