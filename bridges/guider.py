@@ -31,7 +31,7 @@ from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack, remarks
 from ..guidance.text import parse
 from ..pipelines import time_embedding
-from ..pipelines.intercept import calling, exclusively
+from ..pipelines.intercept import below, calling
 from ..pipelines.session import nothing_guided
 from ..samplers import Grid, entry, grid, parameterization
 from .answered import ALIASES, Answered, ordered
@@ -342,10 +342,10 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         return Keys(seeds, point.step, point.evaluation)
 
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
-        """Watch the denoiser's next call; called by the loop before it.
+        """Watch the loop's next call of the denoiser; called by the loop before it.
 
         It shows the samples, and that for a perturbed query is perturbed. The denoiser is as it was when the call
-        returns or fails.
+        returns or fails, and for everybody else meanwhile.
         """
         super().prepare_models(denoiser)
         query = self._asked[self._count_prepared - 1]
@@ -364,8 +364,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
                 self._asked, self._sample = asked, sample
                 return answer
 
-        hooks.enter_context(exclusively(denoiser))
-        hooks.enter_context(calling(denoiser, hook))
+        hooks.enter_context(calling(denoiser, hook, below("prepare_models")))
 
     def _perturbed(self, denoiser: torch.nn.Module, query: Query, batch: int) -> AbstractContextManager[None]:
         if not query.perturbation:

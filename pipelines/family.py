@@ -125,6 +125,10 @@ class Family:
         """The argument with the scale of its own guidance, as `owned` tells it; "" where there is none."""
         return next((name for name in self.guided if self.owned.get(name, "").startswith("cfg(scale")), "")
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """An entered record is copied and pickled as its name, and found by it: its functions cannot be pickled."""
+        return (_entered, (self.pipeline,)) if FAMILIES.get(self.pipeline) is self else super().__reduce_ex__(protocol)
+
 
 FAMILIES: dict[str, Family] = {}
 
@@ -149,6 +153,12 @@ def tokens(call: Call, default: int, as_prompt: bool, *, alone: bool = False, mo
         if call.get(name) is not None:
             return int(call[name].shape[1]) - more
     return int(call.get("max_sequence_length", default))
+
+
+def _entered(name: str) -> Family:
+    if name not in FAMILIES:
+        raise UnsupportedPipelineError(f"there is no family record for {name!r} here; enter it with register_family")
+    return FAMILIES[name]
 
 
 def register_family(record: Family) -> Family:

@@ -48,7 +48,7 @@ from . import wan as wan
 from . import z_image as z_image
 from .arguments import checked
 from .family import Family, Pipeline, denoisers_of, family_of, hands_on, signature_of
-from .intercept import calling, exclusively, method, restored
+from .intercept import calling, exclusively, methods, restored
 from .prompts import EXTRA, NULL, Prompts, asked
 from .session import Session
 from .surface import Surface, bare
@@ -200,13 +200,12 @@ class GuidedPipeline(Surface):
 
     def _run(self, session: Session) -> Any:
         """Call the pipeline with the hooks of a session."""
-        self.run = None
-        try:
-            # A lost sample is said once, by an error; numpy would warn of it where a picture is made of it.
-            with self.hooked(session), np.errstate(invalid="ignore"):
-                output = self.pipe(**session.call)
-        finally:
-            self.run = session.run
+        # A lost sample is said once, by an error; numpy would warn of it where a picture is made of it.
+        with self.hooked(session), np.errstate(invalid="ignore"):
+            try:
+                output = session.caller.run(session.call)
+            finally:
+                self.run = session.run
         try:
             session.finish()
         except NonFiniteError as error:
@@ -216,21 +215,21 @@ class GuidedPipeline(Surface):
 
     @contextmanager
     def hooked(self, session: Session) -> Iterator[None]:
-        """While the context lasts, `session` answers the pipeline's denoiser and watches its scheduler.
+        """While the context lasts, `session` answers its call's denoiser and watches its scheduler.
 
         Raises:
-            GuidanceNotAppliedError: the pipeline is in use.
+            GuidanceNotAppliedError: the pipeline or its scheduler is in use.
         """
         denoisers, scheduler = denoisers_of(self.pipe, self.family), self.pipe.scheduler
         with ExitStack() as hooks:
-            hooks.enter_context(exclusively(*denoisers, scheduler))
+            hooks.enter_context(exclusively(self.pipe, scheduler))
+            self.run = None
             hooks.enter_context(restored(self.pipe, self.family.scratch))
             session.encode()
             for denoiser in denoisers:
-                hooks.enter_context(calling(denoiser, functools.partial(session.denoise, denoiser)))
-            for name, watch in session.watched.items():
-                if hasattr(scheduler, name):
-                    hooks.enter_context(method(scheduler, name, watch))
+                answer = functools.partial(session.denoise, denoiser)
+                hooks.enter_context(calling(denoiser, answer, session.caller.owns))
+            hooks.enter_context(methods(scheduler, session.watched))
             yield
 
     @property

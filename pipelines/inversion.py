@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..samplers.levels import grid
 from .family import Pipeline, denoisers_of, signature_of
 from .guide import GuidedPipeline, guide
 from .images import latents_of
+from .intercept import Mine, Watch
 from .session import Session
 from .surface import Surface
 
@@ -240,13 +242,17 @@ class Part(Session):
     whole: Tensor | None = None
 
     @property
-    def watched(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-        """Those of a session, and where the schedule is made."""
-        more: dict[str, Callable[..., Any]] = {
-            "set_timesteps": self.watch_schedule,
-            "set_begin_index": self.watch_begin,
+    def watched(self) -> Mapping[str, tuple[Watch, Mine]]:
+        """Those of a session, and where the schedule is made, which pipelines leave to functions beside their class."""
+        mine = self._is_at_the_start
+        return {
+            **super().watched,
+            "set_timesteps": (self.watch_schedule, mine),
+            "set_begin_index": (self.watch_begin, mine),
         }
-        return {**super().watched, **more}
+
+    def _is_at_the_start(self, frame: FrameType) -> bool:
+        return self.run is None and self.caller.within(frame)
 
     def watch_schedule(self, set_timesteps: Callable[..., None]) -> Callable[..., None]:
         """Let the pipeline find only what it is to run, once the scheduler has made all of it."""
@@ -332,7 +338,7 @@ class Inversion(Part):
                 )
             self.reached = undone(self.estimate, sample[:batch], self.grid.after(self.position)).to(sample.dtype)
             self.stepped += 1
-            self.position = self._position()
+            self.position, self.left = self._position(), self._standing()
             return _returned(torch.cat([self.reached] * (len(sample) // batch)), given.get("return_dict", True))
 
         return undo

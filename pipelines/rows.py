@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -266,30 +266,18 @@ class PipelineNetwork(Network):
                 return list(branch.call(branch.arguments).chunk(len(requests)))
         chosen = [(request.rows, *self._sources(request)) for request in requests]
         arguments = dict(branch.arguments)
-        asked = tuple((request.query.condition, request.rows) for request in requests)
         for name in self.row_names:
-            value = self._joined(name, asked, chosen)
+            value = self._joined(name, chosen)
             # Masks may be None for prompts of one length, and not for others.
             if value is not None or look_up(arguments, name) is not None:
                 put(arguments, name, value)
         counts = [self.batch if request.rows is None else len(request.rows) for request in requests]
         return list(torch.split(branch.call(arguments), counts))
 
-    def _joined(self, name: str, asked: Hashable, chosen: Sequence[Chosen]) -> Any:
-        """The rows of one argument for all requests of a call; made once a run where they stay the same."""
-        family = self.family
-        if name == family.sample:
-            return family.pack(join([self._taken(name, *one) for one in chosen]))
-        sources = [
-            source
-            for _, like, extra in chosen
-            for source in (look_up(self.branches[like].arguments, name), extra.get(name))
-        ]
-        return self.prepared.get(
-            (name, asked),
-            sources,
-            lambda: join([self._taken(name, *one) for one in chosen], *self._how(name)),
-        )
+    def _joined(self, name: str, chosen: Sequence[Chosen]) -> Any:
+        """The rows of one argument for all requests of a call."""
+        rows = [self._taken(name, *one) for one in chosen]
+        return self.family.pack(join(rows)) if name == self.family.sample else join(rows, *self._how(name))
 
     def _whole(self, branch: Branch, name: str) -> Any:
         """A row argument with all its rows: some pipelines leave it to the network to repeat a single one."""

@@ -26,6 +26,7 @@ from ..samplers import Grid, entry, fingerprint, grid, parameterization, schedul
 from ..samplers.renoise import Renoising
 from . import time_embedding
 from .family import Call, Family, Pipeline, Rows, denoisers_of
+from .intercept import Caller, Mine, Watch
 from .prepared import Prepared
 from .prompts import Prompts
 from .rows import Branch, PipelineNetwork
@@ -47,6 +48,7 @@ class Session:
         observe: told of every evaluation.
 
     Attributes:
+        caller: whose calls are answered.
         run: the run; None before the first evaluation.
     """
 
@@ -64,6 +66,7 @@ class Session:
         self.prompts, self.max_rows, self.scheduler = prompts, max_rows, pipe.scheduler
         self.observe = observe
         self.seeds = self._seeds()
+        self.caller = Caller(pipe, call.values())
         self.emitted = self._emitted()
         self.extra: dict[str, Rows] = {}
         self.prepared = Prepared()
@@ -72,6 +75,8 @@ class Session:
         self.grid: Grid | None = None
         self.position = 0
         self.fired = self.stepped = 0
+        self.left: tuple[Any, ...] | None = None
+        self.guiding: dict[str, Any] | None = None
         self.x: Tensor | None = None
         self.part: tuple[slice, ...] | None = None
         self.run: GuidedRun | None = None
@@ -93,9 +98,9 @@ class Session:
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     @property
-    def watched(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-        """What to replace the scheduler's methods with for the length of the call, by name."""
-        return {"scale_model_input": self.watch_input, "step": self.watch_step}
+    def watched(self) -> Mapping[str, tuple[Watch, Mine]]:
+        """What to replace the scheduler's methods with for the length of the call, and for whom, by name."""
+        return {"scale_model_input": (self.watch_input, self.caller.owns), "step": (self.watch_step, self.caller.owns)}
 
     def watch_input(self, scale: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Take x where the scheduler is handed it: the denoiser sees only what comes out."""
@@ -118,6 +123,7 @@ class Session:
                 result = self._renoised(step, given)
             self.position += 1
             self.stepped += 1
+            self.left = self._standing()
             return result
 
         return counted
@@ -142,16 +148,55 @@ class Session:
 
     def denoise(self, module: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer the pipeline's call of its denoiser with the guided estimate."""
-        if self.pipe.scheduler is not self.scheduler:
-            raise GuidanceNotAppliedError(
-                f"the scheduler of {type(self.pipe).__name__} was replaced in the middle of a guided call; replace it "
-                "between two calls"
-            )
+        self._undisturbed()
         branch = Branch(self.family, module, original, args, kwargs, self.last_output)
         both = self.family.branches(self.pipe, self.call)
         if self.family.sequential and both:
             return self._one_of_several(branch)
         return self._all_at_once(branch, both)
+
+    def _standing(self) -> tuple[Any, ...]:
+        """Where the scheduler stands: its schedule, and how it counts its steps."""
+        return self.scheduler.timesteps, *(getattr(self.scheduler, name, None) for name in ("_step_index", "counter"))
+
+    def _undisturbed(self) -> None:
+        """Refuse to go on where somebody changed between two steps what the estimate hangs on.
+
+        Raises:
+            GuidanceNotAppliedError: the scheduler was replaced or used, or the pipeline's own guidance was changed.
+        """
+        name, now = type(self.pipe).__name__, self._standing()
+        if self.pipe.scheduler is not self.scheduler:
+            raise GuidanceNotAppliedError(
+                f"the scheduler of {name} was replaced in the middle of a guided call; replace it between two calls"
+            )
+        if self.left is not None and (self.left[0] is not now[0] or self.left[1:] != now[1:]):
+            raise GuidanceNotAppliedError(
+                f"the scheduler of {name} was used by somebody else in the middle of a guided call; give every "
+                "pipeline a scheduler of its own, scheduler.from_config(scheduler.config)"
+            )
+        known = self.guiding
+        if known is None:
+            embedded = f"_{self.family.embedded(self.pipe)}"  # a number that the network was handed at the start
+            names = [one for one in self.family.scratch if one[1:] in self.family.owned and one != embedded]
+            self.guiding = {one: getattr(self.pipe, one, None) for one in names}
+            return
+        for one, value in known.items():
+            if (changed := getattr(self.pipe, one, None)) != value:
+                raise GuidanceNotAppliedError(self._changed(one, changed))
+
+    def _changed(self, name: str, value: Any) -> str:
+        """What to do instead of a change of the pipeline's own guidance in the middle of a call."""
+        assert self.grid is not None  # the first evaluation was made
+        assert self.run is not None  # likewise
+        step, steps = self.grid.points[self.position].step, self.grid.steps
+        share = math.floor(1000 * step / steps) / 1000
+        return (
+            f"{name} of {type(self.pipe).__name__} was set to {value!r} in the middle of a guided call, before step "
+            f"{step} of {steps}, as by a callback, and what guides is {self.stack}; leave that out and put it into the "
+            f"stack: prefix({self.stack}, {step - self.run.report.steps[0].index}) to guide no longer, "
+            f"during({self.stack}, progress=(0, {share:g})) | during(OTHER, progress=({share:g}, 1)) to guide otherwise"
+        )
 
     def _all_at_once(self, branch: Branch, both: bool) -> Any:
         """A call with all conditions in one batch: the estimate goes into every part of it."""
@@ -258,8 +303,7 @@ class Session:
     def _perturbed(
         self, module: Any, perturbation: Perturbation, generators: Sequence[torch.Generator]
     ) -> AbstractContextManager[None]:
-        found = self.prepared.get("places", [module], lambda: time_embedding.places(module))
-        return time_embedding.perturbed(module, perturbation, generators, found)
+        return time_embedding.perturbed(module, perturbation, generators, self.prepared.places(module))
 
     @property
     def _contrast(self) -> str:
@@ -346,10 +390,11 @@ class Session:
         if self.run is None and not self.stepped:
             self._explain_no_step()
         if self.run is None or self.fired < self.stepped:
+            name, caller = type(self.pipe).__name__, self.caller.stranger
+            why = f"It was called by {caller}, which is no code of {name}" if caller else "Was it replaced meanwhile?"
             raise GuidanceNotAppliedError(
-                f"{self.stack} on {type(self.pipe).__name__}: the scheduler made {self.stepped} steps and the denoiser "
-                f"was intercepted {self.fired} times; the images are not guided as asked. Was the denoiser replaced "
-                "during the call?"
+                f"{self.stack} on {name}: the scheduler made {self.stepped} steps and the denoiser "
+                f"was intercepted {self.fired} times; the images are not guided as asked. {why}"
             )
         if remark := nothing_guided(self.run.finish()):
             warn(remark)

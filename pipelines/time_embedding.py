@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from ..guidance.query import Perturbation
 from .intercept import compiled
 
 KINDS = frozenset({"time", "conditioning"})
+
+_eager = threading.RLock()
 
 _EMBEDDERS = frozenset({"time_embedding", "timestep_embedder", "time_embed", "time_embedder", "time_step_proj"})
 """Names of the network over the sinusoids, a ``TimestepEmbedding``. SDXL's ``add_embedding`` and the guidance embedder
@@ -154,7 +157,8 @@ def perturbed(
     """While the context lasts, the denoiser's time embedding has noise added.
 
     Args:
-        denoiser: a diffusers UNet or transformer for which `check` passed.
+        denoiser: a diffusers UNet or transformer for which `check` passed. For other threads it answers as ever; a
+            compiled one does so without its graph.
         perturbation: what and how much.
         generators: one for each row of the batch that is about to be run.
         found: its `places`, if they were looked for before.
@@ -164,11 +168,13 @@ def perturbed(
     """
     noise, found = _Noise(perturbation.amount, generators), found or places(denoiser)
     with ExitStack() as hooks:
+        if found.compiled:
+            # A compiled graph does not see hooks that came after it, and would not forget those that it saw. The stance
+            # is the process's: one thread at a time puts it back as it was.
+            hooks.enter_context(_eager)
+            hooks.enter_context(torch.compiler.set_stance("force_eager"))
         for handle in _hooks(found, perturbation, noise):
             hooks.callback(handle.remove)
-        if found.compiled:
-            # A compiled graph does not see hooks that came after it, and would not forget those that it saw.
-            hooks.enter_context(torch.compiler.set_stance("force_eager"))
         yield
     if not noise.draws:
         raise GuidanceNotAppliedError(
@@ -189,10 +195,10 @@ def _hooks(places: Places, perturbation: Perturbation, noise: _Noise) -> Iterato
             embedding: Any = block.norm1.emb  # type: ignore[union-attr]
             site = embedding if perturbation.kind == "conditioning" else embedding.timestep_embedder
             # The last layer of a DiT borrows the embedding of the first block: it is no block, hence once a pass.
-            yield site.register_forward_hook(_once(add))
+            yield site.register_forward_hook(_here(_once(add)))
     elif not first and (perturbation.kind == "time" or not places.encoder):
         for module in places.embedders if perturbation.kind == "time" else places.sums:
-            yield module.register_forward_hook(add)
+            yield module.register_forward_hook(_here(add))
     else:
         of_time: list[Tensor] = []
         if perturbation.kind == "time":
@@ -201,10 +207,20 @@ def _hooks(places: Places, perturbation: Perturbation, noise: _Noise) -> Iterato
                 of_time[:] = [noise.of(output)]
 
             for embedder in places.embedders:
-                yield embedder.register_forward_hook(note)
+                yield embedder.register_forward_hook(_here(note))
         sides = [*places.encoder[:first], *places.decoder[:first]]
         for block in sides if first else [*places.encoder, *places.middle, *places.decoder]:
-            yield block.register_forward_pre_hook(_adding(block, noise, of_time), with_kwargs=True)
+            yield block.register_forward_pre_hook(_here(_adding(block, noise, of_time)), with_kwargs=True)
+
+
+def _here(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """`hook` in this thread's passes, and none in others'."""
+    thread = threading.get_ident()
+
+    def here(*args: Any) -> Any:  # a thread that comes upon a hook while it is taken off may call it with fewer
+        return hook(*args) if threading.get_ident() == thread else None
+
+    return here
 
 
 def _once(hook: Callable[..., Tensor]) -> Callable[..., Tensor | None]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..family import Family, Pipeline, denoisers_of
-from ..intercept import calling, method
+from ..intercept import calling, hooks_on, in_this_thread, methods
 from ..rows import Branch, look_up
 
 
@@ -120,16 +120,17 @@ def _ours(pipe: Pipeline, family: Family, left: list[str]) -> Iterator[None]:
     """Note in `left` what is not as it was at the start; our own hooks end behind, and would put it in order."""
 
     def there() -> dict[str, Any]:
-        found = {f"{type(one).__name__}: type": type(one) for one in denoisers_of(pipe, family)}
-        methods = {f"scheduler: {name}": one for name, one in vars(pipe.scheduler).items() if inspect.isroutine(one)}
-        return found | methods
+        found = {f"{type(one).__name__}: calls": hooks_on(one) for one in denoisers_of(pipe, family)}
+        return found | {
+            f"scheduler: {name}": one for name, one in vars(pipe.scheduler).items() if inspect.isroutine(one)
+        }
 
     before = there()
     try:
         yield
     finally:
         after = there()
-        left += [name for name in {**before, **after} if before.get(name) is not after.get(name)]
+        left += [name for name in {**before, **after} if before.get(name) != after.get(name)]
 
 
 @contextmanager
@@ -171,10 +172,11 @@ def watching(pipe: Pipeline, family: Family, call: Mapping[str, Any] | None = No
 
         return stepped
 
+    mine = in_this_thread()
     with ExitStack() as hooks:
         for denoiser in denoisers_of(pipe, family):
-            hooks.enter_context(calling(denoiser, functools.partial(called, denoiser)))
-        hooks.enter_context(method(scheduler, "step", step))
+            hooks.enter_context(calling(denoiser, functools.partial(called, denoiser), mine))
+        hooks.enter_context(methods(scheduler, {"step": (step, mine)}))
         hooks.enter_context(_ours(pipe, family, seen.left))
         yield seen
     seen.timesteps = getattr(scheduler, "timesteps", None)
@@ -206,6 +208,6 @@ def failing(pipe: Pipeline, family: Family, at: int) -> Iterator[list[str]]:
 
     with ExitStack() as hooks:
         for denoiser in denoisers_of(pipe, family):
-            hooks.enter_context(calling(denoiser, called))
+            hooks.enter_context(calling(denoiser, called, in_this_thread()))
         hooks.enter_context(_ours(pipe, family, left))
         yield left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -265,13 +266,13 @@ def test_a_denoiser_that_was_never_intercepted_is_an_error(plain: Any) -> None:
     guided = gs.guide(plain, gs.CFG(3))
 
     def replace(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        pipe.unet.__class__ = next(cls for cls in type(pipe.unet).__mro__ if cls.__module__.startswith("diffusers"))
-        pipe.unet.__class__ = original
+        pipe.unet = other
         return {}
 
-    original = type(plain.unet)
+    original, other = plain.unet, copy.deepcopy(plain.unet)
     with pytest.raises(GuidanceNotAppliedError, match="4 steps and the denoiser was intercepted 1 times"):
         guided("a", callback_on_step_end=replace, generator=seeded(1), **GIVEN)
+    plain.unet = original
 
 
 def test_rules_that_overflow_are_told_from_a_network_that_does(new_pipe: Any) -> None:
