@@ -12,7 +12,7 @@ from .query import POSITIVE, Predictions, Query
 from .rule import Estimate, Run, Step
 from .stack import Stack
 
-SHAPE = (1, 2, 1, 1, 1)  # as many axes as samples have anywhere, and two numbers, of which a deviation can be taken
+SHAPE = (2, 1, 1, 1)  # as many axes as a sample has anywhere, and two numbers, of which a deviation can be taken
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Planned:
     asking: frozenset[int]
 
 
-def plan(stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: int = 0) -> list[Planned]:
+def plan(
+    stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: int = 0, batch: int = 1
+) -> list[Planned]:
     """What `stack` asks for at each evaluation of `schedule`.
 
     Args:
@@ -55,12 +57,14 @@ def plan(stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: 
         schedule: of the sampler.
         negatives: how many negative prompts a sample has.
         positives: how many it has beside its prompt.
+        batch: samples.
 
     The negative prompt counts as one condition with the empty one: what `guide` evaluates where none is given. The
     stack's state is carried along on answers that are all 0, on which no rule finds a reason to stop early.
     """
     steps = max((when.index for when in schedule), default=0) + 1
-    run = Run(SHAPE, steps=steps, negatives=(negatives,), positives=(positives,), identity=None)
+    shape = (batch, *SHAPE)
+    run = Run(shape, steps=steps, negatives=(negatives,) * batch, positives=(positives,) * batch, identity=None)
     state, planned, step_level = stack.init(run), [], None
     for when in schedule:
         step_level = when.level if when.evaluation == 0 or step_level is None else step_level
@@ -71,7 +75,7 @@ def plan(stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: 
             queries.remove(POSITIVE)
         asking = frozenset(place for place, one in enumerate(each) if one)
         planned.append(Planned(when, tuple(sorted(queries, key=str)), asking))
-        zeros = torch.zeros(SHAPE, dtype=torch.float32)
+        zeros = torch.zeros(shape, dtype=torch.float32)
         nothing = Prediction(zeros, zeros, when.level, EPSILON)
         answers = Predictions(dict.fromkeys(queries, nothing), {query: query for query in queries}, nothing)
         state = stack.update(Estimate(nothing), answers, step, state)[1]

@@ -204,6 +204,8 @@ class Network(ABC):
         perturbations: the kinds of `Perturbation` it can do.
         differentiable: whether its answers can carry gradients with respect to x.
         together: whether one call can answer several conditions.
+        always: queries that every evaluation has for all samples, asked for or not.
+        cached: rows of this evaluation's calls that the network answered from a feature cache, in part at least.
     """
 
     parameterization: Parameterization
@@ -213,6 +215,12 @@ class Network(ABC):
     perturbations: frozenset[str] = frozenset()
     differentiable: bool = False
     together: bool = True
+    always: Sequence[Query] = ()
+
+    @property
+    def cached(self) -> int:
+        """None, of a network without such caches."""
+        return 0
 
     @abstractmethod
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
@@ -250,6 +258,7 @@ class Evaluation:
         asked: each query as the network knows it, with the rows that were evaluated (None: all).
         calls: network calls.
         rows: rows over all calls: network evaluations, summed over the samples.
+        cached: those of them that a feature cache answered, in part at least.
     """
 
     predictions: Predictions
@@ -257,6 +266,7 @@ class Evaluation:
     calls: int
     rows: int
     batch: int
+    cached: int = 0
 
     def per_sample(self) -> list[int]:
         """Network evaluations of each sample, length B."""
@@ -338,7 +348,8 @@ def evaluate(
         raise QueryError(f"max_rows must be at least 1, got {max_rows!r}")
     aliases = {query: network.resolve(query) for query in [base, *queries]}
     everyone = None if unasked is None or not bool(unasked.any()) else ~unasked
-    wanted = united([{aliases[base]: everyone}, *({aliases[query]: rows} for query, rows in queries.items())])
+    own = [{aliases[base]: everyone}, *({query: None} for query in network.always)]
+    wanted = united([*own, *({aliases[query]: rows} for query, rows in queries.items())])
     asked = {query: _rows(rows, batch) for query, rows in wanted.items()}
 
     groups: dict[tuple[object, ...], list[Request]] = {}
@@ -365,7 +376,7 @@ def evaluate(
         if query not in whole:
             whole[query] = _assembled(parts[query], whole[aliases[base]], batch)
     answers = {query: Prediction(native, x, level, network.parameterization) for query, native in whole.items()}
-    return Evaluation(Predictions(answers, aliases, answers[aliases[base]]), asked, calls, rows_run, batch)
+    return Evaluation(Predictions(answers, aliases, answers[aliases[base]]), asked, calls, rows_run, batch, network.cached)
 
 
 def _assembled(parts: list[tuple[tuple[int, ...] | None, Tensor]], base: Tensor | None, batch: int) -> Tensor:

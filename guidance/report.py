@@ -24,9 +24,10 @@ class StepRecord:
         level: level of the samples.
         queries: each query as the network knows it, with the samples it was evaluated for.
         calls: network calls.
-        rows: rows over all calls.
+        rows: rows over all calls, those included that nobody asked for and the network evaluates all the same.
         traces: what rules reported, by name: one number for each sample.
         observed: what an observer of the run made of it, likewise.
+        cached: the rows that a feature cache answered, in part at least.
     """
 
     index: int
@@ -37,6 +38,7 @@ class StepRecord:
     rows: int
     traces: Mapping[str, Tensor]
     observed: Mapping[str, Tensor] = field(default_factory=dict)
+    cached: int = 0
 
     def __repr__(self) -> str:
         asked = ", ".join(f"{query} for {len(samples)}" for query, samples in self.queries.items()) or "nothing"
@@ -87,6 +89,11 @@ class Report:
         """Rows over all network calls: the evaluations of all samples together."""
         return sum(record.rows for record in self.steps)
 
+    @property
+    def cached(self) -> int:
+        """Of `rows`, those that a feature cache on the network answered, in part at least; the others were full."""
+        return sum(record.cached for record in self.steps)
+
     def trace(self, name: str) -> list[list[float]]:
         """A rule's trace as numbers: one list for each record that has it, one number for each sample.
 
@@ -119,4 +126,4 @@ class Report:
         return (
             f"{self.stack}: {self.batch} sample{'s' * (self.batch != 1)}, {steps} steps, {each} evaluations a sample, "
             f"{self.calls} network calls, {self.rows} rows"
-        )
+        ) + (f", {self.cached} of them from a feature cache" if self.cached else "")

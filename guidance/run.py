@@ -107,6 +107,7 @@ class GuidedRun:
                 done.rows,
                 estimate.traces,
                 observed,
+                done.cached,
             )
         )
         self._watch(step, done, estimate)

@@ -62,6 +62,8 @@ class Family:
             arguments of the pipeline's call for the prompt.
         owned: arguments that a user may not give, since rules replace them: name to the rule that does, "" where
             none does yet. The pipeline's default for them is not what the user asked for.
+        halved: arguments that, with its own guidance on, it takes with a row for each of `halves`, in their order, and
+            without it with one row: an IP-Adapter's pictures.
         keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
         scratch: attributes that the pipeline sets on itself from those arguments; restored after the call.
         branches: whether the pipeline, in the middle of a call, is evaluating all halves; given it and the call.
@@ -115,6 +117,7 @@ class Family:
     negates: bool = False
     upcasts: bool = False
     embedded: Callable[[Pipeline], str] = lambda pipe: ""
+    halved: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
     offset: float = 0.0

@@ -50,7 +50,7 @@ from .arguments import checked
 from .family import Family, Pipeline, denoisers_of, family_of, hands_on, signature_of
 from .intercept import calling, exclusively, methods, restored
 from .prompts import EXTRA, NULL, Prompts, asked
-from .session import Session
+from .session import ASKED, PIPELINES, Session
 from .surface import Surface, bare
 
 SCALE = "guidance_scale"
@@ -63,6 +63,7 @@ def guide(
     *,
     max_rows: int | None = None,
     observe: Observer | None = None,
+    rows: str = ASKED,
 ) -> GuidedPipeline:
     """Guide an existing diffusers pipeline with a stack.
 
@@ -73,13 +74,19 @@ def guide(
         stack: a stack, a rule, or the text or mapping of one.
         max_rows: at most this many rows in one call of the denoiser; None for the pipeline's own batches.
         observe: told of every evaluation, such as `evaluation.traces.strength`; it changes nothing and asks nothing.
+        rows: ``"asked"``: a network call has the rows that the stack asks for. ``"pipeline"``: it has those of the
+            pipeline's own call in their order, always; what the stack did not ask for is evaluated, counted and not
+            used. For attention processors that take the batch for [unconditional, conditional], for patches of the
+            network that remember its last call, and for engines of a fixed size.
 
     Returns:
         An object to call as the pipeline itself, without `guidance_scale` and what else the stack now decides.
 
     Raises:
-        UnsupportedPipelineError: there is no record for this pipeline, or it cannot run the stack.
-        InputError: `max_rows` is no number of rows.
+        UnsupportedPipelineError: there is no record for this pipeline, or it cannot run the stack; or ``rows="pipeline"``
+            and the stack asks for what the pipeline does not evaluate by itself.
+        InputError: `max_rows` is no number of rows; `rows` is neither of the two, or ``"pipeline"`` together with
+            `max_rows`.
         UnsupportedSchedulerError: the levels of its scheduler are not known.
         StackSyntaxError, RuleError: the text or mapping of the stack is wrong.
 
@@ -93,7 +100,29 @@ def guide(
     denoisers_of(pipe, family)
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
     _answerable(pipe, family, stack)
-    return GuidedPipeline(pipe, family, stack, max_rows, observe)
+    _rows(family, stack, max_rows, rows)
+    return GuidedPipeline(pipe, family, stack, max_rows, observe, rows)
+
+
+def _rows(family: Family, stack: Stack, max_rows: int | None, rows: str) -> None:
+    """Refuse `rows` where it cannot be kept.
+
+    Raises:
+        InputError: it is unknown, or contradicts `max_rows`.
+        UnsupportedPipelineError: the stack asks for what the pipeline does not evaluate by itself.
+    """
+    if rows not in (ASKED, PIPELINES):
+        raise InputError(f"rows is {ASKED!r} or {PIPELINES!r}, got {rows!r}")
+    if rows == ASKED:
+        return
+    if max_rows is not None:
+        raise InputError(f"rows={rows!r} keeps the pipeline's calls whole, and max_rows={max_rows!r} cuts them; drop one")
+    own = {*family.halves, "null", "negative"}
+    if beyond := sorted(str(query) for query in stack.asks() if query.perturbation or query.condition not in own):
+        raise UnsupportedPipelineError(
+            f"rows={rows!r} evaluates what {family.pipeline} does by itself, {', '.join(family.halves)}, and {stack} "
+            f"asks for {', '.join(beyond)}; leave rows={rows!r} out, or the rule that asks"
+        )
 
 
 def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
@@ -156,9 +185,11 @@ class GuidedPipeline(Surface):
         stack: Stack,
         max_rows: int | None = None,
         observe: Observer | None = None,
+        rows: str = ASKED,
     ) -> None:
         self.pipe, self.family, self.stack, self.observe = pipe, family, stack, observe
         self.max_rows = None if max_rows is None else count("max_rows", max_rows)
+        self.rows = rows
         self.run: GuidedRun | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -196,7 +227,9 @@ class GuidedPipeline(Surface):
             QueryError: the pipeline cannot answer what the stack asks.
         """
         call, prompts = self._call(args, kwargs)
-        return self._run(Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows, self.observe))
+        return self._run(
+            Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows, self.observe, self.rows)
+        )
 
     def _run(self, session: Session) -> Any:
         """Call the pipeline with the hooks of a session."""
@@ -206,6 +239,7 @@ class GuidedPipeline(Surface):
                 output = session.caller.run(session.call)
             finally:
                 self.run = session.run
+                session.forget()
         try:
             session.finish()
         except NonFiniteError as error:
@@ -275,6 +309,9 @@ class GuidedPipeline(Surface):
         # A random condition is made from the prompt's rows: for it alone, no other half need be encoded and carried on.
         halves = {one for one in self._conditions() - {"positive"} if not one.startswith("independent")}
         wanted = dict(self.family.guided if halves else self.family.unguided)
+        for name in self.family.halved:
+            if arguments.get(name) is not None:
+                arguments[name] = self._half(name, arguments[name], bool(halves))
         if embedded:
             scale = arguments.get(embedded, signature.parameters[embedded].default)
             wanted[embedded] = scale
@@ -310,6 +347,27 @@ class GuidedPipeline(Surface):
             repeated = self.family.sequential and len(value) == 1  # a call of its own, whose network repeats it
             if len(value) != prompts and not repeated:
                 raise InputError(f"{name} has {len(value)} rows for {prompts} prompts; give one for each prompt")
+
+    def _half(self, name: str, value: Any, guided: bool) -> Any:
+        """What is meant by an argument with a row for each half, where the prompt's alone may be evaluated.
+
+        Args:
+            name: of the argument.
+            value: a tensor, or a list of them.
+            guided: whether all halves are evaluated.
+
+        Raises:
+            InputError: it has another number of rows.
+        """
+        if isinstance(value, list | tuple):
+            return [self._half(name, one, guided) for one in value]
+        halves, rows = self.family.halves, len(value)
+        if rows == len(halves) and not guided:
+            return value.chunk(rows)[halves.index("positive")]
+        if rows != (len(halves) if guided else 1):
+            order = f"one for each of {', '.join(halves)}" if guided else f"one for the prompt, or {len(halves)}"
+            raise InputError(f"{name} has {rows} rows; {self.stack} on {self.family.pipeline} needs {order}")
+        return value
 
     def _conditions(self) -> set[str]:
         return {query.condition for query in self.stack.asks()}

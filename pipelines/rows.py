@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, UnsupportedPipelineError
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
-from ..guidance.query import POSITIVE, Network, Perturbation, Request, sent
+from ..guidance.query import POSITIVE, Network, Perturbation, Query, Request, sent
+from .caches import Caches
 from .family import Draw, Family
 from .intercept import compiled
 from .prepared import Prepared
@@ -88,6 +89,7 @@ class Branch:
         args: what the pipeline gives it by position.
         kwargs: and by name.
         last: what it returned at an earlier step, in whose form a step is answered that does not call it.
+        caches: the denoiser's feature caches, of a guided call.
     """
 
     def __init__(
@@ -98,8 +100,9 @@ class Branch:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         last: Any = None,
+        caches: Caches | None = None,
     ) -> None:
-        self.module = module
+        self.module, self.caches = module, caches
         self.original, self.given, self.named = original, family.positional[: len(args)], tuple(kwargs)
         arguments = dict(zip(family.positional, args, strict=False)) | kwargs
         # Pipelines and networks write into the dictionaries and lists that they hand on (Flux: an adapter's pictures;
@@ -109,10 +112,22 @@ class Branch:
         self.family = family
         self.output: Any = last
 
-    def call(self, arguments: Mapping[str, Any]) -> Tensor:
-        """The denoiser's native output for other arguments of the same names."""
+    def call(
+        self, arguments: Mapping[str, Any], requests: Sequence[Request] = (), own: bool = True, drawn: bool = False
+    ) -> Tensor:
+        """The denoiser's native output for other arguments of the same names.
+
+        Args:
+            arguments: what it is given.
+            requests: what they ask.
+            own: whether they are the pipeline's own.
+            drawn: whether some of them were drawn for this call.
+        """
         positional = [_own(arguments[name]) for name in self.given]
-        output = self.original(*positional, **{name: _own(arguments[name]) for name in self.named})
+        named = {name: _own(arguments[name]) for name in self.named}
+        rows = len(arguments[self.family.sample])
+        with nullcontext() if self.caches is None else self.caches.asking(requests, rows, own, drawn):
+            output = self.original(*positional, **named)
         self.output = output
         answer = self.family.unpack(output[0])  # the prediction, of a tuple and of a model output alike
         if self.family.upcasts:
@@ -149,6 +164,7 @@ class PipelineNetwork(Network):
         prepared: what the networks of a run share.
         ahead: `keys` and those of the next evaluations, for which random texts are encoded together.
         whole: the prompt's whole answer at the step before, which rows keep that are not evaluated at this one.
+        fixed: whether every call has the rows of the pipeline's own, asked for or not.
 
     Attributes:
         whole: the prompt's whole answer, where it has more than the samples (learned variances, a picture), or None.
@@ -171,6 +187,7 @@ class PipelineNetwork(Network):
         prepared: Prepared | None = None,
         ahead: tuple[Keys, ...] = (),
         whole: Tensor | None = None,
+        fixed: bool = False,
     ) -> None:
         self.branches, self.batch, self.extra = branches, batch, dict(extra)
         self.family, self.row_names = family, (family.sample, *family.rows)
@@ -183,6 +200,28 @@ class PipelineNetwork(Network):
         self.answered, self.prepared = answered or {}, prepared or Prepared()
         self.ahead = ahead or (keys,)
         self.whole = whole
+        self.always = tuple(map(Query, branches)) if fixed else ()
+
+    @property
+    def cached(self) -> int:
+        """Rows of this evaluation's calls that a feature cache answered."""
+        caches = self.branches["positive"].caches
+        return 0 if caches is None else caches.cached
+
+    def resolve(self, query: Query) -> Query:
+        """The query under the name that this network has for it.
+
+        Raises:
+            QueryError: the network cannot answer it.
+            UnsupportedPipelineError: the rows of a call are the pipeline's, and this query would add some.
+        """
+        found = super().resolve(query)
+        if self.always and found not in self.always:
+            raise UnsupportedPipelineError(
+                f"rows='pipeline' evaluates what the pipeline does by itself, {', '.join(self.branches)}, and "
+                f"{str(query)!r} was asked for; leave rows='pipeline' out, or the rule that asks"
+            )
+        return found
 
     def fit(self) -> dict[str, Mapping[str, Any]]:
         """Bring the further conditions to the type and device of the pipeline's own.
@@ -263,7 +302,8 @@ class PipelineNetwork(Network):
         if all(request.rows is None for request in requests):
             whole = tuple(name for name, one in self.branches.items() if one is branch)
             if tuple(request.query.condition for request in requests) == whole:
-                return list(branch.call(branch.arguments).chunk(len(requests)))
+                answer = branch.call(branch.arguments, requests, own=first.perturbation is None)
+                return list(answer.chunk(len(requests)))
         chosen = [(request.rows, *self._sources(request)) for request in requests]
         arguments = dict(branch.arguments)
         for name in self.row_names:
@@ -272,28 +312,45 @@ class PipelineNetwork(Network):
             if value is not None or look_up(arguments, name) is not None:
                 put(arguments, name, value)
         counts = [self.batch if request.rows is None else len(request.rows) for request in requests]
-        return list(torch.split(branch.call(arguments), counts))
+        drawn = any(request.query.condition in self.random for request in requests)
+        return list(torch.split(branch.call(arguments, requests, own=False, drawn=drawn), counts))
 
     def _joined(self, name: str, chosen: Sequence[Chosen]) -> Any:
         """The rows of one argument for all requests of a call."""
         rows = [self._taken(name, *one) for one in chosen]
         return self.family.pack(join(rows)) if name == self.family.sample else join(rows, *self._how(name))
 
-    def _whole(self, branch: Branch, name: str) -> Any:
-        """A row argument with all its rows: some pipelines leave it to the network to repeat a single one."""
+    def checked(self, branch: Branch, name: str) -> Any:
+        """A row argument with all its rows, or with a single one, which some pipelines leave to the network to repeat.
+
+        Raises:
+            InputError: it has another number of rows.
+        """
         if name == self.family.sample:
             return branch.sample
         value = look_up(branch.arguments, name)
         axis, wanted = self.family.axes.get(name, 0), len(branch.sample)
-        if isinstance(value, Tensor) and not axis and len(value) == 1 < wanted:
-            return value.expand(wanted, *value.shape[1:])
         for one in value if isinstance(value, list | tuple) and name not in self.family.listed else [value]:
-            if isinstance(one, Tensor) and one.shape[axis] != wanted:
+            if isinstance(one, Tensor) and one.shape[axis] not in (1, wanted):
                 raise InputError(
                     f"the denoiser is given {name} with {one.shape[axis]} rows for a batch of {wanted}, so that it "
                     "cannot be told whose they are; give the pipeline one for each prompt, or one for all"
                 )
         return value
+
+    def _whole(self, branch: Branch, name: str) -> Any:
+        """A row argument with all its rows."""
+        value, wanted = self.checked(branch, name), len(branch.sample)
+
+        def each(one: Any) -> Any:
+            axis = self.family.axes.get(name, 0)
+            if isinstance(one, Tensor) and one.shape[axis] == 1 < wanted:
+                return one.expand(*one.shape[:axis], wanted, *one.shape[axis + 1 :])
+            return one
+
+        if isinstance(value, list | tuple) and name not in self.family.listed:
+            return type(value)(map(each, value))
+        return each(value)
 
     def _like(self, condition: str) -> str:
         """The evaluated condition that has what another prompt does not say: adapters' pictures, sizes, residuals."""

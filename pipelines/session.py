@@ -16,8 +16,9 @@ from torch import Tensor
 from ..guidance.errors import GuidanceNotAppliedError, InputError, warn
 from ..guidance.keyed import Keys, global_seed, own_seed
 from ..guidance.observe import Observer
+from ..guidance.plan import When, plan
 from ..guidance.prediction import Parameterization, Prediction
-from ..guidance.query import POSITIVE, Perturbation, Request
+from ..guidance.query import POSITIVE, Perturbation, Query, Request
 from ..guidance.report import Report
 from ..guidance.rule import Estimate, Run
 from ..guidance.run import GuidedRun
@@ -25,12 +26,15 @@ from ..guidance.stack import Stack
 from ..samplers import Grid, entry, fingerprint, grid, parameterization, scheduler_identity
 from ..samplers.renoise import Renoising
 from . import time_embedding
+from .caches import Caches
 from .family import Call, Family, Pipeline, Rows, denoisers_of
 from .intercept import Caller, Mine, Watch
 from .prepared import Prepared
 from .prompts import Prompts
 from .rows import Branch, PipelineNetwork
 
+ASKED, PIPELINES = "asked", "pipeline"
+"""Which rows a network call has: those that the stack asks for, or always those of the pipeline's own call."""
 TOGETHER = 8
 """Random texts that are encoded in one call, those of the next evaluations too: an encoder is slow with a few."""
 
@@ -46,6 +50,7 @@ class Session:
         prompts: what is evaluated beside the prompt.
         max_rows: at most this many rows in one call of the denoiser.
         observe: told of every evaluation.
+        rows: as of `guide`.
 
     Attributes:
         caller: whose calls are answered.
@@ -61,8 +66,9 @@ class Session:
         prompts: Prompts,
         max_rows: int | None,
         observe: Observer | None = None,
+        rows: str = ASKED,
     ) -> None:
-        self.pipe, self.family, self.stack, self.call = pipe, family, stack, call
+        self.pipe, self.family, self.stack, self.call, self.rows = pipe, family, stack, call, rows
         self.prompts, self.max_rows, self.scheduler = prompts, max_rows, pipe.scheduler
         self.observe = observe
         self.seeds = self._seeds()
@@ -70,6 +76,7 @@ class Session:
         self.emitted = self._emitted()
         self.extra: dict[str, Rows] = {}
         self.prepared = Prepared()
+        self.caches: dict[torch.nn.Module, Caches] = {}
         self.renoising: Renoising | None = None
         self.estimate: Estimate | None = None
         self.grid: Grid | None = None
@@ -149,7 +156,11 @@ class Session:
     def denoise(self, module: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer the pipeline's call of its denoiser with the guided estimate."""
         self._undisturbed()
-        branch = Branch(self.family, module, original, args, kwargs, self.last_output)
+        if module not in self.caches:
+            self.caches[module] = Caches(module, str(self.stack))
+        if not self.waiting:
+            self.caches[module].begin()
+        branch = Branch(self.family, module, original, args, kwargs, self.last_output, self.caches[module])
         both = self.family.branches(self.pipe, self.call)
         if self.family.sequential and both:
             return self._one_of_several(branch)
@@ -211,7 +222,7 @@ class Session:
         """
         names = tuple(map(self._named, self.family.halves))
         if len(self.waiting) + 1 < len(names):
-            answer = self._alone(branch)
+            answer = self._alone(branch, names[len(self.waiting)])
             shell = answer.clone()
             self.waiting.append((branch, answer, shell))
             return branch.returned(shell)
@@ -237,13 +248,46 @@ class Session:
         network = self._network(branches, branch, batch, keys, answered)
         if not self.fired:  # what the pipeline's own rows are is known now
             self.extra = network.fit()
+            self._look_at(branches, network)
         reached = schedule.reached(self.position)
         estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time, reached)
+        if branch.caches is not None:
+            branch.caches.end(len(set(map(id, branches.values()))))
         self.fired += 1
         if self.stack.skips:  # others need neither, and it is memory
             self.last_output, self.last_answer = branch.output, network.whole
         self.estimate = self._handed(branch, estimate)
         return network.completed((estimate.renoise or estimate.prediction).native)
+
+    def _look_at(self, branches: Mapping[str, Branch], network: PipelineNetwork) -> None:
+        """Refuse at the first step what would go wrong there or later.
+
+        Raises:
+            InputError: the denoiser is given rows that are nobody's.
+            UnsupportedPipelineError: a feature cache cannot work with the stack.
+        """
+        for branch in branches.values():
+            for name in self.family.rows:
+                network.checked(branch, name)
+            if branch.caches is not None and branch.caches.exact:
+                self._foresee(branch.caches, network)
+
+    def _foresee(self, caches: Caches, network: PipelineNetwork) -> None:
+        """Refuse before the first step a stack that will leave out what a cache needs at every step, or ask for more.
+
+        Raises:
+            UnsupportedPipelineError: it will.
+        """
+        assert self.grid is not None  # the run has begun
+        assert self.run is not None
+        run, points = self.run.run, self.grid.points[self.position :]
+        schedule = [When(point.step, point.evaluation, point.level, point.time) for point in points]
+        most = [max(each, default=0) for each in (run.negatives, run.positives)]
+        for planned in plan(self.stack, schedule, *most, batch=run.batch):
+            asked = {network.resolve(query) for query in planned.queries} | set(network.always)
+            if asked != set(map(Query, network.branches)):
+                texts = ", ".join(sorted(map(str, asked))) or "nothing"
+                raise caches.not_exact(f"{texts} at step {planned.when.index}")
 
     def _handed(self, branch: Branch, estimate: Estimate) -> Estimate:
         """`estimate` in the form in which the scheduler is handed samples; only re-noising looks at it."""
@@ -260,11 +304,11 @@ class Session:
             renoise=None if estimate.renoise is None else one(estimate.renoise),
         )
 
-    def _alone(self, branch: Branch) -> Tensor:
+    def _alone(self, branch: Branch, name: str) -> Tensor:
         """The answer to one of several calls, of at most `max_rows` rows each."""
         batch = len(branch.sample)
         if self.max_rows is None or self.max_rows >= batch:
-            return branch.call(branch.arguments)
+            return branch.call(branch.arguments, [Request(Query(name), None)])
         network = self._network({"positive": branch}, branch, batch, (Keys((), 0, 0),), None)
         starts = range(0, batch, self.max_rows)
         pieces = [tuple(range(start, min(start + self.max_rows, batch))) for start in starts]
@@ -298,6 +342,7 @@ class Session:
             answered=answered,
             prepared=self.prepared,
             whole=self.last_answer,
+            fixed=self.rows == PIPELINES,
         )
 
     def _perturbed(
@@ -378,6 +423,11 @@ class Session:
                 f"strength={strength:g} of {steps} steps is less than one step, and nothing was guided; give "
                 f"strength={math.ceil(100 / steps) / 100:g} or more, or {math.ceil(1 / strength)} steps"
             )
+
+    def forget(self) -> None:
+        """Leave nothing of the call in the denoisers' feature caches."""
+        for caches in self.caches.values():
+            caches.forget()
 
     def finish(self) -> None:
         """Check that everything happened that was asked for.

@@ -41,6 +41,7 @@ FAMILIES["StableDiffusion3Pipeline"] = Family(
     guided={"guidance_scale": 2.0},
     unguided={"guidance_scale": 1.0},
     owned={"guidance_scale": "cfg(scale)", "skip_guidance_layers": ""},
+    halved=("ip_adapter_image_embeds",),
     scratch=("_guidance_scale",),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,

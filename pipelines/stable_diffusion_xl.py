@@ -74,6 +74,7 @@ _SDXL = Family(
     unguided={"guidance_scale": 1.0, "guidance_rescale": 0.0},
     owned={"guidance_scale": "cfg(scale)", "guidance_rescale": "rescale(phi)"},
     keywords=("callback", "callback_steps"),
+    halved=("ip_adapter_image_embeds",),
     scratch=("_guidance_scale", "_guidance_rescale"),
     branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
     encode=_encode,

@@ -79,6 +79,7 @@ class Counting(TorchDispatchMode):
             self.answers.append(output[0])  # kept, so that no other tensor gets its memory
             return output
 
+        call.remembers = False  # type: ignore[attr-defined]
         unet.forward = call
         try:
             with self:

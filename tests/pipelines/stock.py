@@ -46,6 +46,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def denoising(pipe: Any, hook: Hook) -> Iterator[None]:
     """While the context lasts, ``hook(original, arguments)`` answers the calls of `pipe`'s denoisers."""
     modules = [module for module in (getattr(pipe, name, None) for name in DENOISERS) if module is not None]
+    before = [vars(module).get("forward") for module in modules]  # where others hook into it
     for module in modules:
         original = module.forward
         signature = inspect.signature(original)
@@ -58,8 +59,10 @@ def denoising(pipe: Any, hook: Hook) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in modules:
+        for module, own in zip(modules, before, strict=True):
             del module.forward
+            if own is not None:
+                module.forward = own
 
 
 @contextmanager

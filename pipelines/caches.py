@@ -1,0 +1,301 @@
+"""Feature caches on a denoiser: each question that is put to it has a memory of its own, or it is refused.
+
+diffusers' caches keep what a network computed and leave out parts of its next call. Most of them keep a state for each
+*context*, a name that the pipeline gives to a call ("cond", "uncond"). A guided call puts further questions to the same
+network, for which these contexts would hold the wrong features. `Caches` gives every further question a context, begins
+it anew where it cannot go on, and refuses what a cache without contexts cannot hold apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..guidance.errors import UnsupportedPipelineError
+from ..guidance.query import Request
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one cache works.
+
+    Args:
+        name: of the cache, as users know it.
+        counts: whether it counts calls, so that a context that was left out at a step cannot go on.
+        reused: whether the last call of a context reused what the cache held, given the context's state.
+        reuses: of a cache without contexts, whether the next call will, given its hook.
+        exact: whether it works with the pipeline's own calls only.
+    """
+
+    name: str
+    counts: bool = True
+    reused: Callable[[Any], bool] = lambda state: False
+    reuses: Callable[[Any], bool] = lambda hook: False
+    exact: bool = False
+
+
+def _left_out(state: Any) -> bool:
+    return not state.should_compute
+
+
+def _within(hook: Any, window: tuple[int, int]) -> bool:
+    return bool(window[0] < hook.current_timestep_callback() < window[1])
+
+
+def _broadcasts(hook: Any) -> bool:
+    state = hook.state
+    held = state.cache is not None and state.iteration % hook.block_skip_range != 0
+    return held and _within(hook, hook.timestep_skip_range)
+
+
+def _leaves_unconditional_out(hook: Any) -> bool:
+    held = hook.state.iteration > 0 and hook.state.iteration % hook.unconditional_batch_skip_range != 0
+    return held and not hook.is_guidance_distilled and _within(hook, hook.unconditional_batch_timestep_skip_range)
+
+
+MAG = "mag_cache_leader_block_hook"
+KINDS = {
+    "fbc_leader_block_hook": Kind("FirstBlockCache", counts=False, reused=_left_out),
+    MAG: Kind("MagCache", reused=_left_out),
+    "taylorseer_cache": Kind("TaylorSeer", reused=lambda state: state.current_step != state.last_update_step),
+    "sea_cache_root": Kind("SeaCache", counts=False, reused=lambda state: state.consecutive_cached > 0),
+    "text_kv_cache_transformer": Kind("TextKVCache", counts=False),
+    "text_kv_cache_block": Kind("TextKVCache", counts=False),
+    "pyramid_attention_broadcast": Kind("PyramidAttentionBroadcast", reuses=_broadcasts),
+    "faster_cache_denoiser": Kind("FasterCache", reuses=_leaves_unconditional_out, exact=True),
+    "faster_cache_block": Kind("FasterCache", exact=True),
+}
+"""diffusers' caches by the name under which they hook into a module."""
+
+
+@dataclass
+class _Context:
+    """A context that was used.
+
+    Attributes:
+        rows: the samples of each query of its last call.
+        evaluation: of its last call.
+        returns: whether the same query can come back after a step without it: a perturbed one may have another amount.
+    """
+
+    rows: tuple[tuple[int, ...] | None, ...]
+    evaluation: int
+    returns: bool
+
+
+class Caches:
+    """The feature caches of a denoiser during one guided call.
+
+    Args:
+        module: the denoiser.
+        stack: the stack's text, for messages.
+
+    Attributes:
+        cached: rows of this evaluation's calls that a cache answered, in part at least.
+    """
+
+    def __init__(self, module: nn.Module, stack: str) -> None:
+        self.module, self.stack = module, stack
+        self.keyed: list[tuple[Kind, Any, list[Any]]] = []
+        self.single: list[tuple[Kind, Any, nn.Module]] = []
+        self.patched = ""
+        self.cached, self.evaluation = 0, -1
+        self._asked: Counter[str] = Counter()
+        self._contexts: dict[str, _Context] = {}
+        self._last: _Context | None = None
+        self._calls, self._own = 0, 0
+        for place, part in module.named_modules():
+            self._look(place, part)
+
+    def _look(self, place: str, part: nn.Module) -> None:
+        """Find what part of the denoiser remembers from call to call."""
+        registry = vars(part).get("_diffusers_hook")
+        for name, hook in registry.hooks.items() if registry is not None else ():
+            if not hook._is_stateful:
+                continue
+            kind = KINDS.get(name, Kind(type(hook).__name__))
+            managers = [value for value in vars(hook).values() if hasattr(value, "set_context")]
+            if managers:
+                self.keyed.append((kind, hook, managers))
+            else:
+                self.single.append((kind, hook, part))
+        if not self.patched and (function := replaced(part)):
+            self.patched = f"{place or type(part).__name__}.forward, which was replaced by {function}"
+
+    @property
+    def exact(self) -> str:
+        """What remembers the last call, whatever was asked, so that it works with the pipeline's own calls only; or ""."""
+        return self.patched or next((kind.name for kind, _, _ in self.single if kind.exact), "")
+
+    def begin(self) -> None:
+        """The next evaluation begins."""
+        self.evaluation += 1
+        self.cached = self._calls = self._own = 0
+        self._asked.clear()
+        for name, one in list(self._contexts.items()):
+            if one.evaluation < self.evaluation - 1:
+                self._drop(name, counting=one.returns)
+                if not one.returns:
+                    del self._contexts[name]
+
+    @contextmanager
+    def asking(self, requests: Sequence[Request], rows: int, own: bool, drawn: bool = False) -> Iterator[None]:
+        """While the context lasts, the denoiser is called once.
+
+        Args:
+            requests: what it is asked.
+            rows: of the call.
+            own: whether the call is the pipeline's own, as it makes it.
+            drawn: whether some of what it is told was drawn for this call.
+
+        Raises:
+            UnsupportedPipelineError: a cache cannot hold this call apart from others.
+        """
+        self._calls += 1
+        self._own += own
+        if self.exact and not own:
+            raise self.not_exact(_text(requests))
+        if not (self.keyed or self.single):
+            yield
+            return
+        steady = all(one.query.perturbation is None for one in requests)
+        now = _Context(tuple(one.rows for one in requests), self.evaluation, steady)
+        self._one_memory(now, requests)
+        managers = [manager for _, _, those in self.keyed for manager in those]
+        told = _told(managers[0]) if managers else None
+        context = told if own and told is not None else _renamed(told, self._named(requests))
+        name = context if isinstance(context, str) else context.name
+        before = self._contexts.get(name)
+        if drawn or before is None or before.rows != now.rows:
+            self._drop(name)
+        self._contexts[name] = now
+        reused = any(kind.reuses(hook) for kind, hook, _ in self.single)
+        for manager in managers:
+            manager.set_context(context)
+        self._count_on(name)
+        try:
+            yield
+            for kind, _, those in self.keyed:
+                reused |= any(kind.reused(one._state_cache[name]) for one in those if name in one._state_cache)
+            self.cached += rows * reused
+        finally:
+            for manager in managers:
+                manager.set_context(told)
+
+    def end(self, calls: int) -> None:
+        """The evaluation is done, in which the pipeline by itself makes so many calls.
+
+        Raises:
+            UnsupportedPipelineError: some of them were left out, and a cache needs them.
+        """
+        if self.exact and self._own != calls:
+            raise self.not_exact(f"{self._own} of its {calls}")
+
+    def forget(self) -> None:
+        """The guided call is over: nothing of it is kept for the next."""
+        for name in self._contexts:
+            self._drop(name)
+        self._contexts.clear()
+
+    def not_exact(self, asked: str) -> UnsupportedPipelineError:
+        """What to raise where `exact` is not empty and other calls were asked for than the pipeline's own."""
+        return UnsupportedPipelineError(
+            f"{self.exact} of {type(self.module).__name__} remembers the last call, whatever was asked, and works with "
+            f"the pipeline's own calls only; {self.stack} asks for {asked} instead. Take rows='pipeline' of guide(), "
+            "with which every call is the pipeline's own, or take the cache off"
+        )
+
+    def _one_memory(self, now: _Context, requests: Sequence[Request]) -> None:
+        """Begin anew the caches without contexts where the rows changed or a step was left out."""
+        if not self.single:
+            return
+        if self._calls > 1:
+            raise UnsupportedPipelineError(
+                f"{self.single[0][0].name} of {type(self.module).__name__} has one memory for all calls, and "
+                f"{self.stack} needs several in a step: {_text(requests)} comes in a call of its own. Take a cache that "
+                "has a memory for each, such as FirstBlockCache, or take this one off"
+            )
+        last, self._last = self._last, now
+        if last is None or last.rows != now.rows or last.evaluation < self.evaluation - 1:
+            for _, hook, part in self.single:
+                hook.reset_state(part)
+
+    def _named(self, requests: Sequence[Request]) -> str:
+        """The name of a question; of the pieces of one that is asked in pieces, each its own."""
+        text = _text(requests)
+        self._asked[text] += 1
+        return f"guidestack: {text} ({self._asked[text]})"
+
+    def _drop(self, name: str, counting: bool = False) -> None:
+        """Begin a context anew; of the caches that count calls only, with `counting`."""
+        for kind, _, managers in self.keyed:
+            for manager in managers if kind.counts or not counting else ():
+                manager._state_cache.pop(name, None)
+
+    def _count_on(self, name: str) -> None:
+        """MagCache looks up by a step's number what may be left out, which a context that begins late must be told."""
+        for kind, hook, managers in self.keyed:
+            if kind is KINDS[MAG] and name not in managers[0]._state_cache:
+                managers[0].get_state().step_index = self.evaluation % hook.config.num_inference_steps
+
+
+def _text(requests: Sequence[Request]) -> str:
+    return ", ".join(str(one.query) for one in requests)
+
+
+def _told(manager: Any) -> Any:
+    """The context that a pipeline set; up to diffusers 0.41 its name only."""
+    found = vars(manager)
+    return found["_context"] if "_context" in found else found.get("_current_context")
+
+
+def _renamed(context: Any, name: str) -> Any:
+    """A context of another name, at the same step."""
+    if dataclasses.is_dataclass(context) and not isinstance(context, type):
+        return dataclasses.replace(context, name=name)  # type: ignore[type-var]
+    from diffusers.hooks import hooks
+
+    return hooks.CacheContext(name) if hasattr(hooks, "CacheContext") else name
+
+
+HARMLESS = ("accelerate.", "diffusers.hooks.")
+"""Whose replacements of `forward` are known: offload, and the hooks that are looked at one by one."""
+
+
+def replaced(part: nn.Module) -> str:
+    """The function that somebody put in the place of a module's ``forward``, or "".
+
+    Offload, diffusers' own hooks and compiled graphs do not count, nor does a function with ``remembers = False``.
+    """
+    function = vars(part).get("forward")
+    while function is not None:
+        if not getattr(function, "remembers", True):
+            return ""
+        inner = getattr(function, "_torchdynamo_orig_callable", None)
+        if inner is None and str(getattr(getattr(function, "func", None), "__module__", "")).startswith(HARMLESS):
+            inner = getattr(function, "__wrapped__", None)
+        if inner is None:
+            break
+        function = inner
+    if function is not None and getattr(function, "__self__", None) is not None:
+        if function.__func__ in (getattr(type(part), function.__name__, None), nn.Module.__call__):
+            function = None  # its own, behind what was found harmless
+    if function is None:
+        function = type(part).forward
+        if function is nn.Module.forward or not _foreign(type(part), function):
+            return ""
+    return getattr(function, "__qualname__", None) or type(function).__name__
+
+
+def _foreign(cls: type, function: Any) -> bool:
+    """Whether a class was given a method from elsewhere."""
+    qualname = str(getattr(function, "__qualname__", "")).rpartition(".")[0]
+    own = [(one.__module__, one.__qualname__) for one in cls.__mro__]
+    module = getattr(function, "__module__", None)
+    return module not in [name for name, _ in own] and qualname not in [name for _, name in own]

@@ -1,0 +1,309 @@
+"""guide() on networks with feature caches: the pipeline's own guidance to the bit, and a memory for each question."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig, MagCacheConfig
+
+import guidestack as gs
+from guidestack.guidance.query import Perturbation
+from guidestack.pipelines import time_embedding
+from guidestack.pipelines.family import FAMILIES
+
+from . import by_hand
+from .stock import Calls, Stock, recorded, trajectory
+from .test_families import arguments, near
+from .tiny import load
+from .tiny.text import NEGATIVES
+
+pytestmark = [
+    # diffusers' own FasterCache makes grids in a way that torch has announced to end.
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
+    pytest.mark.filterwarnings("ignore:this network was distilled"),
+    pytest.mark.filterwarnings("ignore:adaptive.* stopped guiding every sample"),
+]
+
+STEPS, BATCH = 6, 2
+IN_CALLS = ("FluxPipeline", "QwenImagePipeline", "WanPipeline", "HunyuanVideoPipeline", "CogView4Pipeline")
+"""They open a context for each condition."""
+KLEIN = "Flux2KleinPipeline"
+"""So does it; FirstBlockCache does not run on it by itself in diffusers 0.42.1."""
+IN_ONE = ("LTXPipeline", "CogVideoXPipeline", "MochiPipeline")
+"""They open one context for both."""
+LAYERS = ("num_layers", "num_single_layers")
+NAMED = ("first block", "mag", "taylor")
+"""Caches with a state for each context, on all of these networks."""
+RUNS = [
+    *((name, kind) for name in (*IN_CALLS, *IN_ONE) for kind in NAMED),
+    *((KLEIN, kind) for kind in ("mag", "taylor")),
+    ("WanPipeline", "sea"),
+]
+
+
+@functools.cache
+def deep(name: str) -> Any:
+    """A tiny pipeline whose network has three blocks of each kind: a cache leaves out those behind the first."""
+    pipe = load(name).make()
+    small = pipe.transformer
+    torch.manual_seed(1)
+    large = type(small).from_config({**small.config, **{one: 3 for one in LAYERS if one in small.config}})
+    large.load_state_dict(small.state_dict(), strict=False)
+    pipe.transformer = large.eval()
+    return pipe
+
+
+def config(kind: str, pipe: Any, threshold: float = 0.4) -> Any:
+    import diffusers
+
+    everywhere = (-1, 1001)
+    around = {
+        "spatial_attention_block_skip_range": 2,
+        "spatial_attention_timestep_skip_range": everywhere,
+        "current_timestep_callback": lambda: float(pipe._current_timestep),
+    }
+    if kind == "first block":
+        return diffusers.FirstBlockCacheConfig(threshold=threshold)
+    if kind == "mag":
+        ratios = [1.0, 1.02, 1.1, 0.9, 1.02, 1.3]
+        return diffusers.MagCacheConfig(0.15, 2, num_inference_steps=STEPS, mag_ratios=ratios, retention_ratio=0.1)
+    if kind == "taylor":
+        attention = [r"(single_transformer_blocks|transformer_blocks|blocks)\.\d+\.attn\d?"]
+        return diffusers.TaylorSeerCacheConfig(3, 2, taylor_factors_dtype=torch.float32, cache_identifiers=attention)
+    if kind == "sea":
+        return diffusers.SeaCacheConfig(threshold=1.0)
+    if kind == "pab":
+        return diffusers.PyramidAttentionBroadcastConfig(**around)
+    return diffusers.FasterCacheConfig(
+        **around,
+        unconditional_batch_skip_range=2,
+        unconditional_batch_timestep_skip_range=everywhere,
+        tensor_format="BFCHW",
+        attention_weight_callback=lambda module: 0.3,
+    )
+
+
+@contextmanager
+def cached(name: str, kind: str, threshold: float = 0.4) -> Iterator[Any]:
+    """The pipeline with a cache."""
+    pipe = deep(name)
+    pipe.transformer.enable_cache(config(kind, pipe, threshold))
+    try:
+        yield pipe
+    finally:
+        pipe.transformer.disable_cache()
+
+
+def given(name: str, on: bool = False, **more: Any) -> dict[str, Any]:
+    return arguments(name, BATCH, on=on, num_inference_steps=STEPS, **more)
+
+
+def own(name: str, rule: str) -> str:
+    """A rule, with what the pipeline does behind its guidance."""
+    return " | ".join(filter(None, (rule, FAMILIES[name].own)))
+
+
+def managers(pipe: Any) -> list[Any]:
+    """The states of a cache, one for each hook that has them."""
+    hooks = [
+        hook
+        for part in pipe.transformer.modules()
+        for hook in (part._diffusers_hook.hooks.values() if hasattr(part, "_diffusers_hook") else ())
+    ]
+    found = [value for hook in hooks for value in vars(hook).values() if hasattr(value, "_state_cache")]
+    return list({id(one): one for one in found}.values())
+
+
+# --- the pipeline's own guidance -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "kind"), [*RUNS, *((name, kind) for name in IN_ONE for kind in ("pab", "faster"))])
+def test_cfg_is_the_pipelines_own(name: str, kind: str) -> None:
+    if (name, kind) == ("LTXPipeline", "faster"):
+        pytest.skip("diffusers has no FasterCache for tokens in a row")
+    on = load(name).ON
+    plain = trajectory(deep(name), deep(name), given(name, on=True))
+    with cached(name, kind) as pipe:
+        stock = trajectory(pipe, pipe, given(name, on=True))
+        assert not near(stock, plain, 1e-6)  # the cache did something
+        for rows in ("asked", "pipeline"):
+            guided = gs.guide(pipe, own(name, f"cfg({on})"), rows=rows)
+            assert torch.equal(trajectory(pipe, guided, given(name)), stock)
+            report = guided.report
+            assert 0 < report.cached < report.rows == 2 * BATCH * STEPS
+            assert f"{report.cached} of them from a feature cache" in str(report)
+        off = trajectory(pipe, pipe, arguments(name, BATCH, False, num_inference_steps=STEPS, **{load(name).SCALE: 1.0})
+                         ) if kind != "faster" else None  # fmt: skip
+        if off is not None:
+            unguided = gs.guide(pipe, gs.Stack())
+            assert torch.equal(trajectory(pipe, unguided, given(name, negative=False)), off)
+    assert gs.guide(pipe, "cfg(3)")(**given(name)) is not None
+    assert guided.report.cached > 0
+
+
+# --- further conditions and perturbed passes -----------------------------------------------------------------------
+
+
+def in_context(pipe: Any, name: str, calls: Calls, each: int, around: Callable[[int], Any] = nullcontext) -> Calls:
+    """Recorded calls, made in a context of their own: of a cache that counts anew after a step without them."""
+    last = -1
+
+    def made(original: Callable[..., Any], step: int) -> Callable[..., Any]:
+        def call(**arguments: Any) -> Any:
+            nonlocal last
+            states, counts = managers(pipe), not isinstance(pipe.transformer._cache_config, FirstBlockCacheConfig)
+            told = states[0]._context
+            at = {one: value for one, value in vars(told).items() if one != "name"}
+            with pipe.transformer.cache_context(name, **at):
+                if counts and last != step - 1:
+                    for one in states:
+                        one._state_cache.pop(name, None)
+                    if isinstance(pipe.transformer._cache_config, MagCacheConfig):
+                        states[0].get_state().step_index = step
+                with around(step):
+                    output = original(**arguments)
+            last = step
+            for one in states:
+                one.set_context(told)
+            return output
+
+        return call
+
+    return [(made(original, number // each), arguments) for number, (original, arguments) in enumerate(calls)]
+
+
+def weak(pipe: Any, each: int) -> Callable[[int], Any]:
+    """The perturbed pass of TSG at a step; where the unconditional rows stand before those of the prompt, theirs too."""
+
+    def around(step: int) -> Any:
+        own = [by_hand.key(7 + sample, step, "time positive") for sample in range(BATCH)]
+        others = [torch.Generator() for _ in own] if each == 1 else []
+        network = pipe.transformer
+        return time_embedding.perturbed(
+            network, Perturbation("time", 1.0), others + own, time_embedding.places(network)
+        )
+
+    return around
+
+
+SECOND = ["old", "a pig"]
+GUIDES: dict[str, tuple[by_hand.Guide, bool]] = {
+    "perpneg(3, weights=(1.0, 0.5))": (by_hand.perp_neg(3, 2, 0, (1.0, 0.5)), True),
+    "tsg(3) | cfg(2)": (by_hand.cfg(2, inner=by_hand.cfg(3, "positive weak")), True),
+    "prefix(cfg(4), 2)": (by_hand.prefix(by_hand.cfg(4), 2), False),
+    "schedule(cfg(4), 'g c g2 c*')": (
+        lambda at, memory: by_hand.cfg(4)(at, memory) if at.step in (0, 2, 3) else at["positive"],
+        False,
+    ),
+}
+"""The formula of each stack, and whether it asks the same questions at every step."""
+
+
+@pytest.mark.parametrize("text", GUIDES)
+@pytest.mark.parametrize(("name", "kind"), RUNS)
+def test_each_question_has_a_memory_of_its_own(name: str, kind: str, text: str) -> None:
+    """Against the stock pipeline around a denoiser that guides, in whose loop every question has its context.
+
+    A first-block cache with this threshold reuses from the second step on, whatever it measures: as other caches here it
+    does not depend on what else is in a batch. SeaCache measures the samples, which are those of all conditions.
+    """
+    guide, steady = GUIDES[text]
+    each = 2 if name not in IN_ONE else 1
+    if each == 1 and not steady:
+        pytest.skip("the rows of the pipeline's own call change, where a context begins anew")
+    if name == KLEIN and text.startswith("perpneg"):
+        pytest.skip("it takes no negative prompts")
+    with cached(name, kind, threshold=1e9) as pipe:
+        first = recorded(pipe, given(name, on=True))
+        runs = {"negative": first, "negative:0": first, "positive weak": first}
+        runs["null"] = recorded(pipe, given(name, on=True, negative=False))
+        if name != KLEIN:
+            runs["negative:1"] = recorded(pipe, given(name, on=True, negative_prompt=list(SECOND)))
+        others = {
+            one: in_context(
+                pipe, one.replace(":0", ""), calls, each, weak(pipe, each) if "weak" in one else nullcontext
+            )
+            for one, calls in runs.items()
+        }
+        wanted = Stock(pipe, ("negative", "positive"), others).run(given(name, on=True), [guide] * BATCH)
+        more = (
+            {"negative_prompt": [list(one) for one in zip(NEGATIVES, SECOND, strict=False)]} if "perp" in text else {}
+        )
+        guided = gs.guide(pipe, text)
+        ours = trajectory(pipe, guided, given(name, **more))
+        assert near(ours, torch.stack(wanted.steps))
+        assert guided.report.cached > 0
+        assert guided.report.evaluations == wanted.evaluations
+    plain = trajectory(pipe, gs.guide(pipe, text), given(name, **more))
+    assert not near(ours, plain, 1e-4)
+
+
+# --- questions that change -----------------------------------------------------------------------------------------
+
+
+CHANGING = (
+    "perpneg(3)",
+    "tsg(3, power=1) | cfg(2)",
+    "tsg(3) | tsg(2, strength=0.5) | cfg(2)",
+    "during(tsg(2), progress=(0.3, 0.6)) | cfg(2)",
+    "prefix(cfg(4), 2)",
+    "schedule(cfg(4), 'g c g c g c')",
+    "during(cfg(4), progress=(0.3, 0.6)) | cfg(2, against='null')",
+    "adaptive(cfg(4), threshold={}, space='denoised')",
+)
+
+
+@contextmanager
+def witnessed(pipe: Any, kind: str) -> Iterator[list[str]]:
+    """What goes on in a context with a memory of another question, or of one that was left out at a step."""
+    faults: list[str] = []
+    before: dict[str, tuple[Any, int]] = {}
+    times: list[float] = []
+
+    def look(network: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        # Once a call, with the context that the call has.
+        told, state = managers(pipe)[0]._context, managers(pipe)[0]
+        now = float(kwargs["timestep"].flatten()[0])
+        if not times or times[-1] != now:
+            times.append(now)
+        texts = [round(float(row.double().sum()), 6) for row in kwargs["encoder_hidden_states"]]
+        known = state._state_cache.get(told.name)
+        fresh = known is None or (kind == "mag" and known.previous_residual is None)
+        if not fresh:
+            asked, step = before[told.name]
+            if asked != texts:
+                faults.append(f"{told.name}: other questions")
+            if len(times) - 2 != step and kind in ("mag", "taylor"):
+                faults.append(f"{told.name}: left out")
+        before[told.name] = (texts, len(times) - 1)
+
+    handle = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield faults
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("name", "kind"), RUNS)
+def test_no_memory_is_of_another_question(name: str, kind: str) -> None:
+    with cached(name, kind) as pipe:
+        never = gs.guide(pipe, "adaptive(cfg(4), threshold=2, space='denoised')")
+        never(**given(name))
+        threshold = sum(never.report.trace("cosine")[2]) / BATCH
+        for text in CHANGING:
+            text = text.format(threshold)
+            if name == KLEIN and text.startswith("perpneg"):
+                continue
+            more = {"negative_prompt": [["a", "b"], ["c"]]} if text.startswith("perpneg") else {}
+            for most in (None, 1, 3):
+                guided = gs.guide(pipe, text, max_rows=most)
+                with witnessed(pipe, kind) as faults:
+                    guided(**given(name, **more))
+                assert not faults, (text, most)
+                assert all(not one._state_cache for one in managers(pipe))  # nothing is kept
+                assert all(one._context is None for one in managers(pipe))
