@@ -13,12 +13,14 @@ from .stable_diffusion_xl import POOLED
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    # The pipelines take `max_sequence_length` and do not hand it on.
+    length = tokens({**call, "max_sequence_length": 256}, 256, as_prompt)
     embeddings, _, pooled, _ = pipe.encode_prompt(
         list(texts),
         device=pipe._execution_device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
-        max_sequence_length=tokens(call, 256, as_prompt),
+        max_sequence_length=length,
     )
     return {"encoder_hidden_states": embeddings, POOLED: pooled}
 

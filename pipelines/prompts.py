@@ -205,6 +205,8 @@ def asked(
         further["null"] = _rows(family, named)
         if not given_negative:
             call |= {f"negative_{name}": value for name, value in named.items()}
+            if "negative_prompt" in inspect.signature(pipe.__call__).parameters:
+                call["negative_prompt"] = None  # some have an empty text by default, and do not take both
     # A pipeline encodes an empty text that it is given, also where its empty condition is another.
     empty = not given_negative if null is not None or family.zeros(pipe) else not any(negatives)
     return Prompts(negatives, positives, empty, further, tuple(remarks))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .family import FAMILIES, Call, Family, Pipeline, Rows
+from .family import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _transformer(pipe: Pipeline) -> Any:
@@ -26,7 +26,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         list(texts),
         do_classifier_free_guidance=False,
         num_videos_per_prompt=1,
-        max_sequence_length=call.get("max_sequence_length", 512),
+        max_sequence_length=tokens(call, 512, as_prompt, alone=True),
         device=pipe._execution_device,
     )
     return {"encoder_hidden_states": embeddings.to(_transformer(pipe).dtype)}
