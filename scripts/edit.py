@@ -208,7 +208,7 @@ def _edit(options: dict[str, Any]) -> str:
     pipe = studio.pipe
     picture = sized(picture, path, size, own_size(pipe))
     pipe.scheduler = by_name(options["sampler"], {"clip_sample": False, **studio.base_config})
-    pipe.set_progress_bar_config(unit="step", dynamic_ncols=True)  # one bar for the inversion, one for the edit
+    pipe.set_progress_bar_config(unit="step", dynamic_ncols=True)  # a bar for the way back, and one for that forth
     editing = edit(pipe, guidance, inversion=inversion)
     recipe = Edit(
         prompt=options["prompt"],
