@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 PACKAGES := guidance samplers pipelines bridges evaluation configs scripts
 OUT := out/demo
 
-.PHONY: help demo test quick lint types bench figures docs clean
+.PHONY: help demo test quick oldest lint types bench figures docs clean
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
 
@@ -36,6 +36,12 @@ test: lint types $(VENV)/.dev ## everything that must hold: lint, types, all tes
 quick: $(VENV)/.dev ## the part to run while working, under two minutes
 	$(BIN)/python -m pytest -n 2 -q -m "not slow" tests/guidance tests/samplers
 
+# By hand, before a release: the oldest torch comes with several GB of CUDA packages.
+oldest: ## the tests of the algebra and of the pipelines with the oldest versions that are said to do
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip --disable-pip-version-check install -qq --constraint oldest.txt --editable ".[dev]"
+	.venv-oldest/bin/python -m pytest -q -W default tests/guidance tests/samplers tests/pipelines tests/scripts/test_cli.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +68,4 @@ $(VENV)/.docs: $(VENV)/.dev
 	@touch $@
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .wheel-venv out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .wheel-venv .venv-oldest out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -23,7 +23,7 @@ from .words import counted
 
 PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth", "*.pkl")
 LARGEST_INDEX = 1_000_000  # bytes of model_index.json
-LONGEST_NAME = 100  # characters of a component's name
+LONGEST_NAME = 100  # characters of the name of a component, and of the pipeline's class
 
 
 @contextmanager
@@ -171,17 +171,23 @@ def _index(folder: Path) -> dict[str, Any]:
         components = json_of(read_bytes(index, "model index", LARGEST_INDEX))
     except ValueError:
         components = None
-    if not isinstance(components, dict) or not isinstance(components.get("_class_name"), str):
-        raise InputError(f"{index} is no model index: expected JSON with '_class_name'")
+    own = components.get("_class_name") if isinstance(components, dict) else None
+    if not isinstance(components, dict) or not isinstance(own, str) or not is_word(own):
+        raise InputError(f"{index} is no model index: expected JSON with '_class_name', the name of a class")
     for name, kind in components.items():
         if name.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
             continue
         if is_component(kind):
-            if not name.isidentifier() or len(name) > LONGEST_NAME:
+            if not is_word(name):
                 raise InputError(f"{index} has a component {shown(name)}: expected a word, the name of its folder")
         elif is_folder(folder / name):  # else it is a setting of the pipeline's
             raise InputError(f"{index}: {shown(name)} is {shown(kind)}; expected a library and a class, or null twice")
     return components
+
+
+def is_word(name: str) -> bool:
+    """Whether a name may be that of a component or a class."""
+    return len(name) <= LONGEST_NAME and name.isidentifier()
 
 
 def is_component(kind: Any) -> bool:

@@ -254,7 +254,7 @@ def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int,
             prompt=prompt,
             negative=negative,
             extra=extra,
-            guidance=str(stack),
+            guidance=text,
             sampler=options["sampler"],
             steps=options["steps"],
             # The same for every stack: what differs between two sets is then the guidance alone.
@@ -263,7 +263,7 @@ def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int,
             dtype=options["dtype"],
             batch=options["batch"],
         )
-        for stack in stacks
+        for text in map(str, stacks)
         for index, (prompt, negative, extra) in enumerate(zip(prompts, negatives, extras, strict=True))
         for copy in range(options["count"])
     ]

