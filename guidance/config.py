@@ -66,11 +66,12 @@ def _rule_from(item: Any) -> Rule:
     if not isinstance(item, Mapping) or len(item) != 1:
         raise StackSyntaxError(f"a rule is a mapping {{name: {{argument: value}}}} with one name; got {shown(item)}")
     ((name, arguments),) = item.items()
-    signatures = {entry.name: entry.signature for entry in rules()}
-    if name not in signatures:
-        raise StackSyntaxError(f"unknown rule {shown(name)}{nearest(str(name), signatures)}")
+    known = {entry.name: entry for entry in rules()}
+    if name not in known:
+        raise StackSyntaxError(f"unknown rule {shown(name)}{nearest(str(name), known)}")
     if not isinstance(arguments, Mapping):
-        raise StackSyntaxError(f"{name}: expected a mapping of arguments, {signatures[name]}; got {shown(arguments)}")
+        wanted = known[name].signature
+        raise StackSyntaxError(f"{name}: expected a mapping of arguments, {wanted}; got {shown(arguments)}")
     return make(name, [], {key: _value_from(value) for key, value in arguments.items()})
 
 

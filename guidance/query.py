@@ -376,7 +376,9 @@ def evaluate(
         if query not in whole:
             whole[query] = _assembled(parts[query], whole[aliases[base]], batch)
     answers = {query: Prediction(native, x, level, network.parameterization) for query, native in whole.items()}
-    return Evaluation(Predictions(answers, aliases, answers[aliases[base]]), asked, calls, rows_run, batch, network.cached)
+    return Evaluation(
+        Predictions(answers, aliases, answers[aliases[base]]), asked, calls, rows_run, batch, network.cached
+    )
 
 
 def _assembled(parts: list[tuple[tuple[int, ...] | None, Tensor]], base: Tensor | None, batch: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import stat
@@ -105,7 +104,8 @@ def _quoted(path: str | Path) -> str:
     return repr(cut(str(path), 300))
 
 
-_Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C, where it was built, is ten times as fast
+_Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The loader in C, where it was built, is ten times as fast; it refuses what is too deep for it by itself."""
 
 
 class _Loader(_Fast):  # type: ignore[misc]
@@ -113,19 +113,20 @@ class _Loader(_Fast):  # type: ignore[misc]
 
     def get_single_node(self) -> Any:
         root = super().get_single_node()
-        nodes, seen = [root], set[int]()
-        while nodes:
-            node = nodes.pop()
+        waiting, seen = [root], set()
+        while waiting:
+            node = waiting.pop()
             if id(node) in seen:
                 raise yaml.YAMLError("anchors and aliases are not read")
             seen.add(id(node))
-            if isinstance(node, yaml.MappingNode):
+            if isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+            elif isinstance(node, yaml.MappingNode):
                 keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-                if twice := [key for key, count in keys.items() if count > 1]:
-                    raise yaml.YAMLError(f"the key {shown(twice[0])} comes twice")
-                nodes += itertools.chain.from_iterable(node.value)
-            elif isinstance(node, yaml.SequenceNode):
-                nodes += node.value
+                for key, count in keys.items():
+                    if count > 1:
+                        raise yaml.YAMLError(f"the key {shown(key)} comes twice")
+                waiting += [one for pair in node.value for one in pair]
         return root
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:

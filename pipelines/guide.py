@@ -116,7 +116,9 @@ def _rows(family: Family, stack: Stack, max_rows: int | None, rows: str) -> None
     if rows == ASKED:
         return
     if max_rows is not None:
-        raise InputError(f"rows={rows!r} keeps the pipeline's calls whole, and max_rows={max_rows!r} cuts them; drop one")
+        raise InputError(
+            f"rows={rows!r} keeps the pipeline's calls whole, and max_rows={max_rows!r} cuts them; drop one"
+        )
     own = {*family.halves, "null", "negative"}
     if beyond := sorted(str(query) for query in stack.asks() if query.perturbation or query.condition not in own):
         raise UnsupportedPipelineError(
