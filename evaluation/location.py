@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from ..guidance.errors import InputError
-from .values import check_text, cut, shown
+from .values import check_text, cut, file, shown
 
 T = TypeVar("T")
 
@@ -45,8 +45,6 @@ class Location:
     def __init__(self, address: str | Path, patience: float = PATIENCE) -> None:
         self.address, self.patience = str(address), patience
         check_text(self.address, "the location")
-        if "\0" in self.address:
-            raise InputError(f"cannot use the location {shown(self.address)}: it has a NUL character")
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.address)
         except (ValueError, ImportError, OSError) as error:
@@ -55,6 +53,8 @@ class Location:
         protocol = self.fs.protocol
         self.protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         self.local = bool(self.protocols & {"file", "local"})
+        if self.local:
+            file(self.root, "the location")
         self._made: set[str] = set()
         self._seen: int | None = None  # the device of the folder, once it has been there: only then can it have gone
 

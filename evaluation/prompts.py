@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,7 +177,7 @@ def _meant(name: str, valid: Collection[str]) -> str:
 
 def _csv_value(row: Mapping[str, str]) -> dict[str, Any]:
     value: dict[str, Any] = {key: cell for key, cell in row.items() if not key.startswith("label.")}
-    if (number := value.get("class")) is not None and number.strip().isascii() and number.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]{1,18}\s*", number := value.get("class", "")):
         value["class"] = int(number)
     labels = {key.removeprefix("label."): cell for key, cell in row.items() if key.startswith("label.") and cell}
     return value | ({"labels": labels} if labels else {})

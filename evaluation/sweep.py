@@ -34,8 +34,9 @@ DTYPES, IMAGES = ("float32", "float16", "bfloat16"), ("png", "webp", "none")
 DEFAULTS: dict[str, Any] = {"sampler": "dpm++2m", "steps": 25, "size": None, "dtype": "float32", "batch": 8}
 BUNDLED = "bundled"
 STACK = "stack"  # the axis of the templates
-MOST_AXES, MOST_PROMPTS, MOST_SAMPLES = 100, 1_000_000, 10_000_000
-"""Of a sweep; of one prompt there are as many seeds at most as there are prompts."""
+MOST_AXES = 100
+MOST_OF_A_CELL = 1_000_000  # samples of a cell, and so prompts, and seeds of a prompt
+MOST_SAMPLES = 10_000_000
 INLINE = 100  # prompts that are written into a resolved sweep; more go into a file beside it
 LAST_SEED = 2**63 - 1
 HOLE = re.compile(r"\{([^{}]*)\}")
@@ -83,7 +84,7 @@ class Seeds:
         Raises:
             InputError: they are too many.
         """
-        _check_count(self.count * factor, "seeds of a prompt", MOST_PROMPTS)
+        _check_count(self.count * factor, "seeds of a prompt", MOST_OF_A_CELL)
         if self.each:
             return Seeds(each=self.each, start=self.start, times=self.times * factor)
         first = max(self.seeds) + 1
@@ -138,7 +139,7 @@ class Sweep:
         last = seeds.start + seeds.each * len(self.prompts) + FURTHER * seeds.times if seeds.each else max(seeds.seeds)
         if last > LAST_SEED:
             raise InputError(f"seeds end at {LAST_SEED}; this sweep has one of {last}")
-        _check_count(len(self.prompts) * seeds.count, "samples of a cell", MOST_SAMPLES)
+        _check_count(len(self.prompts) * seeds.count, "samples of a cell", MOST_OF_A_CELL)
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
@@ -381,12 +382,12 @@ def _seeds(given: Any, prompts: int, where: str) -> Seeds:
             raise InputError(f"{where}: give count, the same seeds for every prompt, or each, its own for each prompt")
         start = values.whole(given.get("start", 0), f"{where}: start", 0, LAST_SEED)
         kind = "each" if "each" in given else "count"
-        count = values.whole(given[kind], f"{where}: {kind}", 1, MOST_PROMPTS)
-        times = values.whole(given.get("times", 1), f"{where}: times", 1, MOST_PROMPTS)
-        _check_count(count * times * prompts, "samples of a cell", MOST_SAMPLES)
+        count = values.whole(given[kind], f"{where}: {kind}", 1, MOST_OF_A_CELL)
+        times = values.whole(given.get("times", 1), f"{where}: times", 1, MOST_OF_A_CELL)
+        _check_count(count * times * prompts, "samples of a cell", MOST_OF_A_CELL)
         found = Seeds(each=count, start=start) if kind == "each" else Seeds(tuple(range(start, start + count)))
         return found.more(times)
-    listed = values.values([given] if type(given) is int else given, where, MOST_PROMPTS)
+    listed = values.values([given] if type(given) is int else given, where, MOST_OF_A_CELL)
     return Seeds(tuple(values.whole(one, where, 0, LAST_SEED) for one in listed))
 
 
@@ -406,7 +407,7 @@ def _prompts(given: Any, name: str, files: Files | None) -> tuple[list[Prompt], 
             found = values.values(given["classes"], f"{where}: classes")
             return [prompts_of.prompt_of({"class": one}, where) for one in found], None
         drawn = values.check_keys(given[BUNDLED], ("count", "seed"), f"{where}: {BUNDLED}")
-        count = values.whole(drawn.get("count"), f"{where}: count", 1, MOST_PROMPTS)
+        count = values.whole(drawn.get("count"), f"{where}: count", 1, MOST_OF_A_CELL)
         seed = values.whole(drawn.get("seed", 0), f"{where}: seed", 0, LAST_SEED)
         return prompts_of.bundled(count, seed), (count, seed)
     file = values.file(given, where)

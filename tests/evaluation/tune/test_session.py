@@ -202,7 +202,7 @@ def test_what_is_not_measured_yet_is_measured(whole: Path, model_folder: Path) -
     ("changed", "message"),
     [
         ({"budget": 0}, "--budget is the number of stacks to try, 1 at least; got 0"),
-        ({"held_out": prompts("red", "b")}, "1 prompts are in the training and in the held-out set, such as 'red'"),
+        ({"held_out": prompts("red", "b")}, "1 prompt is in the training and in the held-out set, such as 'red'"),
         ({"training": prompts("red")}, "an interval needs two training prompts at least; got 1"),
         ({"held_out": prompts("sea")}, "an interval needs two held-out prompts at least; got 1"),
         ({"reference": gs.parse("cfg(3, against='null@weak')")}, "asks the network 'weak'"),
