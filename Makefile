@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+GPU_VENV := .gpu-venv
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 PACKAGES := guidance samplers pipelines bridges evaluation configs scripts
 OUT := out/demo
 
-.PHONY: help demo test quick oldest lint types bench figures docs clean
+.PHONY: help demo test quick oldest lint types bench gpu-check figures docs clean
 help: ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +56,17 @@ bench: $(VENV)/.dev ## time and memory of guide() against the stock pipeline, an
 	$(BIN)/guidestack bench
 	$(BIN)/guidestack bench --arithmetic
 
+# Which build of torch is right depends on the GPU's driver: the one that PYTHON has is used, and the pin left out.
+$(GPU_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	grep -v '^torch==' constraints.txt > $(GPU_VENV)/constraints.txt
+	$(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint $(GPU_VENV)/constraints.txt \
+	  --editable .
+	@touch $@
+
+gpu-check: $(GPU_VENV)/.installed ## does everything hold on this machine's GPU, and what does guidance cost there?
+	$(GPU_VENV)/bin/python -m guidestack.scripts.gpu_check
+
 figures: $(VENV)/.dev ## the pictures of the documentation, and the tables of docs/methods.md
 	$(BIN)/python -m guidestack.scripts.figures methods
 	$(BIN)/python -m guidestack.scripts.figures views
@@ -68,4 +80,4 @@ $(VENV)/.docs: $(VENV)/.dev
 	@touch $@
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .wheel-venv .venv-oldest out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(GPU_VENV) .wheel-venv .venv-oldest out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

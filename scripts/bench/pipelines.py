@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,19 +67,21 @@ class Bench:
         pipe: a pipeline with prompts.
         batch: images of a run.
         steps: steps of a run.
+        more: further arguments of every call.
     """
 
-    def __init__(self, pipe: Any, batch: int, steps: int = STEPS) -> None:
-        self.pipe, self.batch, self.steps = pipe, batch, steps
+    def __init__(self, pipe: Any, batch: int, steps: int = STEPS, more: Mapping[str, Any] | None = None) -> None:
+        self.pipe, self.batch, self.steps, self.more = pipe, batch, steps, more or {}
         self.scale = family_of(pipe).scale
 
     def with_steps(self, steps: int) -> Bench:
         """The same with another number of steps."""
-        return Bench(self.pipe, self.batch, steps)
+        return Bench(self.pipe, self.batch, steps, self.more)
 
     def _given(self) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(sample) for sample in range(self.batch)]
-        return {"prompt": ["cat face"] * self.batch, "num_inference_steps": self.steps, "generator": generators}
+        given = {"prompt": ["cat face"] * self.batch, "num_inference_steps": self.steps, "generator": generators}
+        return {**given, **self.more}
 
     def stock(self) -> None:
         """The pipeline by itself, with its own classifier-free guidance."""
