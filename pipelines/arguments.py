@@ -32,7 +32,8 @@ def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = count(name, found[name])
     for name, value in found.items():
         text = TEXT.fullmatch(name)
-        if isinstance(value, list | tuple) and not value and (text or name in LISTS):
+        # An empty list of negatives says that a prompt has none.
+        if isinstance(value, list | tuple) and not value and (name in LISTS or (text and not text[1])):
             raise InputError(f"{name} is an empty list, and there is nothing to make; fill it, or leave it out")
         for one in (value if isinstance(value, list | tuple) else [value]) if text else ():
             if isinstance(plain(one), bool | int | float | bytes) or (one is None and isinstance(value, list | tuple)):
