@@ -106,6 +106,8 @@ class Size:
     rounds: int = 3
 
 
+COMPARED = 0.7
+"""Share of the time after which what is compared leaves the rest to what is timed."""
 SMALLER = models.Xl(width=128, layers=(1, 2, 4))
 """Where the whole network does not fit."""
 NEEDED = 18 * 2**30
@@ -389,12 +391,12 @@ def check(device: torch.device, size: Size, minutes: float) -> Iterator[Row]:
     Args:
         device: where.
         size: how much is run.
-        minutes: after which no further part is begun.
+        minutes: after which nothing more is begun.
     """
-    end = time.monotonic() + 60 * minutes
+    began = time.monotonic()
 
-    def go_on() -> bool:
-        return time.monotonic() < end
+    def go_on(share: float = 1.0) -> bool:
+        return time.monotonic() - began < 60 * minutes * share
 
     def compared(name: str) -> Iterator[Row]:
         wanted = references(subject(name, "float32", device, size), size)
@@ -404,10 +406,11 @@ def check(device: torch.device, size: Size, minutes: float) -> Iterator[Row]:
     def checked(name: str, dtype: str, wanted: Mapping[str, Tensor]) -> Iterator[Row]:
         one = subject(name, dtype, device, size)
         for rows in (parity(one, size), seeds(one, size), rules(one, size, wanted), waits(one, size, device)):
-            if not go_on():
-                yield one.row("all", "the rest", "not made", "no time left")
-                return
-            yield from rows
+            for row in rows:
+                yield row
+                if not go_on(COMPARED):
+                    yield one.row("all", "the rest", "not made", "no time left")
+                    return
 
     def timed(name: str, dtype: str) -> Iterator[Row]:
         yield from cost(subject(name, dtype, device, size, timed=True), size, device, go_on)
@@ -437,7 +440,7 @@ def account(rows: Sequence[Row]) -> str:
 @click.command()
 @click.option("--device", help="Check this one.  [default: the accelerator, if there is one]")
 @click.option("--quick", is_flag=True, help="Small networks, few steps: a minute on a CPU, to try the check itself.")
-@click.option("--minutes", type=float, default=7.0, show_default=True, help="Begin no further part after this long.")
+@click.option("--minutes", type=float, default=7.0, show_default=True, help="Begin nothing more after this long.")
 @click.option("--json", "to", type=click.Path(path_type=Path), default=Path("out/gpu-check.json"), show_default=True)
 def command(device: str | None, quick: bool, minutes: float, to: Path) -> None:
     """Check that guidance holds on the accelerator of this machine, and measure what it costs there.

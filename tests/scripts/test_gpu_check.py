@@ -145,6 +145,19 @@ def test_what_breaks_is_a_row(
     assert (row.outcome, row.what) == (outcome, "the rest")
 
 
+def test_what_there_is_no_time_for_says_so(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> None:
+    monkeypatch.setattr(gpu_check, "subject", lambda *rest, **more: subject)
+    monkeypatch.setattr(gpu_check, "references", lambda *rest: {})
+    rows = list(gpu_check.check(CPU, SIZE, minutes=0))
+    compared = [row for row in rows if row.check != "cost"]
+    assert [row.check for row in compared] == [
+        "parity",
+        "all",
+    ] * 2  # one row of each model, and that the rest was not made
+    assert {row.text for row in rows if row.outcome == "not made"} == {"no time left"}
+    assert len(rows) == 4 + 2 * len(SIZE.batches)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
