@@ -339,8 +339,9 @@ def test_inf_that_the_scheduler_made_is_not_said_to_be_the_networks(plain: Any, 
     options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
     plain.scheduler = getattr(diffusers, name).from_config(plain.scheduler.config, **options)
     wanted = (
-        r"NaN or Inf at step 1 of 4 \(.*\) in what the sampler handed over, before the network was asked; the run begins at "
-        r"pure noise .* rescale_betas_zero_snr=False, .* prediction_type='v_prediction'; lost: samples \[0, 1\]"
+        r"NaN or Inf at step 1 of 4 \(.*\) in what the sampler handed over, before the network was asked; the run "
+        r"begins at pure noise .* rescale_betas_zero_snr=False, .* prediction_type='v_prediction'; lost: "
+        r"samples \[0, 1\]"
     )
     with pytest.raises(NonFiniteError, match=wanted):
         gs.guide(plain, "cfg(3)")(["a", "b"], generator=seeded(2), **GIVEN)
