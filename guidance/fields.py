@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from typing import Any
 
 from .errors import InputError, RuleError, nearest, shown
@@ -29,9 +30,9 @@ def plain(value: Any) -> Any:
     return value.tolist() if callable(getattr(value, "tolist", None)) else value
 
 
-def is_number(value: Any) -> bool:
-    """Whether a plain value is a finite number, of a size that rules compute with."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+def is_number(value: Any, largest: float = LARGEST) -> bool:
+    """Whether a plain value is a finite number, of a size that rules compute with unless told."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
 
 
 def number(rule: object, name: str, low: float = -LARGEST, high: float = LARGEST) -> float:
@@ -85,14 +86,11 @@ def interval(rule: object, name: str, low: float, high: float) -> None:
     ends = [plain(end) for end in value] if isinstance(value, tuple | list) else []
     if (
         len(ends) != 2
-        or not is_number(ends[0])
-        or not (is_number(ends[1]) or ends[1] == math.inf)
+        or not all(is_number(end, sys.float_info.max) or end == math.inf for end in ends)  # they are only compared
         or not low <= ends[0] < ends[1] <= high
     ):
-        at_most = f" <= {LARGEST:g}, or inf" if math.isinf(high) else f" <= {high:g}"
-        raise RuleError(
-            f"{type(rule).__name__}: {name} must be two numbers, {low:g} <= first < second{at_most}; got {shown(value)}"
-        )
+        bounds = f"{low:g} <= first < second" + ("" if math.isinf(high) else f" <= {high:g}")
+        raise RuleError(f"{type(rule).__name__}: {name} must be two numbers, {bounds}; got {shown(value)}")
     set_field(rule, name, (float(ends[0]), float(ends[1])))
 
 

@@ -13,7 +13,7 @@ import guidestack as gs
 from guidestack.guidance.errors import CompositionError, GuidestackError, StackSyntaxError
 
 numbers = st.floats(-1e6, 1e6)
-spans = st.tuples(st.floats(0, 5), st.floats(6, 1e6) | st.just(float("inf")))
+spans = st.tuples(st.floats(0, 5), st.floats(6, 1e9) | st.just(float("inf")))
 spaces = st.sampled_from(["native", "denoised", "noise", "velocity"])
 strengths = st.floats(0, 9) | st.lists(st.floats(0, 9), min_size=1, max_size=3).map(tuple)
 queries = st.sampled_from(
