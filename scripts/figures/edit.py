@@ -19,7 +19,7 @@ from ...pipelines.images import encoded, pixels
 from ...samplers import by_name
 from ...samplers.noise import generators
 from ..emoji.files import replacing
-from ..images import grid, write
+from ..images import grid, make_folder, write
 from ..model import load, notices
 
 SOURCES = (
@@ -152,6 +152,7 @@ def main(out: Path, steps: int, model: str | None) -> None:
         with notices():
             pipe, _ = load(model, torch.float32, "cpu")
             picture, rows = draw(pipe, steps)
+        make_folder(out.parent)
         write(picture, out)
         if page.exists():
             text = with_numbers(page.read_text(encoding="utf-8"), rows)

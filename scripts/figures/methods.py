@@ -16,7 +16,7 @@ from ...pipelines import guide
 from ...samplers import by_name
 from ...samplers.noise import generators, seeded
 from ..emoji.files import replacing
-from ..images import grid, write
+from ..images import grid, make_folder, write
 from ..model import load, notices
 from .looks import contrast, saturation
 from .specs import FIGURES, Figure, Row
@@ -148,6 +148,7 @@ def main(only: tuple[str, ...], to: Path, model: str | None) -> None:
 
         with notices():
             pipe, _ = load(model, torch.float32, "cpu")
+            make_folder(to)
             for name in only or FIGURES:
                 figure = FIGURES[name]
                 picture, means = draw(pipe, figure)

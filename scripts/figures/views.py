@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...guidance.errors import InputError
 from ...guidance.views import NEGATIVE_VIEWS, POSITIVE_VIEWS, VARIANTS, views
-from ..images import write
+from ..images import make_folder, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,6 +91,7 @@ def figure() -> Image.Image:
 def main(out: Path) -> None:
     """Write the figure."""
     try:
+        make_folder(out.parent)
         write(figure(), out)
     except InputError as error:
         raise click.ClickException(str(error)) from None
