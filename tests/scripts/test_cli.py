@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from guidestack.guidance.report import Report
 from guidestack.scripts import cli
 from guidestack.scripts.images import read_recipe
 
@@ -362,6 +363,8 @@ def test_numbers_agree_with_their_nouns(run: Any, model_folder: Path, tmp_path: 
     status, out, _ = run("generate", "b", "c", *more)
     assert (status, "2 images in" in out, "2 network evaluations" in out) == (0, True, True)
     assert "1 network evaluation," in run("generate", "d", *more)[1]
+    assert "cfg(4): 1 sample, 0 steps" in str(Report("cfg(4)", 1))
+    assert "cfg(4): 2 samples, 0 steps" in str(Report("cfg(4)", 2))
     assert "1 evaluation a sample in 1 step of ddim" in run("explain", "stack()", "--steps", 1, "--sampler", "ddim")[1]
 
 
