@@ -431,7 +431,7 @@ def _windowed(rule: Rule, device: str) -> str | None:
     if any(part.whole_stack for part in rule.parts()):
         return "must be the whole stack"
     oracle = Oracle(device=device)
-    outside = oracle_run(During(rule, sigma=(1e5, 1e6)), oracle)
+    outside = oracle_run(During(rule, sigma=(1e6, 1e7)), oracle)
     if outside.run.report.evaluations != [len(LEVELS)] * 3:
         raise _Broken(f"costs {outside.run.report.evaluations} evaluations outside")
     _same(outside.outputs, oracle_run(Stack(), oracle).outputs, "differs from the unguided model outside")

@@ -31,7 +31,7 @@ def notices() -> Iterator[None]:
     """Show guidestack's own warnings, one line each and once, and keep the libraries' off the terminal."""
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        click.echo(f"warning: {message}", err=True)
+        click.echo(f"warning: {cut(str(message))}", err=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

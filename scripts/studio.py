@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..guidance import linear
 from ..guidance.config import as_stack
-from ..guidance.errors import GuidestackError, InputError, NonFiniteError
+from ..guidance.errors import GuidestackError, InputError, NonFiniteError, cut, shown
 from ..guidance.rule import Run
 from ..guidance.rules import LinearAG
 from ..pipelines import guide
@@ -147,8 +147,8 @@ class Studio:
         for text in dict.fromkeys(texts):
             tokens = self.pipe.tokenizer(text).input_ids
             if len(tokens) > limit:
-                cut = self.pipe.tokenizer.decode(tokens[limit - 1 : -1])
-                click.echo(f"warning: the prompt {text!r} is longer than {limit} tokens; cut off: {cut!r}", err=True)
+                off = cut(repr(self.pipe.tokenizer.decode(tokens[limit - 1 : -1])), 500)
+                click.echo(f"warning: the prompt {shown(text)} is longer than {limit} tokens; cut off: {off}", err=True)
 
     def _completed(self, recipe: Recipe) -> Recipe:
         return dataclasses.replace(recipe, model=self.identity, versions=self.versions)

@@ -222,6 +222,10 @@ def test_a_long_prompt_says_what_was_cut(run: Any, model_folder: Path, tmp_path:
     status, _, err = run("generate", "a cat and two big dogs", "--model", model_folder, "--out", tmp_path, *QUICK)
     assert status == 0
     assert "longer than 16 tokens; cut off: 'ogs'" in err
+    status, _, err = run("generate", "a cat | " * 1200, "--model", model_folder, "--out", tmp_path, *QUICK)
+    assert status == 0
+    assert "warning: the prompt 'a cat | " in err
+    assert len(err) < 3000
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
