@@ -82,7 +82,7 @@ def as_denoiser(
     >>> told = {"positive": {"mean": torch.ones(1)}, "null": {"mean": torch.zeros(1)}}
     >>> denoiser = as_denoiser("cfg(3)", model, conditions=told, sigmas=[1.0, 0.0])
     >>> denoiser(torch.zeros(1), torch.ones(1)), str(denoiser.report).partition(": ")[2]
-    (tensor([1.5000]), '1 samples, 1 steps, 2 evaluations a sample, 1 network calls, 2 rows')
+    (tensor([1.5000]), '1 sample, 1 step, 2 evaluations a sample, 1 network call, 2 rows')
     """
     stack = as_stack(stack)
     if renoising := [rule for rule in stack.parts() if rule.renoises and not isinstance(rule, Stack)]:

@@ -124,6 +124,11 @@ class Report:
         each = f"{low}" if low == high else f"{low} to {high}"
         steps = len({record.index for record in self.steps})
         return (
-            f"{self.stack}: {self.batch} sample{'s' * (self.batch != 1)}, {steps} steps, {each} evaluations a sample, "
-            f"{self.calls} network calls, {self.rows} rows"
+            f"{self.stack}: {_counted(self.batch, 'sample')}, {_counted(steps, 'step')}, "
+            f"{each} evaluation{'s' * (each != '1')} a sample, "
+            f"{_counted(self.calls, 'network call')}, {_counted(self.rows, 'row')}"
         ) + (f", {self.cached} of them from a feature cache" if self.cached else "")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -95,12 +95,12 @@ def test_every_preset_is_a_stack_with_a_source() -> None:
     "text", ["a: &a [*a]", "!!python/object/apply:os.system ['id']", "rules: [", "x" * 200_000, "3"]
 )
 def test_presets_are_untrusted(tmp_path: Path, text: str) -> None:
-    from guidestack.guidance.errors import StackSyntaxError
+    from guidestack.guidance.errors import GuidestackError
     from guidestack.guidance.presets import load_preset
 
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(StackSyntaxError) as caught:
+    with pytest.raises(GuidestackError) as caught:
         load_preset(path)
     assert "\n" not in str(caught.value)
 
