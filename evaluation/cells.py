@@ -148,7 +148,7 @@ def _cell(sweep: Sweep, combination: Mapping[str, Any]) -> Cell:
         stack = str(read(text))
     except GuidestackError as error:
         told = f"the template {values.shown(template)} makes {values.shown(text)}"
-        raise type(error)(f"{told}: {error}") from None
+        raise type(error)(f"{told}: {values.cut(str(error), 500)}") from None
     fields = {field: combination.get(field, sweep.fixed.get(field)) for field in FIELDS}
     axes = [(STACK, name)]
     for axis in sweep.axes:

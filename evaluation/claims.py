@@ -36,6 +36,7 @@ from .store import RunFolder
 
 KEYS = ("words", "paper", "expect", "remark")
 EXPECTATION = ("metric", "of", "be", "than", "margin")
+MOST = 100  # expectations of a claim
 FORMS = ("lower", "higher", "not lower", "not higher", "same")
 HOLDS, CONTRARY, UNDECIDED = "holds", "does not hold", "undecided"
 
@@ -238,8 +239,8 @@ def parse_claim(given: Any, where: str, axes: Sequence[str]) -> Claim:
         if key not in given:
             raise InputError(f"{where}: give {key}; a claim has {', '.join(KEYS)}")
     expect = given["expect"]
-    if not isinstance(expect, list) or not expect:
-        raise InputError(f"{where}: expect is a list of expectations; got {values.shown(expect)}")
+    if not isinstance(expect, list) or not 0 < len(expect) <= MOST:
+        raise InputError(f"{where}: expect is a list of 1 to {MOST} expectations; got {values.shown(expect)}")
     return Claim(
         words=values.text(given["words"], f"{where}: words"),
         paper=values.text(given["paper"], f"{where}: paper"),

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..guidance.errors import InputError, nearest
 from . import places
+from .values import LARGEST_SIDE, file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,7 +161,7 @@ def _split(text: str) -> tuple[str, Path | None]:
         raise InputError(
             f"the extractor {kind} needs your own files: {kind}:{'FILE' if kind == 'inception' else 'FOLDER'}"
         )
-    return kind, Path(path).expanduser()
+    return kind, Path(file(path, f"the extractor {kind}")).expanduser()
 
 
 def located(text: str, folder: Path | None = None) -> str:
@@ -175,8 +176,9 @@ RESIZINGS = {"inception": "299-bilinear-tf1", "dinov2": "224-bicubic-aa", "clip"
 def _clip_side(path: Path) -> int:
     """Pixels of the images that a CLIP was trained on."""
     try:
-        return int(json.loads((path / "config.json").read_text())["vision_config"]["image_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+        side = int(json.loads(places.contents(path / "config.json"))["vision_config"]["image_size"])
+        return side if 0 < side <= LARGEST_SIDE else 224
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 224  # what transformers takes where nothing is said; loading finds whatever else is wrong
 
 
@@ -200,8 +202,8 @@ def digest(path: Path) -> str:
     if path.is_dir():
         files = sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
     else:
-        files = [path] if path.is_file() else []
-    if not files:
+        files = [path]
+    if not files or not all(one.is_file() for one in files):
         raise InputError(f"no weights at {path}: give a file, or a folder with config.json and *.safetensors")
     told = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files]
     return _digest(path, tuple(told))

@@ -203,7 +203,7 @@ def check(sweep: Sweep, cells: Sequence[Cell], addresses: Addresses) -> None:
 
 def described(cells: Sequence[Cell], addresses: Addresses) -> list[Mapping[str, Any]]:
     """Cells as ``cells.json`` has them."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     for cell in cells:
         axes = dict(cell.axes)
         template = axes.pop(STACK)

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from ..guidance.errors import InputError
 from . import shards
 from .location import PATIENCE, Location
-from .values import check_plain
+from .values import check_plain, shown
 
 if TYPE_CHECKING:
     from .sweep import Sweep
@@ -215,8 +215,8 @@ class RunFolder:
                 return image.convert("RGB")
         except FileNotFoundError:
             raise InputError(f"no image {path} in {self}") from None
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-            raise InputError(f"cannot read the image {path} of {self}: {error}") from None
+        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise InputError(f"cannot read the image {shown(path)} of {self}: {error}") from None
 
     def features(self, extractor: str) -> tuple[list[str], NDArray[Any]]:
         """The addresses of all samples that have features, and a row for each, shape ``(N, D)``."""

@@ -34,7 +34,7 @@ DTYPES, IMAGES = ("float32", "float16", "bfloat16"), ("png", "webp", "none")
 DEFAULTS: dict[str, Any] = {"sampler": "dpm++2m", "steps": 25, "size": None, "dtype": "float32", "batch": 8}
 BUNDLED = "bundled"
 STACK = "stack"  # the axis of the templates
-MOST_AXES = 100
+MOST_AXES = 100  # and as many metrics, expectations, and labels of prompts
 MOST_OF_A_CELL = 1_000_000  # samples of a cell, and so prompts, and seeds of a prompt
 MOST_SAMPLES = 10_000_000
 INLINE = 100  # prompts that are written into a resolved sweep; more go into a file beside it
@@ -139,6 +139,7 @@ class Sweep:
         last = seeds.start + seeds.each * len(self.prompts) + FURTHER * seeds.times if seeds.each else max(seeds.seeds)
         if last > LAST_SEED:
             raise InputError(f"seeds end at {LAST_SEED}; this sweep has one of {last}")
+        _check_count(len({name for one in self.prompts for name in one.labels}), "labels", MOST_AXES)
         _check_count(len(self.prompts) * seeds.count, "samples of a cell", MOST_OF_A_CELL)
 
     @cached_property
@@ -431,7 +432,7 @@ def _with_texts(asked: list[Prompt], given: Mapping[str, Any], name: str) -> lis
         if given.get(key) is None:
             continue
         texts = given[key] if isinstance(given[key], list) else [given[key]] * len(asked)
-        if len(texts) != len(asked) or not all(isinstance(text, str) for text in texts):
+        if len(texts) != len(asked) or not all(isinstance(text, str) and len(text) <= values.LONGEST for text in texts):
             raise InputError(
                 f"{name}: {key} is one text for all {len(asked)} prompts or a list with one for each; several for one "
                 f"prompt are written 'a | b'; got {values.shown(given[key])}"
@@ -451,6 +452,7 @@ def _metrics(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
     listed = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(listed, list):
         raise InputError(f"{where} is a list of metrics, such as [saturation]; got {values.shown(given)}")
+    _check_count(len(listed), "metrics", MOST_AXES)
     found = tuple(metric_located(values.text(one, where), folder) for one in listed)
     if len(set(found)) < len(found):
         raise InputError(f"{where}: a metric comes twice")

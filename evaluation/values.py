@@ -132,9 +132,10 @@ def file(value: Any, where: str) -> str:
     """
     path = text(value, where)
     try:
-        Path(path).exists()
-    except OSError as error:
-        raise InputError(f"{where}: {shown(path)} cannot be looked for: {error.strerror}") from None
+        Path(path).expanduser().exists()
+    except (OSError, RuntimeError) as error:  # a user without a home folder
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{where}: {shown(path)} cannot be looked for: {reason}") from None
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ...guidance.errors import InputError, RuleError, nearest
 from ...guidance.registry import literal
+from ..values import check_plain, shown
 from .base import Metric, parameters
 
 M = TypeVar("M", bound=type[Metric])
@@ -70,7 +71,7 @@ def parse_metric(text: str) -> Metric:
     try:
         node = ast.parse(" ".join(text.split()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"cannot read the metric {text!r}: {getattr(error, 'msg', None) or error}") from None
+        raise InputError(f"cannot read the metric {shown(text)}: {getattr(error, 'msg', None) or error}") from None
     args: list[ast.expr] = []
     keywords: list[ast.keyword] = []
     match node:
@@ -79,28 +80,34 @@ def parse_metric(text: str) -> Metric:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             pass
         case _:
-            raise InputError(f"a metric is a name with literal arguments, such as 'concept(top=5)'; got {text!r}")
+            raise InputError(f"a metric is a name with literal arguments, such as 'concept(top=5)'; got {shown(text)}")
     known = metrics()
     if name not in known:
-        raise InputError(f"unknown metric {name!r}{nearest(name, known)}")
+        raise InputError(f"unknown metric {shown(name)}{nearest(name[:60], known)}")
     return _made(known[name], text, args, keywords)
 
 
 def _made(metric: type[Metric], text: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Metric:
     name, names = metric.name, [one.name for one in parameters(metric)]
     if len(args) > len(names):
-        raise InputError(f"{name} takes {len(names)} arguments at most; got {text!r}: {signature(name)}")
+        raise InputError(f"{name} takes {len(names)} arguments at most; got {shown(text)}: {signature(name)}")
     given: dict[str, Any] = {}
     for key, node in [*zip(names, args, strict=False), *((one.arg or "**", one.value) for one in keywords)]:
         if key not in names:
-            raise InputError(f"{name} has no argument {key!r}{nearest(key, names)}")
+            raise InputError(f"{name} has no argument {shown(key)}{nearest(key[:60], names)}")
         if key in given:
             raise InputError(f"{name} got {key!r} twice")
         try:
             given[key] = ast.literal_eval(node)
         except (ValueError, TypeError, RecursionError, MemoryError):
-            raise InputError(f"{name}: {key} is a number or a text in quotes; got {ast.unparse(node)!r:.60}") from None
+            given[key] = node
+        if not isinstance(given[key], str | int | float):
+            written = ast.get_source_segment(" ".join(text.split()), node)
+            raise InputError(f"{name}: {key} is a number or a text in quotes; got {shown(written)}")
+        check_plain(given[key], f"{name}: {key}")
     for one in parameters(metric):
+        if isinstance(one.default, str) and not isinstance(given.get(one.name, ""), str):
+            raise InputError(f"{name}: {one.name} is a text in quotes; got {shown(given[one.name])}")
         if one.name not in given and not _has(one):
             raise InputError(f"{name} needs {one.name!r}: {signature(name)}")
     try:

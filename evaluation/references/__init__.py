@@ -36,6 +36,7 @@ from ...scripts.emoji.files import replacing
 from ...scripts.emoji.pictures import Pixels, on_background
 from ...scripts.emoji.vocabulary import BACKGROUNDS
 from .. import extractors, places
+from ..values import file
 
 HERE = Path(__file__).parent
 EMOJI = "emoji"
@@ -124,7 +125,7 @@ def find(text: str) -> Reference:
             )
         count = sum(map(len, json.loads((HERE / "emoji.json").read_text()).values()))
         return Reference(f"{EMOJI}-{count}-{colour or 'all'}", None if colour in ("", "all") else colour)
-    folder = Path(text).expanduser()
+    folder = Path(file(text, "the reference")).expanduser() if text else Path()
     if not text or not folder.is_dir():
         raise InputError(f"the reference {text!r} is neither {EMOJI!r} nor a folder of pictures")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())

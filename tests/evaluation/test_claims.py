@@ -96,7 +96,7 @@ def test_a_claim_fails_if_one_expectation_is_contrary(tmp_path: Path, model_fold
     [
         ({"words": None}, "words"),
         ({"expects": []}, "unknown key 'expects'"),
-        ({"expect": []}, "a list of expectations"),
+        ({"expect": []}, "a list of 1 to 100 expectations"),
         ({"expect": [{**CLAIM["expect"][0], "be": "greater"}]}, "be"),
         ({"expect": [{**CLAIM["expect"][0], "be": "same"}]}, "above 0 for 'same'"),
         ({"expect": [{**CLAIM["expect"][0], "margin": -1}]}, "0 or more"),

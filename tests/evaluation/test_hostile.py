@@ -22,6 +22,7 @@ from guidestack.evaluation import history, values
 from guidestack.evaluation.cells import Addresses, baseline_of, expand
 from guidestack.evaluation.lock import Launch
 from guidestack.evaluation.measure import measure
+from guidestack.evaluation.meter import Meter
 from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.prompts import parse_prompts, prompt_of, written_prompt
 from guidestack.evaluation.report import write
@@ -725,3 +726,40 @@ def test_numbers_of_a_table_stay_numbers() -> None:
     from guidestack.evaluation.report.page import written_csv
 
     assert written_csv([["a", -1.5, "-b", "\t=1"]]) == b"a,-1.5,'-b,'\t=1\n"
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+LONG = "b" * 300
+METRICS = {
+    f"frechet(reference='{LONG}')": "the reference: .* cannot be looked for: File name too long",
+    "frechet(reference='pictures')": "has 0 pictures",
+    "frechet(reference=3)": "reference is a text in quotes; got 3",
+    "frechet(reference=[1])": r"reference is a number or a text in quotes; got '\[1\]'",
+    "diversity(extractor=3)": "extractor is a text in quotes; got 3",
+    "diversity(extractor='inception:pipe')": "no weights at pipe",
+    f"diversity(extractor='inception:{LONG}')": "the extractor inception: .* cannot be looked for: File name too long",
+    "diversity(extractor='clip:clip')": "no weights at clip",
+    "diversity(extractor='clip:deep')": "deep is no CLIP",
+    "diversity(extractor='clip:wide')": "wide is no CLIP",
+    "clip_score(model='a\\0b')": "none of them NUL",
+    f"kid(degree={'9' * 400})": "a whole number of about 400 digits",
+    f"psnr(cap={'9' * 400})": "a whole number of about 400 digits",
+    f"kid(degree={'-' * 995}3)": "degree is a number or a text in quotes",
+    f"kid(degree={'9' * 1900})": "a whole number of about 1900 digits",
+}
+
+
+@pytest.mark.parametrize("text", METRICS)
+def test_a_hostile_metric_gets_one_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("pictures", "clip", "deep", "wide"):
+        Path(folder).mkdir()
+    for pipe in ("pipe", "pictures/a.png", "clip/config.json"):
+        os.mkfifo(pipe)
+    for folder, config in (("deep", "[" * 100_000), ("wide", '{"vision_config": {"image_size": 1e999}}')):
+        Path(folder, "a.safetensors").write_bytes(b"x")
+        Path(folder, "config.json").write_text(config)
+    found = checked(lambda: Meter.of([text], [prompt_of("a", "here")], True, True, "cpu"))
+    with pytest.raises(InputError, match=METRICS[text]):
+        raise found
