@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from ..guidance.errors import InputError
+from ..guidance.errors import GuidestackError, InputError
 from .values import check_text, cut, file, shown
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Location:
         check_text(self.address, "the location")
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.address)
-        except (ValueError, ImportError, OSError) as error:
+        except Exception as error:  # every file system has its own errors
             reason = cut(" ".join(str(error).split()), 300)
             raise InputError(f"cannot use the location {shown(self.address)}: {reason}") from None
         protocol = self.fs.protocol
@@ -288,14 +288,17 @@ class Location:
         while True:
             try:
                 return action()
-            except OSError as error:
+            except Exception as error:  # file systems of other packages have errors that are no OSError
+                if isinstance(error, GuidestackError) or (self.local and not isinstance(error, OSError)):
+                    raise
                 where = f"{what} of {self.address}" if what else self.address
-                reason = error.strerror or str(error) or type(error).__name__
-                if error.errno in FULL:
+                number, told = getattr(error, "errno", None), cut(" ".join(str(error).split()), 300)
+                reason = getattr(error, "strerror", None) or told or type(error).__name__
+                if number in FULL:
                     raise InputError(
                         f"cannot {verb} {where}: the disk is full; what is finished is safe: make room and run again"
                     ) from None
-                if error.errno in PERMANENT:
+                if number in PERMANENT or isinstance(error, ValueError | TypeError | NotImplementedError):
                     raise InputError(f"cannot {verb} {where}: {reason}") from None
                 with suppress(OSError):
                     self._here()

@@ -192,6 +192,42 @@ def test_locations_that_cannot_be(tmp_path: Path) -> None:
         RunFolder(tmp_path).cells()
 
 
+class Foreign:
+    """A file system of somebody else, with errors of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*given: Any, **more: Any) -> None:
+            raise self.error
+
+        return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("no such\nname"), r"cannot read a of memory://foreign: no such name$"),
+        (NotImplementedError(), "cannot read a of memory://foreign: NotImplementedError$"),
+        (RuntimeError("no answer"), r"no answer, for 0\.01 s; what is finished is safe"),  # it may come back
+    ],
+)
+def test_errors_of_other_file_systems_are_one_line(error: Exception, message: str) -> None:
+    location = Location("memory://foreign", patience=0.01)
+    location.fs = Foreign(error)
+    with pytest.raises(InputError, match=message):
+        location.read("a")
+
+
+@pytest.mark.parametrize(
+    "address", ["reference://x", "github://x", "generic://x", "a\0b", "\udcff", "x" * 5000, "zip://a::b"]
+)
+def test_addresses_that_are_none_are_one_line(address: str) -> None:
+    with pytest.raises(InputError, match="the location"):
+        Location(address)
+
+
 def test_a_file_is_whole_and_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
