@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import registry
-from ..guidance.errors import GuidestackError, NonFiniteError
+from ..guidance.errors import GuidestackError, GuidestackWarning, NonFiniteError
 from ..guidance.text import parse
 from ..pipelines import guide
 from ..pipelines.doctor.trials import EXAMPLES, FITTED
@@ -150,7 +150,8 @@ class Subject:
             GuidestackError: this pipeline cannot run it.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a random network may give a rule nothing to do
+            # A random network may give a rule nothing to do. Torch's warnings stay: `waits` counts them.
+            warnings.simplefilter("ignore", GuidestackWarning)
             return guide(self.pipe, stack)(**self._given(samples, steps)).images  # type: ignore[no-any-return]
 
     def row(self, check: str, what: str, outcome: Outcome, text: str, **numbers: float) -> Row:

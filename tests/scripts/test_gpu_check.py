@@ -257,6 +257,20 @@ def test_waits_are_torchs_own_warnings(cuda: dict[str, Any]) -> None:
     assert accelerator.waits(CPU, run) is None
 
 
+def test_waits_in_the_network_are_counted_in_both_kinds_of_runs(cuda: dict[str, Any], subject: Subject) -> None:
+    def wait(*rest: Any) -> None:
+        if cuda["mode"] == "warn":
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+
+    subject.pipe.unet.register_forward_hook(wait)
+    device = torch.device("cuda")
+    assert accelerator.waits(device, lambda: subject.stock((0,), 3)) == 3
+    assert accelerator.waits(device, lambda: subject.guided("cfg(3)", (0,), 3)) == 3
+    # Schedules that ask the network at fewer steps wait less often, those that call it twice a step more.
+    found = outcomes(list(gpu_check.waits(subject, SIZE, device)))
+    assert {what for what, outcome in found.items() if outcome == "FAIL"} == {"tsg(3)"}
+
+
 def test_memory_is_what_a_run_takes_beyond_what_was_there(cuda: dict[str, Any]) -> None:
     def run() -> None:
         assert cuda["reset"] == 1
