@@ -245,7 +245,7 @@ def check_folder(folder: Path, allow_pickle: bool = False, doctored: bool = Fals
             continue
         if not is_folder(folder / part):
             raise InputError(f"the model at {folder} is incomplete: no folder {part!r}")
-        weights = not part.endswith(("scheduler", "tokenizer", "feature_extractor"))
+        weights = not part.rstrip("_0123456789").endswith(("scheduler", "tokenizer", "feature_extractor"))
         if weights and not any((folder / part).glob("*.safetensors")):
             if any(file for pattern in PICKLES for file in (folder / part).glob(pattern)):
                 if not allow_pickle:
