@@ -239,8 +239,9 @@ def _further(family: Family, call: dict[str, Any], prompts: int) -> dict[str, Ro
     given = {}
     for name, row in family.embeds.items():
         value = call.get(f"negative_{name}")
-        depth = list | tuple
-        if isinstance(value, depth) and (row not in family.listed or all(isinstance(one, depth) for one in value)):
+        if not isinstance(value, list | tuple):
+            continue
+        if row not in family.listed or all(isinstance(one, list | tuple) for one in value):
             given[name] = list(value)
     if not given:
         return {}

@@ -78,7 +78,8 @@ def of_random_tokens(
         )
     size, most = (prompt.shape[1],), encoder.config.max_position_embeddings
     ids = torch.stack([torch.randint(encoder.config.vocab_size, size, generator=one) for one in generators])
-    return [encoder(chunk, **options) for chunk in ids.to(prompt.device, non_blocking=True).split(most, 1)]
+    chunks = torch.split(ids.to(prompt.device, non_blocking=True), most, 1)
+    return [encoder(chunk, **options) for chunk in chunks]
 
 
 def _gaussian(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator]) -> Rows:

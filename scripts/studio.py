@@ -226,10 +226,15 @@ class Studio:
 
 
 def _batches(wanted: Sequence[Recipe], batch: int) -> Iterator[list[Recipe]]:
-    """Consecutive recipes that one call can make together."""
+    """Consecutive recipes that one call can make together.
+
+    Those without a negative prompt are not made beside those with one: they would have an empty text there, which is
+    another condition than none for some models.
+    """
     group: list[Recipe] = []
     for recipe in wanted:
-        if group and (len(group) >= batch or recipe.guidance != group[0].guidance):
+        alike = group and (recipe.guidance, bool(recipe.negative)) == (group[0].guidance, bool(group[0].negative))
+        if group and (len(group) >= batch or not alike):
             yield group
             group = []
         group.append(recipe)

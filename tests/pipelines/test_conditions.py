@@ -28,14 +28,32 @@ pytestmark = [
 NO_NEGATIVES = ["Flux2KleinPipeline"]
 """It takes no negative prompt."""
 WITH_TEXTS = [name for name in PIPELINES if name not in NO_NEGATIVES]
-DEPENDENT = [
+EMBEDDED = [
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "QwenImagePipeline",
+    "ChromaPipeline",
+    "AuraFlowPipeline",
+    "Lumina2Pipeline",
+    "ZImagePipeline",
+    "HiDreamImagePipeline",
+    "CogVideoXPipeline",
+    "LTXPipeline",
+    "HunyuanVideoPipeline",
+    "MochiPipeline",
+    "WanPipeline",
+    "CogView4Pipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+    "HunyuanDiTPipeline",
+    "KolorsPipeline",
     "Kandinsky3Pipeline",
     "AudioLDM2Pipeline",
-    "StableDiffusion3ControlNetPipeline",
-    "StableDiffusion3ControlNetInpaintingPipeline",
-    "HunyuanDiTControlNetPipeline",
 ]
-"""Their own samples depend on what else is in the batch."""
+"""A pipeline of each way to take embeddings."""
 BATCH = 3
 BLUE = ["", "blue", "a tree"]
 
@@ -60,6 +78,12 @@ SEVERAL = [
     if name.startswith(("StableDiffusionXL", "StableDiffusion3", "Flux", "HiDream", "HunyuanVideo"))
 ]
 """Pipelines with several arguments for the texts of a negative prompt."""
+
+
+def marked(names: Sequence[str]) -> list[Any]:
+    """One pipeline for each record of embeddings in every run of the tests, and its variants in the slow ones."""
+    quick = [*EMBEDDED, "StableAudioPipeline", "StableDiffusionControlNetPipeline"]
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in names]
 
 
 def arguments(name: str, batch: int = BATCH, **more: Any) -> dict[str, Any]:
@@ -97,7 +121,7 @@ def test_the_pipelines_with_several_texts_are_those() -> None:
     assert [name for name in WITH_TEXTS if "negative_prompt_2" in takes(name)] == SEVERAL
 
 
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("name", marked(SEVERAL))
 def test_a_text_for_a_further_encoder_is_a_negative(name: str) -> None:
     """The empty condition stays what it is beside it, and Perp-Neg takes it for one."""
     last = [one for one in takes(name) if re.fullmatch(r"negative_prompt_\d", one)][-1]
@@ -120,7 +144,7 @@ def test_a_text_for_a_further_encoder_is_a_negative(name: str) -> None:
         assert not near(perpendicular[:, 1:], negative, 1e-3)
 
 
-@pytest.mark.parametrize("name", WITH_TEXTS)
+@pytest.mark.parametrize("name", marked(WITH_TEXTS))
 def test_the_empty_condition_is_always_the_same_one(name: str) -> None:
     stack = "cfg(3, against='null')"
     wanted = steps(name, stack, **arguments(name))
@@ -264,31 +288,6 @@ def freed(name: str) -> Any:
     return pipe
 
 
-EMBEDDED = [
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInstructPix2PixPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusion3Pipeline",
-    "FluxPipeline",
-    "QwenImagePipeline",
-    "ChromaPipeline",
-    "AuraFlowPipeline",
-    "Lumina2Pipeline",
-    "ZImagePipeline",
-    "HiDreamImagePipeline",
-    "CogVideoXPipeline",
-    "LTXPipeline",
-    "HunyuanVideoPipeline",
-    "MochiPipeline",
-    "WanPipeline",
-    "CogView4Pipeline",
-    "PixArtSigmaPipeline",
-    "SanaPipeline",
-    "HunyuanDiTPipeline",
-    "KolorsPipeline",
-    "Kandinsky3Pipeline",
-    "AudioLDM2Pipeline",
-]
 PROMPTS, NEGATIVES = ["a cat", "red"], ["a dog", "sky"]
 
 

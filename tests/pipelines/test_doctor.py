@@ -38,8 +38,6 @@ GIVEN: dict[str, dict[str, Any]] = {
     "SanaPipeline": {"complex_human_instruction": ["Improve this:"], "max_sequence_length": 16},
 }
 NOT_MADE = {
-    "StableAudioPipeline": ["prompts"],
-    "StableAudioPipeline, stochastic": ["prompts"],
     "StableDiffusion3ControlNetPipeline": ["halves"],  # its residuals are for both halves together
     "LTXImageToVideoPipeline": ["sign"],  # the first frame is taken out, and the rest unpacked
 }

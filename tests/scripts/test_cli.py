@@ -16,6 +16,7 @@ from guidestack.guidance.report import Report
 from guidestack.scripts import cli
 from guidestack.scripts.images import read_recipe
 
+from ..pipelines.tiny import load
 from ..spoiling import registered
 
 QUICK = ["--steps", "2", "--sampler", "ddim"]
@@ -336,6 +337,22 @@ def test_a_picture_of_edit_is_not_made_again_by_generate(run: Any, model_folder:
     assert f"{second} was made by `guidestack edit`" in err
     assert "run `guidestack edit` again" in err
     assert not (tmp_path / "third").exists()
+
+
+def test_images_without_a_negative_prompt_beside_those_with_one(run: Any, tmp_path: Path) -> None:
+    """Stable Diffusion XL tells no negative prompt from an empty one."""
+    load("StableDiffusionXLPipeline").make().save_pretrained(tmp_path / "model")
+    more = ["--model", tmp_path / "model", "--size", "16x16", "--batch", 2, "--guidance", "cfg(3)", *QUICK]
+    status, _, err = run(
+        "generate", "a cat", "red", "--negative", "", "--negative", "blue", "--out", tmp_path / "b", *more
+    )
+    assert status == 0, err
+    status, _, err = run("generate", "a cat", "--out", tmp_path / "a", *more)
+    assert status == 0, err
+    together, alone = pixels(tmp_path / "b"), pixels(tmp_path / "a")
+    assert len(together) == 2
+    [(name, wanted)] = alone.items()
+    assert np.array_equal(together[name], wanted)
 
 
 def test_several_negatives_where_one_is_taken(run: Any, model_folder: Path, tmp_path: Path) -> None:
