@@ -64,7 +64,7 @@ def made(name: str) -> Any:
 
 
 def family(name: str) -> Family:
-    return FAMILIES[type(made(name)).__name__]
+    return FAMILIES[name.partition(",")[0]]
 
 
 def takes(name: str) -> list[str]:
@@ -117,8 +117,13 @@ def near(one: torch.Tensor, other: torch.Tensor, tolerance: float = 5e-5) -> boo
 # --- what a negative is ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_pipelines_with_several_texts_are_those() -> None:
-    assert [name for name in WITH_TEXTS if "negative_prompt_2" in takes(name)] == SEVERAL
+    import diffusers
+
+    classes = {name: getattr(diffusers, name.partition(",")[0]) for name in WITH_TEXTS}
+    found = [name for name, cls in classes.items() if "negative_prompt_2" in inspect.signature(cls.__call__).parameters]
+    assert found == SEVERAL
 
 
 @pytest.mark.parametrize("name", marked(SEVERAL))
@@ -310,6 +315,30 @@ def test_all_conditions_as_embeddings_and_no_text_encoder(name: str) -> None:
     # Where no negative is given, it is what the pipeline itself contrasts with.
     wanted = steps(name, "cfg(3)", **arguments(name, 2, prompt=PROMPTS))
     assert near(trajectory(pipe, gs.guide(pipe, "cfg(3)"), without_texts(name, **given)), wanted, 1e-4)
+
+
+def test_a_pipeline_without_negative_prompts_takes_an_empty_condition() -> None:
+    name = "Flux2KleinPipeline"
+    wanted = steps(name, "cfg(3)", **arguments(name, 2, prompt=PROMPTS))
+    given = embedded(name, PROMPTS) | {"null_embeds": nothing(name)["prompt_embeds"]}
+    assert near(trajectory(freed(name), gs.guide(freed(name), "cfg(3)"), without_texts(name, **given)), wanted, 1e-4)
+
+
+def test_an_empty_text_does_not_blank_its_neighbours() -> None:
+    """Mochi's own encoder takes all texts of a call for empty where the last one is."""
+    name = "MochiPipeline"
+    pipe, encode = made(name), family(name).encode
+    assert encode is not None
+    pipe.register_to_config(force_zeros_for_empty_prompt=True)
+    try:
+        texts = ["old", "", "a pig", ""]
+        with torch.no_grad():
+            together = encode(pipe, arguments(name, 1), texts, False)
+            for index, text in enumerate(texts):
+                for key, value in encode(pipe, arguments(name, 1), [text], False).items():
+                    assert near(value[0].float(), together[key][index].float()), (key, text)
+    finally:
+        pipe.register_to_config(force_zeros_for_empty_prompt=False)
 
 
 PADDED = [
