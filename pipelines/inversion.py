@@ -329,6 +329,7 @@ class Inversion(Part):
         def undo(*args: Any, **kwargs: Any) -> Any:
             assert self.grid is not None  # made with the schedule
             assert self.estimate is not None  # the denoiser was called before
+            self._undisturbed()
             given = dict(zip(names, args, strict=False)) | kwargs
             sample, batch = given["sample"], len(self.estimate.prediction.native)
             if sample.shape[1:] != self.estimate.prediction.native.shape[1:]:

@@ -123,6 +123,7 @@ class Session:
         names = list(inspect.signature(step).parameters)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
+            self._undisturbed()
             if self.renoising is None:
                 result = step(*args, **kwargs)
             else:
@@ -171,7 +172,7 @@ class Session:
         return self.scheduler.timesteps, *(getattr(self.scheduler, name, None) for name in ("_step_index", "counter"))
 
     def _undisturbed(self) -> None:
-        """Refuse to go on where somebody changed between two steps what the estimate hangs on.
+        """Refuse to go on where somebody changed meanwhile what the estimate or the step hangs on.
 
         Raises:
             GuidanceNotAppliedError: the scheduler was replaced or used, or the pipeline's own guidance was changed.
@@ -186,6 +187,7 @@ class Session:
                 f"the scheduler of {name} was used by somebody else in the middle of a guided call; give every "
                 "pipeline a scheduler of its own, scheduler.from_config(scheduler.config)"
             )
+        self.left = now
         known = self.guiding
         if known is None:
             embedded = f"_{self.family.embedded(self.pipe)}"  # a number that the network was handed at the start

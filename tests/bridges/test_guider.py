@@ -578,6 +578,10 @@ def test_a_loop_that_does_otherwise_than_it_says(sdxl: Pair) -> None:
     one = guider(sdxl, "cfg(3)")
     data = {"prompt_embeds": (torch.ones(2, 3), torch.zeros(2, 3))}
 
+    def elsewhere(module: Any) -> None:
+        assert torch.equal(module(torch.ones(3)), torch.ones(3))  # somebody else's question is not the loop's
+        assert len(hooks_on(module)) == 1
+
     def begin(step: int) -> Any:
         one.set_state(step=step, num_inference_steps=2, timestep=scheduler.timesteps[min(step, 1)])
         return one.prepare_inputs(data)
@@ -590,6 +594,7 @@ def test_a_loop_that_does_otherwise_than_it_says(sdxl: Pair) -> None:
     batches = begin(0)
     for batch in batches:
         one.prepare_models(module)
+        elsewhere(module)
         batch.noise_pred = module(torch.ones(2, 4, 5))[:, :, :2]
         one.cleanup_models(module)
     with pytest.raises(

@@ -386,11 +386,9 @@ def test_a_pipeline_of_another_class_inside_a_callback(new_pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("same_object", [True, False])
-@pytest.mark.parametrize(
-    "name", ["EulerDiscreteScheduler", "DDIMScheduler", "PNDMScheduler", "UniPCMultistepScheduler"]
-)
+@pytest.mark.parametrize("name", ["EulerDiscrete", "DDIM", "PNDM", "UniPCMultistep"])
 def test_a_scheduler_that_somebody_else_uses_meanwhile_is_refused(new_pipe: Any, name: str, same_object: bool) -> None:
-    """The other call is served; the guided one does not go on with what it left."""
+    """The other call is served, between two steps and within one; the guided one does not go on with what it left."""
     pipe = new_pipe()
     pipe.scheduler = getattr(diffusers, f"{name}Scheduler")(beta_schedule="scaled_linear")
     other = pipe
@@ -407,6 +405,16 @@ def test_a_scheduler_that_somebody_else_uses_meanwhile_is_refused(new_pipe: Any,
     with pytest.raises(GuidanceNotAppliedError, match="was used by somebody else in the middle of a guided call"):
         guided("a", generator=seeded(1), callback_on_step_end=callback, **GIVEN)
     assert torch.equal(found[0], stock)
+    untouched(pipe)
+
+    def hook(module: Any, args: Any) -> None:
+        handle.remove()
+        found.append(other("red", generator=seeded(3), **GIVEN).images)
+
+    handle = layer(pipe.unet).register_forward_pre_hook(hook)
+    with pytest.raises(GuidanceNotAppliedError, match="was used by somebody else in the middle of a guided call"):
+        guided("a", generator=seeded(1), **GIVEN)
+    assert torch.equal(found[1], stock)
     untouched(pipe)
 
     def look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
