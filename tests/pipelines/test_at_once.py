@@ -434,6 +434,8 @@ def test_copies_and_pickles_made_meanwhile_have_no_hooks(new_pipe: Any, tmp_path
     found: list[Any] = []
 
     def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step not in (0, 3):
+            return {}
         pipe.save_pretrained(tmp_path / str(step))
         found.extend((copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe)), copy.deepcopy(guided).pipe))
         found.append(type(pipe).from_pretrained(tmp_path / str(step), safety_checker=None))
@@ -443,7 +445,7 @@ def test_copies_and_pickles_made_meanwhile_have_no_hooks(new_pipe: Any, tmp_path
         return {}
 
     assert torch.equal(guided("a", generator=seeded(1), callback_on_step_end=callback, **GIVEN).images, wanted)
-    assert len(found) == 20
+    assert len(found) == 10
     for one in found:
         untouched(one)
         assert one.unet is not pipe.unet
@@ -534,6 +536,7 @@ def test_whose_code_calls_the_network(new_pipe: Any, where: str) -> None:
         del FAMILIES["Mine"]
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_shared_and_not_compiled_again(new_pipe: Any) -> None:
     from torch._dynamo.utils import counters
 
