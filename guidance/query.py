@@ -348,7 +348,7 @@ def evaluate(
         raise QueryError(f"max_rows must be at least 1, got {max_rows!r}")
     aliases = {query: network.resolve(query) for query in [base, *queries]}
     everyone = None if unasked is None or not bool(unasked.any()) else ~unasked
-    own = [{aliases[base]: everyone}, *({query: None} for query in network.always)]
+    own: list[Queries] = [{aliases[base]: everyone}, dict.fromkeys(network.always)]
     wanted = united([*own, *({aliases[query]: rows} for query, rows in queries.items())])
     asked = {query: _rows(rows, batch) for query, rows in wanted.items()}
 
@@ -376,9 +376,8 @@ def evaluate(
         if query not in whole:
             whole[query] = _assembled(parts[query], whole[aliases[base]], batch)
     answers = {query: Prediction(native, x, level, network.parameterization) for query, native in whole.items()}
-    return Evaluation(
-        Predictions(answers, aliases, answers[aliases[base]]), asked, calls, rows_run, batch, network.cached
-    )
+    predictions = Predictions(answers, aliases, answers[aliases[base]])
+    return Evaluation(predictions, asked, calls, rows_run, batch, network.cached)
 
 
 def _assembled(parts: list[tuple[tuple[int, ...] | None, Tensor]], base: Tensor | None, batch: int) -> Tensor:

@@ -9,6 +9,7 @@ it anew where it cannot go on, and refuses what a cache without contexts cannot 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,11 +80,13 @@ class _Context:
     """A context that was used.
 
     Attributes:
-        rows: the samples of each query of its last call.
+        asked: the queries of its last call.
+        rows: the samples of each.
         evaluation: of its last call.
         returns: whether the same query can come back after a step without it: a perturbed one may have another amount.
     """
 
+    asked: str
     rows: tuple[tuple[int, ...] | None, ...]
     evaluation: int
     returns: bool
@@ -130,7 +133,7 @@ class Caches:
 
     @property
     def exact(self) -> str:
-        """What remembers the last call, whatever was asked, so that it works with the pipeline's own calls only; or ""."""
+        """What remembers the last call, whatever was asked, and so works with the pipeline's own calls only; or ""."""
         return self.patched or next((kind.name for kind, _, _ in self.single if kind.exact), "")
 
     def begin(self) -> None:
@@ -165,11 +168,11 @@ class Caches:
             yield
             return
         steady = all(one.query.perturbation is None for one in requests)
-        now = _Context(tuple(one.rows for one in requests), self.evaluation, steady)
-        self._one_memory(now, requests)
+        now = _Context(_text(requests), tuple(one.rows for one in requests), self.evaluation, steady)
+        self._one_memory(now)
         managers = [manager for _, _, those in self.keyed for manager in those]
         told = _told(managers[0]) if managers else None
-        context = told if own and told is not None else _renamed(told, self._named(requests))
+        context = told if own and told is not None else _renamed(told, self._named(now.asked))
         name = context if isinstance(context, str) else context.name
         before = self._contexts.get(name)
         if drawn or before is None or before.rows != now.rows:
@@ -195,13 +198,15 @@ class Caches:
             UnsupportedPipelineError: some of them were left out, and a cache needs them.
         """
         if self.exact and self._own != calls:
-            raise self.not_exact(f"{self._own} of its {calls}")
+            raise self.not_exact(f"{self._own} of its {calls} calls of this step")
 
     def forget(self) -> None:
         """The guided call is over: nothing of it is kept for the next."""
         for name in self._contexts:
             self._drop(name)
         self._contexts.clear()
+        if self._last is not None:
+            self._reset()
 
     def not_exact(self, asked: str) -> UnsupportedPipelineError:
         """What to raise where `exact` is not empty and other calls were asked for than the pipeline's own."""
@@ -211,26 +216,28 @@ class Caches:
             "with which every call is the pipeline's own, or take the cache off"
         )
 
-    def _one_memory(self, now: _Context, requests: Sequence[Request]) -> None:
-        """Begin anew the caches without contexts where the rows changed or a step was left out."""
+    def _one_memory(self, now: _Context) -> None:
+        """Begin anew the caches without contexts where the question or its rows changed or a step was left out."""
         if not self.single:
             return
         if self._calls > 1:
             raise UnsupportedPipelineError(
                 f"{self.single[0][0].name} of {type(self.module).__name__} has one memory for all calls, and "
-                f"{self.stack} needs several in a step: {_text(requests)} comes in a call of its own. Take a cache that "
-                "has a memory for each, such as FirstBlockCache, or take this one off"
+                f"{self.stack} needs several in a step: {now.asked} comes in a call of its own. Take a cache "
+                "that has a memory for each, such as FirstBlockCache, or take this one off"
             )
         last, self._last = self._last, now
-        if last is None or last.rows != now.rows or last.evaluation < self.evaluation - 1:
-            for _, hook, part in self.single:
-                hook.reset_state(part)
+        if last is None or (last.asked, last.rows, last.evaluation) != (now.asked, now.rows, now.evaluation - 1):
+            self._reset()
 
-    def _named(self, requests: Sequence[Request]) -> str:
+    def _reset(self) -> None:
+        for _, hook, part in self.single:
+            hook.reset_state(part)
+
+    def _named(self, asked: str) -> str:
         """The name of a question; of the pieces of one that is asked in pieces, each its own."""
-        text = _text(requests)
-        self._asked[text] += 1
-        return f"guidestack: {text} ({self._asked[text]})"
+        self._asked[asked] += 1
+        return f"guidestack: {asked} ({self._asked[asked]})"
 
     def _drop(self, name: str, counting: bool = False) -> None:
         """Begin a context anew; of the caches that count calls only, with `counting`."""
@@ -258,7 +265,7 @@ def _told(manager: Any) -> Any:
 def _renamed(context: Any, name: str) -> Any:
     """A context of another name, at the same step."""
     if dataclasses.is_dataclass(context) and not isinstance(context, type):
-        return dataclasses.replace(context, name=name)  # type: ignore[type-var]
+        return dataclasses.replace(context, name=name)
     from diffusers.hooks import hooks
 
     return hooks.CacheContext(name) if hasattr(hooks, "CacheContext") else name
@@ -273,26 +280,25 @@ def replaced(part: nn.Module) -> str:
 
     Offload, diffusers' own hooks and compiled graphs do not count, nor does a function with ``remembers = False``.
     """
-    function = vars(part).get("forward")
-    while function is not None:
-        if not getattr(function, "remembers", True):
-            return ""
+    function: Any = vars(part).get("forward", type(part).forward)
+    while getattr(function, "remembers", True):
         inner = getattr(function, "_torchdynamo_orig_callable", None)
         if inner is None and str(getattr(getattr(function, "func", None), "__module__", "")).startswith(HARMLESS):
             inner = getattr(function, "__wrapped__", None)
         if inner is None:
             break
         function = inner
-    if function is not None and getattr(function, "__self__", None) is not None:
-        if function.__func__ in (getattr(type(part), function.__name__, None), nn.Module.__call__):
-            function = None  # its own, behind what was found harmless
-    if function is None:
-        function = type(part).forward
-        if function is nn.Module.forward or not _foreign(type(part), function):
+    else:
+        return ""
+    own = getattr(function, "__func__", function)  # put back by who had hidden it
+    if own in (type(part).forward, nn.Module.__call__):
+        own = type(part).forward
+        if not getattr(own, "remembers", True) or own is nn.Module.forward or not _foreign(type(part), own):
             return ""
     return getattr(function, "__qualname__", None) or type(function).__name__
 
 
+@functools.lru_cache(maxsize=1024)  # a network has thousands of parts of some dozens of classes
 def _foreign(cls: type, function: Any) -> bool:
     """Whether a class was given a method from elsewhere."""
     qualname = str(getattr(function, "__qualname__", "")).rpartition(".")[0]

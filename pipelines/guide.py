@@ -83,8 +83,8 @@ def guide(
         An object to call as the pipeline itself, without `guidance_scale` and what else the stack now decides.
 
     Raises:
-        UnsupportedPipelineError: there is no record for this pipeline, or it cannot run the stack; or ``rows="pipeline"``
-            and the stack asks for what the pipeline does not evaluate by itself.
+        UnsupportedPipelineError: there is no record for this pipeline, or it cannot run the stack; or with
+            ``rows="pipeline"`` the stack asks for what the pipeline does not evaluate by itself.
         InputError: `max_rows` is no number of rows; `rows` is neither of the two, or ``"pipeline"`` together with
             `max_rows`.
         UnsupportedSchedulerError: the levels of its scheduler are not known.
@@ -117,7 +117,7 @@ def _rows(family: Family, stack: Stack, max_rows: int | None, rows: str) -> None
         return
     if max_rows is not None:
         raise InputError(
-            f"rows={rows!r} keeps the pipeline's calls whole, and max_rows={max_rows!r} cuts them; drop one"
+            f"rows={rows!r} keeps the pipeline's calls whole and max_rows={max_rows!r} cuts them; drop one"
         )
     own = {*family.halves, "null", "negative"}
     if beyond := sorted(str(query) for query in stack.asks() if query.perturbation or query.condition not in own):

@@ -284,8 +284,8 @@ class Session:
         assert self.run is not None
         run, points = self.run.run, self.grid.points[self.position :]
         schedule = [When(point.step, point.evaluation, point.level, point.time) for point in points]
-        most = [max(each, default=0) for each in (run.negatives, run.positives)]
-        for planned in plan(self.stack, schedule, *most, batch=run.batch):
+        negatives, positives = max(run.negatives, default=0), max(run.positives, default=0)
+        for planned in plan(self.stack, schedule, negatives, positives, run.batch):
             asked = {network.resolve(query) for query in planned.queries} | set(network.always)
             if asked != set(map(Query, network.branches)):
                 texts = ", ".join(sorted(map(str, asked))) or "nothing"

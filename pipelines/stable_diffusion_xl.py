@@ -108,5 +108,6 @@ for _name in ("StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNe
         guided={"guidance_scale": 2.0},
         unguided={"guidance_scale": 1.0},
         owned={"guidance_scale": "cfg(scale)"},
+        halved=(),
         scratch=("_guidance_scale",),
     )

@@ -18,7 +18,7 @@ from ...guidance.errors import GuidestackError, InputError
 from ...pipelines.bundled import EMOJI
 from ..emoji.files import replacing
 from ..model import notices, quiet
-from . import arithmetic, install, page, start
+from . import arithmetic, caches, install, page, start
 from .measure import EVERY, FEW, Watched, measured
 from .memory import peak
 from .models import BUNDLED, MODELS, SHAPED, Model, bundled, of_folder
@@ -199,6 +199,12 @@ def processor() -> str:
     is_flag=True,
     help="What starting costs instead: the import over torch's, the first step over a script's.",
 )
+@click.option(
+    "--caches",
+    "only_caches",
+    is_flag=True,
+    help="Adaptive Guidance with a feature cache instead, on a random transformer: whether their savings multiply.",
+)
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Also write the rows here.")
 @click.option(
     "--from",
@@ -220,6 +226,7 @@ def command(
     only_step: bool,
     only_install: bool,
     only_start: bool,
+    only_caches: bool,
     to: Path | None,
     source: tuple[Path, ...],
     page_to: Path | None,
@@ -241,6 +248,9 @@ def command(
             return
         if only_start:
             start.report(EMOJI, repeats or 5)
+            return
+        if only_caches:
+            caches.report(batch[0] if batch else 1, repeats or 5)
             return
         if only_step:
             if page_to:

@@ -73,9 +73,9 @@ def shaped(unet: dict[str, Any] | None = None, text: dict[str, Any] | None = Non
         network, encoder = UNet2DConditionModel(**shape), CLIPTextModel(config)
     pipe = StableDiffusionPipeline(
         vae=small.vae,
-        text_encoder=_filled(encoder),
+        text_encoder=filled(encoder),
         tokenizer=tokenizer,
-        unet=_filled(network),
+        unet=filled(network),
         scheduler=small.scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -136,7 +136,7 @@ def xl_shaped(device: torch.device, dtype: torch.dtype, size: Xl) -> Any:
             addition_time_embed_dim=sizes,
             projection_class_embeddings_input_dim=size.text[1] + 6 * sizes,
         )
-    encoder, encoder_2, unet = (_filled(module, device, dtype) for module in (*encoders, network))
+    encoder, encoder_2, unet = (filled(module, device, dtype) for module in (*encoders, network))
     pipe = StableDiffusionXLPipeline(
         vae=small.vae,
         text_encoder=encoder,
@@ -168,7 +168,7 @@ CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def _filled(module: torch.nn.Module, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def filled(module: torch.nn.Module, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """A module made on "meta" with weights as a layer's are at the start: an answer that neither vanishes nor grows."""
     module = module.to(dtype).to_empty(device=device).eval()
     generator = torch.Generator(device).manual_seed(0)

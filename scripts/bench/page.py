@@ -45,9 +45,10 @@ minute, of one image and few steps: `guidestack bench --quick`.
   XL of the model's size.
 
 What does not depend on samples has commands of its own: `guidestack bench --start` (importing, and the command's first
-step), `guidestack bench --install` (hooks, and what a hundred calls leave behind). Keys and values of the text are
-computed anew in each call, as the stock pipeline does: no network of diffusers takes them as an argument, and keeping
-them would cost more memory than the limit of a rule allows.
+step), `guidestack bench --install` (hooks, and what a hundred calls leave behind), `guidestack bench --caches`
+(Adaptive Guidance with a feature cache on a random transformer: whether their savings multiply). Keys and values of the
+text are computed anew in each call, as the stock pipeline does: no network of diffusers takes them as an argument, and
+keeping them would cost more memory than the limit of a rule allows.
 
 A rule may take less time than its share of evaluations says, or more: a call with fewer rows costs more for each.
 Where a run has few steps, its efficiency is a median of few calls and known to some hundredths only, and what is

@@ -55,6 +55,7 @@ def denoising(pipe: Any, hook: Hook) -> Iterator[None]:
         def forward(*args: Any, original: Any = original, signature: Any = signature, **kwargs: Any) -> Any:
             return hook(original, signature.bind(*args, **kwargs).arguments)
 
+        forward.remembers = False  # type: ignore[attr-defined]
         module.forward = forward
     try:
         yield

@@ -7,12 +7,14 @@ move weights to the meta device and back, and are taken off and put on by every 
 from __future__ import annotations
 
 import gc
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -419,13 +421,57 @@ def test_an_ip_adapters_pictures_go_with_their_rows(name: str) -> None:
     assert near(trajectory(pipe, gs.guide(pipe, rule, max_rows=1), given), torch.stack(wanted.steps))
 
 
+@pytest.mark.parametrize("text", ["stack()", "tsg(3)", "prefix(cfg(4), 0)", "icg(3, source='gaussian')"])
+@pytest.mark.parametrize("name", [ONE_BATCH, "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
+def test_pictures_prepared_for_both_halves_where_one_is_evaluated(name: str, text: str) -> None:
+    """diffusers' convention is [negative, positive] with guidance on, and the positive one alone without."""
+    pipe = adapted(name)
+    both = seen(name)
+    alone = {"ip_adapter_image_embeds": [one.chunk(2)[1] for one in both["ip_adapter_image_embeds"]]}
+    for more in ({}, {"num_images_per_prompt": 2}):
+
+        def given(one: dict[str, Any], more: dict[str, Any] = more) -> dict[str, Any]:
+            generator = torch.Generator().manual_seed(7)
+            return arguments(name, 1, negative=False, generator=generator, **more, **one)
+
+        wanted = trajectory(pipe, gs.guide(pipe, text), given(alone))
+        assert torch.equal(trajectory(pipe, gs.guide(pipe, text), given(both)), wanted)
+        if text == "stack()":
+            assert torch.equal(trajectory(pipe, pipe, given({**alone, load(name).SCALE: 1.0})), wanted)
+    assert both["ip_adapter_image_embeds"][0].shape[0] == 2  # the caller's are left alone
+
+
 def test_rows_that_are_nobodys_are_refused() -> None:
     """This pipeline repeats what it is given for each prompt: a picture for each of three makes nine, and nine more."""
     pipe = adapted(ONE_BATCH)
-    many = {"ip_adapter_image_embeds": [seen(ONE_BATCH)["ip_adapter_image_embeds"][0].repeat_interleave(3, 0)]}
-    guided = gs.guide(pipe, gs.CFG(3) | gs.CFG(2, against="null"))
-    with pytest.raises(InputError, match=r"image_embeds with 18 rows for a batch of 6, .* one for each prompt"):
-        guided(**arguments(ONE_BATCH, **many))
+    pictures = seen(ONE_BATCH)["ip_adapter_image_embeds"][0]
+    cfg, unguided = gs.guide(pipe, gs.CFG(3)), gs.guide(pipe, gs.Stack())
+    for guided, rows, needs in (
+        (cfg, 6, "one for each of negative, positive"),
+        (cfg, 1, "one for each of negative, positive"),
+        (unguided, 3, "one for the prompt, or 2"),
+        (unguided, 6, "one for the prompt, or 2"),
+    ):
+        many = {"ip_adapter_image_embeds": [pictures[:1].repeat_interleave(rows, 0)]}
+        with pytest.raises(InputError, match=f"ip_adapter_image_embeds has {rows} rows; .* needs {needs}"):
+            guided(**arguments(ONE_BATCH, negative=guided is cfg, **many))
+
+
+@pytest.mark.parametrize("text", ["stack()", "cfg(3)", "tsg(3)"])
+def test_rows_that_reach_the_network_are_looked_at(text: str) -> None:
+    """Flux takes the two apart, so that nothing says whose a second row is."""
+    pipe = adapted(IN_CALLS)
+    (picture,) = seen(IN_CALLS)["ip_adapter_image_embeds"]
+    two = {**seen(IN_CALLS), "ip_adapter_image_embeds": [picture.repeat_interleave(2, 0)]}
+    with pytest.raises(InputError, match=r"ip_adapter_image_embeds with 6 rows for a batch of 3, .* one for all"):
+        gs.guide(pipe, text)(**arguments(IN_CALLS, negative=text == "cfg(3)", **two))
+
+
+def test_the_records_know_which_pictures_come_in_halves() -> None:
+    for name, family in FAMILIES.items():
+        prepare = getattr(getattr(diffusers, name), "prepare_ip_adapter_image_embeds", None)
+        halved = prepare is not None and ".chunk(" in inspect.getsource(prepare)
+        assert family.halved == ("ip_adapter_image_embeds",) * halved, name
 
 
 # --- half precision ------------------------------------------------------------------------------------------------

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
+from torch import Tensor
 
 import guidestack as gs
+from guidestack.guidance.errors import UnsupportedPipelineError
 from guidestack.guidance.query import Perturbation
 from guidestack.pipelines import time_embedding
 from guidestack.pipelines.family import FAMILIES
@@ -70,7 +73,7 @@ def config(kind: str, pipe: Any, threshold: float = 0.4) -> Any:
     if kind == "first block":
         return diffusers.FirstBlockCacheConfig(threshold=threshold)
     if kind == "mag":
-        ratios = [1.0, 1.02, 1.1, 0.9, 1.02, 1.3]
+        ratios = [1.0, 1.02, 1.1, 0.7, 1.02, 1.3]
         return diffusers.MagCacheConfig(0.15, 2, num_inference_steps=STEPS, mag_ratios=ratios, retention_ratio=0.1)
     if kind == "taylor":
         attention = [r"(single_transformer_blocks|transformer_blocks|blocks)\.\d+\.attn\d?"]
@@ -137,13 +140,10 @@ def test_cfg_is_the_pipelines_own(name: str, kind: str) -> None:
             report = guided.report
             assert 0 < report.cached < report.rows == 2 * BATCH * STEPS
             assert f"{report.cached} of them from a feature cache" in str(report)
-        off = trajectory(pipe, pipe, arguments(name, BATCH, False, num_inference_steps=STEPS, **{load(name).SCALE: 1.0})
-                         ) if kind != "faster" else None  # fmt: skip
-        if off is not None:
+        if kind != "faster":  # which needs both halves
+            off = trajectory(pipe, pipe, given(name, negative=False, **{load(name).SCALE: 1.0}))
             unguided = gs.guide(pipe, gs.Stack())
             assert torch.equal(trajectory(pipe, unguided, given(name, negative=False)), off)
-    assert gs.guide(pipe, "cfg(3)")(**given(name)) is not None
-    assert guided.report.cached > 0
 
 
 # --- further conditions and perturbed passes -----------------------------------------------------------------------
@@ -178,7 +178,7 @@ def in_context(pipe: Any, name: str, calls: Calls, each: int, around: Callable[[
 
 
 def weak(pipe: Any, each: int) -> Callable[[int], Any]:
-    """The perturbed pass of TSG at a step; where the unconditional rows stand before those of the prompt, theirs too."""
+    """The perturbed pass of TSG at a step; where unconditional rows stand before those of the prompt, theirs too."""
 
     def around(step: int) -> Any:
         own = [by_hand.key(7 + sample, step, "time positive") for sample in range(BATCH)]
@@ -209,8 +209,8 @@ GUIDES: dict[str, tuple[by_hand.Guide, bool]] = {
 def test_each_question_has_a_memory_of_its_own(name: str, kind: str, text: str) -> None:
     """Against the stock pipeline around a denoiser that guides, in whose loop every question has its context.
 
-    A first-block cache with this threshold reuses from the second step on, whatever it measures: as other caches here it
-    does not depend on what else is in a batch. SeaCache measures the samples, which are those of all conditions.
+    A first-block cache with this threshold reuses from the second step on, whatever it measures: as the other caches
+    here it does not depend on what else is in a batch. SeaCache measures the samples, which all conditions share.
     """
     guide, steady = GUIDES[text]
     each = 2 if name not in IN_ONE else 1
@@ -289,6 +289,7 @@ def witnessed(pipe: Any, kind: str) -> Iterator[list[str]]:
         handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), RUNS)
 def test_no_memory_is_of_another_question(name: str, kind: str) -> None:
     with cached(name, kind) as pipe:
@@ -300,10 +301,111 @@ def test_no_memory_is_of_another_question(name: str, kind: str) -> None:
             if name == KLEIN and text.startswith("perpneg"):
                 continue
             more = {"negative_prompt": [["a", "b"], ["c"]]} if text.startswith("perpneg") else {}
-            for most in (None, 1, 3):
+            for most in (None, 1):
                 guided = gs.guide(pipe, text, max_rows=most)
                 with witnessed(pipe, kind) as faults:
                     guided(**given(name, **more))
                 assert not faults, (text, most)
                 assert all(not one._state_cache for one in managers(pipe))  # nothing is kept
                 assert all(one._context is None for one in managers(pipe))
+
+
+def test_a_condition_that_is_drawn_anew_is_evaluated_in_full() -> None:
+    """What a network made of the last random condition says nothing of this one's."""
+    name = "FluxPipeline"
+    with cached(name, "first block", threshold=1e9) as pipe:
+        family = FAMILIES[name]
+        drawn: list[Tensor] = []
+
+        def draw(pipe: Any, rows: Any, generators: Any) -> dict[str, Tensor]:
+            like = rows["encoder_hidden_states"]
+            drawn.append(torch.stack([torch.randn(like.shape[1:], generator=one) for one in generators]))
+            return {"encoder_hidden_states": drawn[-1]}
+
+        FAMILIES[name] = replace(family, random={"gaussian": draw})
+        try:
+            guided = gs.guide(pipe, "cfg(2) | icg(3, source='gaussian')")
+            guided(**given(name))
+        finally:
+            FAMILIES[name] = family
+        assert [step.rows - step.cached for step in guided.report.steps] == [3 * BATCH] + [BATCH] * (STEPS - 1)
+
+
+# --- caches without contexts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", IN_ONE)
+def test_a_cache_with_one_memory_takes_one_call_a_step(name: str) -> None:
+    with cached(name, "pab") as pipe:
+        for text in ("tsg(3)", "cfg(2) | tsg(3)", "during(tsg(2), progress=(0.3, 0.6)) | cfg(2)"):
+            with pytest.raises(UnsupportedPipelineError, match=r"PyramidAttentionBroadcast of .* one memory"):
+                gs.guide(pipe, text)(**given(name, negative="cfg" in text))
+        with pytest.raises(UnsupportedPipelineError, match="several in a step"):
+            gs.guide(pipe, "cfg(2)", max_rows=1)(**given(name))
+        # The rows of the one call may be others, and may change: it begins anew there.
+        steady = gs.guide(pipe, "perpneg(3)")
+        steady(**given(name, negative_prompt=[["a", "b"], ["c"]]))
+        assert 0 < steady.report.cached < steady.report.rows
+        guided = gs.guide(pipe, "prefix(cfg(4), 3)")
+        guided(**given(name))
+        assert [step.cached for step in guided.report.steps] == [0, 2 * BATCH, 0, 0, BATCH, 0]
+        other = gs.guide(pipe, "prefix(cfg(4), 3) | during(cfg(2, against='null'), progress=(0.5, 1))")
+        other(**given(name))
+        assert [step.cached for step in other.report.steps] == [0, 2 * BATCH, 0, 0, 2 * BATCH, 0]
+
+
+@pytest.mark.parametrize("name", IN_CALLS)
+@pytest.mark.parametrize("rows", ["asked", "pipeline"])
+def test_a_cache_with_one_memory_is_refused_where_each_condition_has_its_call(name: str, rows: str) -> None:
+    """The stock pipeline mixes its conditions there, or fails."""
+    with cached(name, "pab") as pipe:
+        with pytest.raises(UnsupportedPipelineError, match=r"PyramidAttentionBroadcast of .*such as FirstBlockCache"):
+            gs.guide(pipe, "cfg(4)", rows=rows)(**given(name))
+        unguided = gs.guide(pipe, gs.Stack())
+        unguided(**given(name, negative=False))
+        assert unguided.report.cached > 0
+
+
+@pytest.mark.parametrize("name", ["CogVideoXPipeline", "MochiPipeline"])
+def test_a_cache_that_makes_the_unconditional_answer_itself(name: str) -> None:
+    with cached(name, "faster") as pipe:
+        for text in ("prefix(cfg(4), 3)", "perpneg(3)", "schedule(cfg(4), 'g s g*')", "tsg(3) | cfg(2)"):
+            with pytest.raises(UnsupportedPipelineError, match=r"FasterCache of .* rows='pipeline'"):
+                gs.guide(pipe, text)(
+                    **given(name, negative_prompt=[["a", "b"], ["c"]] if "perp" in text else ["a", "c"])
+                )
+        # With all rows at every step a sample may stop, and others go on as they would.
+        guided = gs.guide(pipe, "prefix(cfg(4), 3)", rows="pipeline")
+        guided(**given(name))
+        assert guided.report.rows == 2 * BATCH * STEPS
+        assert 0 < guided.report.cached < guided.report.rows
+
+
+def test_a_run_that_fails_leaves_no_memory() -> None:
+    name = "FluxPipeline"
+
+    def fail(pipe: Any, step: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        raise RuntimeError("on purpose")
+
+    with cached(name, "first block", threshold=1e9) as pipe:
+        guided = gs.guide(pipe, "cfg(3) | cfg(2, against='null')")
+        wanted = trajectory(pipe, guided, given(name))
+        with pytest.raises(RuntimeError, match="on purpose"):
+            guided(**given(name, callback_on_step_end=fail))
+        assert all(not one._state_cache for one in managers(pipe))
+        assert torch.equal(trajectory(pipe, guided, given(name)), wanted)
+
+
+def test_a_pipeline_that_opens_no_context_gets_them() -> None:
+    """Flux from pictures opens none: by itself it fails under FirstBlockCache, and mixes its own two under MagCache."""
+    name = "FluxImg2ImgPipeline"
+    for kind in ("first block", "mag", "taylor"):
+        with cached(name, kind, threshold=1e9) as pipe:
+            if kind != "mag":
+                with pytest.raises(ValueError, match="No cache context"):
+                    pipe(**given(name, on=True))
+            guided = gs.guide(pipe, "cfg(3) | cfg(2, against='null')")
+            with witnessed(pipe, kind) as faults:
+                guided(**given(name))
+            assert guided.report.cached > 0
+            assert not faults

@@ -30,6 +30,7 @@ def rows_run(pipe: Any, monkeypatch: pytest.MonkeyPatch, name: str = "unet") -> 
         seen.append(len(sample))
         return original(sample, *args, **kwargs)
 
+    forward.remembers = False  # type: ignore[attr-defined]
     monkeypatch.setattr(denoiser, "forward", forward)
     return seen
 
