@@ -15,7 +15,7 @@ from ..guidance.stack import remarks
 from ..pipelines import guide
 from ..pipelines.family import family_of
 from ..pipelines.session import model_identity
-from ..samplers import grid, scheduler_identity
+from ..samplers import grid, scheduled, scheduler_identity
 from ..scripts.recipe import check_several, split
 from ..scripts.words import counted_are
 from .cells import Cell
@@ -109,11 +109,7 @@ def _checked(maker: Maker, cell: Cell, prompts: Sequence[Prompt]) -> Cost:
     negatives, extras = [one.negative for one in prompts], [one.extra for one in prompts]
     check_several(cell.parsed, negatives, extras, ("negatives", "extras"))
     guide(maker.pipe, cell.parsed)
-    scheduler = maker.pipe.scheduler
-    try:
-        scheduler.set_timesteps(cell.steps)
-    except (ValueError, IndexError) as error:
-        raise InputError(f"{cell.sampler} does not take {cell.steps} steps: {error}") from None
+    scheduler = scheduled(cell.sampler, maker.own, cell.steps)
     schedule = grid(scheduler)
     points = [When(point.step, point.evaluation, point.level, point.time) for point in schedule.points]
     if any(part.needs_identity for part in cell.parsed.parts()):

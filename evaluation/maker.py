@@ -63,7 +63,7 @@ class Maker:
     def __init__(self, model: str | None, dtype: str, device: str, allow_pickle: bool = False) -> None:
         self.pipe, self.identity = load(model, getattr(torch, dtype), device, allow_pickle, doctored=True)
         self.dtype = dtype
-        self.base_config = dict(self.pipe.scheduler.config)
+        self.own = self.pipe.scheduler
         takes = inspect.signature(self.pipe.__call__).parameters
         self.takes_prompts, self.takes_classes = "prompt" in takes, "class_labels" in takes
         self.takes_size = "height" in takes
@@ -78,9 +78,9 @@ class Maker:
         """Give the pipeline a sampler.
 
         Raises:
-            InputError: an unknown one.
+            InputError: an unknown one, or one that the model cannot use.
         """
-        self.pipe.scheduler = by_name(sampler, self.base_config)
+        self.pipe.scheduler = by_name(sampler, self.own)
 
     def make(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Made:
         """Make a batch.

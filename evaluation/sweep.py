@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..guidance.errors import InputError
+from ..samplers import canonical
 from . import prompts as prompts_of
 from . import values
 from .places import contents, located, metric_located, preset_located
@@ -330,7 +331,12 @@ def _field(name: str, value: Any, where: str) -> Any:
         return values.choice(value, where, DTYPES)
     if name == "steps":
         return values.whole(value, where, 1, 1000)
-    return values.whole(value, where, 1, 4096) if name == "batch" else values.text(value, where)
+    if name == "batch":
+        return values.whole(value, where, 1, 4096)
+    try:
+        return canonical(values.text(value, where))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _check_used(stacks: Mapping[str, str], axes: Mapping[str, Any], name: str) -> None:

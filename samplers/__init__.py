@@ -5,7 +5,7 @@ from .identity import fingerprint, scheduler_identity
 from .inversion import invert
 from .levels import entry, grid, parameterization, supported
 from .loop import sample
-from .names import SAMPLERS, by_name
+from .names import SAMPLERS, by_name, canonical, scheduled
 from .noise import initial_noise
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Grid",
     "Point",
     "by_name",
+    "canonical",
     "entry",
     "fingerprint",
     "grid",
@@ -20,6 +21,7 @@ __all__ = [
     "invert",
     "parameterization",
     "sample",
+    "scheduled",
     "scheduler_identity",
     "supported",
 ]

@@ -35,7 +35,7 @@ from ..guidance.prediction import Level, Parameterization, wide
 from ..guidance.rule import Estimate, Rule, Run
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack
-from .levels import grid, parameterization
+from .levels import grid, option, parameterization
 from .loop import Sampled, _aliases, _counts, finished
 
 FIRST_ORDER = (
@@ -96,13 +96,13 @@ def undoable(scheduler: Any) -> None:
             f"{cls.__name__} cannot be inverted: an inversion undoes first-order steps without fresh noise, those of "
             f"{', '.join(FIRST_ORDER)}; use {_nearest(scheduler)}"
         )
-    clips = scheduler.config.get("clip_sample") and name == "DDIMScheduler"
-    for option, on in (("thresholding", scheduler.config.get("thresholding")), ("clip_sample", clips)):
+    clips = option(scheduler, "clip_sample") and name == "DDIMScheduler"
+    for cut, on in (("thresholding", option(scheduler, "thresholding")), ("clip_sample", clips)):
         if on:
             raise UnsupportedSchedulerError(
-                f"{cls.__name__} with {option}=True cannot be inverted: what it cuts off is lost; set {option}=False"
+                f"{cls.__name__} with {cut}=True cannot be inverted: what it cuts off is lost; set {cut}=False"
             )
-    if scheduler.config.get("stochastic_sampling"):
+    if option(scheduler, "stochastic_sampling"):
         raise UnsupportedSchedulerError(
             f"{cls.__name__} with stochastic_sampling=True cannot be inverted: it draws fresh noise in each step"
         )
@@ -111,7 +111,7 @@ def undoable(scheduler: Any) -> None:
 def _nearest(scheduler: Any) -> str:
     """The scheduler to use instead, for the same network."""
     name = type(scheduler).__name__
-    if name.startswith("Flow") or scheduler.config.get("use_flow_sigmas"):
+    if name.startswith("Flow") or option(scheduler, "use_flow_sigmas"):
         return "FlowMatchEulerDiscreteScheduler with the same shift"
     if name.startswith("EDM"):
         return "EDMEulerScheduler.from_config(scheduler.config)"

@@ -7,6 +7,7 @@ scaling and how the entries of `timesteps` map to entries of `sigmas`, half step
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,21 @@ Scheduler = Any  # a diffusers scheduler, which has no types
 Scaling = Callable[[Scheduler, float], Level]
 
 
+def option(scheduler: Scheduler, name: str) -> Any:
+    """An entry of the configuration that the scheduler itself reads; None where it has none of that name.
+
+    A scheduler that was made from another one's configuration keeps all of that, and looks at its own part only.
+    """
+    return _own(type(scheduler), scheduler.config, name)
+
+
+def _own(cls: type, config: Any, name: str) -> Any:
+    return config.get(name) if name in inspect.signature(cls.__init__).parameters else None  # type: ignore[misc]
+
+
 def _vp(scheduler: Scheduler, sigma: float) -> Level:
     # These schedulers tabulate sigma/alpha, or the flow's sigma, and keep x in the scaling of the training.
-    if scheduler.config.get("use_flow_sigmas"):
+    if option(scheduler, "use_flow_sigmas"):
         if sigma > 1:
             # diffusers 0.42.1 converts the respaced ones for UniPC with Karras only; the others step with alpha < 0.
             raise UnsupportedSchedulerError(
@@ -40,7 +53,7 @@ def _ve(scheduler: Scheduler, sigma: float) -> Level:
 
 def _flow(scheduler: Scheduler, sigma: float) -> Level:
     # Mochi's schedule is turned round: it counts from 0 at pure noise to 1, and its network emits x0 - eps.
-    return Level.flow(1 - sigma if scheduler.config.get("invert_sigmas") else sigma)
+    return Level.flow(1 - sigma if option(scheduler, "invert_sigmas") else sigma)
 
 
 def _each(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
@@ -158,7 +171,7 @@ def _always(scheduler: Scheduler) -> bool:
 
 
 def _in_noise(scheduler: Scheduler) -> bool:
-    return not str(scheduler.config.get("algorithm_type")).endswith("++")
+    return not str(option(scheduler, "algorithm_type")).endswith("++")
 
 
 RECORDS: dict[str, Record] = {
@@ -194,10 +207,9 @@ def supported() -> tuple[str, ...]:
     return tuple(sorted(RECORDS))
 
 
-def _record(scheduler: Scheduler) -> tuple[str, Record]:
+def _record(cls: type) -> tuple[str, Record]:
     # By name, so that importing this file does not import diffusers. A subclass that steps by its own code is another
     # scheduler, whose levels nobody has checked.
-    cls = type(scheduler)
     for base in cls.__mro__:
         if base.__name__ in RECORDS and getattr(cls, "step", None) is getattr(base, "step", None):
             return base.__name__, RECORDS[base.__name__]
@@ -278,7 +290,7 @@ def grid(scheduler: Scheduler, begin: int = 0) -> Grid:
 
     Waits once for the device that holds the timesteps; call it once a run.
     """
-    _, record = _record(scheduler)
+    _, record = _record(type(scheduler))
     if not _is_set(scheduler):
         raise UnsupportedSchedulerError(f"{type(scheduler).__name__} has no timesteps yet; call set_timesteps first")
     timesteps = _floats(scheduler.timesteps)
@@ -293,7 +305,7 @@ def grid(scheduler: Scheduler, begin: int = 0) -> Grid:
         # Not the last entry: Euler's log_linear interpolation makes one sigma more than it steps to.
         returned = [*levels[1:], record.scaling(scheduler, sigmas[len(timesteps)])]
     # EDM schedulers count in log sigma or in its angle.
-    training = None if hasattr(scheduler.config, "sigma_data") else scheduler.config.num_train_timesteps
+    training = None if option(scheduler, "sigma_data") is not None else scheduler.config.num_train_timesteps
     points = [
         Point(timestep, *record.place(scheduler, index, begin), level, after, training and timestep / training)
         for index, (timestep, level, after) in enumerate(zip(timesteps, levels, returned, strict=True))
@@ -303,7 +315,7 @@ def grid(scheduler: Scheduler, begin: int = 0) -> Grid:
 
 def remembers(scheduler: Scheduler) -> bool:
     """Whether `scheduler` keeps samples, or noise derived from samples, over more than one step."""
-    return _record(scheduler)[1].remembers(scheduler)
+    return _record(type(scheduler))[1].remembers(scheduler)
 
 
 _EMITTED = {"epsilon": EPSILON, "sample": X0, "v_prediction": V, "flow_prediction": FLOW}
@@ -315,16 +327,25 @@ def parameterization(scheduler: Scheduler) -> Parameterization:
     Raises:
         UnsupportedSchedulerError: the scheduler or its `prediction_type` is not known, or contradicts its sigmas.
     """
-    name, _ = _record(scheduler)
+    return emission(type(scheduler), scheduler.config)
+
+
+def emission(cls: type, config: Any) -> Parameterization:
+    """The same, of a class and a configuration with all its entries, without a scheduler: making one can take seconds.
+
+    Raises:
+        UnsupportedSchedulerError: as `parameterization`.
+    """
+    name, _ = _record(cls)
     if name.startswith("FlowMatch"):
-        return FLOW.negated() if scheduler.config.get("invert_sigmas") else FLOW
-    emitted = scheduler.config.prediction_type
-    if hasattr(scheduler.config, "sigma_data"):  # EDM's preconditioning
+        return FLOW.negated() if _own(cls, config, "invert_sigmas") else FLOW
+    emitted, data = config.get("prediction_type"), _own(cls, config, "sigma_data")
+    if data is not None:  # EDM's preconditioning
         names: Sequence[str] = ("epsilon", "v_prediction")
         if emitted in names:
-            return Parameterization("edm" if emitted == "epsilon" else "edm-v", scheduler.config.sigma_data)
+            return Parameterization("edm" if emitted == "epsilon" else "edm-v", data)
     elif emitted in _EMITTED:
-        flow = bool(scheduler.config.get("use_flow_sigmas"))
+        flow = bool(_own(cls, config, "use_flow_sigmas"))
         if (emitted == "flow_prediction" and not flow) or (emitted == "v_prediction" and flow):
             # diffusers runs it, and reads x0 from the formula of one path with the sigmas of the other.
             raise UnsupportedSchedulerError(f"{name}: prediction_type {emitted!r} needs use_flow_sigmas={not flow}")

@@ -1,10 +1,17 @@
-"""Short names of samplers, for the command line."""
+"""Short names of samplers, for the command line; and which of them a model can use."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import itertools
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from ..guidance.errors import InputError, nearest
+from ..guidance.errors import InputError, UnsupportedSchedulerError, nearest
+from ..guidance.prediction import Parameterization
+from .levels import emission, option, parameterization
 
 _SPACINGS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
 
@@ -22,41 +29,149 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "dpm++2s": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpm++sde": ("DPMSolverSDEScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "deis": ("DEISMultistepScheduler", {}),
-    "sa-solver": ("SASolverScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_type": "bh2"}),
+    "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho"}),
+    "sa-solver": ("SASolverScheduler", {"algorithm_type": "data_prediction"}),
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
     "edm-euler": ("EDMEulerScheduler", {}),
-    "edm-dpm++2m": ("EDMDPMSolverMultistepScheduler", {}),
+    "edm-dpm++2m": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "flow-heun": ("FlowMatchHeunDiscreteScheduler", {}),
 }
-"""Name: diffusers class, and what the name sets in its configuration."""
+"""Name: diffusers class, and what the name sets in its configuration, whatever the model's own scheduler has there."""
+
+ELSEWHERE = {"dpm2": "kdpm2", "dpm2a": "kdpm2-a", "plms": "pndm"}
+"""Names of other programs that no spelling leads to, without spaces and hyphens."""
+NEEDED = {"lms": "scipy", "beta": "scipy", "dpm++sde": "torchsde"}
+"""The package that a sampler or a spacing imports for itself; the extra `schedulers` has them all."""
+KEPT = ("prediction_type", "sigma_data", "sigma_min", "sigma_max", "sigma_schedule")
+"""What says what a network emits, and between which levels if it is EDM's."""
 
 
-def by_name(name: str, config: Any = None) -> Any:
+def canonical(name: str) -> str:
+    """The short name of a sampler, of whatever spelling.
+
+    Case, spaces, hyphens and underscores do not count, ``pp`` is ``++`` and ``ancestral`` is ``a``: so names as A1111
+    and ComfyUI write them are understood.
+
+    Args:
+        name: one of `SAMPLERS`, with ``-karras``, ``-exponential`` or ``-beta`` for the spacing of its sigmas; or what
+            another program calls it.
+
+    Raises:
+        InputError: there is no such sampler.
+
+    >>> canonical("DPM++ 2M Karras"), canonical("Euler a"), canonical("dpm_2_ancestral")
+    ('dpm++2m-karras', 'euler-a', 'kdpm2-a')
+    """
+    names = {**{_squashed(one): one for one in SAMPLERS}, **ELSEWHERE}
+    for spacing in _SPACINGS:
+        names |= {f"{squashed}{spacing}": f"{one}-{spacing}" for squashed, one in names.items() if one in SAMPLERS}
+    if (squashed := _squashed(name)) in names:
+        return names[squashed]
+    raise InputError(f"unknown sampler {name!r}{nearest(name.lower(), SAMPLERS)}")
+
+
+def _squashed(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.lower()).replace("pp", "++").replace("ancestral", "a")
+
+
+def by_name(name: str, replaced: Any = None) -> Any:
     """The diffusers scheduler with a short name, such as ``"dpm++2m"`` or ``"euler-karras"``.
 
     Args:
-        name: one of `SAMPLERS`, with ``-karras``, ``-exponential`` or ``-beta`` for the spacing of its sigmas.
-        config: configuration of the scheduler it replaces: betas, prediction type and spacing carry over.
+        name: as `canonical` reads it.
+        replaced: the scheduler that it replaces, or its configuration: betas, prediction type and spacing carry over.
+            Of a scheduler it is also known what its network emits, and whether the new one reads that.
 
     Raises:
-        InputError: an unknown name, or a spacing that this sampler does not have.
+        InputError: an unknown name, a spacing that this sampler does not have, a package that is missing, or a sampler
+            that does not go with the network that runs under `replaced`.
+    """
+    cls, config, own = _settings(canonical(name), replaced)
+    if (emits := _emitted(replaced)) is not None and (reads := _read(cls, config, own)) != emits:
+        fit = ", ".join(one for one in SAMPLERS if _read(*_settings(one, replaced)) == emits)
+        raise InputError(
+            f"sampler {name!r} is for a network that emits {reads.name if reads else 'another form'!r}, and this "
+            f"model's emits {emits.name!r}; it can use {fit or 'its own scheduler only'}"
+        )
+    try:
+        return cls.from_config(config, **own)
+    except (ValueError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"sampler {name!r} does not go with this model's scheduler: {reason}") from None
+
+
+def scheduled(name: str, replaced: Any, steps: int) -> Any:
+    """The scheduler of `by_name` with its timesteps set.
+
+    Args:
+        name: as of `by_name`.
+        replaced: as of `by_name`.
+        steps: steps of the sampler. Levels that hang on the picture's size are those of a large one.
+
+    Raises:
+        InputError: as `by_name`, or the sampler does not take so many steps.
+    """
+    scheduler = by_name(name, replaced)
+    dynamic = option(scheduler, "use_dynamic_shifting")
+    size = {"mu": option(scheduler, "max_shift") or 1.15} if dynamic else {}
+    try:
+        scheduler.set_timesteps(steps, **size)
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{name} does not take {steps} steps: {error}") from None
+    return scheduler
+
+
+def _emitted(scheduler: Any) -> Parameterization | None:
+    """What a network emits that runs under `scheduler`; None where that cannot be told."""
+    try:
+        return parameterization(scheduler) if hasattr(scheduler, "config") else None
+    except UnsupportedSchedulerError:
+        return None
+
+
+def _read(cls: Any, config: Mapping[str, Any], own: Mapping[str, Any]) -> Parameterization | None:
+    """What a scheduler would read that is made of these; None where its configuration contradicts itself."""
+    defaults = {name: one.default for name, one in inspect.signature(cls.__init__).parameters.items()}
+    try:
+        return emission(cls, {**defaults, **config, **own})
+    except UnsupportedSchedulerError:
+        return None
+
+
+def _settings(name: str, replaced: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Of a sampler: its class, the configuration that it is made from, and what is set beside.
+
+    Raises:
+        InputError: as `by_name`.
     """
     import diffusers
 
-    base, _, spacing = name.rpartition("-")
-    options: dict[str, Any] = {}
-    if name not in SAMPLERS and spacing in _SPACINGS:
-        name, options = base, {_SPACINGS[spacing]: True}
-    if name not in SAMPLERS:
-        raise InputError(f"unknown sampler {name!r}{nearest(name, SAMPLERS)}")
-    class_name, preset = SAMPLERS[name]
+    base, _, spacing = (name, "", "") if name in SAMPLERS else name.rpartition("-")
+    for needing in (base, spacing):
+        package = NEEDED.get(needing)
+        if package and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"sampler {name!r} needs the package {package}, which is not installed; run: pip install "
+                "'guidestack[schedulers]'"
+            )
+    class_name, preset = SAMPLERS[base]
     cls = getattr(diffusers, class_name)
-    if unknown := set(options) - set(cls().config):
+    takes = inspect.signature(cls.__init__).parameters
+    options = {_SPACINGS[spacing]: True} if spacing else {}
+    if unknown := set(options) - set(takes):
         raise InputError(f"sampler {name!r} has no {unknown.pop()}; drop '-{spacing}'")
+    config = dict(getattr(replaced, "config", replaced) or {})
     # A spacing of the old scheduler's is not wanted with the new one unless the name says so.
-    plain = {flag: False for flag in _SPACINGS.values() if flag in cls().config}
-    return cls.from_config(dict(config or {}), **{**plain, **preset, **options})
+    own: dict[str, Any] = {flag: False for flag in _SPACINGS.values() if flag in takes}
+    # What the network emits is not left to defaults, which differ from class to class.
+    own |= {one: config[one] for one in KEPT if one in takes and config.get(one) is not None}
+    # Nor is what the old one did not do; and the shift of a flow has two names.
+    if config and "clip_sample" in takes:
+        own["clip_sample"] = config.get("clip_sample", False)
+    for one, other in itertools.permutations(("shift", "flow_shift")):
+        if one in takes and one not in config and other in config:
+            own[one] = config[other]
+    return cls, config, {**own, **preset, **options}

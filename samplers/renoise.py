@@ -28,7 +28,7 @@ from ..guidance.errors import UnsupportedSchedulerError
 from ..guidance.prediction import X0, Level, convert
 from ..guidance.rule import Estimate
 from .grid import Grid
-from .levels import parameterization, remembers
+from .levels import option, parameterization, remembers
 
 UNCLIPPED = frozenset({"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler"})
 """They have the option `clip_sample`, and clip nothing (diffusers 0.42.1)."""
@@ -51,7 +51,7 @@ class Renoising:
     """
 
     def __init__(self, scheduler: Any, schedule: Grid, begin: int = 0) -> None:
-        if scheduler.config.get("thresholding"):
+        if option(scheduler, "thresholding"):
             raise UnsupportedSchedulerError(
                 f"{type(scheduler).__name__} with thresholding=True changes what it is told; a rule that re-noises "
                 "needs thresholding=False"
@@ -59,8 +59,8 @@ class Renoising:
         self.schedule, self.position = schedule, begin
         self.emits = parameterization(scheduler)  # not the network's: a pipeline may negate between the two
         names = {cls.__name__ for cls in type(scheduler).__mro__}
-        clips = scheduler.config.get("clip_sample") and not UNCLIPPED & names
-        self.clip = float(scheduler.config.get("clip_sample_range") or 1.0) if clips else None
+        clips = option(scheduler, "clip_sample") and not UNCLIPPED & names
+        self.clip = float(option(scheduler, "clip_sample_range") or 1.0) if clips else None
         self.homogeneous = _Homogeneous(scheduler) if remembers(scheduler) else None
         self.offset: Tensor | None = None
         self.added: Tensor | None = None

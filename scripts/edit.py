@@ -20,7 +20,7 @@ from ..guidance.presets import read
 from ..pipelines import edit
 from ..pipelines.family import denoisers_of, family_of
 from ..pipelines.images import on_white
-from ..samplers import by_name
+from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import SAMPLERS
 from ..samplers.noise import generators
@@ -207,7 +207,7 @@ def _edit(options: dict[str, Any]) -> str:
     studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"], options["offload"])
     pipe = studio.pipe
     picture = sized(picture, path, size, own_size(pipe))
-    pipe.scheduler = by_name(options["sampler"], {"clip_sample": False, **studio.base_config})
+    pipe.scheduler = by_name(options["sampler"], studio.own)
     pipe.set_progress_bar_config(unit="step", dynamic_ncols=True)  # a bar for the way back, and one for that forth
     editing = edit(pipe, guidance, inversion=inversion)
     recipe = Edit(
@@ -216,7 +216,7 @@ def _edit(options: dict[str, Any]) -> str:
         negative=options["negative"],
         guidance=str(guidance),
         inversion=str(inversion),
-        sampler=options["sampler"],
+        sampler=canonical(options["sampler"]),
         steps=options["steps"],
         strength=options["strength"],
         seed=options["seed"],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 from ..guidance import presets
@@ -9,15 +12,28 @@ from ..guidance.plan import Planned, When, never_asking, plan
 from ..guidance.registry import citation
 from ..guidance.rules import AdaptiveGuidance
 from ..guidance.stack import remarks
-from ..samplers import by_name, grid
-from .words import counted
+from ..pipelines.bundled import EMOJI
+from ..samplers import canonical, grid, scheduled
+from .model import scheduler_of
+from .words import SAMPLER, counted
+
+BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
+"""Of the bundled model."""
 
 
-def schedule(sampler: str, steps: int) -> list[When]:
-    """The evaluations of a sampler with the bundled model's betas."""
-    scheduler = by_name(sampler, {"beta_schedule": "linear", "timestep_spacing": "trailing"})
-    scheduler.set_timesteps(steps)
-    return [When(point.step, point.evaluation, point.level, point.time) for point in grid(scheduler).points]
+def schedule(sampler: str, steps: int, replaced: Any = BETAS) -> list[When]:
+    """The evaluations of a sampler.
+
+    Args:
+        sampler: its name.
+        steps: its steps.
+        replaced: a model's own scheduler, or its configuration.
+
+    Raises:
+        InputError: there is no such sampler, or the model cannot use it.
+    """
+    points = grid(scheduled(sampler, replaced, steps)).points
+    return [When(point.step, point.evaluation, point.level, point.time) for point in points]
 
 
 def line(planned: Planned) -> str:
@@ -30,17 +46,19 @@ def line(planned: Planned) -> str:
 @click.command()
 @click.argument("stack")
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
-@click.option("--sampler", default="dpm++2m", show_default=True, help="Short name of a sampler, e.g. euler-karras.")
-def command(stack: str, steps: int, sampler: str) -> None:
+@click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
+@click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the bundled emoji model]")
+def command(stack: str, steps: int, sampler: str, model: Path | None) -> None:
     """Print what STACK asks for at each step, the evaluations of a sample, and the papers.
 
     STACK is text such as "during(cfg(4), sigma=(0.2, 5)) | rescale(0.7)", or @ with a preset's name or file, such as
-    @interval-edm2. Nothing is run. The noise levels are those of the sampler with linear betas and trailing spacing, as
-    the bundled model has them. A stack whose rules do not go together is refused, naming them; `guidestack rules
+    @interval-edm2. Nothing is run. The noise levels are those of the sampler for the model, of which only the
+    scheduler's configuration is read. A stack whose rules do not go together is refused, naming them; `guidestack rules
     --compositions` has the table.
     """
     read = presets.read(stack)
-    planned = plan(read, schedule(sampler, steps))
+    sampler = canonical(sampler)
+    planned = plan(read, schedule(sampler, steps, scheduler_of(model or EMOJI)))
     evaluations = sum(len(one.queries) for one in planned)
     click.echo(f"{read}\n")
     click.echo(f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries")

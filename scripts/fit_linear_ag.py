@@ -22,14 +22,14 @@ from ..guidance.rules.linear_ag import CONDITIONAL, ESTIMATED, GUIDED, PAPER, Li
 from ..guidance.stack import Stack
 from ..pipelines import GuidedPipeline, guide
 from ..pipelines.session import model_identity
-from ..samplers import by_name, grid
+from ..samplers import by_name, canonical, grid
 from ..samplers.noise import generators, seeded
 from .generate import read_prompts
 from .images import check_writable
 from .model import device_option, memory, notices, threads_option
 from .recipe import DTYPES, MOST, MOST_TOGETHER, check_text
 from .studio import Studio
-from .words import counted
+from .words import SAMPLER, counted
 
 
 @click.command()
@@ -38,7 +38,7 @@ from .words import counted
 @click.option(
     "--guidance", default="cfg(4)", show_default=True, metavar="STACK", help="What linear_ag will stand around."
 )
-@click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
+@click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
 @click.option("--steps", type=click.IntRange(1, linear.STEPS), default=20, show_default=True)
 @click.option("--trajectories", type=click.IntRange(1, MOST), default=200, show_default=True, help="Runs to fit on.")
 @click.option(
@@ -78,13 +78,13 @@ def _fit(options: dict[str, Any]) -> str:
     by_name(options["sampler"])
     recorded = Recorded(presets.read(options["guidance"]))  # errors of the stack come before the model is loaded
     studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
-    studio.pipe.scheduler = by_name(options["sampler"], studio.base_config)
+    studio.pipe.scheduler = by_name(options["sampler"], studio.own)
     guided = guide(studio.pipe, recorded)
     text = "\n".join(prompts).encode()
     made = {
         "prompts": f"{len(prompts)}:{hashlib.blake2b(text, digest_size=8).hexdigest()}",
         "seed": str(options["seed"]),
-        "sampler": options["sampler"],
+        "sampler": canonical(options["sampler"]),
         "dtype": options["dtype"],
     }
     valid = {"model": model_identity(studio.pipe, guided.family)}

@@ -18,12 +18,13 @@ from ..guidance.reading import is_folder, read_bytes
 from ..guidance.rules import Schedule
 from ..guidance.stack import Stack
 from ..pipelines.bundled import EMOJI
-from ..samplers import by_name
+from ..samplers import by_name, canonical
 from .explain import schedule
 from .images import LARGEST_SIDE, check_out, check_writable, read_recipe
 from .model import device_option, fingerprint, notices, offload_option, threads_option
 from .recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
 from .studio import Studio
+from .words import SAMPLER
 
 LARGEST = 10_000_000  # bytes of a file of prompts
 
@@ -148,7 +149,7 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
     "each.  [default: guidance.yaml in the model's folder, else cfg(4)]",
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
-@click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
+@click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
 @click.option(
     "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of the first image."
@@ -206,7 +207,8 @@ def _generate(options: dict[str, Any]) -> str:
         if not prompts:
             raise InputError('no prompt given; try: guidestack generate "cat face, noto style, blue background"')
         size = read_size(options["size"])
-        options = {**options, "guidance": options["guidance"] or stored_guidance(options["model"])}
+        named = {"sampler": canonical(options["sampler"])}
+        options = {**options, **named, "guidance": options["guidance"] or stored_guidance(options["model"])}
         wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
         by_name(options["sampler"])
         check_presets(options["guidance"], options["model"], options["sampler"], options["steps"])

@@ -213,6 +213,25 @@ def components_of(folder: Path) -> list[str]:
     return [name for name in _index(folder) if not name.startswith("_")]
 
 
+def scheduler_of(folder: Path) -> Any:
+    """The scheduler of a model folder, without the model.
+
+    Raises:
+        InputError: it is no model folder, or has no scheduler of diffusers.
+    """
+    import diffusers
+
+    _index(folder)
+    try:
+        config = json_of(read_bytes(folder / "scheduler" / "scheduler_config.json", "scheduler's file", LARGEST_INDEX))
+        cls = getattr(diffusers, str(config["_class_name"]), None)
+    except (InputError, ValueError, KeyError, TypeError):
+        cls = None
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
+        raise InputError(f"{folder} has no scheduler/scheduler_config.json that names one of diffusers")
+    return cls.from_config(config)
+
+
 def pipeline_class(name: str) -> type | None:
     """The class of diffusers of that name, if there is one."""
     import diffusers

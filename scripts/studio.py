@@ -22,7 +22,7 @@ from ..guidance.rules import LinearAG
 from ..pipelines import guide
 from ..pipelines.family import family_of
 from ..pipelines.session import model_identity
-from ..samplers import Grid, by_name, scheduler_identity
+from ..samplers import Grid, by_name, grid, scheduled, scheduler_identity
 from ..samplers.noise import generators, seeded
 from . import images
 from .model import chosen_device, identity_of, load, made_with, memory
@@ -55,9 +55,9 @@ class Studio:
         self._how = model, getattr(torch, dtype), self.device, allow_pickle, False, offload
 
     @cached_property
-    def _loaded(self) -> tuple[Any, dict[str, Any]]:
+    def _loaded(self) -> tuple[Any, Any]:
         pipe, _ = load(*self._how)
-        return pipe, dict(pipe.scheduler.config)
+        return pipe, pipe.scheduler
 
     @property
     def pipe(self) -> Any:
@@ -65,8 +65,8 @@ class Studio:
         return self._loaded[0]
 
     @property
-    def base_config(self) -> dict[str, Any]:
-        """The configuration of the model's own scheduler."""
+    def own(self) -> Any:
+        """The model's own scheduler."""
         return self._loaded[1]
 
     def check_same(self, recipe: Recipe) -> None:
@@ -162,6 +162,7 @@ class Studio:
                 raise InputError(f"this model makes sizes that are multiples of {step} pixels; got {size[0]}x{size[1]}")
         self.note_cut([text for recipe in wanted for text in recipe.texts])
         for recipe in {recipe.guidance: recipe for recipe in wanted}.values():
+            grid(scheduled(recipe.sampler, self.own, recipe.steps))
             self._use(recipe)
             guide(self.pipe, recipe.guidance)
         for recipe in {(one.guidance, one.steps, bool(one.negative)): one for one in wanted}.values():
@@ -189,7 +190,7 @@ class Studio:
             rule.init(Run((1,), steps=recipe.steps, identity=known))
 
     def _use(self, recipe: Recipe) -> None:
-        self.pipe.scheduler = by_name(recipe.sampler, self.base_config)
+        self.pipe.scheduler = by_name(recipe.sampler, self.own)
 
     def _generate(self, group: Sequence[Recipe]) -> tuple[dict[int, Image.Image], int, NonFiniteError | None]:
         """The images of recipes that differ in prompt, negative and seed only, and the evaluations they cost.

@@ -9,9 +9,10 @@ import click
 
 from ..guidance import presets
 from ..guidance.errors import InputError
+from ..samplers import canonical
 from .generate import read_size
 from .model import chosen_device, device_option, notices, threads_option
-from .words import counted
+from .words import SAMPLER, counted
 
 if TYPE_CHECKING:
     from ..evaluation.tune.progress import Bar
@@ -42,7 +43,7 @@ APART = 1_000_000
 @click.option("--evaluations", type=float, metavar="N", help="At most so many an image; the most alike if alone.")
 @click.option("--metric", help="Likeness to go by.  [default: that of --likeness, or feature_distance]")
 @click.option("--budget", type=int, default=64, show_default=True, help="Stacks to try.")
-@click.option("--sampler", default="dpm++2m", show_default=True, help="Sampler, e.g. ddim, euler-a, dpm++2m-karras.")
+@click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
 @click.option("--steps", type=click.IntRange(2, 1000), default=25, show_default=True)
 @click.option("--size", metavar="HxW", help="In pixels.  [default: the model's own]")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images in one call.")
@@ -91,7 +92,7 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
     check_installed()
     check_budget(options["budget"])
     goal = read_goal(options["likeness"], options["evaluations"], options["metric"])
-    fixed = {name: options[name] for name in ("sampler", "steps", "dtype", "batch")}
+    fixed = {name: options[name] for name in ("steps", "dtype", "batch")} | {"sampler": canonical(options["sampler"])}
     training, held_out = prompt_sets(options)
     settings = Settings(
         model=options["model"],

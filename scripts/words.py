@@ -1,6 +1,9 @@
-"""Numbers with their nouns."""
+"""Words that several commands share."""
 
 from __future__ import annotations
+
+SAMPLER = "Sampler, e.g. ddim, euler-a, dpm++2m-karras; other programs' names too, such as 'DPM++ 2M Karras'."
+"""Help of the option --sampler."""
 
 
 def counted(number: int, noun: str) -> str:

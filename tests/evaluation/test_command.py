@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from guidestack.evaluation.cells import expand
 from guidestack.evaluation.store import RunFolder
 
 from .common import written
@@ -72,3 +73,31 @@ def test_the_smoke_sweep_on_the_bundled_model(evaluate: Any, tmp_path: Path) -> 
     assert set(table.column("evaluations").to_pylist()) == {20}
     assert folder.image(table.column("image")[0].as_py()).size == (64, 64)
     assert {"label.concept", "label.style", "label.background", "axis.w"} <= set(table.column_names)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ("flow-euler", "sampler 'flow-euler' is for a network that emits 'flow'"),
+        ("edm-euler", "sampler 'edm-euler' is for a network that emits 'edm"),
+        ("lcm", "lcm does not take 60 steps"),
+        ("eular", "sampler: unknown sampler 'eular'; did you mean 'euler'?"),
+    ],
+)
+def test_a_sampler_that_the_model_cannot_use_is_found_by_a_dry_run(
+    evaluate: Any, model_folder: Path, tmp_path: Path, sampler: str, message: str
+) -> None:
+    (tmp_path / "s.yaml").write_text(written(model_folder, sampler=sampler, steps=60))
+    for options in (["--dry-run"], []):
+        status, said, err = evaluate(tmp_path / "s.yaml", "--out", tmp_path / "run", *options)
+        assert (status, said, (tmp_path / "run").exists()) == (2, "", False)
+        assert message in err
+        assert len(err.splitlines()) == 1
+
+
+def test_a_sweep_takes_samplers_by_other_programs_names(evaluate: Any, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(written(model_folder, sampler="DPM++ 2M Karras"))
+    assert evaluate(tmp_path / "s.yaml", "--out", tmp_path / "run")[0] == 0
+    assert "sampler: dpm++2m-karras" in (tmp_path / "run" / "sweep.yaml").read_text()
+    cells = expand(RunFolder(str(tmp_path / "run")).sweep())
+    assert {cell.sampler for cell in cells} == {"dpm++2m-karras"}

@@ -146,6 +146,10 @@ def test_prompts_from_a_file(run: Any, model_folder: Path, tmp_path: Path) -> No
         (["a", "--model", "/nowhere/model"], "no model at '/nowhere/model'"),
         (["a", "--sampler", "eular"], "unknown sampler 'eular'; did you mean 'euler'?"),
         (["a", "--sampler", "ddim-karras"], "drop '-karras'"),
+        (["a", "--sampler", "flow-euler"], "is for a network that emits 'flow', and this model's emits"),
+        (["a", "--sampler", "flow-heun"], "it can use ddim, "),
+        (["a", "--sampler", "edm-euler"], "is for a network that emits 'edm"),
+        (["a", "--sampler", "lcm", "--steps", "60"], "lcm does not take 60 steps"),
         (["a", "--size", "64"], "HEIGHTxWIDTH"),
         (["a", "--size", "60x64"], "multiples of 8 pixels; got 60x64"),
         (["a", "--size", "0x64"], "multiples of 8"),
@@ -387,6 +391,31 @@ def test_numbers_agree_with_their_nouns(run: Any, model_folder: Path, tmp_path: 
     assert "cfg(4): 1 sample, 0 steps" in str(Report("cfg(4)", 1))
     assert "cfg(4): 2 samples, 0 steps" in str(Report("cfg(4)", 2))
     assert "1 evaluation a sample in 1 step of ddim" in run("explain", "stack()", "--steps", 1, "--sampler", "ddim")[1]
+
+
+def test_a_sampler_by_another_programs_name(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    options = ["--model", model_folder, "--out", tmp_path, "--guidance", "stack()", "--steps", 2]
+    assert run("generate", "a", *options, "--sampler", "DPM++ 2M Karras")[0] == 0
+    [made] = tmp_path.glob("*.png")
+    assert read_recipe(made)["sampler"] == "dpm++2m-karras"
+    assert "1 were there already" in run("generate", "a", *options, "--sampler", "dpmpp_2m_karras")[1]
+    assert run("generate", "b", *options, "--sampler", "sa-solver")[0] == 0
+
+
+def test_explain_reads_the_models_scheduler(run: Any, tmp_path: Path) -> None:
+    status, out, _ = run("explain", "cfg(4)", "--steps", 3, "--sampler", "Euler a")
+    assert (status, "in 3 steps of euler-a" in out) == (0, True)
+    status, out, err = run("explain", "cfg(4)", "--sampler", "flow-euler")
+    assert (status, out) == (2, "")
+    assert "sampler 'flow-euler' is for a network that emits 'flow', and this model's emits 'v'; it can use ddim" in err
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    assert "no scheduler/scheduler_config.json" in run("explain", "cfg(4)", "--model", tmp_path)[2]
+    own = '{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}'
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(own)
+    status, out, _ = run("explain", "cfg(4)", "--model", tmp_path, "--steps", 3, "--sampler", "flow-euler")
+    assert (status, "in 3 steps of flow-euler" in out) == (0, True)
+    assert "it can use flow-euler, flow-heun" in run("explain", "cfg(4)", "--model", tmp_path)[2]
 
 
 def test_rules_and_explain(run: Any) -> None:
