@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image, PngImagePlugin
 
-from ..guidance.errors import InputError, NonFiniteError
+from ..guidance.errors import NonFiniteError
 from ..guidance.report import Report
 from ..guidance.rows import EachRow
 from ..guidance.stack import Stack
@@ -22,7 +22,7 @@ from ..pipelines import guide
 from ..samplers import by_name
 from ..samplers.noise import generators, seeded
 from ..scripts.images import KEY
-from ..scripts.model import load, made_with
+from ..scripts.model import load, made_with, memory
 from ..scripts.recipe import Recipe, split
 from .cells import Cell
 from .plan import Sample
@@ -100,14 +100,12 @@ class Maker:
             options["height"], options["width"] = cell.size
         began = time.perf_counter()
         guided = guide(self.pipe, stack_of([sample.cell for sample in samples]), observe=strength)
-        with seeded(self.pipe.scheduler, seeds):
+        with seeded(self.pipe.scheduler, seeds), memory(self.pipe.device, "try a smaller batch or size"):
             lost = None
             try:
                 images = guided(**options, **self._asked(cell, prompts)).images
             except NonFiniteError as error:
                 lost, images = error, error.output.images if error.output else []
-            except torch.OutOfMemoryError as error:
-                raise InputError(f"out of memory on {self.pipe.device}; try a smaller batch or size") from error
         assert guided.report is not None  # a call leaves one
         return Made(list(images), guided.report, time.perf_counter() - began, lost)
 

@@ -18,7 +18,7 @@ DEEPEST = 20  # lists and mappings in one another
 LONGEST = 10_000  # characters of a text
 BITS = 63  # of a whole number, as a record can have it
 MOST = 10_000  # values of an axis, and cells of a sweep
-LARGEST_SIDE = 16_384  # pixels
+LARGEST_SIDE = 8_192  # pixels
 
 Size = tuple[int, int]
 

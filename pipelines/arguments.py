@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..guidance.errors import InputError
-from ..guidance.fields import count, plain, shown
+from ..guidance.errors import InputError, shown
+from ..guidance.fields import count, plain
 
 COUNTS = (
     "num_inference_steps",

@@ -293,7 +293,7 @@ def replaced(part: nn.Module) -> str:
     own = getattr(function, "__func__", function)  # put back by who had hidden it
     if own in (type(part).forward, nn.Module.__call__):
         own = type(part).forward
-        if not getattr(own, "remembers", True) or own is nn.Module.forward or not _foreign(type(part), own):
+        if not getattr(own, "remembers", True) or own is nn.Module.forward or not _foreign(type(part), own):  # type: ignore[arg-type]
             return ""
     return getattr(function, "__qualname__", None) or type(function).__name__
 

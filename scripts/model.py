@@ -229,7 +229,8 @@ def scheduler_of(folder: Path) -> Any:
         cls = None
     if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
         raise InputError(f"{folder} has no scheduler/scheduler_config.json that names one of diffusers")
-    return cls.from_config(config)
+    scheduler: Any = cls
+    return scheduler.from_config(config)
 
 
 def pipeline_class(name: str) -> type | None:

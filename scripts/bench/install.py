@@ -18,6 +18,7 @@ import click
 import torch
 
 from ...pipelines import guide
+from ...pipelines.prompts import Prompts
 from ...pipelines.session import Session
 from .pipelines import SCALE, Bench, Side
 from .timing import Spread, interleaved
@@ -34,7 +35,7 @@ def hooks(pipe: Any, repeats: int) -> Spread:
     guided = guide(pipe, CFG.stack)
     seconds = []
     for _ in range(repeats):
-        session = Session(pipe, guided.family, guided.stack, {"prompt": "cat face"}, None, None)
+        session = Session(pipe, guided.family, guided.stack, {"prompt": "cat face"}, Prompts([[]], [[]]), None)
         began = time.perf_counter()
         with guided.hooked(session):
             pass

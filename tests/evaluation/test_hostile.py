@@ -146,7 +146,7 @@ SWEEPS: dict[str, tuple[str, str]] = {
     "a list in itself": ("stack: &a [*a]", "anchors and aliases are not read"),
     "half a pair": ('stack: cfg(2)\nprompts: ["\\ud800 cat"]', "not the YAML"),
     "half a pair as a name": ('stack: {"\\ud800": cfg(2)}', "not the YAML"),
-    "a side without bound": ("stack: cfg(2)\nsize: 99999x8", "a side has 1 to 16384 pixels"),
+    "a side without bound": ("stack: cfg(2)\nsize: 99999x8", "a side has 1 to 8192 pixels"),
     "an unknown kind of negatives": ("stack: cfg(2)\nprompts: [a]\nnegatives: {a: 1}", "one text for all 1 prompts"),
 }
 
