@@ -73,9 +73,9 @@ def edited(pipe: Any, guided: Any, name: str, change: Callable[[Tensor], Any], i
 
 @pytest.mark.parametrize("name", HANDED)
 def test_conditions_that_are_written_into(name: str) -> None:
-    """One row in a call is cut out and joined anew; the whole batch is what the pipeline made."""
+    """Rows of both conditions in a call are cut out and joined; the whole batch is what the pipeline made."""
     pipe = load(name).make()
-    whole, cut = gs.guide(pipe, "cfg(4)"), gs.guide(pipe, "cfg(4)", max_rows=1)
+    whole, cut = gs.guide(pipe, "cfg(4)"), gs.guide(pipe, "cfg(4)", max_rows=3)
 
     def nothing(value: Tensor) -> None: ...
 
