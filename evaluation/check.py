@@ -16,6 +16,7 @@ from ..pipelines import guide
 from ..pipelines.family import family_of
 from ..pipelines.session import model_identity
 from ..samplers import grid, scheduled, scheduler_identity
+from ..samplers.renoise import Renoising
 from ..scripts.recipe import check_several, split
 from ..scripts.words import counted_are
 from .cells import Cell
@@ -111,6 +112,8 @@ def _checked(maker: Maker, cell: Cell, prompts: Sequence[Prompt]) -> Cost:
     guide(maker.pipe, cell.parsed)
     scheduler = scheduled(cell.sampler, maker.own, cell.steps)
     schedule = grid(scheduler)
+    if cell.parsed.renoises:
+        Renoising(scheduler, schedule, guides_history=cell.parsed.guides_history)  # refuses what it cannot step with
     points = [When(point.step, point.evaluation, point.level, point.time) for point in schedule.points]
     if any(part.needs_identity for part in cell.parsed.parts()):
         for given in sorted({bool(negative) for negative in negatives}):

@@ -196,7 +196,8 @@ def _groups(generation: Generation) -> list[Group]:
     given = [bool(prompt.negative) for prompt in generation.prompts]
     for block in generation.blocks:
         cell = block.cell
-        same = (cell.dtype, cell.sampler, cell.steps, cell.size, cell.batch, cell.parsed.renoises, cell.several)
+        stepped = (cell.parsed.renoises, cell.parsed.guides_history)
+        same = (cell.dtype, cell.sampler, cell.steps, cell.size, cell.batch, stepped, cell.several)
         for negative in (False, True):
             pairs = [pair for pair in block.pairs if given[pair[0]] == negative] if any(given) else block.pairs
             if pairs and (any(given) or not negative):

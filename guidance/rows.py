@@ -46,8 +46,8 @@ class EachRow(Rule):
     def __post_init__(self) -> None:
         if set(self.rows) != set(range(len(self.stacks))):
             raise RuleError(f"EachRow: rows {self.rows} must name each of {len(self.stacks)} stacks, and no others")
-        if len({stack.renoises for stack in self.stacks}) > 1:
-            raise RuleError(f"EachRow: some of {self} renoise and some do not; put them into batches of their own")
+        if len({(stack.renoises, stack.guides_history) for stack in self.stacks}) > 1:
+            raise RuleError(f"EachRow: not all of {self} renoise in one way; put them into batches of their own")
 
     def __str__(self) -> str:
         return " / ".join(map(str, self.stacks))

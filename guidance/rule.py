@@ -144,6 +144,11 @@ class Rule:
         return False
 
     @property
+    def guides_history(self) -> bool:
+        """Whether the difference of a second-order solver takes the guided prediction: see `CFGPlusPlus`."""
+        return any(part.guides_history for part in self.parts() if part is not self)
+
+    @property
     def refines(self) -> bool:
         """Whether the rule only reshapes what rules before it made, and does nothing where none did."""
         return False

@@ -376,7 +376,7 @@ class Session:
                 identity=self._identity(self.grid) if any(part.needs_identity for part in self.stack.parts()) else {},
             )
             if self.stack.renoises:
-                self.renoising = Renoising(scheduler, self.grid, self.position)
+                self.renoising = Renoising(scheduler, self.grid, self.position, self.stack.guides_history)
             self.run = GuidedRun(self.stack, run, self.max_rows, self.observe)
         return self.run, self.grid
 

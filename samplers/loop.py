@@ -116,7 +116,7 @@ def sample(
             raise InputError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}")
         x = start.to(x)
     stack = as_stack(stack)
-    renoising = Renoising(scheduler, schedule) if stack.renoises else None
+    renoising = Renoising(scheduler, schedule, guides_history=stack.guides_history) if stack.renoises else None
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"generator": own} if takes_generator else {}
     known: dict[str, str] = {}

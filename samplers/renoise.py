@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -32,6 +33,21 @@ from .levels import option, parameterization, remembers
 
 UNCLIPPED = frozenset({"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler"})
 """They have the option `clip_sample`, and clip nothing (diffusers 0.42.1)."""
+MULTISTEP = frozenset({"DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"})
+FIRST_ORDER = frozenset(
+    {
+        "CogVideoXDDIMScheduler",
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "EDMEulerScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "LCMScheduler",
+        "TCDScheduler",
+    }
+)
+"""They keep no earlier prediction and evaluate once a step."""
 HOOKED = ("step", "scale_model_input", "set_timesteps")
 """Methods of a scheduler that a guided call replaces on the object, for its length."""
 
@@ -43,20 +59,28 @@ class Renoising:
         scheduler: any supported scheduler, after ``set_timesteps``.
         schedule: its grid.
         begin: index of the schedule's point at which the run begins.
+        guides_history: whether a second-order step's difference is that of D and the older R; see `CFGPlusPlus`.
 
     Raises:
-        UnsupportedSchedulerError: the scheduler thresholds by quantiles, which depend on D and R each in its own way.
+        UnsupportedSchedulerError: the scheduler thresholds by quantiles, which depend on D and R each in its own way;
+            or the history is to be guided and the scheduler is not of the first order, nor DPM-Solver++ 2M.
 
     Call `before` and `after` around each ``scheduler.step``.
     """
 
-    def __init__(self, scheduler: Any, schedule: Grid, begin: int = 0) -> None:
+    def __init__(self, scheduler: Any, schedule: Grid, begin: int = 0, guides_history: bool = False) -> None:
         if option(scheduler, "thresholding"):
             raise UnsupportedSchedulerError(
                 f"{type(scheduler).__name__} with thresholding=True changes what it is told; a rule that re-noises "
                 "needs thresholding=False"
             )
-        self.schedule, self.position = schedule, begin
+        self.schedule, self.position, self.begin = schedule, begin, begin
+        self.second_order = guides_history and _is_2m(scheduler)
+        few = option(scheduler, "lower_order_final") and len(schedule.points) < 15
+        zero = option(scheduler, "final_sigmas_type") == "zero"
+        self.ends_lower = bool(
+            zero or few or option(scheduler, "euler_at_final")
+        )  # its last step is of the first order
         self.emits = parameterization(scheduler)  # not the network's: a pipeline may negate between the two
         names = {cls.__name__ for cls in type(scheduler).__mro__}
         clips = option(scheduler, "clip_sample") and not UNCLIPPED & names
@@ -77,6 +101,8 @@ class Renoising:
         self.added = None
         if estimate.renoise is not None and self.schedule.ends_step(self.position):
             self.added = self._clipped(estimate.prediction.denoised) - self._clipped(base.denoised)
+            if self.second_order:
+                self.added = self.added * (1 + self._share())
         if self.homogeneous is None or self.offset is None:
             return base.native, x
         y = x - self.offset
@@ -96,9 +122,38 @@ class Renoising:
         self.position += 1
         return x if offset is None else (x + offset).to(x.dtype)
 
+    def _share(self) -> float:
+        """The weight of the newest prediction in the difference of a step; 0 where that is of the first order."""
+        first, last_one = self.position == self.begin, self.position + 1 == len(self.schedule.points)
+        if first or (last_one and self.ends_lower):
+            return 0.0
+        earlier, here = (self.schedule.points[self.position + back].level.k_sigma for back in (-1, 0))
+        h, last = math.log(here / self.schedule.after(self.position).k_sigma), math.log(earlier / here)
+        return -math.expm1(-h) * h / (2 * last)
+
     def _clipped(self, denoised: Tensor) -> Tensor:
         # As the scheduler itself does it to what it is told.
         return denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
+
+
+def _is_2m(scheduler: Any) -> bool:
+    """Whether `scheduler` is DPM-Solver++ 2M, and not of the first order.
+
+    Raises:
+        UnsupportedSchedulerError: it is neither.
+    """
+    names = {cls.__name__ for cls in type(scheduler).__mro__}
+    order = option(scheduler, "solver_order")
+    if names & FIRST_ORDER or (names & MULTISTEP and order == 1):
+        return False
+    form = option(scheduler, "algorithm_type"), option(scheduler, "solver_type")
+    if names & MULTISTEP and order == 2 and form == ("dpmsolver++", "midpoint"):
+        return True
+    raise UnsupportedSchedulerError(
+        f"second_order='guided' is a form of DPM-Solver++ 2M, and {type(scheduler).__name__} with this configuration "
+        "is another solver; leave it out, or use DPMSolverMultistepScheduler with algorithm_type='dpmsolver++', "
+        "solver_order=2 and solver_type='midpoint'"
+    )
 
 
 class _Homogeneous:

@@ -24,6 +24,7 @@ from ..pipelines.family import family_of
 from ..pipelines.session import model_identity
 from ..samplers import Grid, by_name, grid, scheduled, scheduler_identity
 from ..samplers.noise import generators, seeded
+from ..samplers.renoise import Renoising
 from . import images
 from .model import chosen_device, identity_of, load, made_with, memory
 from .recipe import Recipe, split
@@ -162,9 +163,12 @@ class Studio:
                 raise InputError(f"this model makes sizes that are multiples of {step} pixels; got {size[0]}x{size[1]}")
         self.note_cut([text for recipe in wanted for text in recipe.texts])
         for recipe in {recipe.guidance: recipe for recipe in wanted}.values():
-            grid(scheduled(recipe.sampler, self.own, recipe.steps))
+            scheduler, stack = scheduled(recipe.sampler, self.own, recipe.steps), as_stack(recipe.guidance)
+            schedule = grid(scheduler)
+            if stack.renoises:
+                Renoising(scheduler, schedule, guides_history=stack.guides_history)
             self._use(recipe)
-            guide(self.pipe, recipe.guidance)
+            guide(self.pipe, stack)
         for recipe in {(one.guidance, one.steps, bool(one.negative)): one for one in wanted}.values():
             self._use(recipe)
             self._check_fits(recipe)

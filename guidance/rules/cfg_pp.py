@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import RuleError
-from ..fields import number, set_field
+from ..fields import choice, number, set_field
 from ..query import NEGATIVE, NULL, POSITIVE, Predictions, Query
 from ..registry import register
 from ..rule import Estimate, Rule, State, Step
@@ -72,6 +72,12 @@ class CFGPlusPlus(Rule):
     Args:
         scale: :math:`\lambda` in [0, 1]. 0 is the unconditional model.
         against: the query that u answers, as of `CFG`.
+        second_order: the newest prediction in the difference by which DPM-Solver++ 2M is of the second order, whose
+            older one is always unconditional. ``"renoise"``: the unconditional one, as in the paper's general form and
+            the authors' code for SDXL. ``"guided"``: :math:`D_\lambda`, as in the authors' code for Stable Diffusion
+            1.5 and in the nodes that follow it, which adds :math:`\lambda (D_c - D_u)` times
+            :math:`(1 - e^{-h})\,h / (2 h_{old})` more. First-order solvers have no such difference, and both are the
+            same; other solvers refuse the second.
 
     Queries: "positive" and `against`, hence 2 evaluations a step at any scale.
 
@@ -90,8 +96,10 @@ class CFGPlusPlus(Rule):
 
     scale: float
     against: Query | str = NEGATIVE
+    second_order: str = "renoise"
 
     def __post_init__(self) -> None:
+        choice(self, "second_order", ("renoise", "guided"))
         value = number(self, "scale")
         if not 0 <= value <= 1:
             hint = ""
@@ -114,6 +122,11 @@ class CFGPlusPlus(Rule):
     def renoises(self) -> bool:
         """It does."""
         return True
+
+    @property
+    def guides_history(self) -> bool:
+        """Whether `second_order` is "guided"."""
+        return self.second_order == "guided"
 
     def cfg_scale(self, k_sigma: float, after: float) -> float:
         r"""The scale of CFG that takes the same first-order step, :math:`\lambda k / (k - k')`.

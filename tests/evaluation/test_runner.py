@@ -24,7 +24,7 @@ from guidestack.evaluation.runner import Options, Prepared, dry_run, merge_only,
 from guidestack.evaluation.store import COLUMNS, RunFolder
 from guidestack.evaluation.sweep import load_sweep
 from guidestack.evaluation.writer import Writer
-from guidestack.guidance.errors import GuidestackError, InputError, NonFiniteError
+from guidestack.guidance.errors import GuidestackError, InputError, NonFiniteError, UnsupportedSchedulerError
 from guidestack.pipelines import guide
 from guidestack.scripts.images import read_recipe
 
@@ -196,6 +196,18 @@ def test_unlike_cells_share_batches(model_folder: Path, tmp_path: Path) -> None:
             assert row["batch"] == (1 if row["prompt_index"] == 1 else 2)
 
 
+def test_both_forms_of_cfg_pp_in_one_sweep(model_folder: Path, tmp_path: Path) -> None:
+    """They step in different ways, each in batches of its own; and the second is for one solver."""
+    stacks = ["cfgpp(0.6)", "cfgpp(0.6, second_order='guided')"]
+    forms: dict[str, Any] = {"stack": stacks, "axes": None, "prompts": ["a", "b"], "batch": 64, "steps": 4}
+    assert run(model_folder, tmp_path, **forms, sampler="dpm++2m").records == 4
+    table = RunFolder(tmp_path).records().to_pylist()
+    assert {row["batch"] for row in table} == {2}
+    with pytest.raises(UnsupportedSchedulerError, match=r"the cell cfgpp.*second_order.* UniPCMultistepScheduler"):
+        run(model_folder, tmp_path / "other", **forms, sampler="unipc")
+    assert not (tmp_path / "other").exists()
+
+
 def test_class_and_unconditional_models(tmp_path: Path, dit: Any, unconditional: Any) -> None:
     dit.save_pretrained(tmp_path / "dit")
     unconditional.save_pretrained(tmp_path / "plain")
@@ -219,7 +231,7 @@ def test_class_and_unconditional_models(tmp_path: Path, dit: Any, unconditional:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"sampler": "ddmi"}, "the cell cfg\\(2\\).*unknown sampler 'ddmi'; did you mean 'ddim'"),
+        ({"sampler": "flow-euler"}, r"the cell cfg\(2\).*sampler 'flow-euler' is for a network that emits 'flow'"),
         ({"size": "17x16"}, "multiples of 8"),
         ({"stack": "icg(3, source='class')", "axes": None}, "no random condition"),
         ({"stack": "linear_ag(cfg(4), 'emoji-cfg4-20')", "axes": None}, "linear_ag|LinearAG"),

@@ -109,6 +109,10 @@ def test_stacks_that_renoise_share_a_batch_with_one_another() -> None:
     assert together.run.stack.renoises
     with pytest.raises(RuleError, match="renoise"):
         EachRow((parsed("cfgpp(0.6)"), parsed("cfg(2)")), (0, 1))
+    guided = parsed("cfgpp(0.6, second_order='guided')")
+    assert EachRow((guided, guided | parsed("rescale(0.5)")), (0, 1)).guides_history
+    with pytest.raises(RuleError, match="renoise in one way"):
+        EachRow((parsed("cfgpp(0.6)"), guided), (0, 1))
 
 
 def test_a_stack_costs_its_own_samples_only() -> None:

@@ -7,6 +7,7 @@ schedulers of diffusers step in float32 whatever they are given: `CLOSE` is what
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 import warnings
@@ -527,21 +528,88 @@ def two_m(
     return jump + (share - e) * back - share * old + e * x, back
 
 
+guided_history = functools.partial(Renoising, guides_history=True)
+
+
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"])
-def test_2m_is_the_papers_general_form(name: str) -> None:
-    """x' = D_l + a D_u + b D_u,old + c x in k-scaling; first and last step Euler's. No history of what was guided."""
-    scheduler = quietly(name, {})
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(("steps", "begin"), [(STEPS, 0), (20, 0), (STEPS, 3)])
+def test_2m_is_the_authors_own(name: str, guided: bool, steps: int, begin: int) -> None:
+    """x' = D_l + a D_u + b D_u,old + c x in k-scaling; first and last step Euler's.
+
+    The paper's general form and the authors' SDXL file have no history of what was guided; their Stable Diffusion 1.5
+    file has D_l in the difference with D_u,old.
+    """
+    scheduler = quietly(name, {}, steps)
     schedule = grid(scheduler)
-    levels = [*(point.level for point in schedule.points), schedule.final]
+    levels = [*(point.level for point in schedule.points), schedule.final][begin:]
     x = other = start(levels[0]) / levels[0].alpha
     old = other_old = None
     last_h = math.nan
-    for (index, _, seen), level, reached in zip(course(scheduler, cfg_pp(0.6)), levels, levels[1:]):
-        x, old = two_m(x, level, reached, old, last_h)
-        other, other_old = two_m(other, level, reached, other_old, last_h, guided_history=True)
+    run = course(scheduler, cfg_pp(0.6), begin, guided_history if guided else Renoising)
+    for (index, _, seen), level, reached in zip(run, levels, levels[1:]):
+        x, old = two_m(x, level, reached, old, last_h, guided)
+        other, other_old = two_m(other, level, reached, other_old, last_h, not guided)
         last_h = math.log(level.k_sigma / reached.k_sigma) if reached.k_sigma else math.nan
         assert close(seen / reached.alpha, x), index
     assert not close(other, x, tolerance=1e-2)
+
+
+def test_2m_whose_last_step_is_of_the_second_order() -> None:
+    """It is with 15 steps or more that do not end at 0, and not below or with euler_at_final."""
+    for steps, final, second in ((20, False, True), (20, True, False), (14, False, False)):
+        scheduler = quietly(
+            "DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min", "euler_at_final": final}, steps
+        )
+        scheduler.sigmas[-1] = 0.5 * scheduler.sigmas[-2]  # which it would not move on to otherwise
+        schedule = grid(scheduler)
+        last, final = schedule.points[-1].level, schedule.final
+        ends = []
+        for make in (Renoising, guided_history):
+            *_, (_, before, after) = course(copy.deepcopy(scheduler), constant, make=make)
+            ends.append(
+                after - final.sigma / last.sigma * before
+            )  # what the last step adds to the samples that it keeps
+        h, last_h = math.log(2), math.log(schedule.points[-2].level.k_sigma / last.k_sigma)
+        share = -math.expm1(-h) * h / (2 * last_h) if second else 0.0
+        assert close(ends[1] - ends[0], share * final.alpha * (D - R), tolerance=1e-4)
+
+
+def test_the_form_of_2m_is_the_rules_parameter() -> None:
+    """Through the loop; inside of other rules; and with a first-order solver, which has no difference, the same."""
+    both = {}
+    for stack in (
+        "cfgpp(0.6)",
+        "cfgpp(0.6, second_order='guided')",
+        "during(cfgpp(0.6, second_order='guided'), sigma=(0, 9e9))",
+    ):
+        both[stack] = sampled(quietly("DPMSolverMultistepScheduler", {}), stack)
+        assert str(gs.parse(stack)) == str(gs.parse(str(gs.parse(stack))))
+    plain, guided, inside = both.values()
+    assert torch.equal(guided, inside)
+    assert not close(guided, plain, tolerance=1e-2)
+    for name, options in (("EulerDiscreteScheduler", {}), ("DPMSolverMultistepScheduler", {"solver_order": 1})):
+        one, other = (sampled(quietly(name, options), stack) for stack in list(both)[:2])
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("UniPCMultistepScheduler", {}),
+        ("DEISMultistepScheduler", {}),
+        ("HeunDiscreteScheduler", {}),
+        ("DPMSolverSinglestepScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun"}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ],
+)
+def test_the_second_form_is_refused_by_other_solvers(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedSchedulerError, match=rf"a form of DPM-Solver\+\+ 2M, and {name} .* leave it out"):
+        sampled(quietly(name, options), "cfgpp(0.6, second_order='guided')")
+    with pytest.raises(RuleError, match="unknown second_order 'guide'; did you mean 'guided'"):
+        gs.CFGPlusPlus(0.6, second_order="guide")
 
 
 def test_2s_adds_at_the_second_evaluation_only() -> None:
