@@ -17,7 +17,7 @@ COUNTS = (
     "batch_size",
 )
 TEXT = re.compile(r"(negative_)?prompt(_\d)?")
-LISTS = ("timesteps", "sigmas", "class_labels")
+FILLED = re.compile(r"prompt(_\d)?|timesteps|sigmas|class_labels")
 
 
 def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,15 +27,14 @@ def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
         InputError: a count is no whole number above 0, a list is empty, or a prompt is no text.
     """
     found = dict(arguments)
-    for name in found.keys() & set(COUNTS):
-        if found[name] is not None:
+    for name in COUNTS:
+        if found.get(name) is not None:
             found[name] = count(name, found[name])
     for name, value in found.items():
-        text = TEXT.fullmatch(name)
-        # An empty list of negatives says that a prompt has none.
-        if isinstance(value, list | tuple) and not value and (name in LISTS or (text and not text[1])):
+        several, filled = isinstance(value, list | tuple), FILLED.fullmatch(name)
+        if several and filled and not value:
             raise InputError(f"{name} is an empty list, and there is nothing to make; fill it, or leave it out")
-        for one in (value if isinstance(value, list | tuple) else [value]) if text else ():
-            if isinstance(plain(one), bool | int | float | bytes) or (one is None and isinstance(value, list | tuple)):
+        for one in (value if several else [value]) if TEXT.fullmatch(name) else ():
+            if isinstance(plain(one), bool | int | float | bytes) or (one is None and several and filled):
                 raise InputError(f"{name} is a text, or a list of one for each sample; got {shown(value)}")
     return found

@@ -90,7 +90,9 @@ class APG(Rule):
         number(self, "scale")
         number(self, "eta")
         if self.radius is not None and number(self, "radius") < SMALLEST:
-            raise RuleError(f"APG: radius must be {SMALLEST:g} at least, or None for no limit; got {self.radius!r}")
+            raise RuleError(
+                f"APG: radius must be above 0, {SMALLEST:g} at least, or None for no limit; got {self.radius!r}"
+            )
         if abs(number(self, "momentum")) >= 1:
             raise RuleError(f"APG: momentum must be in (-1, 1), or the sum of the updates grows; got {self.momentum!r}")
         choice(self, "radius_unit", ("absolute", "per_sqrt_dim"))

@@ -326,7 +326,7 @@ def test_arguments_that_no_pipeline_can_use_are_one_line(name: str) -> None:
         ({"num_inference_steps": True}, "got True"),
         ({"prompt": []}, "prompt is an empty list"),
         ({"prompt": ()}, "prompt is an empty list"),
-        ({"negative_prompt": []}, "negative_prompt is an empty list"),
+        ({"negative_prompt": ["a", 3]}, "negative_prompt is a text, or a list of one for each sample"),
         ({"prompt": ["a", 3]}, "prompt is a text, or a list of one for each sample"),
         ({"prompt": ["a", None]}, "prompt is a text"),
         ({"prompt": 3}, "prompt is a text"),
