@@ -52,8 +52,8 @@ class Query:
 
     Args:
         condition: what the network is told. ``"positive"`` is the prompt; ``"negative"`` the negative prompt, or the
-            empty one where none is given (what classifier-free guidance contrasts with); ``"null"`` always the true
-            empty prompt; ``"negative:0"`` the first of several negatives, ``"positive:1"`` the first positive beside
+            empty one where none is given (what classifier-free guidance contrasts with); ``"null"`` the true empty
+            prompt, the same whatever the negative one is; ``"negative:0"`` the first of several negatives, ``"positive:1"`` the first positive beside
             the prompt; ``"independent:tokens"`` a random condition, drawn anew at every evaluation. The side that owns
             the network resolves it.
         model: ``"main"``, or the name of another network of the run.

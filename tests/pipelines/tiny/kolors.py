@@ -77,9 +77,10 @@ def arguments(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]
 
 
 def _make_image_to_image() -> Any:
+    made = make()  # whose imports are the first
     from diffusers.pipelines.kolors.pipeline_kolors_img2img import KolorsImg2ImgPipeline
 
-    return quiet(KolorsImg2ImgPipeline(**make().components))
+    return quiet(KolorsImg2ImgPipeline(**made.components))
 
 
 def _from_picture(batch: int, negative: bool = False, **more: Any) -> dict[str, Any]:
