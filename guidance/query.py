@@ -53,9 +53,9 @@ class Query:
     Args:
         condition: what the network is told. ``"positive"`` is the prompt; ``"negative"`` the negative prompt, or the
             empty one where none is given (what classifier-free guidance contrasts with); ``"null"`` the true empty
-            prompt, the same whatever the negative one is; ``"negative:0"`` the first of several negatives, ``"positive:1"`` the first positive beside
-            the prompt; ``"independent:tokens"`` a random condition, drawn anew at every evaluation. The side that owns
-            the network resolves it.
+            prompt, the same whatever the negative one is; ``"negative:0"`` the first of several negatives,
+            ``"positive:1"`` the first positive beside the prompt; ``"independent:tokens"`` a random condition, drawn
+            anew at every evaluation. The side that owns the network resolves it.
         model: ``"main"``, or the name of another network of the run.
         perturbation: a change made to the network, or None.
         grad: whether the answer must be differentiable with respect to x.
