@@ -77,19 +77,23 @@ class Location:
             raise InputError(f"{relative!r} is no path inside of {self.address}")
         return f"{self.root.rstrip('/')}/{pure}"
 
+    def check(self) -> None:
+        """Check that no file of this machine is in the folder's place.
+
+        Raises:
+            InputError: one is.
+        """
+        if self.local and Path(self.root).exists() and not Path(self.root).is_dir():
+            raise InputError(f"{self.address} is a file; give a folder")
+
     def create(self) -> None:
         """Make the folder.
 
         Raises:
             InputError: it cannot be made, or a file is in its place.
         """
-
-        def create() -> None:
-            if self.local and Path(self.root).is_file():
-                raise InputError(f"{self.address} is a file; give a folder")
-            self.fs.makedirs(self.root, exist_ok=True)
-
-        self._patiently(create, "make", "the folder")
+        self.check()
+        self._patiently(lambda: self.fs.makedirs(self.root, exist_ok=True), "make", "the folder")
         self._here()
 
     def exists(self, relative: str = "") -> bool:

@@ -137,7 +137,11 @@ class Sweep:
 
     def __post_init__(self) -> None:
         seeds = self.seeds
-        last = seeds.start + seeds.each * len(self.prompts) + FURTHER * seeds.times if seeds.each else max(seeds.seeds)
+        last = (
+            seeds.start + seeds.each * len(self.prompts) + FURTHER * seeds.times
+            if seeds.each
+            else max(seeds.seeds, default=0)
+        )
         if last > LAST_SEED:
             raise InputError(f"seeds end at {LAST_SEED}; this sweep has one of {last}")
         _check_count(len({name for one in self.prompts for name in one.labels}), "labels", MOST_AXES)

@@ -50,6 +50,8 @@ def _evaluate(options: dict[str, Any]) -> None:
     if not options["out"] and not options["dry_run"]:
         raise InputError("say where the results go with --out RUN; --dry-run writes nothing")
     run = RunFolder(options["out"]) if options["out"] else None
+    if run is not None:
+        run.location.check()
     if options["merge_only"]:
         assert run is not None  # refused above
         click.echo(f"records: {run}/records.parquet, {counted(runner.merge_only(run, launch), 'row')}")

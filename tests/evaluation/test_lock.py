@@ -210,7 +210,7 @@ def test_a_silent_owner_is_taken_over_and_learns_it(store: Location) -> None:
         with held(Location("memory://lock"), Launch()) as fresh:
             fresh.check()
             silent.quick.write = real  # type: ignore[method-assign]
-            silent._thread.join()
+            silent._thread.join(timeout=30)
             with pytest.raises(InputError, match=r"another run has taken over memory://lock, .*; what is finished"):
                 silent.check()
             fresh.check()
