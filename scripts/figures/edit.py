@@ -111,7 +111,7 @@ def draw(pipe: Any, steps: int, sources: Sequence[str] = SOURCES) -> tuple[Image
     """The figure, and its rows. The pipeline is left as it was."""
     own = pipe.scheduler
     try:
-        pipe.scheduler = by_name("ddim", {"clip_sample": False, **own.config})
+        pipe.scheduler = by_name("ddim", own)
         seeds = [SEED + place for place in range(len(sources))]
         pictures = guide(pipe, MADE_BY)(list(sources), num_inference_steps=steps, generator=generators(seeds)).images
         rows = [row(pipe, pictures, sources, stacks, steps) for stacks in ROWS]

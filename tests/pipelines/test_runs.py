@@ -56,8 +56,17 @@ def made(name: str) -> Any:
 
 def check(name: str, scheduler: str, options: dict[str, Any], steps: int, strength: float) -> None:
     """A run under CFG is the pipeline's own, and its levels are those of the timesteps that the network is told."""
-    pipe, builder, family = made(name), load(name), FAMILIES[name]
-    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **options)
+    pipe = made(name)
+    own = pipe.scheduler
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(own.config, **options)
+    try:
+        check_with(pipe, name, steps, strength)
+    finally:
+        pipe.scheduler = own
+
+
+def check_with(pipe: Any, name: str, steps: int, strength: float) -> None:
+    builder, family, scheduler = load(name), FAMILIES[name], type(pipe.scheduler).__name__
     told: list[float] = []
 
     def note(original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
