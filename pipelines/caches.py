@@ -293,13 +293,14 @@ def replaced(part: nn.Module) -> str:
     own = getattr(function, "__func__", function)  # put back by who had hidden it
     if own in (type(part).forward, nn.Module.__call__):
         own = type(part).forward
-        if not getattr(own, "remembers", True) or own is nn.Module.forward or not _foreign(type(part), own):  # type: ignore[arg-type]
+        kind: Any = type(part)
+        if not getattr(own, "remembers", True) or own is nn.Module.forward or not _foreign(own, kind):
             return ""
     return getattr(function, "__qualname__", None) or type(function).__name__
 
 
 @functools.lru_cache(maxsize=1024)  # a network has thousands of parts of some dozens of classes
-def _foreign(cls: type, function: Any) -> bool:
+def _foreign(function: Any, cls: Any) -> bool:
     """Whether a class was given a method from elsewhere."""
     qualname = str(getattr(function, "__qualname__", "")).rpartition(".")[0]
     own = [(one.__module__, one.__qualname__) for one in cls.__mro__]
