@@ -90,6 +90,7 @@ FAMILIES["StableDiffusionXLInstructPix2PixPipeline"] = replace(
     _SDXL,
     pipeline="StableDiffusionXLInstructPix2PixPipeline",
     halves=("positive", "image", "negative"),
+    halved=(),
     guided={"guidance_scale": 2.0, "image_guidance_scale": 1.5, "guidance_rescale": 0.0},
     unguided={"guidance_scale": 1.0, "guidance_rescale": 0.0},
     owned={**_SDXL.owned, "image_guidance_scale": "cfg(scale, against='image')"},
@@ -108,6 +109,5 @@ for _name in ("StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNe
         guided={"guidance_scale": 2.0},
         unguided={"guidance_scale": 1.0},
         owned={"guidance_scale": "cfg(scale)"},
-        halved=(),
         scratch=("_guidance_scale",),
     )
