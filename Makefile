@@ -68,8 +68,8 @@ gpu-check: $(GPU_VENV)/.installed ## does everything hold on this machine's GPU,
 	$(GPU_VENV)/bin/python -m guidestack.scripts.gpu_check
 
 figures: $(VENV)/.dev ## the pictures of the documentation, and the tables of docs/methods.md
-	$(BIN)/python -m guidestack.scripts.figures methods
-	$(BIN)/python -m guidestack.scripts.figures views
+	$(BIN)/python -m guidestack.scripts.dev.figures methods
+	$(BIN)/python -m guidestack.scripts.dev.figures views
 
 docs: $(VENV)/.docs ## the documentation site, in out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

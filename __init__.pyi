@@ -2,8 +2,6 @@
 
 from .bridges import as_denoiser as as_denoiser
 from .bridges.guider import StackGuider as StackGuider
-from .guidance.config import from_config as from_config
-from .guidance.config import to_config as to_config
 from .guidance.errors import CompositionError as CompositionError
 from .guidance.errors import GuidanceNotAppliedError as GuidanceNotAppliedError
 from .guidance.errors import GuidestackError as GuidestackError
@@ -16,11 +14,12 @@ from .guidance.errors import StackSyntaxError as StackSyntaxError
 from .guidance.errors import UnsupportedError as UnsupportedError
 from .guidance.errors import UnsupportedPipelineError as UnsupportedPipelineError
 from .guidance.errors import UnsupportedSchedulerError as UnsupportedSchedulerError
-from .guidance.pretrained import from_pretrained as from_pretrained
-from .guidance.pretrained import save_pretrained as save_pretrained
+from .guidance.notation.config import from_config as from_config
+from .guidance.notation.config import to_config as to_config
+from .guidance.notation.registry import citation as citation
+from .guidance.notation.registry import register as register
+from .guidance.notation.text import parse as parse
 from .guidance.query import Query as Query
-from .guidance.registry import citation as citation
-from .guidance.registry import register as register
 from .guidance.report import Report as Report
 from .guidance.rule import Rule as Rule
 from .guidance.rules import APG as APG
@@ -38,7 +37,6 @@ from .guidance.rules import Renorm as Renorm
 from .guidance.rules import Rescale as Rescale
 from .guidance.rules import Schedule as Schedule
 from .guidance.stack import Stack as Stack
-from .guidance.text import parse as parse
 from .pipelines import Family as Family
 from .pipelines import GuidedPipeline as GuidedPipeline
 from .pipelines import doctor as doctor
@@ -47,6 +45,8 @@ from .pipelines import guide as guide
 from .pipelines import invert as invert
 from .pipelines import load_emoji as load_emoji
 from .pipelines import register_family as register_family
+from .pipelines.models.pretrained import from_pretrained as from_pretrained
+from .pipelines.models.pretrained import save_pretrained as save_pretrained
 from .samplers import sample as sample
 
 __version__: str

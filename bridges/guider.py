@@ -20,18 +20,18 @@ import torch
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor
 
-from ..guidance.config import as_stack
 from ..guidance.errors import GuidanceNotAppliedError, InputError, NonFiniteError, nearest, warn
 from ..guidance.keyed import Keys
+from ..guidance.notation.config import as_stack
+from ..guidance.notation.text import parse
 from ..guidance.prediction import Level, wide
 from ..guidance.query import POSITIVE, Query
 from ..guidance.report import Report
 from ..guidance.rule import Rule, Run, Step
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack, remarks
-from ..guidance.text import parse
 from ..pipelines import time_embedding
-from ..pipelines.intercept import below, calling
+from ..pipelines.hooks import below, calling
 from ..pipelines.session import nothing_guided
 from ..samplers import Grid, entry, grid, parameterization
 from .answered import ALIASES, Answered, ordered

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..guidance.errors import InputError, nearest
-from . import places
+from . import paths as places
 from .values import LARGEST_SIDE, file
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from .fields import number as number
 from .fields import set_field as set_field
 from .fields import whole as whole
 from .keyed import Keys as Keys
+from .notation.registry import register as register
 from .per_sample import dot as dot
 from .per_sample import norm as norm
 from .per_sample import ratio as ratio
@@ -26,14 +27,13 @@ from .query import Predictions as Predictions
 from .query import Queries as Queries
 from .query import Query as Query
 from .query import RowMask as RowMask
-from .registry import register as register
 from .rule import Estimate as Estimate
 from .rule import Rule as Rule
 from .rule import Run as Run
 from .rule import State as State
 from .rule import Step as Step
 from .stack import Stack as Stack
-from .testing import GaussianMixture as GaussianMixture
-from .testing import check_rule as check_rule
-from .testing import gaussian_1d as gaussian_1d
-from .testing import guide_once as guide_once
+from .testing.checks import GaussianMixture as GaussianMixture
+from .testing.checks import check_rule as check_rule
+from .testing.checks import gaussian_1d as gaussian_1d
+from .testing.checks import guide_once as guide_once

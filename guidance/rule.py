@@ -238,6 +238,6 @@ class Rule:
         return Stack(self, other) if isinstance(other, Rule) else NotImplemented
 
     def __str__(self) -> str:
-        from .text import to_text
+        from .notation.text import to_text
 
         return to_text(self)

@@ -1,10 +1,10 @@
 """guide(), the records of the pipeline families, and the bundled model. Imports diffusers only when one is loaded."""
 
-from .bundled import load_emoji
 from .doctor import Diagnosis, doctor
-from .family import Family, register_family
+from .families.record import Family, register_family
 from .guide import GuidedPipeline, guide
 from .inversion import edit, invert
+from .models.bundled import load_emoji
 
 __all__ = [
     "Diagnosis",

@@ -10,45 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from ..guidance.config import as_stack
 from ..guidance.errors import InputError, NonFiniteError, UnsupportedPipelineError, nearest, warn
 from ..guidance.fields import count
+from ..guidance.notation.config import as_stack
 from ..guidance.observe import Observer
 from ..guidance.report import Report
 from ..guidance.rule import Rule
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack, remarks
 from ..samplers import parameterization
-from . import audioldm2 as audioldm2  # each family's file enters its record
-from . import aura_flow as aura_flow
-from . import chroma as chroma
-from . import cogvideox as cogvideox
-from . import cogview4 as cogview4
-from . import ddpm as ddpm
-from . import dit as dit
-from . import flux as flux
-from . import flux2 as flux2
-from . import hidream as hidream
-from . import hunyuan_dit as hunyuan_dit
-from . import hunyuan_video as hunyuan_video
-from . import kandinsky3 as kandinsky3
-from . import kolors as kolors
-from . import ltx as ltx
-from . import lumina2 as lumina2
-from . import mochi as mochi
-from . import pixart as pixart
-from . import qwen_image as qwen_image
-from . import sana as sana
-from . import stable_audio as stable_audio
-from . import stable_diffusion as stable_diffusion
-from . import stable_diffusion_3 as stable_diffusion_3
-from . import stable_diffusion_xl as stable_diffusion_xl
 from . import time_embedding
-from . import wan as wan
-from . import z_image as z_image
 from .arguments import checked
-from .family import Family, Pipeline, denoisers_of, family_of, hands_on, signature_of
-from .intercept import calling, exclusively, methods, restored
+from .families.record import Family, Pipeline, denoisers_of, family_of, hands_on, signature_of
+from .hooks import calling, exclusively, methods, restored
 from .prompts import EXTRA, NULL, Prompts, asked
 from .session import ASKED, PIPELINES, Session
 from .surface import Surface, bare

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.config import as_stack
 from ..guidance.errors import GuidanceNotAppliedError, InputError, NonFiniteError, UnsupportedPipelineError
+from ..guidance.notation.config import as_stack
 from ..guidance.report import Report
 from ..guidance.rule import Rule
 from ..samplers.inversion import placed, reversible, size, undoable, undone
 from ..samplers.levels import grid
-from .family import Pipeline, denoisers_of, signature_of
+from .families.record import Pipeline, denoisers_of, signature_of
 from .guide import GuidedPipeline, guide
-from .images import latents_of
-from .intercept import Mine, Watch
+from .hooks import Mine, Watch
+from .latents import latents_of
 from .session import Session
 from .surface import Surface
 

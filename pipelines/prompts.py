@@ -14,7 +14,7 @@ from torch import Tensor
 from ..guidance.errors import InputError, nearest
 from ..guidance.rule import Rule
 from ..guidance.rules import PerpNeg
-from .family import Call, Family, Pipeline, Rows
+from .families.record import Call, Family, Pipeline, Rows
 
 REPEATS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 EXTRA = "extra_prompt"

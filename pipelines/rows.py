@@ -14,8 +14,8 @@ from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
 from ..guidance.query import POSITIVE, Network, Perturbation, Query, Request, sent
 from .caches import Caches
-from .family import Draw, Family
-from .intercept import compiled
+from .families.record import Draw, Family
+from .hooks import compiled
 from .prepared import Prepared
 from .time_embedding import KINDS
 

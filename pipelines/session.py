@@ -27,8 +27,8 @@ from ..samplers import Grid, entry, fingerprint, grid, parameterization, schedul
 from ..samplers.renoise import Renoising
 from . import time_embedding
 from .caches import Caches
-from .family import Call, Family, Pipeline, Rows, denoisers_of
-from .intercept import Caller, Mine, Watch
+from .families.record import Call, Family, Pipeline, Rows, denoisers_of
+from .hooks import Caller, Mine, Watch
 from .prepared import Prepared
 from .prompts import Prompts
 from .rows import Branch, PipelineNetwork

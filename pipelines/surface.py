@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from .family import Pipeline
+from .families.record import Pipeline
 
 
 class Surface:

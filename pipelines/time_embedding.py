@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..guidance.errors import GuidanceNotAppliedError, UnsupportedPipelineError
 from ..guidance.keyed import normal
 from ..guidance.query import Perturbation
-from .intercept import compiled
+from .hooks import compiled
 
 KINDS = frozenset({"time", "conditioning"})
 

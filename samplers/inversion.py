@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.config import as_stack
 from ..guidance.errors import CompositionError, InputError, UnsupportedSchedulerError
 from ..guidance.fields import count
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
+from ..guidance.notation.config import as_stack
 from ..guidance.plan import SHAPE
 from ..guidance.prediction import Level, Parameterization, wide
 from ..guidance.rule import Estimate, Rule, Run

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.config import as_stack
 from ..guidance.errors import InputError, NonFiniteError
 from ..guidance.fields import count
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
+from ..guidance.notation.config import as_stack
 from ..guidance.observe import Observer
 from ..guidance.prediction import Parameterization
 from ..guidance.report import Report

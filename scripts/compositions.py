@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..guidance.composition import RULES, STACKS, WRAPPERS, Outcome, around, attempt, nested, pair
-from ..guidance.testing import LEVELS
+from ..guidance.testing.checks import LEVELS
+from ..guidance.testing.composition import RULES, STACKS, WRAPPERS, Outcome, around, attempt, nested, pair
 
 HEAD = f"""# Which rules go with which
 

@@ -13,8 +13,8 @@ from ..guidance.errors import InputError, nearest, shown
 from ..guidance.reading import is_folder
 from ..pipelines import doctor
 from ..pipelines.doctor import Diagnosis, unrecorded
-from ..pipelines.family import FAMILIES
-from .model import (
+from ..pipelines.families.record import FAMILIES
+from ..pipelines.models.loading import (
     chosen_device,
     class_of,
     components_of,

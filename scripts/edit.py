@@ -16,20 +16,20 @@ import click
 from PIL import Image, ImageOps
 
 from ..guidance.errors import InputError, reason
-from ..guidance.presets import read
+from ..guidance.notation.presets import read
+from ..guidance.words import counted
 from ..pipelines import edit
-from ..pipelines.family import denoisers_of, family_of
-from ..pipelines.images import on_white
+from ..pipelines.families.record import denoisers_of, family_of
+from ..pipelines.latents import on_white
+from ..pipelines.models.files import check_out, make_folder, opened, read_recipe, write
+from ..pipelines.models.loading import device_option, memory, notices, offload_option, threads_option
+from ..pipelines.models.recipe import DTYPES, LAST_SEED, check_text, note_bars, split, takes_several
+from ..pipelines.models.studio import Studio
 from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
-from .images import check_out, make_folder, opened, read_recipe, write
-from .model import device_option, memory, notices, offload_option, threads_option
-from .recipe import DTYPES, LAST_SEED, check_text, note_bars, split, takes_several
-from .studio import Studio
-from .words import counted
 
 
 @dataclass(frozen=True)

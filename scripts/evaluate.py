@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ..guidance.errors import InputError
-from .model import chosen_device, device_option, notices, threads_option
-from .words import counted
+from ..guidance.words import counted
+from ..pipelines.models.loading import chosen_device, device_option, notices, threads_option
 
 
 @click.command()
@@ -37,11 +37,11 @@ def command(**options: Any) -> None:
 
 def _evaluate(options: dict[str, Any]) -> None:
     try:
-        from ..evaluation import runner
-        from ..evaluation.lock import Launch
-        from ..evaluation.progress import Bar
-        from ..evaluation.store import RunFolder
-        from ..evaluation.sweep import load_sweep
+        from ..evaluation.run import runner
+        from ..evaluation.run.progress import Bar
+        from ..evaluation.spec.sweep import load_sweep
+        from ..evaluation.store.folder import RunFolder
+        from ..evaluation.store.lock import Launch
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise
@@ -62,7 +62,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     device = chosen_device(options["device"] or _by_rank(launch.local, launch.world))
     prepared = runner.Prepared(sweep, runner.Options(device, options["allow_pickle"], launch))
     if options["dry_run"]:
-        from ..evaluation.estimate import estimate
+        from ..evaluation.run.estimate import estimate
 
         click.echo(estimate(prepared, *runner.dry_run(prepared, run)))
         return
@@ -73,7 +73,7 @@ def _evaluate(options: dict[str, Any]) -> None:
         runner.refuse_missing(outcome.missing)
         _measure(run, sweep.metrics)
         if sweep.claim:
-            from ..evaluation.claims import findings, table
+            from ..evaluation.spec.claim import findings, table
 
             click.echo(f"{table(sweep.claim, findings(run, sweep.claim))}\n")
         click.echo(f"next: guidestack report {run}")
@@ -96,9 +96,9 @@ def _measure(run: Any, metrics: tuple[str, ...]) -> None:
     """Compute the metrics of sets of images, and show all of them."""
     if not metrics:
         return
-    from ..evaluation.measure import measure
+    from ..evaluation.analysis.measure import measure
+    from ..evaluation.analysis.summary import summary
     from ..evaluation.metrics import parse_metric
-    from ..evaluation.summary import summary
 
     found = measure(run, [parse_metric(one) for one in metrics])
     click.echo(f"\n{summary(found, run.cells())}\n")

@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from ..guidance import presets
+from ..guidance.notation import presets
+from ..guidance.notation.registry import citation
 from ..guidance.plan import Planned, When, never_asking, plan
-from ..guidance.registry import citation
 from ..guidance.rules import AdaptiveGuidance
 from ..guidance.stack import remarks
-from ..pipelines.bundled import EMOJI
+from ..guidance.words import SAMPLER, counted
+from ..pipelines.models.bundled import EMOJI
+from ..pipelines.models.loading import scheduler_of
 from ..samplers import canonical, grid, scheduled
-from .model import scheduler_of
-from .words import SAMPLER, counted
 
 BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
 """Of the bundled model."""

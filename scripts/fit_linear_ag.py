@@ -12,24 +12,34 @@ import click
 import torch
 from tqdm import tqdm
 
-from ..guidance import linear, presets
 from ..guidance.errors import GuidestackError, InputError
-from ..guidance.linear import Fit
+from ..guidance.notation import presets
 from ..guidance.plan import When, plan
 from ..guidance.reading import exists
 from ..guidance.rule import Rule
-from ..guidance.rules.linear_ag import CONDITIONAL, ESTIMATED, GUIDED, PAPER, LinearAG, Recorded, Recording, letters
+from ..guidance.rules.linear_ag import fit as linear
+from ..guidance.rules.linear_ag.fit import Fit
+from ..guidance.rules.linear_ag.rule import (
+    CONDITIONAL,
+    ESTIMATED,
+    GUIDED,
+    PAPER,
+    LinearAG,
+    Recorded,
+    Recording,
+    letters,
+)
 from ..guidance.stack import Stack
+from ..guidance.words import SAMPLER, counted
 from ..pipelines import GuidedPipeline, guide
+from ..pipelines.models.files import check_writable
+from ..pipelines.models.loading import device_option, memory, notices, threads_option
+from ..pipelines.models.recipe import DTYPES, MOST, MOST_TOGETHER, check_text
+from ..pipelines.models.studio import Studio
 from ..pipelines.session import model_identity
 from ..samplers import by_name, canonical, grid
 from ..samplers.noise import generators, seeded
 from .generate import read_prompts
-from .images import check_writable
-from .model import device_option, memory, notices, threads_option
-from .recipe import DTYPES, MOST, MOST_TOGETHER, check_text
-from .studio import Studio
-from .words import SAMPLER, counted
 
 
 @click.command()

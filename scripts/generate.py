@@ -12,19 +12,19 @@ from typing import Any
 import click
 
 from ..guidance.errors import GuidestackWarning, InputError, RuleError, shown
-from ..guidance.presets import TunedFor, name_in, read, tuned_for
-from ..guidance.pretrained import from_pretrained, stored_beside
+from ..guidance.notation.presets import TunedFor, name_in, read, tuned_for
 from ..guidance.reading import is_folder, read_bytes
 from ..guidance.rules import Schedule
 from ..guidance.stack import Stack
-from ..pipelines.bundled import EMOJI
+from ..guidance.words import SAMPLER
+from ..pipelines.models.bundled import EMOJI
+from ..pipelines.models.files import LARGEST_SIDE, check_out, check_writable, read_recipe
+from ..pipelines.models.loading import device_option, fingerprint, notices, offload_option, threads_option
+from ..pipelines.models.pretrained import from_pretrained, stored_beside
+from ..pipelines.models.recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
+from ..pipelines.models.studio import Studio
 from ..samplers import by_name, canonical
 from .explain import schedule
-from .images import LARGEST_SIDE, check_out, check_writable, read_recipe
-from .model import device_option, fingerprint, notices, offload_option, threads_option
-from .recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
-from .studio import Studio
-from .words import SAMPLER
 
 LARGEST = 10_000_000  # bytes of a file of prompts
 

@@ -22,17 +22,17 @@ import click
 import torch
 from torch import Tensor
 
-from ..guidance import registry
 from ..guidance.errors import GuidestackError, GuidestackWarning, NonFiniteError
-from ..guidance.text import parse
+from ..guidance.files import replacing
+from ..guidance.notation import registry
+from ..guidance.notation.text import parse
+from ..guidance.words import counted
 from ..pipelines import guide
 from ..pipelines.doctor.trials import EXAMPLES, FITTED
+from ..pipelines.models.loading import chosen_device, notices
 from .bench import accelerator, cli, models
 from .bench.pipelines import SCALE, SIDES, Bench
 from .bench.timing import interleaved
-from .emoji.files import replacing
-from .model import chosen_device, notices
-from .words import counted
 
 PROMPTS = ("cat face", "hamburger", "rocket", "rose")
 NEGATIVE = "dog face"

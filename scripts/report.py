@@ -8,7 +8,7 @@ import click
 from tqdm import tqdm
 
 from ..guidance.errors import InputError
-from .model import notices
+from ..pipelines.models.loading import notices
 
 
 @click.command()
@@ -34,7 +34,7 @@ def command(**options: Any) -> None:
 def _report(options: dict[str, Any]) -> None:
     try:
         from ..evaluation.report import BUDGET, write
-        from ..evaluation.store import RunFolder
+        from ..evaluation.store.folder import RunFolder
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise

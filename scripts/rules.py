@@ -8,9 +8,9 @@ import textwrap
 
 import click
 
-from ..guidance.presets import load_preset, names, path_of
-from ..guidance.registry import Entry
-from ..guidance.registry import rules as registered
+from ..guidance.notation.presets import load_preset, names, path_of
+from ..guidance.notation.registry import Entry
+from ..guidance.notation.registry import rules as registered
 
 
 def paper(entry: Entry) -> str:

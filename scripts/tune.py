@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..guidance import presets
 from ..guidance.errors import InputError
+from ..guidance.notation import presets
+from ..guidance.words import SAMPLER, counted
+from ..pipelines.models.loading import chosen_device, device_option, notices, threads_option
 from ..samplers import canonical
 from .generate import read_size
-from .model import chosen_device, device_option, notices, threads_option
-from .words import SAMPLER, counted
 
 if TYPE_CHECKING:
     from ..evaluation.tune.progress import Bar
@@ -80,7 +80,7 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
         GuidestackError: it cannot be; nothing is written then.
     """
     try:
-        from ..evaluation.runner import Options
+        from ..evaluation.run.runner import Options
         from ..evaluation.tune.goal import read_goal
         from ..evaluation.tune.progress import Bar
         from ..evaluation.tune.search import check_budget, check_installed
@@ -134,7 +134,7 @@ def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
     Raises:
         InputError: a file cannot be read, or prompts are to be drawn for another model than the bundled one.
     """
-    from ..evaluation.prompts import bundled
+    from ..evaluation.spec.prompts import bundled
     from ..evaluation.tune.session import Prompts
 
     sets: dict[str, Any] = {}
@@ -159,8 +159,8 @@ def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
 
 def _read(path: str, name: str) -> list[Any]:
     from ..evaluation import values
-    from ..evaluation.places import contents
-    from ..evaluation.prompts import parse_prompts
+    from ..evaluation.paths import contents
+    from ..evaluation.spec.prompts import parse_prompts
 
     try:
         return parse_prompts(contents(values.file(path, f"--{name}")), Path(path).name)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import guidestack as gs
-from guidestack.guidance.registry import _ENTRIES
+from guidestack.guidance.notation.registry import _ENTRIES
 from guidestack.guidance.rule import Estimate
 
 

@@ -49,7 +49,7 @@ def test_examples_in_docstrings(name: str) -> None:
 
 
 def test_rules_have_examples() -> None:
-    from guidestack.guidance.registry import rules
+    from guidestack.guidance.notation.registry import rules
 
     for entry in rules():
         assert ">>>" in (entry.rule.__doc__ or ""), entry.name
@@ -73,12 +73,12 @@ def test_importing_brings_no_more_than_is_used() -> None:
     # The guider is a class of diffusers' and comes with it.
     everything = "import guidestack as gs; [getattr(gs, name) for name in gs.__all__ if name != 'StackGuider']"
     assert not loaded(everything) & {"diffusers", "transformers", "accelerate"}
-    assert not loaded("import guidestack.samplers, guidestack.guidance.testing") & {"diffusers", "transformers"}
+    assert not loaded("import guidestack.samplers, guidestack.guidance.testing.checks") & {"diffusers", "transformers"}
 
 
 def test_every_preset_is_a_stack_with_a_source() -> None:
     from guidestack.guidance.errors import InputError
-    from guidestack.guidance.presets import FOLDER, load_preset, names
+    from guidestack.guidance.notation.presets import FOLDER, load_preset, names
 
     assert names()
     for name in names():
@@ -96,7 +96,7 @@ def test_every_preset_is_a_stack_with_a_source() -> None:
 )
 def test_presets_are_untrusted(tmp_path: Path, text: str) -> None:
     from guidestack.guidance.errors import GuidestackError
-    from guidestack.guidance.presets import load_preset
+    from guidestack.guidance.notation.presets import load_preset
 
     path = tmp_path / "x.yaml"
     path.write_text(text)

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...guidance.errors import InputError
-from ...guidance.registry import literal
-from ...scripts.words import counted
+from ...guidance.notation.registry import literal
+from ...guidance.words import counted
 from .. import extractors, references
 
 Images = NDArray[np.uint8]

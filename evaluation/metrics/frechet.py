@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...scripts.words import counted
+from ...guidance.words import counted
 from .. import extractors, references
 from .base import AgainstReference, Rows, Samples, Statistic, need
 from .moments import Matrix, Moments

@@ -2,7 +2,7 @@
 
 An image is compared with the pictures that the model learnt from: at 16x16 pixels, with those on the background that
 was asked for, or by features, with those on white. This is how the model's card measures it, with the same code
-(`guidestack.scripts.emoji`). Prompts need labels; those of ``prompts: {bundled: ...}`` have them.
+(`guidestack.scripts.dev.emoji`). Prompts need labels; those of ``prompts: {bundled: ...}`` have them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ...guidance import fields
 from ...guidance.errors import InputError, nearest
-from ...scripts.emoji.features import units
-from ...scripts.emoji.nearest import Place, order, place, shrink
-from ...scripts.emoji.pictures import border, nearest_colour, on_background
-from ...scripts.emoji.vocabulary import BACKGROUNDS
 from .. import extractors, references
+from ..emoji.features import units
+from ..emoji.nearest import Place, order, place, shrink
+from ..emoji.pictures import border, nearest_colour, on_background
+from ..emoji.vocabulary import BACKGROUNDS
 from .base import Features, Images, Labels, SampleMetric, Values
 from .registry import register
 

@@ -32,10 +32,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ...guidance.errors import InputError, nearest
-from ...scripts.emoji.files import replacing
-from ...scripts.emoji.pictures import Pixels, on_background
-from ...scripts.emoji.vocabulary import BACKGROUNDS
-from .. import extractors, places
+from ...guidance.files import replacing
+from .. import extractors
+from .. import paths as places
+from ..emoji.pictures import Pixels, on_background
+from ..emoji.vocabulary import BACKGROUNDS
 from ..values import file
 
 HERE = Path(__file__).parent

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from ...guidance.errors import InputError
-from ...scripts.words import counted_are
-from ..claims import Claim, Finding, findings
-from ..measure import Cells, Number
-from ..methods import Family, Matched, families
+from ...guidance.words import counted_are
+from ..analysis.matched import GRID, Comparison, Curve, Method, compare, compare_costs, widest
+from ..analysis.measure import Cells, Number
+from ..analysis.methods import Family, Matched, families
 from ..metrics import Metric, PairMetric, RecordMetric, SetMetric, parse_metric
-from ..store import RECORDS, SWEEP, RunFolder, damaged
-from ..strength import GRID, Comparison, Curve, Method, compare, compare_costs, widest
+from ..spec.claim import Claim, Finding, findings
+from ..store.folder import RECORDS, SWEEP, RunFolder, damaged
 from . import svg
 from .svg import Mark, Plot, Series
 from .words import APART, FEW, Verdict, number, parts, span, verdict

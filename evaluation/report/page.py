@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ...guidance.errors import InputError
-from ...scripts.words import counted, counted_are
-from ..claims import overall
-from ..measure import Cell, Cells, Number
+from ...guidance.words import counted, counted_are
+from ..analysis.measure import Cell, Cells, Number
 from ..metrics import PairMetric, SampleMetric, summary
-from ..store import RunFolder
+from ..spec.claim import overall
+from ..store.folder import RunFolder
 from . import svg
 from .gather import Column, Figure, Found, Progress, gather, versions
 from .words import APART, BOTH, FEW, ONE, OTHER, number, small

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...scripts.words import counted
-from ..strength import EQUAL, Comparison, Floats, Stretch
+from ...guidance.words import counted
+from ..analysis.matched import EQUAL, Comparison, Floats, Stretch
 
 ROUNDING = 1e-4
 APART, FEW, NONE, ONE, OTHER, BOTH = "apart", "few", "none", "one", "other", "both"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import intervals
+from .. import statistics as intervals
 
 Values = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from ...guidance.errors import GuidestackError, InputError
-from ...guidance.presets import read
+from ...guidance.notation.presets import read
 from ..metrics import PairMetric, parse_metric
 from ..values import shown
 

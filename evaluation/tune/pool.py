@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from ...guidance.errors import InputError
-from ...scripts.words import counted
-from ..history import differs
-from ..maker import Maker
-from ..measure import Cell as Images
-from ..measure import Cells
-from ..progress import Progress
-from ..prompts import Prompt
-from ..runner import Options, Prepared, refuse_lost, run_sweep
-from ..store import SWEEP, RunFolder
-from ..sweep import Seeds, Sweep
+from ...guidance.words import counted
+from ..analysis.measure import Cell as Images
+from ..analysis.measure import Cells
+from ..run.history import differs
+from ..run.maker import Maker
+from ..run.progress import Progress
+from ..run.runner import Options, Prepared, refuse_lost, run_sweep
+from ..spec.prompts import Prompt
+from ..spec.sweep import Seeds, Sweep
+from ..store.folder import SWEEP, RunFolder
 from .frontier import Point
 from .goal import likeness
 

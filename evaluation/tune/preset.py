@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from ...guidance.config import to_config
 from ...guidance.errors import InputError
-from ...guidance.presets import TUNED, TunedFor
-from ...guidance.text import parse
+from ...guidance.notation.config import to_config
+from ...guidance.notation.presets import TUNED, TunedFor
+from ...guidance.notation.text import parse
 from .frontier import Point, pareto
 from .goal import Goal
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from ..progress import Progress
+from ..run.progress import Progress
 
 
 class Bar(Progress):

@@ -14,19 +14,19 @@ from typing import Any
 
 from ... import __version__
 from ...guidance.errors import GuidestackError, InputError
+from ...guidance.notation.presets import TunedFor, load_preset
 from ...guidance.plan import When
-from ...guidance.presets import TunedFor, load_preset
 from ...guidance.stack import Stack
+from ...guidance.words import counted_are
 from ...pipelines import guide
+from ...pipelines.models.files import check_writable
 from ...samplers import grid
-from ...scripts.images import check_writable
-from ...scripts.words import counted_are
-from ..check import check
-from ..maker import Maker
-from ..progress import Progress
-from ..prompts import Prompt
-from ..runner import Options
-from ..store import RunFolder
+from ..run.check import check
+from ..run.maker import Maker
+from ..run.progress import Progress
+from ..run.runner import Options
+from ..spec.prompts import Prompt
+from ..store.folder import RunFolder
 from . import frontier, plot, preset
 from .frontier import Point, pareto
 from .goal import Goal, check_than, likeness
@@ -182,7 +182,7 @@ class Tuning:
 
     def _check(self, setup: Setup) -> None:
         """Refuse what the model cannot run before it runs anything."""
-        from ..cells import expand
+        from ..spec.cells import expand
 
         than = [self.settings.goal.than] if self.settings.goal.than else []
         stacks = list(dict.fromkeys([setup.reference, *than, *self.extra]))

@@ -6,7 +6,7 @@ from .cfg import CFG
 from .cfg_pp import CFGPlusPlus, Renoise
 from .during import During
 from .icg import ICG
-from .linear_ag import LinearAG
+from .linear_ag.rule import LinearAG
 from .perp_neg import PerpNeg
 from .renorm import Renorm
 from .rescale import Rescale

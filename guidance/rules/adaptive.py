@@ -11,10 +11,10 @@ from torch import Tensor
 from ..errors import CompositionError, RuleError
 from ..fetched import Fetched
 from ..fields import choice, number, set_field, whole
+from ..notation.registry import register
 from ..per_sample import norm
 from ..prediction import SPACES, Prediction, Space
 from ..query import POSITIVE, Predictions, Queries, Query, RowMask, covered
-from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 from ..stack import sole
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..errors import RuleError
 from ..fields import SMALLEST, axes_in, choice, number, sample_axes, set_field
+from ..notation.registry import register
 from ..per_sample import dot, norm, ratio
 from ..prediction import X0, weights, wide
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
-from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 
 SADAT_2024 = """@inproceedings{sadat2025eliminating,

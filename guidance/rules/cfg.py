@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..fields import number, set_field
+from ..notation.registry import register
 from ..prediction import Prediction
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
-from ..registry import register
 from ..rule import Estimate, Rule, State, Step
 
 HO_SALIMANS_2022 = """@article{ho2022classifier,

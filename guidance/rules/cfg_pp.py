@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from ..errors import RuleError
 from ..fields import choice, number, set_field
+from ..notation.registry import register
 from ..query import NEGATIVE, NULL, POSITIVE, Predictions, Query
-from ..registry import register
 from ..rule import Estimate, Rule, State, Step
 from .cfg import extrapolated
 

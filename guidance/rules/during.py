@@ -8,9 +8,9 @@ from typing import Self
 
 from ..errors import RuleError, shown
 from ..fields import flag, interval, set_field
+from ..notation.registry import register
 from ..prediction import Prediction
 from ..query import Predictions, Queries, Query, RowMask
-from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 from ..stack import sole
 

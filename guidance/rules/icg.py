@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..fields import choice, number
+from ..notation.registry import register
 from ..query import POSITIVE, Predictions, Query
-from ..registry import register
 from ..rule import Estimate, Rule, State, Step
 from .cfg import extrapolated
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..errors import RuleError
 from ..fields import number, strengths
+from ..notation.registry import register
 from ..per_sample import dot, norm, ratio
 from ..prediction import wide
 from ..query import NULL, POSITIVE, Predictions, Queries, Query
-from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 
 ARMANDPOUR_2023 = """@article{armandpour2023reimagine,

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 
 from ..fields import axes_in, choice, sample_axes
+from ..notation.registry import register
 from ..prediction import SPACES, Space
 from ..query import POSITIVE, Predictions, Query
-from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 
 QIN_2025 = """@article{qin2025lumina,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..fields import choice, number
+from ..notation.registry import register
 from ..prediction import SPACES, Space
 from ..query import POSITIVE, Predictions, Query
-from ..registry import register
 from ..rule import Estimate, Rule, State, Step
 
 LIN_2023 = """@inproceedings{lin2024common,

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..errors import RuleError, shown
 from ..fields import choice, set_field, whole
+from ..notation.registry import register
 from ..prediction import SPACES, Level, Prediction, Space
 from ..query import Predictions, Queries, Query, RowMask
-from ..registry import register
 from ..rule import Estimate, Rule, Run, State, Step
 from ..stack import sole
 from .adaptive import CASTILLO_2023

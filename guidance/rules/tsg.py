@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from ..errors import RuleError
 from ..fields import choice, interval, number, whole
+from ..notation.registry import register
 from ..query import POSITIVE, Perturbation, Predictions, Query
-from ..registry import register
 from ..rule import Estimate, Rule, State, Step
 from .cfg import extrapolated
 from .icg import SADAT_2024_ICG

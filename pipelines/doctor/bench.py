@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...guidance.report import Report
-from ..family import Family, Pipeline, denoisers_of
+from ..families.record import Family, Pipeline, denoisers_of
 from ..guide import guide
 from . import example
 from .state import differences, kept, state

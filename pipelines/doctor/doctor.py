@@ -11,8 +11,8 @@ import torch
 
 from ...guidance.errors import GuidestackError, InputError, UnsupportedPipelineError
 from ...samplers import parameterization
-from ..family import FAMILIES, Family, Pipeline, denoisers_of, family_of
-from ..nearest import nearest_records
+from ..families.record import FAMILIES, Family, Pipeline, denoisers_of, family_of
+from ..families.suggest import nearest_records
 from ..surface import bare
 from . import example
 from .bench import Bench
@@ -216,7 +216,7 @@ def unrecorded(name: str, cls: type | None, components: Iterable[str]) -> Diagno
     reason = f"there is none for {name}; the nearest is that of {start}, {why}"
     steps = (
         f"enter a copy: register_family(dataclasses.replace(FAMILIES[{start!r}], pipeline={name!r})), where "
-        "register_family is guidestack's and FAMILIES that of guidestack.pipelines.family",
+        "register_family is guidestack's and FAMILIES that of guidestack.pipelines.families.record",
         "then guidestack.doctor(pipe) names the fields that are wrong; docs/families.md says what each means",
     )
     return Diagnosis(name, "", (Check("record", FAIL, reason), *_not_made("there is no record")), notes=steps)

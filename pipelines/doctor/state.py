@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..family import Pipeline
+from ..families.record import Pipeline
 from .watch import copied, same
 
 PLAIN = (bool, int, float, str, type(None), tuple, list, dict, torch.Tensor)

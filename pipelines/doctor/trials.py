@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ...guidance import linear, registry
 from ...guidance.errors import GuidestackError, RuleError, StackSyntaxError
-from ...guidance.text import parse
-from ..family import Family, Pipeline
+from ...guidance.notation import registry
+from ...guidance.notation.text import parse
+from ...guidance.rules.linear_ag import fit as linear
+from ..families.record import Family, Pipeline
 from ..guide import guide
 from ..session import model_identity
 from .diagnosis import Trial

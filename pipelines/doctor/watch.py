@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..family import Family, Pipeline, denoisers_of
-from ..intercept import calling, hooks_on, in_this_thread, methods
+from ..families.record import Family, Pipeline, denoisers_of
+from ..hooks import calling, hooks_on, in_this_thread, methods
 from ..rows import Branch, look_up
 
 

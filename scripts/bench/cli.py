@@ -13,11 +13,11 @@ from typing import Any
 import click
 import torch
 
-from ...guidance import presets
 from ...guidance.errors import GuidestackError, InputError
-from ...pipelines.bundled import EMOJI
-from ..emoji.files import replacing
-from ..model import notices, quiet
+from ...guidance.files import replacing
+from ...guidance.notation import presets
+from ...pipelines.models.bundled import EMOJI
+from ...pipelines.models.loading import notices, quiet
 from . import arithmetic, caches, install, page, start
 from .measure import EVERY, FEW, Watched, measured
 from .memory import peak

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ...guidance.errors import UnsupportedPipelineError
-from ...pipelines.family import family_of
-from ..model import load, quiet
+from ...pipelines.families.record import family_of
+from ...pipelines.models.loading import load, quiet
 
 BUNDLED, SHAPED = "bundled", "sd15-shaped"
 

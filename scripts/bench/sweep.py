@@ -24,14 +24,14 @@ import psutil
 import pyarrow as pa
 import torch
 
-from ...evaluation import history
-from ...evaluation.merge import merge
-from ...evaluation.plan import Plan
-from ...evaluation.progress import Progress
-from ...evaluation.runner import Options, Prepared, run_sweep
-from ...evaluation.store import COLUMNS, RunFolder, column_type
-from ...evaluation.sweep import Sweep, parse_sweep
-from ..model import notices
+from ...evaluation.run import history
+from ...evaluation.run.batches import Plan
+from ...evaluation.run.progress import Progress
+from ...evaluation.run.runner import Options, Prepared, run_sweep
+from ...evaluation.spec.sweep import Sweep, parse_sweep
+from ...evaluation.store.folder import COLUMNS, RunFolder, column_type
+from ...evaluation.store.merge import merge
+from ...pipelines.models.loading import notices
 from .timing import interleaved
 
 PART = 8192  # rows of the parts that a long run leaves

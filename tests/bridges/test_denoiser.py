@@ -11,9 +11,9 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance.errors import GuidanceNotAppliedError, InputError, NonFiniteError, QueryError
-from guidestack.guidance.mixture import GaussianMixture, MixtureDenoiser
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level
-from guidestack.guidance.testing import Oracle
+from guidestack.guidance.testing.checks import Oracle
+from guidestack.guidance.testing.mixture import GaussianMixture, MixtureDenoiser
 
 from ..spoiling import Spoil
 

@@ -22,8 +22,8 @@ from guidestack.guidance.errors import (
     StackSyntaxError,
     UnsupportedPipelineError,
 )
-from guidestack.pipelines.family import FAMILIES as RECORDS
-from guidestack.pipelines.intercept import hooks_on
+from guidestack.pipelines.families.record import FAMILIES as RECORDS
+from guidestack.pipelines.hooks import hooks_on
 from guidestack.samplers import grid
 from guidestack.samplers.levels import supported
 from guidestack.samplers.stepping import Stepper

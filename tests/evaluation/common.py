@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from guidestack.evaluation.progress import Progress
-from guidestack.evaluation.runner import Options, Outcome, Prepared, run_sweep
-from guidestack.evaluation.store import RunFolder
-from guidestack.evaluation.sweep import Sweep, parse_sweep
+from guidestack.evaluation.run.progress import Progress
+from guidestack.evaluation.run.runner import Options, Outcome, Prepared, run_sweep
+from guidestack.evaluation.spec.sweep import Sweep, parse_sweep
+from guidestack.evaluation.store.folder import RunFolder
 
 # 20 samples in batches of 3: every batch but the first of a cell holds samples of two stacks.
 PLAIN: dict[str, Any] = {

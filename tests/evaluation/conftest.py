@@ -18,7 +18,7 @@ def server() -> Any:
             "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
             "diffusers.schedulers.scheduling_ddim",
             "transformers.models.clip.tokenization_clip",
-            "guidestack.evaluation.runner",
+            "guidestack.evaluation.run.runner",
         ]
     )
     return context
@@ -46,7 +46,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 def reported(model_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of the tiny pipeline with its report."""
     from guidestack.evaluation.report import write
-    from guidestack.evaluation.store import RunFolder
+    from guidestack.evaluation.store.folder import RunFolder
 
     from .common import run
     from .reported import WICKED

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from guidestack.evaluation.cells import expand
-from guidestack.evaluation.claims import (
+from guidestack.evaluation.spec.cells import expand
+from guidestack.evaluation.spec.claim import (
     CONTRARY,
     HOLDS,
     UNDECIDED,
@@ -19,8 +19,8 @@ from guidestack.evaluation.claims import (
     overall,
     table,
 )
-from guidestack.evaluation.store import RunFolder
-from guidestack.evaluation.sweep import FOLDERS, load_sweep, parse_sweep
+from guidestack.evaluation.spec.sweep import FOLDERS, load_sweep, parse_sweep
+from guidestack.evaluation.store.folder import RunFolder
 from guidestack.guidance.errors import InputError
 
 from .common import run, sweep_of, written

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from guidestack.evaluation.cells import expand
-from guidestack.evaluation.store import RunFolder
+from guidestack.evaluation.spec.cells import expand
+from guidestack.evaluation.store.folder import RunFolder
 
 from .common import written
 

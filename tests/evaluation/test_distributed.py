@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from guidestack.evaluation import runner
-from guidestack.evaluation.lock import Launch
-from guidestack.evaluation.runner import Options, Prepared, run_sweep
-from guidestack.evaluation.store import RunFolder
+from guidestack.evaluation.run import runner
+from guidestack.evaluation.run.runner import Options, Prepared, run_sweep
+from guidestack.evaluation.store.folder import RunFolder
+from guidestack.evaluation.store.lock import Launch
 from guidestack.guidance.errors import InputError
 
 from .common import SAMPLES, assert_same, run, sweep_of, written

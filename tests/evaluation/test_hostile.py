@@ -18,17 +18,18 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from guidestack.evaluation import history, values
-from guidestack.evaluation.cells import Addresses, baseline_of, expand
-from guidestack.evaluation.lock import Launch
-from guidestack.evaluation.measure import measure
-from guidestack.evaluation.meter import Meter
+from guidestack.evaluation import values
+from guidestack.evaluation.analysis.measure import measure
 from guidestack.evaluation.metrics import parse_metric
-from guidestack.evaluation.prompts import parse_prompts, prompt_of, written_prompt
 from guidestack.evaluation.report import write
-from guidestack.evaluation.runner import Options, Prepared, merge_only, run_sweep
-from guidestack.evaluation.store import RunFolder
-from guidestack.evaluation.sweep import KEYS, Seeds, Sweep, load_sweep, parse_sweep
+from guidestack.evaluation.run import history
+from guidestack.evaluation.run.meter import Meter
+from guidestack.evaluation.run.runner import Options, Prepared, merge_only, run_sweep
+from guidestack.evaluation.spec.cells import Addresses, baseline_of, expand
+from guidestack.evaluation.spec.prompts import parse_prompts, prompt_of, written_prompt
+from guidestack.evaluation.spec.sweep import KEYS, Seeds, Sweep, load_sweep, parse_sweep
+from guidestack.evaluation.store.folder import RunFolder
+from guidestack.evaluation.store.lock import Launch
 from guidestack.guidance.errors import GuidestackError, InputError
 
 from .common import run, sweep_of, written
@@ -328,7 +329,7 @@ def test_any_prompt_file_reads_back_or_gets_one_line(suffix: str, data: bytes) -
 
 
 def test_too_many_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from guidestack.evaluation import prompts
+    from guidestack.evaluation.spec import prompts
 
     monkeypatch.setattr(prompts, "MOST", 3)
     assert len(parse_prompts(b"a\n" * 3, "p.txt")) == 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from guidestack.evaluation.store import RunFolder
+from guidestack.evaluation.store.folder import RunFolder
 
 from .common import SAMPLES, assert_same, run
 
@@ -32,7 +32,8 @@ def child(model: str, out: str, at: int, slowly: float) -> None:
     """Run the sweep, and die before or after operation number `at` on its files, or in the middle of a write."""
     import torch
 
-    from guidestack.evaluation import location, writer
+    from guidestack.evaluation.run import writer
+    from guidestack.evaluation.store import location
 
     torch.set_num_threads(1)
     writer.FANOUT = 3  # so that parts become larger ones in so short a run

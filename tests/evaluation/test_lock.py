@@ -18,11 +18,12 @@ from typing import Any
 import psutil
 import pytest
 
-from guidestack.evaluation import lock, runner
-from guidestack.evaluation.location import Location
-from guidestack.evaluation.lock import Launch, Lock, ObjectLock, Owner, held
-from guidestack.evaluation.runner import Options, Prepared, run_sweep
-from guidestack.evaluation.store import RunFolder
+from guidestack.evaluation.run import runner
+from guidestack.evaluation.run.runner import Options, Prepared, run_sweep
+from guidestack.evaluation.store import lock
+from guidestack.evaluation.store.folder import RunFolder
+from guidestack.evaluation.store.location import Location
+from guidestack.evaluation.store.lock import Launch, Lock, ObjectLock, Owner, held
 from guidestack.guidance.errors import InputError
 
 from .common import sweep_of

@@ -199,7 +199,7 @@ def test_every_row_has_pictures_where_stacks_have_axes_of_their_own(
     page: Page, model_folder: Path, tmp_path: Path
 ) -> None:
     from guidestack.evaluation.report import write
-    from guidestack.evaluation.store import RunFolder
+    from guidestack.evaluation.store.folder import RunFolder
 
     from .common import run
 
@@ -380,7 +380,7 @@ def test_nothing_scrolls_sideways_but_tables(page: Page, width: int) -> None:
 def test_images_that_are_links_come_from_the_folder(page: Page, reported: Path) -> None:
     from guidestack.evaluation.report.gather import gather
     from guidestack.evaluation.report.page import page as made
-    from guidestack.evaluation.store import RunFolder
+    from guidestack.evaluation.store.folder import RunFolder
 
     linked = reported / "linked.html"
     linked.write_text(made(gather(RunFolder(reported)), budget=0))

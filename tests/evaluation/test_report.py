@@ -13,16 +13,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from guidestack.evaluation.measure import Cells
-from guidestack.evaluation.methods import Family, Matched, families
+from guidestack.evaluation.analysis.matched import Comparison, compare
+from guidestack.evaluation.analysis.measure import Cells
+from guidestack.evaluation.analysis.methods import Family, Matched, families
 from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.report import write
 from guidestack.evaluation.report.gather import Column, Found, _difference, front, gather
 from guidestack.evaluation.report.page import script_safe, written_csv
 from guidestack.evaluation.report.svg import NEUTRAL, Mark, Plot, Series, drawn, shown, ticks
 from guidestack.evaluation.report.words import APART, BOTH, FEW, NONE, ONE, OTHER, number, verdict
-from guidestack.evaluation.store import RunFolder
-from guidestack.evaluation.strength import Comparison, compare
+from guidestack.evaluation.store.folder import RunFolder
 
 from .common import SAMPLES, run
 from .reported import WICKED, data_of, nowhere_else

@@ -14,19 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from guidestack.evaluation import history
-from guidestack.evaluation.cells import Addresses
-from guidestack.evaluation.location import Location
-from guidestack.evaluation.lock import Launch, held
 from guidestack.evaluation.metrics import PairMetric, SampleMetric
-from guidestack.evaluation.progress import Progress
-from guidestack.evaluation.runner import Options, Prepared, dry_run, merge_only, refuse_lost, run_sweep
-from guidestack.evaluation.store import COLUMNS, RunFolder
-from guidestack.evaluation.sweep import load_sweep
-from guidestack.evaluation.writer import Writer
+from guidestack.evaluation.run import history
+from guidestack.evaluation.run.progress import Progress
+from guidestack.evaluation.run.runner import Options, Prepared, dry_run, merge_only, refuse_lost, run_sweep
+from guidestack.evaluation.run.writer import Writer
+from guidestack.evaluation.spec.cells import Addresses
+from guidestack.evaluation.spec.sweep import load_sweep
+from guidestack.evaluation.store.folder import COLUMNS, RunFolder
+from guidestack.evaluation.store.location import Location
+from guidestack.evaluation.store.lock import Launch, held
 from guidestack.guidance.errors import GuidestackError, InputError, NonFiniteError, UnsupportedSchedulerError
 from guidestack.pipelines import guide
-from guidestack.scripts.images import read_recipe
+from guidestack.pipelines.models.files import read_recipe
 
 from ..spoiling import registered
 from .common import SAMPLES, assert_same, pixels, rows, run, sweep_of, written
@@ -328,7 +328,7 @@ def test_two_runs_do_not_write_to_one_folder(model_folder: Path, tmp_path: Path)
 
 
 def test_a_dry_run_writes_nothing(whole: Path, model_folder: Path, tmp_path: Path) -> None:
-    from guidestack.evaluation.estimate import estimate
+    from guidestack.evaluation.run.estimate import estimate
 
     prepared = Prepared(sweep_of(model_folder, stack=["cfg({w})", "adaptive(apg({w}, eta=0))"]), Options())
     found = estimate(prepared, *dry_run(prepared, RunFolder(tmp_path / "run")))
@@ -348,7 +348,7 @@ def test_a_dry_run_writes_nothing(whole: Path, model_folder: Path, tmp_path: Pat
 def test_a_full_disk_loses_nothing(
     whole: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guidestack.evaluation import location
+    from guidestack.evaluation.store import location
 
     real, left = location._write_local, [17]
 
@@ -371,7 +371,7 @@ def test_a_full_disk_loses_nothing(
 def test_a_share_that_is_away_for_a_while(
     whole: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guidestack.evaluation import location
+    from guidestack.evaluation.store import location
 
     out = tmp_path / "mount" / "run"
     real, seen, slept = location._write_local, [], []
@@ -412,7 +412,7 @@ def test_a_share_that_stays_away(tmp_path: Path) -> None:
 def test_a_folder_that_is_removed_ends_the_run_at_once(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    from guidestack.evaluation import location
+    from guidestack.evaluation.store import location
 
     real, seen = location._write_local, []
 
@@ -432,7 +432,7 @@ def test_a_folder_that_is_removed_ends_the_run_at_once(
 
 
 def test_an_error_of_the_writer_stops_the_run(tmp_path: Path) -> None:
-    from guidestack.evaluation.writer import Finished
+    from guidestack.evaluation.run.writer import Finished
 
     folder = RunFolder(tmp_path)
 
@@ -626,7 +626,8 @@ class Away(PairMetric):
 def test_metrics_are_taken_while_images_are_made(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guidestack.evaluation import meter, metrics
+    from guidestack.evaluation import metrics
+    from guidestack.evaluation.run import meter
 
     known = {"mean": Mean(), "away": Away()}
     for module in (meter, metrics):

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from guidestack.evaluation import merge, writer
-from guidestack.evaluation.location import Location
-from guidestack.evaluation.store import COLUMNS, RunFolder, column_type, parquet_bytes
-from guidestack.evaluation.writer import Finished, Writer
+from guidestack.evaluation.run import writer
+from guidestack.evaluation.run.writer import Finished, Writer
+from guidestack.evaluation.store import merge
+from guidestack.evaluation.store.folder import COLUMNS, RunFolder, column_type, parquet_bytes
+from guidestack.evaluation.store.location import Location
 from guidestack.guidance.errors import InputError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from guidestack.evaluation.strength import (
+from guidestack.evaluation.analysis.matched import (
     EQUAL,
     Comparison,
     Curve,

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from guidestack.evaluation.cells import Addresses, Cell, baseline_of, expand
+from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, concepts
 from guidestack.evaluation.metrics import parse_metric
-from guidestack.evaluation.prompts import Prompt, bundled, parse_prompts, written_prompt
-from guidestack.evaluation.sweep import Seeds, Sweep, load_sweep, names, parse_sweep
+from guidestack.evaluation.spec.cells import Addresses, Cell, baseline_of, expand
+from guidestack.evaluation.spec.prompts import Prompt, bundled, parse_prompts, written_prompt
+from guidestack.evaluation.spec.sweep import Seeds, Sweep, load_sweep, names, parse_sweep
 from guidestack.guidance.errors import GuidestackError, InputError
-from guidestack.scripts.emoji.vocabulary import BACKGROUNDS, STYLES, concepts
 
 
 def sweep(**keys: Any) -> Sweep:

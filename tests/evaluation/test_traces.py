@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import guidestack as gs
-from guidestack.evaluation.traces import Traces, gathered, lever, mean, strength
-from guidestack.guidance import linear
+from guidestack.evaluation.effective_scale import Traces, gathered, lever, mean, strength
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, V, convert
 from guidestack.guidance.rows import EachRow
 from guidestack.guidance.rule import Estimate, Rule
-from guidestack.guidance.testing import IDENTITY, LEVELS, Oracle, OracleRun, oracle_run
+from guidestack.guidance.rules.linear_ag import fit as linear
+from guidestack.guidance.testing.checks import IDENTITY, LEVELS, Oracle, OracleRun, oracle_run
 from guidestack.pipelines import guide
 
 STEPS = len(LEVELS)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import guidestack as gs
-from guidestack.guidance import linear
-from guidestack.guidance.rules.linear_ag import Recorded, letters
-from guidestack.guidance.testing import IDENTITY, LEVELS, oracle_run
+from guidestack.guidance.rules.linear_ag import fit as linear
+from guidestack.guidance.rules.linear_ag.rule import Recorded, letters
+from guidestack.guidance.testing.checks import IDENTITY, LEVELS, oracle_run
 
 
 def fitted(rule: gs.Rule) -> linear.Fit:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import guidestack as gs
-from guidestack.guidance import composition
 from guidestack.guidance.errors import CompositionError
-from guidestack.guidance.mixture import MixtureDenoiser
-from guidestack.guidance.testing import LEVELS, Oracle, oracle_run
+from guidestack.guidance.testing import composition
+from guidestack.guidance.testing.checks import LEVELS, Oracle, oracle_run
+from guidestack.guidance.testing.mixture import MixtureDenoiser
 from guidestack.scripts import compositions
 
 EVERY = list(dict.fromkeys(composition.every()))
@@ -110,7 +110,7 @@ def test_the_page_is_what_the_command_prints() -> None:
 
 
 def test_every_rule_is_in_the_tables() -> None:
-    from guidestack.guidance.registry import rules
+    from guidestack.guidance.notation.registry import rules
 
     seen = {type(part) for text in WORKING for part in gs.parse(text).parts()}
     assert {entry.rule for entry in rules() if not entry.rule.whole_stack} <= seen

@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 
 import guidestack as gs
-from guidestack.guidance import composition, linear
 from guidestack.guidance.errors import CompositionError, GuidanceNotAppliedError, InputError, RuleError
 from guidestack.guidance.plan import When, plan
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Network, Queries, Request
 from guidestack.guidance.rule import Rule, Run, State, Step
-from guidestack.guidance.rules.linear_ag import Recorded, Recording, letters
+from guidestack.guidance.rules.linear_ag import fit as linear
+from guidestack.guidance.rules.linear_ag.rule import Recorded, Recording, letters
 from guidestack.guidance.run import GuidedRun
-from guidestack.guidance.testing import IDENTITY, LEVELS, Oracle, check_rule, oracle_run
+from guidestack.guidance.testing import composition
+from guidestack.guidance.testing.checks import IDENTITY, LEVELS, Oracle, check_rule, oracle_run
 
 N = len(LEVELS)
 FILE = "oracle.safetensors"

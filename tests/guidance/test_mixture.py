@@ -9,7 +9,7 @@ import torch
 
 import guidestack as gs
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Prediction, V
-from guidestack.guidance.testing import GaussianMixture, MixtureDenoiser
+from guidestack.guidance.testing.checks import GaussianMixture, MixtureDenoiser
 from guidestack.samplers import sample
 
 MIXTURE = GaussianMixture.example()

@@ -16,9 +16,9 @@ from torch import Tensor
 import guidestack as gs
 from guidestack.guidance.errors import RuleError
 from guidestack.guidance.fields import LARGEST, SMALLEST
+from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.prediction import EPSILON, FLOW, Level, Parameterization, Prediction
 from guidestack.guidance.query import POSITIVE, Predictions, Query
-from guidestack.guidance.registry import rules
 from guidestack.guidance.rule import Estimate, Run, Step
 from guidestack.guidance.views import ShiftedDecay, wrap_azimuth
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import guidestack as gs
-from guidestack.guidance import composition
 from guidestack.guidance.plan import When, never_asking, plan
-from guidestack.guidance.testing import LEVELS, Oracle, oracle_run
+from guidestack.guidance.testing import composition
+from guidestack.guidance.testing.checks import LEVELS, Oracle, oracle_run
 
 SCHEDULE = [When(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
 

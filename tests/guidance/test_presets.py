@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 import guidestack as gs
-from guidestack.guidance.config import as_stack
 from guidestack.guidance.errors import GuidestackWarning, InputError, StackSyntaxError
-from guidestack.guidance.presets import TunedFor, load_preset, names, read, tuned_for
+from guidestack.guidance.notation.config import as_stack
+from guidestack.guidance.notation.presets import TunedFor, load_preset, names, read, tuned_for
+from guidestack.pipelines.models.recipe import Recipe
 from guidestack.scripts.cli import group
 from guidestack.scripts.generate import check_presets
-from guidestack.scripts.recipe import Recipe
 
 STACK = load_preset("rescale")
 

@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 import guidestack as gs
-from guidestack.guidance import linear
-from guidestack.guidance.composition import STACKS
 from guidestack.guidance.errors import InputError, RuleError, StackSyntaxError
-from guidestack.guidance.presets import load_preset
-from guidestack.guidance.testing import oracle_run
-from guidestack.scripts.model import fingerprint
+from guidestack.guidance.notation.presets import load_preset
+from guidestack.guidance.rules.linear_ag import fit as linear
+from guidestack.guidance.testing.checks import oracle_run
+from guidestack.guidance.testing.composition import STACKS
+from guidestack.pipelines.models.loading import fingerprint
 
 
 @pytest.mark.parametrize("text", ["stack()", "cfg(7.5) | rescale(0.7)", "during(cfg(4), sigma=(0, inf))", *STACKS])

@@ -13,13 +13,13 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance.keyed import Keys, keyed, normal
-from guidestack.guidance.mixture import GaussianMixture, MixtureDenoiser
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, V
 from guidestack.guidance.report import Report
 from guidestack.guidance.rule import Run
 from guidestack.guidance.run import GuidedRun
-from guidestack.guidance.testing import Oracle, oracle_run
+from guidestack.guidance.testing.checks import Oracle, oracle_run
+from guidestack.guidance.testing.mixture import GaussianMixture, MixtureDenoiser
 from guidestack.samplers.noise import initial_noise
 
 SHAPE, STEPS, SEEDS = (2, 4), 10, (5, 6, 7)

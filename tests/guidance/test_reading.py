@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 import guidestack as gs
 from guidestack.evaluation.values import read_yaml
-from guidestack.guidance.composition import RULES, STACKS
-from guidestack.guidance.config import as_stack
 from guidestack.guidance.errors import LONGEST, GuidestackError, InputError, RuleError, StackSyntaxError, nearest, shown
-from guidestack.guidance.presets import LARGEST, load_preset, names, tuned_for
+from guidestack.guidance.notation.config import as_stack
+from guidestack.guidance.notation.presets import LARGEST, load_preset, names, tuned_for
+from guidestack.guidance.notation.registry import rules
+from guidestack.guidance.notation.text import MAX_TEXT
 from guidestack.guidance.reading import DEEPEST, check_plain, json_of, read_bytes, yaml_of
-from guidestack.guidance.registry import rules
 from guidestack.guidance.stack import DEEPEST as NESTED
-from guidestack.guidance.text import MAX_TEXT
+from guidestack.guidance.testing.composition import RULES, STACKS
 
 FUZZ = settings(max_examples=150, deadline=None, derandomize=True)
 

@@ -11,7 +11,7 @@ from guidestack.guidance.errors import CompositionError, RuleError
 from guidestack.guidance.rows import EachRow
 from guidestack.guidance.rule import Run
 from guidestack.guidance.stack import Stack
-from guidestack.guidance.testing import IDENTITY, LEVELS, Oracle, OracleRun, oracle_run
+from guidestack.guidance.testing.checks import IDENTITY, LEVELS, Oracle, OracleRun, oracle_run
 from guidestack.pipelines import guide
 
 TEXTS = (
@@ -32,7 +32,7 @@ RENOISING = ("cfgpp(0.6)", "cfg(0.6) | renoise('negative')", "perpneg(0.6) | ren
 @pytest.fixture
 def _fit(tmp_path, monkeypatch) -> None:  # noqa: ANN001
     """A file of coefficients for runs of the oracle."""
-    from guidestack.guidance import linear
+    from guidestack.guidance.rules.linear_ag import fit as linear
 
     steps = len(LEVELS)
     triangle = torch.triu(torch.arange(1.0, 4 * steps**2 + 1, dtype=torch.float64).reshape(2 * steps, -1).sin())
@@ -84,7 +84,7 @@ def test_all_at_once_and_in_any_order() -> None:
 @pytest.mark.usefixtures("_fit")
 def test_what_is_measured_is_as_under_its_own_stack() -> None:
     pytest.importorskip("pyarrow")
-    from guidestack.evaluation.traces import gathered, strength
+    from guidestack.evaluation.effective_scale import gathered, strength
 
     def observed(stack: gs.Rule, samples: tuple[int, ...]):  # noqa: ANN202
         oracle = Oracle(samples=samples)

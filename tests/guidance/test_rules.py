@@ -12,11 +12,11 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance.errors import RuleCheckError, RuleError
+from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.prediction import Level
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Predictions, Query
-from guidestack.guidance.registry import rules
 from guidestack.guidance.rule import Estimate, Rule, Run, State, Step
-from guidestack.guidance.testing import LEVELS, Oracle, check_rule, oracle_run
+from guidestack.guidance.testing.checks import LEVELS, Oracle, check_rule, oracle_run
 
 
 def eps(x0: Tensor, x: Tensor, level: Level) -> Tensor:
@@ -319,7 +319,7 @@ class Broken(Rule):
     ],
 )
 def test_the_checks_catch_what_they_are_for(what: str, invariant: str) -> None:
-    from guidestack.guidance.registry import _ENTRIES, register
+    from guidestack.guidance.notation.registry import _ENTRIES, register
 
     register("broken", cost="2")(Broken)
     try:

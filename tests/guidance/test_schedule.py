@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import guidestack as gs
-from guidestack.guidance import composition
 from guidestack.guidance.errors import CompositionError, RuleError
 from guidestack.guidance.plan import When, plan
 from guidestack.guidance.prediction import EPSILON, Level, Prediction
@@ -21,7 +20,8 @@ from guidestack.guidance.query import POSITIVE, Predictions, evaluate
 from guidestack.guidance.rows import EachRow
 from guidestack.guidance.rule import Estimate, Run, Step
 from guidestack.guidance.rules.schedule import read_plan, written_plan
-from guidestack.guidance.testing import LEVELS, Oracle, check_rule, oracle_run
+from guidestack.guidance.testing import composition
+from guidestack.guidance.testing.checks import LEVELS, Oracle, check_rule, oracle_run
 
 N = len(LEVELS)
 SCHEDULE = [When(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]

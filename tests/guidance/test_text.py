@@ -155,7 +155,7 @@ def test_third_parties_register_rules() -> None:
     from dataclasses import dataclass
 
     from guidestack.guidance.errors import RuleError
-    from guidestack.guidance.registry import _ENTRIES
+    from guidestack.guidance.notation.registry import _ENTRIES
 
     @dataclass(frozen=True)
     class Mine(gs.Rule):

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from guidestack import parse
 from guidestack.guidance import fetched
-from guidestack.guidance.config import as_stack
 from guidestack.guidance.errors import NonFiniteError
 from guidestack.guidance.network import CallableNetwork
+from guidestack.guidance.notation.config import as_stack
+from guidestack.guidance.notation.text import to_text
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import Query
 from guidestack.guidance.rule import Run
 from guidestack.guidance.rules import Schedule
 from guidestack.guidance.run import GuidedRun
 from guidestack.guidance.stack import Stack
-from guidestack.guidance.text import to_text
 
 from ..spoiling import Spoil
 from .elsewhere import Device, Elsewhere

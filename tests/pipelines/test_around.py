@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import guidestack as gs
 from guidestack.guidance.errors import InputError
-from guidestack.pipelines.family import FAMILIES
+from guidestack.pipelines.families.record import FAMILIES
 
 from . import by_hand
 from .left import state, weights

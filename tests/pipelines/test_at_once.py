@@ -21,7 +21,7 @@ from torch import nn
 
 import guidestack as gs
 from guidestack.guidance.errors import GuidanceNotAppliedError
-from guidestack.pipelines.family import FAMILIES, register_family
+from guidestack.pipelines.families.record import FAMILIES, register_family
 
 from .test_families import arguments
 from .tiny import load

@@ -17,7 +17,7 @@ import guidestack as gs
 from guidestack.guidance.errors import UnsupportedPipelineError
 from guidestack.guidance.query import Perturbation
 from guidestack.pipelines import time_embedding
-from guidestack.pipelines.family import FAMILIES
+from guidestack.pipelines.families.record import FAMILIES
 
 from . import by_hand
 from .stock import Calls, Stock, recorded, trajectory

@@ -15,7 +15,7 @@ from torch import Tensor
 import guidestack as gs
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
 from guidestack.guidance.keyed import keyed
-from guidestack.pipelines.family import FAMILIES
+from guidestack.pipelines.families.record import FAMILIES
 
 from ..conftest import make_dit
 from . import by_hand

@@ -15,7 +15,7 @@ import torch
 
 import guidestack as gs
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
-from guidestack.pipelines.family import FAMILIES, Family
+from guidestack.pipelines.families.record import FAMILIES, Family
 
 from .stock import trajectory
 from .tiny import PIPELINES, load

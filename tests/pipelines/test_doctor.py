@@ -17,14 +17,14 @@ import pytest
 import torch
 
 import guidestack as gs
-from guidestack.guidance import registry
 from guidestack.guidance.errors import InputError
+from guidestack.guidance.notation import registry
 from guidestack.guidance.report import Report
 from guidestack.pipelines.doctor import trials
 from guidestack.pipelines.doctor.checks import CHECKS
 from guidestack.pipelines.doctor.state import differences, state
-from guidestack.pipelines.family import FAMILIES, Family
-from guidestack.pipelines.nearest import nearest_records
+from guidestack.pipelines.families.record import FAMILIES, Family
+from guidestack.pipelines.families.suggest import nearest_records
 
 from ..conftest import make_dit, make_unconditional
 from .tiny import PIPELINES, load

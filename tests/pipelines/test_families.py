@@ -14,8 +14,8 @@ import torch
 
 import guidestack as gs
 from guidestack.guidance.errors import UnsupportedSchedulerError
-from guidestack.pipelines.family import FAMILIES, Family, register_family
-from guidestack.scripts import families
+from guidestack.pipelines.families.record import FAMILIES, Family, register_family
+from guidestack.scripts.dev import families
 
 from . import by_hand
 from .left import state
@@ -355,7 +355,7 @@ def test_an_edited_picture_is_in_every_text_condition() -> None:
 def test_the_table_of_rules_is_what_runs() -> None:
     page = Path(gs.__file__).parent / "docs" / "family-rules.md"
     wanted = families.markdown(families.pipelines())
-    assert page.read_text() == wanted, "run: python -m guidestack.scripts.families > docs/family-rules.md"
+    assert page.read_text() == wanted, "run: python -m guidestack.scripts.dev.families > docs/family-rules.md"
 
 
 def test_the_documentation_names_every_pipeline_and_every_field() -> None:

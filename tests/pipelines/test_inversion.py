@@ -23,8 +23,8 @@ from guidestack.guidance.errors import (
     UnsupportedSchedulerError,
 )
 from guidestack.guidance.prediction import Level
-from guidestack.pipelines.family import FAMILIES
-from guidestack.pipelines.images import latents_of, pixels
+from guidestack.pipelines.families.record import FAMILIES
+from guidestack.pipelines.latents import latents_of, pixels
 from guidestack.samplers import grid
 from guidestack.samplers import invert as invert_samples
 from guidestack.samplers.inversion import FIRST_ORDER

@@ -13,7 +13,7 @@ import torch
 
 import guidestack as gs
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
-from guidestack.pipelines.family import FAMILIES, Family
+from guidestack.pipelines.families.record import FAMILIES, Family
 
 PAGE = Path(gs.__file__).parent / "docs" / "families.md"
 PROMPTS, NEGATIVES = ["cat", "a red sea"], ["dog", "land"]

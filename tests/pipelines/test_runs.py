@@ -17,7 +17,7 @@ import torch
 import guidestack as gs
 from guidestack.guidance.errors import InputError
 from guidestack.guidance.prediction import Level
-from guidestack.pipelines.family import FAMILIES
+from guidestack.pipelines.families.record import FAMILIES
 
 from .stock import denoising
 from .tiny import load

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import guidestack as gs
-from guidestack.evaluation.traces import gathered, strength
+from guidestack.evaluation.effective_scale import gathered, strength
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
 from guidestack.guidance.rows import EachRow
 from guidestack.pipelines import guide

@@ -16,7 +16,7 @@ import torch
 import guidestack as gs
 from guidestack.guidance.errors import InputError, StackSyntaxError, UnsupportedPipelineError
 from guidestack.guidance.report import Report
-from guidestack.pipelines.family import FAMILIES
+from guidestack.pipelines.families.record import FAMILIES
 
 from .tiny import load
 

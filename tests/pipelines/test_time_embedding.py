@@ -521,7 +521,7 @@ def test_a_sampler_without_times_can_have_the_constant_schedule_only() -> None:
     from diffusers import EDMEulerScheduler
 
     from guidestack.guidance.errors import RuleError
-    from guidestack.guidance.mixture import GaussianMixture, MixtureDenoiser
+    from guidestack.guidance.testing.mixture import GaussianMixture, MixtureDenoiser
     from guidestack.samplers import parameterization
 
     mixture, scheduler = GaussianMixture.example(), EDMEulerScheduler()

@@ -10,7 +10,7 @@ import pytest
 
 from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.guidance.prediction import EPSILON, FLOW, Parameterization, V
-from guidestack.pipelines.bundled import EMOJI
+from guidestack.pipelines.models.bundled import EMOJI
 from guidestack.samplers import SAMPLERS, by_name, canonical, grid, parameterization, scheduled
 from guidestack.samplers.renoise import Renoising
 

@@ -104,7 +104,7 @@ def test_every_side_runs_and_its_evaluations_are_counted(pipe: Any, side: Side) 
 
 
 def test_every_rule_has_its_row() -> None:
-    from guidestack.guidance.registry import rules
+    from guidestack.guidance.notation.registry import rules
 
     asked = {part for side in SIDES for part in re.findall(r"\b[a-z_]+(?=\()", side.stack)} - {"stack"}
     assert asked == {entry.name for entry in rules()}

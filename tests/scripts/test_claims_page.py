@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import guidestack as gs
-from guidestack.evaluation.claims import CONTRARY, Finding
-from guidestack.evaluation.sweep import FOLDERS, Sweep, load_sweep
-from guidestack.scripts import claims
+from guidestack.evaluation.spec.claim import CONTRARY, Finding
+from guidestack.evaluation.spec.sweep import FOLDERS, Sweep, load_sweep
+from guidestack.scripts.dev import claims
 
 DOCS = Path(gs.__file__).parent / "docs"
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from guidestack.guidance.report import Report
+from guidestack.pipelines.models.files import read_recipe
 from guidestack.scripts import cli
-from guidestack.scripts.images import read_recipe
 
 from ..pipelines.tiny import load
 from ..spoiling import registered
@@ -274,7 +274,7 @@ def test_a_model_that_answers_nan_makes_nothing(run: Any, new_pipe: Any, tmp_pat
 def test_ctrl_c_keeps_what_is_finished(
     run: Any, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guidestack.scripts import studio
+    from guidestack.pipelines.models import studio
 
     original, calls = studio.images.write, []
 
@@ -307,7 +307,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 def test_images_of_others_are_untrusted(run: Any, model_folder: Path, tmp_path: Path) -> None:
-    from guidestack.scripts.images import write
+    from guidestack.pipelines.models.files import write
 
     assert run("generate", "a", "--model", model_folder, "--out", tmp_path, *QUICK)[0] == 0
     (good,) = tmp_path.glob("*.png")

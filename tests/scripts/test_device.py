@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from guidestack.guidance.errors import InputError
-from guidestack.scripts.images import read_recipe
-from guidestack.scripts.model import chosen_device, load, made_with
-from guidestack.scripts.studio import Studio
+from guidestack.pipelines.models.files import read_recipe
+from guidestack.pipelines.models.loading import chosen_device, load, made_with
+from guidestack.pipelines.models.studio import Studio
 
 QUICK = ["--steps", "2", "--sampler", "ddim", "--guidance", "cfg(3)"]
 
@@ -124,7 +124,7 @@ def test_threads_move_a_rare_pixel_by_one() -> None:
 def test_an_image_of_before_says_nothing_of_a_device(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     studio = Studio(str(model_folder), "float32", "cpu")
     recipe = json.loads(json.dumps({name: one for name, one in studio.versions.items() if name != "device"}))
-    made = importlib.import_module("guidestack.scripts.recipe").Recipe(
+    made = importlib.import_module("guidestack.pipelines.models.recipe").Recipe(
         "a", "", "", "cfg(3)", "ddim", 2, 0, None, "float32", model=studio.identity, versions=recipe
     )
     studio.check_same(made)

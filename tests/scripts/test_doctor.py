@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from guidestack.pipelines.family import FAMILIES
+from guidestack.pipelines.families.record import FAMILIES
 from guidestack.scripts import cli
 
 from ..conftest import make_dit, make_unconditional

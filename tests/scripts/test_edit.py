@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 import guidestack as gs
-from guidestack.scripts import cli, images
-from guidestack.scripts.figures import edit as figure
-from guidestack.scripts.images import read_recipe, write
+from guidestack.pipelines.models import files as images
+from guidestack.pipelines.models.files import read_recipe, write
+from guidestack.scripts import cli
+from guidestack.scripts.dev.figures import edit as figure
 
 QUICK = ["--steps", "4"]
 
@@ -252,7 +253,7 @@ def test_the_pages_example_runs(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_pages_commands_run(run: Any, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from guidestack.scripts import model
+    from guidestack.pipelines.models import loading as model
 
     folder = tmp_path / "model"
     pipe.save_pretrained(folder)

@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 import guidestack as gs
-from guidestack.guidance import linear
-from guidestack.guidance.presets import names
-from guidestack.guidance.registry import rules
-from guidestack.scripts.figures import methods
-from guidestack.scripts.figures.__main__ import group
-from guidestack.scripts.figures.looks import contrast, saturation
-from guidestack.scripts.figures.specs import FIGURES, Case, Figure, Row
-from guidestack.scripts.images import grid
+from guidestack.guidance.notation.presets import names
+from guidestack.guidance.notation.registry import rules
+from guidestack.guidance.rules.linear_ag import fit as linear
+from guidestack.pipelines.models.files import grid
+from guidestack.scripts.dev.figures import methods
+from guidestack.scripts.dev.figures.__main__ import group
+from guidestack.scripts.dev.figures.looks import contrast, saturation
+from guidestack.scripts.dev.figures.specs import FIGURES, Case, Figure, Row
 
 ROOT = Path(gs.__file__).parent
 PAGE = (ROOT / "docs" / "methods.md").read_text()

@@ -13,8 +13,8 @@ import pytest
 import safetensors
 import torch
 
-from guidestack.guidance import linear
 from guidestack.guidance.errors import NonFiniteError
+from guidestack.guidance.rules.linear_ag import fit as linear
 from guidestack.samplers import grid, scheduler_identity
 from guidestack.scripts import cli, fit_linear_ag
 

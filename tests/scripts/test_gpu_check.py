@@ -15,8 +15,8 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from guidestack.guidance import registry
 from guidestack.guidance.errors import NonFiniteError
+from guidestack.guidance.notation import registry
 from guidestack.pipelines.doctor.trials import FITTED
 from guidestack.scripts import gpu_check
 from guidestack.scripts.bench import accelerator, models

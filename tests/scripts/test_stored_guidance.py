@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import guidestack as gs
 from guidestack.guidance.errors import StackSyntaxError
+from guidestack.pipelines.models.files import read_recipe
 from guidestack.scripts.generate import command
-from guidestack.scripts.images import read_recipe
 
 
 @pytest.fixture

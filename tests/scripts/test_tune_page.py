@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 import guidestack as gs
-from guidestack.evaluation.cells import baseline_of, expand
-from guidestack.evaluation.sweep import load_sweep
+from guidestack.evaluation.spec.cells import baseline_of, expand
+from guidestack.evaluation.spec.sweep import load_sweep
 from guidestack.evaluation.tune.plot import figure
-from guidestack.guidance.presets import load_preset, names, tuned_for
-from guidestack.scripts.figures.__main__ import group
-from guidestack.scripts.figures.tune import frontier_table, sweep_table
+from guidestack.guidance.notation.presets import load_preset, names, tuned_for
+from guidestack.scripts.dev.figures.__main__ import group
+from guidestack.scripts.dev.figures.tune import frontier_table, sweep_table
 
 ROOT = Path(gs.__file__).parent
 PAGE = (ROOT / "docs" / "tuning.md").read_text()

@@ -98,8 +98,8 @@ def test_the_default_tells_concepts_apart_across_backgrounds() -> None:
 
 
 def _on(rgba: np.ndarray, colour: str) -> np.ndarray:
-    from guidestack.scripts.emoji.pictures import on_background
-    from guidestack.scripts.emoji.vocabulary import BACKGROUNDS
+    from guidestack.evaluation.emoji.pictures import on_background
+    from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS
 
     return (on_background(rgba, BACKGROUNDS[colour]) * 255).round().astype(np.uint8)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from guidestack.evaluation import intervals
+from guidestack.evaluation import statistics as intervals
+from guidestack.evaluation.emoji.nearest import Share
 from guidestack.evaluation.metrics.frechet import distance
 from guidestack.evaluation.metrics.moments import Moments
 from guidestack.evaluation.metrics.neighbours import distances
-from guidestack.scripts.emoji.nearest import Share
 
 RUNS = 300
 

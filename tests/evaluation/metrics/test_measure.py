@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from guidestack.evaluation import extractors, intervals, measure
-from guidestack.evaluation.measure import Cells, column
+from guidestack.evaluation import extractors
+from guidestack.evaluation import statistics as intervals
+from guidestack.evaluation.analysis import measure
+from guidestack.evaluation.analysis.measure import Cells, column
 from guidestack.evaluation.metrics import parse_metric
-from guidestack.evaluation.store import COLUMNS, METRICS, RunFolder, column_type
+from guidestack.evaluation.store.folder import COLUMNS, METRICS, RunFolder, column_type
 from guidestack.guidance.errors import InputError
 
 from .conftest import Refer

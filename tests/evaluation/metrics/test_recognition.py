@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from guidestack.evaluation import references
+from guidestack.evaluation.emoji import nearest
+from guidestack.evaluation.emoji.features import units
+from guidestack.evaluation.emoji.nearest import Place, shrink
+from guidestack.evaluation.emoji.pictures import on_background
+from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, Drawing, Request, drawn_requests, labels
 from guidestack.evaluation.metrics import SampleMetric, parse_metric, recognition
 from guidestack.guidance.errors import InputError
-from guidestack.scripts.emoji import nearest
-from guidestack.scripts.emoji.features import units
-from guidestack.scripts.emoji.measure import backgrounds_right, recognized
-from guidestack.scripts.emoji.nearest import Place, shrink
-from guidestack.scripts.emoji.pictures import on_background
-from guidestack.scripts.emoji.vocabulary import BACKGROUNDS, Drawing, Request, drawn_requests, labels
+from guidestack.scripts.dev.emoji.measure import backgrounds_right, recognized
 
 COUNT = 48
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from guidestack.evaluation import extractors, references
+from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, concepts
 from guidestack.evaluation.metrics import frechet, parse_metric
 from guidestack.guidance.errors import InputError
-from guidestack.scripts.emoji.vocabulary import BACKGROUNDS, STYLES, concepts
 
 from .made import samples
 

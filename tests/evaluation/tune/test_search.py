@@ -17,7 +17,7 @@ from guidestack.evaluation.tune.space import Space, possible, spaced
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
 from guidestack.guidance.plan import When
 from guidestack.guidance.rules import Schedule
-from guidestack.guidance.testing import LEVELS
+from guidestack.guidance.testing.checks import LEVELS
 
 STEPS = len(LEVELS)
 POINTS = [When(index, 0, level) for index, level in enumerate(LEVELS)]

@@ -15,21 +15,21 @@ import yaml
 from click.testing import CliRunner
 
 import guidestack as gs
-from guidestack.evaluation.measure import measure
+from guidestack.evaluation.analysis.measure import measure
 from guidestack.evaluation.metrics import parse_metric
-from guidestack.evaluation.progress import Progress
-from guidestack.evaluation.prompts import Prompt
-from guidestack.evaluation.runner import Options, Prepared, run_sweep
-from guidestack.evaluation.store import RunFolder
-from guidestack.evaluation.sweep import load_sweep
+from guidestack.evaluation.run.progress import Progress
+from guidestack.evaluation.run.runner import Options, Prepared, run_sweep
+from guidestack.evaluation.spec.prompts import Prompt
+from guidestack.evaluation.spec.sweep import load_sweep
+from guidestack.evaluation.store.folder import RunFolder
 from guidestack.evaluation.tune import preset as presets
 from guidestack.evaluation.tune.frontier import Point
 from guidestack.evaluation.tune.goal import Goal
 from guidestack.evaluation.tune.session import Prompts, Settings, Tuning
 from guidestack.guidance.errors import GuidestackError, InputError
-from guidestack.guidance.presets import TunedFor, load_preset, tuned_for
+from guidestack.guidance.notation.presets import TunedFor, load_preset, tuned_for
+from guidestack.pipelines.models.loading import fingerprint
 from guidestack.scripts.cli import group
-from guidestack.scripts.model import fingerprint
 
 FIXED = {"sampler": "ddim", "steps": 4, "size": None, "dtype": "float32", "batch": 8}
 BUDGET = 10  # two rounds

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guidestack.scripts.emoji.card import card
-from guidestack.scripts.emoji.export import make_portable
-from guidestack.scripts.emoji.files import replacing, replacing_folder
-from guidestack.scripts.emoji.measure import weights_of
-from guidestack.scripts.emoji.tokenizer import TOKENS, corpus, train
-from guidestack.scripts.emoji.vocabulary import Drawing
+from guidestack.evaluation.emoji.vocabulary import Drawing
+from guidestack.guidance.files import replacing, replacing_folder
+from guidestack.scripts.dev.emoji.card import card
+from guidestack.scripts.dev.emoji.export import make_portable
+from guidestack.scripts.dev.emoji.measure import weights_of
+from guidestack.scripts.dev.emoji.tokenizer import TOKENS, corpus, train
 
 DRAWINGS = [Drawing("cat-face", "cat face", ("pet",), "noto"), Drawing("red-car", "red car", ("drive",), "flat")]
 

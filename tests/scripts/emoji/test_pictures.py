@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guidestack.scripts.emoji import pictures
-from guidestack.scripts.emoji.harvest import slug_of
-from guidestack.scripts.emoji.vocabulary import BACKGROUNDS, Drawing
+from guidestack.evaluation.emoji import pictures
+from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, Drawing
+from guidestack.scripts.dev.emoji.harvest import slug_of
 
 
 def square() -> pictures.Pixels:

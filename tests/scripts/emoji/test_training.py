@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guidestack.scripts.emoji.training import Trainer, generators, rate
+from guidestack.scripts.dev.emoji.training import Trainer, generators, rate
 
 STEPS, DECAY_FROM, WARMUP = 24, 12, 4
 
@@ -73,7 +73,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before_it(
         to.write_bytes(b"half")
         raise Killed
 
-    monkeypatch.setattr("guidestack.scripts.emoji.training.save_file", half_written)
+    monkeypatch.setattr("guidestack.scripts.dev.emoji.training.save_file", half_written)
     with pytest.raises(Killed):
         train(path, steps=12)
     assert path.read_bytes() == before

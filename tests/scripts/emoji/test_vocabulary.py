@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from guidestack.scripts.emoji.vocabulary import (
+from guidestack.evaluation.emoji.vocabulary import (
     BACKGROUNDS,
     STYLES,
     Drawing,

@@ -1,0 +1,1 @@
+"""What the metrics of a run say: numbers of cells, curves, and comparisons at matched strength."""

@@ -1,0 +1,283 @@
+"""Running a sweep: what is missing is made, what is made is kept."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ...guidance.errors import InputError, NonFiniteError
+from ...guidance.words import counted_are
+from ..spec.cells import Addresses, Cell, baseline_of, expand
+from ..spec.sweep import Sweep
+from ..store.folder import RunFolder
+from ..store.lock import Launch, Lock, held
+from ..store.merge import merge
+from ..store.records import Keeper, lost_of
+from . import history
+from .batches import Place, Plan, generations
+from .check import Cost, check, notes
+from .maker import Maker
+from .progress import Progress
+from .writer import Writer
+
+if TYPE_CHECKING:
+    from .meter import Meter
+
+GRACE = 60.0  # seconds that processes of a launch have to appear before their samples count as left over
+POLL = 1.0  # seconds between two looks at whether the others are done
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, which changes nothing of what is made.
+
+    Args:
+        device: of the model.
+        allow_pickle: load weights that are not safetensors.
+        launch: the processes that share the work.
+    """
+
+    device: str = "cpu"
+    allow_pickle: bool = False
+    launch: Launch = field(default_factory=Launch)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        made: samples that this process made.
+        existing: samples of the sweep that were there before.
+        missing: samples that nobody has made.
+        evaluations: network evaluations, of samples that were made again only to fill a batch as well.
+        seconds: spent on making, and on waiting for the others.
+        records: rows of the merged records; 0 where another process merges.
+        others: samples that the other processes of the launch made; 0 where another process merges.
+        others_evaluations: of these.
+        lost: samples that this process could not make, since they are NaN or Inf; they are not `missing`.
+        cause: what was said of the first of them.
+    """
+
+    made: int
+    existing: int
+    missing: int
+    evaluations: int
+    seconds: float
+    records: int
+    others: int = 0
+    others_evaluations: int = 0
+    lost: int = 0
+    cause: str = ""
+
+
+class Prepared:
+    """A sweep with its model, checked: nothing of it can be refused any more.
+
+    Args:
+        sweep: the sweep.
+        options: how to run.
+        maker: its model, where that is loaded already.
+
+    Raises:
+        GuidestackError: a cell is refused, or the model cannot be loaded.
+    """
+
+    def __init__(self, sweep: Sweep, options: Options, maker: Maker | None = None) -> None:
+        self.sweep, self.options = sweep, options
+        self.cells: tuple[Cell, ...] = expand(sweep)
+        self.maker = maker or Maker(sweep.model, self.cells[0].dtype, options.device, options.allow_pickle)
+        baseline_of(sweep, self.cells)
+        self.costs: dict[Cell, Cost] = check(self.maker, self.cells, sweep.prompts)
+        self.notes = notes(self.maker, self.cells, sweep.prompts)
+        self.addresses = Addresses(self.maker.model)
+        history.check(sweep, self.cells, self.addresses)
+        self.meter = _meter(sweep, options.device)
+
+    def plan(self, sweeps: Sequence[Sweep]) -> Plan:
+        """The batches of the sweep, given the versions of it that a folder has seen."""
+        return Plan(generations(history.planned(sweeps)), self.addresses)
+
+    def use(self, dtype: str) -> Maker:
+        """The model with weights of a type; it is loaded anew where that is another one."""
+        if self.maker.dtype != dtype:
+            del self.maker  # before the next one needs the memory
+            self.maker = Maker(self.sweep.model, dtype, self.options.device, self.options.allow_pickle)
+        return self.maker
+
+
+def _meter(sweep: Sweep, device: str) -> Meter | None:
+    if not sweep.metrics:
+        return None
+    from .meter import Meter  # the extractors take their time
+
+    return Meter.of(sweep.metrics, sweep.prompts, sweep.baseline is not None, sweep.images != "none", device)
+
+
+def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = None) -> Outcome:
+    """Make what is missing of a sweep, and merge the records.
+
+    Args:
+        prepared: the sweep.
+        run: where to.
+        progress: told what happens.
+
+    Raises:
+        InputError: the folder holds another sweep, another run writes to it, or it cannot be written.
+        GuidestackError: as the pipeline; what was finished before stays.
+        KeyboardInterrupt: Ctrl-C, after what was finished is written.
+    """
+    progress = progress or Progress()
+    sweep, launch = prepared.sweep, prepared.options.launch
+    run.location.create()
+    with held(run.location, launch) as lock:
+        sweeps = history.versions(run, sweep, prepared.addresses.model)
+        existing = run.addresses()
+        if launch.rank == 0:
+            for note in [*prepared.notes, *history.remarks(run, sweep, len(existing))]:
+                progress.note(note)
+            name = prepared.maker.identity["name"]
+            history.write(run, sweeps, prepared.cells, prepared.addresses, name)
+        plan = prepared.plan(sweeps)
+        places = plan.places(existing)
+        mine = [place for number, place in enumerate(places) if number % launch.world == launch.rank]
+        began = time.monotonic()
+        made, evaluations, lost, cause = _make(prepared, run, lock, plan, mine, existing, progress)
+        before = plan.samples - sum(place.missing for place in places)
+        if launch.rank:
+            return Outcome(made, before, 0, evaluations, time.monotonic() - began, 0, lost=lost, cause=cause)
+        missing = sum(place.missing for place in places) - made - lost
+        others: list[int] = []
+        if launch.world > 1:
+            missing = _await_others(run, lock, plan, launch, lost) - lost
+            known = {sample.address for place in mine if place.missing for sample in plan.batch(place).samples}
+            others = _evaluations(run, existing | known)
+        seconds = time.monotonic() - began
+        lock.check()
+        told = (len(others), sum(others), lost, cause)
+        return Outcome(made, before, missing, evaluations, seconds, merge(run), *told)
+
+
+def dry_run(prepared: Prepared, run: RunFolder | None) -> tuple[Plan, set[str]]:
+    """The batches of a sweep and the samples that exist, without writing anything.
+
+    Raises:
+        InputError: the folder holds another sweep.
+    """
+    if run is None or not run.location.exists():
+        return prepared.plan([prepared.sweep]), set()
+    sweeps = history.versions(run, prepared.sweep, prepared.addresses.model)
+    return prepared.plan(sweeps), run.addresses()
+
+
+def merge_only(run: RunFolder, launch: Launch) -> int:
+    """Merge the records of a folder; returns their number.
+
+    Raises:
+        InputError: another run writes to it, or a part is damaged.
+    """
+    run.sweep()  # says so where there is none
+    with held(run.location, launch):
+        return merge(run)
+
+
+def _make(
+    prepared: Prepared,
+    run: RunFolder,
+    lock: Lock,
+    plan: Plan,
+    places: Sequence[Place],
+    existing: set[str],
+    progress: Progress,
+) -> tuple[int, int, int, str]:
+    """Make the batches at `places` that miss a sample; returns samples, evaluations, samples that are lost, and why."""
+    wanted = sorted((place for place in places if place.missing), key=lambda place: (place.generation, place.group))
+    total = sum(place.missing for place in wanted)
+    progress.begin(total, plan.samples - total)
+    made = evaluations = lost = 0
+    cause = ""
+    with _writing(run, progress) as writer:
+        for place in wanted:
+            lock.check()
+            batch = plan.batch(place)
+            prompts = [plan.prompt(place, sample) for sample in batch.samples]
+            maker = prepared.use(batch.samples[0].cell.dtype)
+            done = maker.make(batch.samples, prompts)
+            keeper = Keeper(prepared.sweep, prepared.addresses, maker, prepared.meter)
+            spent = sum(done.report.evaluations)
+            gone = len(lost_of(batch, done) - existing)
+            if done.lost and not cause:
+                cause = str(done.lost)
+                progress.note(f"{done.lost}; the run goes on without them")
+            if gone < place.missing:
+                writer.add(functools.partial(keeper.kept, batch, prompts, done, existing), spent)
+            made, evaluations, lost = made + place.missing - gone, evaluations + spent, lost + gone
+    return made, evaluations, lost, cause
+
+
+@contextmanager
+def _writing(run: RunFolder, progress: Progress) -> Iterator[Writer]:
+    """A writer that has written everything at the end, also where that is an error or Ctrl-C."""
+    writer = Writer(run, progress.made)
+    try:
+        yield writer
+    finally:
+        try:
+            writer.close()
+        finally:
+            progress.end()
+
+
+def _await_others(run: RunFolder, lock: Lock, plan: Plan, launch: Launch, lost: int) -> int:
+    """Wait until the other processes have let go of the folder; returns how many samples are missing."""
+    last_seen, seen = time.monotonic(), set[int]()
+    while True:
+        others = lock.others()
+        seen |= set(others)
+        if any(others.values()):
+            last_seen = time.monotonic()
+        else:
+            existing = run.addresses()
+            missing = sum(place.missing for place in plan.places(existing))
+            all_seen = len(seen) == launch.world - 1
+            # Done, dead, or they have never come.
+            if missing <= lost or all_seen or time.monotonic() - last_seen > GRACE:
+                return missing
+        time.sleep(POLL)
+
+
+def _evaluations(run: RunFolder, known: Collection[str]) -> list[int]:
+    """The evaluations of each sample whose address is not in `known`."""
+    table = run.records(["address", "evaluations"])
+    rows = zip(table.column("address").to_pylist(), table.column("evaluations").to_pylist(), strict=True)
+    return [evaluations for address, evaluations in rows if address not in known]
+
+
+def refuse_missing(missing: int) -> None:
+    """Say that samples are missing.
+
+    Raises:
+        InputError: they are.
+    """
+    if missing:
+        raise InputError(
+            f"{counted_are(missing, 'sample')} missing: other processes of this launch are gone, or have lost them; "
+            "run again"
+        )
+
+
+def refuse_lost(outcome: Outcome) -> None:
+    """Say that samples are lost.
+
+    Raises:
+        NonFiniteError: they are.
+    """
+    if outcome.lost:
+        raise NonFiniteError(
+            f"{counted_are(outcome.lost, 'sample')} lost and all others kept; run again once the cause is mended: "
+            f"{outcome.cause}"
+        )

@@ -1,0 +1,210 @@
+"""The cells of a sweep: every combination of its axes, and the address of every sample."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ...guidance.errors import GuidestackError, InputError
+from ...guidance.notation.config import as_stack
+from ...guidance.notation.presets import read
+from ...guidance.rules import LinearAG
+from ...guidance.rules.linear_ag import fit as linear
+from ...guidance.stack import Stack
+from .. import values
+from ..paths import contents
+from .prompts import canonical
+from .sweep import FIELDS, HOLE, MOST_SAMPLES, STACK, Sweep
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything of a sample but its prompt, negatives and seed.
+
+    Args:
+        stack: the stack's canonical text.
+        sampler: short name of the sampler.
+        steps: steps of the sampler.
+        size: height and width in pixels; None for the model's own.
+        dtype: type of the network's weights.
+        batch: samples in one call; no part of what a sample is.
+        axes: for each axis of the sweep and for ``"stack"``, the value of this cell as written; None where the cell's
+            template does not use the axis.
+    """
+
+    stack: str
+    sampler: str
+    steps: int
+    size: values.Size | None
+    dtype: str
+    batch: int
+    axes: tuple[tuple[str, str | None], ...]
+
+    @cached_property
+    def parsed(self) -> Stack:
+        """The stack."""
+        return as_stack(self.stack)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from other cells of one model, to compare."""
+        return (self.stack, self.sampler, self.steps, self.size, self.dtype)
+
+    @property
+    def several(self) -> bool:
+        """Whether the stack takes each of several negatives."""
+        return any(query.condition == "negative:each" for query in self.parsed.asks())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other cells of one model; fitted coefficients by their contents."""
+        fits = [part.coefficients for part in self.parsed.parts() if isinstance(part, LinearAG)]
+        found: dict[str, Any] = {
+            "stack": self.stack,
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "size": list(self.size) if self.size else None,
+            "dtype": self.dtype,
+        }
+        return found | ({"fits": [_contents(one) for one in fits]} if fits else {})
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value}" for name, value in self.axes if value is not None and name != STACK)
+        return f"{self.stack}" + f" ({given})" * bool(given)
+
+
+def _contents(coefficients: str) -> str:
+    try:
+        return hashlib.sha256(contents(linear.locate(coefficients))).hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"cannot read the coefficients {coefficients!r}: {error.strerror}") from None
+
+
+def expand(sweep: Sweep) -> tuple[Cell, ...]:
+    """The cells of a sweep, in the order of its axes, the last one fastest.
+
+    A template multiplies with the axes that it uses, with `FIELDS`, and with what these are zipped with.
+
+    Raises:
+        InputError: two cells are the same, a stack cannot be read, or the cells or samples are too many.
+    """
+    choices = [_choices(sweep, place) for place in range(len(sweep.stacks))]
+    count = sum(math.prod(map(len, one)) for one in choices)
+    if count > values.MOST:
+        raise InputError(f"this sweep has {count} cells, and {values.MOST} are the most; take it apart")
+    samples = count * len(sweep.prompts) * sweep.seeds.count
+    if samples > MOST_SAMPLES:
+        raise InputError(f"this sweep has {samples} samples, and {MOST_SAMPLES} are the most; take it apart")
+    cells: dict[tuple[Any, ...], Cell] = {}
+    for chosen in itertools.chain.from_iterable(itertools.product(*one) for one in choices):
+        cell = _cell(sweep, {axis: value for group in chosen for axis, value in group.items()})
+        if cells.setdefault(cell.key, cell) != cell:
+            raise InputError(
+                f"two cells are the same: {_given(cells[cell.key])} and {_given(cell)} both mean {cell.stack}, "
+                f"{cell.sampler}, {cell.steps} steps; drop one of them"
+            )
+    return tuple(cells.values())
+
+
+def _given(cell: Cell) -> str:
+    return ", ".join(f"{name}={value}" for name, value in cell.axes if value is not None)
+
+
+def _choices(sweep: Sweep, place: int) -> list[list[dict[str, Any]]]:
+    """For one template and each group of axes that it uses, what there is to choose: a value for every axis of it.
+
+    Of axes that it does not use the first value stands for all.
+    """
+    listed: dict[str, Sequence[Any]] = {STACK: list(sweep.stacks), **sweep.axes}
+    group_of = {axis: group for group in sweep.zipped for axis in group}
+    used = _used(sweep, list(sweep.stacks)[place])
+    found = []
+    for group in dict.fromkeys(group_of.get(axis, (axis,)) for axis in listed):
+        values_of = [dict(zip(group, one, strict=True)) for one in zip(*(listed[axis] for axis in group), strict=True)]
+        found.append(values_of[place : place + 1] if STACK in group else values_of[: None if used & set(group) else 1])
+    return found
+
+
+def _used(sweep: Sweep, name: str) -> set[str]:
+    """The axes that a template multiplies with, and itself."""
+    used = {*HOLE.findall(sweep.stacks[name]), *FIELDS, STACK}
+    for group in sweep.zipped:
+        if used & set(group):
+            used |= set(group)
+    return used
+
+
+def _cell(sweep: Sweep, combination: Mapping[str, Any]) -> Cell:
+    name = combination[STACK]
+    template = sweep.stacks[name]
+    used = _used(sweep, name)
+    text = HOLE.sub(lambda hole: values.value_text(combination[hole[1]]), template)
+    try:
+        stack = str(read(text))
+    except GuidestackError as error:
+        told = f"the template {values.shown(template)} makes {values.shown(text)}"
+        raise type(error)(f"{told}: {values.cut(str(error), 500)}") from None
+    fields = {field: combination.get(field, sweep.fixed.get(field)) for field in FIELDS}
+    axes = [(STACK, name)]
+    for axis in sweep.axes:
+        value = combination[axis]
+        shown = (values.size_text(value) or "model") if axis == "size" else values.value_text(value)
+        axes.append((axis, shown if axis in used else None))
+    return Cell(stack=stack, axes=tuple(axes), **fields)
+
+
+def baseline_of(sweep: Sweep, cells: Sequence[Cell]) -> Cell | None:
+    """The cell that a sweep names as its baseline; None if it names none.
+
+    Raises:
+        InputError: no cell, or several.
+    """
+    if sweep.baseline is None:
+        return None
+    if isinstance(sweep.baseline, str):
+        wanted = str(read(sweep.baseline))
+        found = [cell for cell in cells if cell.stack == wanted]
+    else:
+        given = sweep.baseline.items()
+        found = [cell for cell in cells if all(dict(cell.axes).get(name) == value for name, value in given)]
+    if len(found) != 1:
+        what = f"{len(found)} cells, such as {found[0]} and {found[1]}" if found else "no cell"
+        raise InputError(f"baseline {values.shown(sweep.baseline)} means {what}; name the values of one cell")
+    return found[0]
+
+
+class Addresses:
+    """The addresses of the samples of one model.
+
+    An address is a hash of the model, the cell, the prompt with its negatives, and the seed; it says what a sample is,
+    and nothing about the run that makes it.
+
+    Args:
+        model: fingerprint of the model, or its name where it has none.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def cell(self, cell: Cell) -> str:
+        """A short hash of a cell."""
+        return hashlib.blake2b(self._written(cell), digest_size=6).hexdigest()
+
+    def _written(self, cell: Cell) -> bytes:
+        return canonical({"model": self.model, **cell.identity})
+
+    def of_cell(self, cell: Cell) -> Callable[[bytes, int], str]:
+        """A function from a prompt, as `written_prompt` gives it, and a seed to the address: 32 hexadecimal digits."""
+        begun = hashlib.blake2b(self._written(cell), digest_size=16)
+
+        def address(prompt: bytes, seed: int) -> str:
+            digest = begun.copy()
+            digest.update(b"\n%s\n%d" % (prompt, seed))
+            return digest.hexdigest()
+
+        return address

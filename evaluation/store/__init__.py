@@ -1,0 +1,1 @@
+"""A run folder: records, images, features and traces, at any fsspec address."""

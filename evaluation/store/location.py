@@ -1,0 +1,348 @@
+"""A folder at any fsspec address, in which files are there and whole, or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import fsspec
+
+from ...guidance.errors import GuidestackError, InputError
+from ..values import check_text, cut, file, shown
+
+T = TypeVar("T")
+
+AT_ONCE = frozenset({"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "cos", "r2"})
+"""Protocols whose stores show an object when all of it has arrived; elsewhere a file is written beside and renamed."""
+
+PATIENCE = 120.0  # seconds; a network share that vanishes for a minute comes back within that
+PERMANENT = frozenset(
+    getattr(errno, name)
+    for name in ("EROFS", "EACCES", "EPERM", "ENAMETOOLONG", "EISDIR", "ENOTDIR", "EFBIG", "EINVAL", "ENOSPC", "EDQUOT")
+    if hasattr(errno, name)
+)
+"""What waiting does not mend. A full disk is one: whoever waits for room holds a machine."""
+FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+class Location:
+    """A folder at an fsspec address.
+
+    Args:
+        address: a path, or an address such as ``s3://bucket/folder`` or ``memory://folder``.
+        patience: seconds for which an operation that fails is tried again, as on a share that is away for a while.
+
+    Raises:
+        InputError: no such protocol, or its package is not installed.
+    """
+
+    def __init__(self, address: str | Path, patience: float = PATIENCE) -> None:
+        self.address, self.patience = str(address), patience
+        check_text(self.address, "the location")
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.address)
+        except Exception as error:  # every file system has its own errors
+            reason = cut(" ".join(str(error).split()), 300)
+            raise InputError(f"cannot use the location {shown(self.address)}: {reason}") from None
+        protocol = self.fs.protocol
+        self.protocols = {protocol} if isinstance(protocol, str) else set(protocol)
+        self.local = bool(self.protocols & {"file", "local"})
+        if self.local:
+            file(self.root, "the location")
+        self._made: set[str] = set()
+        self._seen: int | None = None  # the device of the folder, once it has been there: only then can it have gone
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, if it is on this machine."""
+        return Path(self.root) if self.local else None
+
+    def path(self, relative: str) -> str:
+        """The whole path of a file of the folder.
+
+        Raises:
+            InputError: it would leave the folder.
+        """
+        pure = PurePosixPath(relative)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative or not pure.parts:
+            raise InputError(f"{relative!r} is no path inside of {self.address}")
+        return f"{self.root.rstrip('/')}/{pure}"
+
+    def check(self) -> None:
+        """Check that no file of this machine is in the folder's place.
+
+        Raises:
+            InputError: one is.
+        """
+        if self.local and Path(self.root).exists() and not Path(self.root).is_dir():
+            raise InputError(f"{self.address} is a file; give a folder")
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: it cannot be made, or a file is in its place.
+        """
+        self.check()
+        self._patiently(lambda: self.fs.makedirs(self.root, exist_ok=True), "make", "the folder")
+        self._here()
+
+    def exists(self, relative: str = "") -> bool:
+        """Whether the file, or the folder itself, is there."""
+        path = self.path(relative) if relative else self.root
+        return bool(self._patiently(lambda: self._fresh().exists(path), "look into", relative))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the finished files in a folder, sorted; none where it is not there."""
+        path = self.path(folder)
+
+        def listed() -> list[str]:
+            try:
+                found = self._fresh().ls(path, detail=False)
+            except FileNotFoundError:
+                self._here()
+                return []
+            return sorted(name for one in found if not (name := one.rstrip("/").rsplit("/", 1)[-1]).startswith("."))
+
+        return self._patiently(listed, "list", folder)
+
+    def read(self, relative: str) -> bytes:
+        """The contents of a file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            InputError: it cannot be read.
+        """
+        path = self.path(relative)
+        return self._found(lambda: bytes(self.fs.cat_file(self._regular(path))), relative)
+
+    def open(self, relative: str) -> Any:
+        """A file to read from.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            InputError: it cannot be read.
+        """
+        path = self.path(relative)
+        return self._found(lambda: self.fs.open(self._regular(path), "rb"), relative)
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Write a file: it is there with these contents, or as it was before.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.path(relative)
+
+        def write() -> None:
+            self._make_parent(path)
+            if self.local:
+                _write_local(Path(path), data)
+            elif self.protocols & AT_ONCE:
+                self.fs.pipe_file(path, data)
+            else:
+                beside = _beside(path)
+                self.fs.pipe_file(beside, data)
+                self.fs.mv(beside, path)
+
+        self._patiently(write, "write", relative)
+
+    def create_file(self, relative: str, data: bytes) -> bool:
+        """Write a file that is not there yet; of several who do it at once one succeeds, where the store can do that.
+
+        Returns:
+            Whether the file is there with these contents by this call; False where another one is in its place.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.path(relative)
+
+        def create() -> bool:
+            self._make_parent(path)
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return bool(self.fs.cat_file(path) == data)  # an attempt that seemed to fail may have succeeded
+            return True
+
+        return self._patiently(create, "write", relative)
+
+    def put(self, relative: str, source: Path) -> None:
+        """Move a finished file of this machine here, as `write`; where it can be renamed, nothing is copied.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.path(relative)
+
+        def put() -> None:
+            self._make_parent(path)
+            if self.local:
+                with source.open("rb") as file:
+                    os.fsync(file.fileno())
+                source.replace(path)
+                _sync_folder(Path(path).parent)
+                return
+            to = path if self.protocols & AT_ONCE else _beside(path)
+            self.fs.put_file(str(source), to)
+            if to != path:
+                self.fs.mv(to, path)
+
+        self._patiently(put, "write", relative)
+        source.unlink(missing_ok=True)
+
+    def remove(self, relative: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        path = self.path(relative)
+
+        def remove() -> None:
+            try:
+                self.fs.rm_file(path)
+            except FileNotFoundError:
+                self._here()
+
+        self._patiently(remove, "remove", relative)
+
+    def clear(self, folder: str) -> None:
+        """Remove what writes that were killed have left in a folder of this machine; a store at once leaves nothing."""
+        if self.local:
+            for left in Path(self.path(folder)).glob(".*.part"):
+                left.unlink(missing_ok=True)
+
+    def _found(self, read: Callable[[], T], relative: str) -> T:
+        def attempt() -> T | None:
+            try:
+                return read()
+            except FileNotFoundError:
+                self._here()
+                return None
+
+        value = self._patiently(attempt, "read", relative)
+        if value is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", relative)
+        return value
+
+    def _regular(self, path: str) -> str:
+        """`path`, which is no pipe or device of this machine: to open one may wait for ever.
+
+        Raises:
+            OSError: it is one.
+        """
+        if self.local and not stat.S_ISREG(Path(path).stat().st_mode):
+            raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and not a file")
+        return path
+
+    def _fresh(self) -> Any:
+        self.fs.invalidate_cache()
+        return self.fs
+
+    def _here(self) -> None:
+        """Tell a file that is not there from a folder that was removed, and from a share that is gone.
+
+        Raises:
+            InputError: somebody has removed the folder: where it was is still the same file system.
+            OSError: the folder is gone with its file system, which may come back.
+        """
+        if not self.local:
+            return
+        root = Path(self.root)
+        if root.is_dir():
+            self._seen = root.stat().st_dev
+        elif self._seen is not None:
+            if root.parent.is_dir() and root.parent.stat().st_dev == self._seen:
+                raise InputError(f"the folder {self.address} was removed or renamed while it was in use; run again")
+            raise OSError(errno.ENOTCONN, f"{self.address} is not there")
+
+    def _make_parent(self, path: str) -> None:
+        """Make the folder of a file, but never the root: where a share has vanished, that is the machine's own disk."""
+        parent = path.rsplit("/", 1)[0]
+        if not self.local:
+            if parent not in self._made:
+                self.fs.makedirs(parent, exist_ok=True)
+                self._made.add(parent)
+            return
+        if parent in self._made and Path(parent).is_dir():
+            return
+        root = Path(self.root)
+        self._here()
+        if self._seen is None:
+            self.create()
+        below = Path(parent).relative_to(root)
+        for depth in range(1, len(below.parts) + 1):
+            root.joinpath(*below.parts[:depth]).mkdir(exist_ok=True)
+        self._made.add(parent)
+
+    def _patiently(self, action: Callable[[], T], verb: str, what: str) -> T:
+        """Do it, and again for a while if it fails.
+
+        Raises:
+            InputError: it fails still, or for a reason that waiting does not mend.
+        """
+        began, wait = time.monotonic(), 0.05
+        while True:
+            try:
+                return action()
+            except Exception as error:  # file systems of other packages have errors that are no OSError
+                if isinstance(error, GuidestackError) or (self.local and not isinstance(error, OSError)):
+                    raise
+                where = f"{what} of {self.address}" if what else self.address
+                number, told = getattr(error, "errno", None), cut(" ".join(str(error).split()), 300)
+                reason = getattr(error, "strerror", None) or told or type(error).__name__
+                if number in FULL:
+                    raise InputError(
+                        f"cannot {verb} {where}: the disk is full; what is finished is safe: make room and run again"
+                    ) from None
+                if number in PERMANENT or isinstance(error, ValueError | TypeError | NotImplementedError):
+                    raise InputError(f"cannot {verb} {where}: {reason}") from None
+                with suppress(OSError):
+                    self._here()
+                if time.monotonic() - began + wait > self.patience:
+                    raise InputError(
+                        f"cannot {verb} {where}: {reason}, for {self.patience:g} s; what is finished is safe: run "
+                        "again when it is back"
+                    ) from None
+                time.sleep(wait)
+                wait = min(2 * wait, 5.0)
+
+
+def _beside(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.part"
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    beside = Path(_beside(str(path)))
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a loss of power, where the system lets a folder be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems know no such thing
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Stacks as text and as mappings: the registry of rules, the two readers, and presets."""

@@ -1,0 +1,163 @@
+"""Names for rules, and the papers behind them. Text and mappings of stacks: `text` and `config` beside this file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..errors import RuleError, StackSyntaxError, nearest, shown
+from ..fields import parameters
+from ..query import Query
+from ..rule import Rule
+from ..stack import Stack
+
+STACK = "stack"  # the name of the empty or nested stack in text
+RULES = "rules"  # the key of a stack's list of rules in mappings
+WORDS: dict[str, Any] = {"inf": math.inf}  # names that stand for values in text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered rule.
+
+    Args:
+        name: its name in text and YAML.
+        rule: its class.
+        cost: network evaluations a step, in words.
+        references: BibTeX entries.
+    """
+
+    name: str
+    rule: type[Rule]
+    cost: str
+    references: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """First line of the rule's docstring."""
+        return (inspect.getdoc(self.rule) or "").splitlines()[0]
+
+    @property
+    def signature(self) -> str:
+        """Parameters with their defaults, e.g. ``cfg(scale, against='negative')``."""
+        parts = [
+            f.name if f.default is dataclasses.MISSING else f"{f.name}={literal(f.default)}"
+            for f in parameters(self.rule)
+        ]
+        return f"{self.name}({', '.join(parts)})"
+
+
+_ENTRIES: dict[str, Entry] = {}
+R = TypeVar("R", bound=type[Rule])
+
+
+def register(name: str, *, cost: str, references: Sequence[str] = ()) -> Callable[[R], R]:
+    """Class decorator: give a rule its name in text, YAML and on the command line. Third parties use it too.
+
+    Args:
+        name: a Python identifier that no other rule has.
+        cost: network evaluations a step, in words, for the table of rules.
+        references: BibTeX entries of the papers it implements.
+
+    Raises:
+        RuleError: the name is taken or is no identifier, or the class is not a frozen dataclass.
+    """
+
+    def decorate(rule: R) -> R:
+        if not name.isidentifier() or name in (STACK, RULES, *WORDS):
+            raise RuleError(f"a rule's name is an identifier, and not a word of the grammar; got {name!r}")
+        if name in _ENTRIES:
+            raise RuleError(f"the rule name {name!r} is taken by {_ENTRIES[name].rule.__name__}")
+        if not getattr(getattr(rule, "__dataclass_params__", None), "frozen", False):
+            raise RuleError(f"{rule.__name__} must be a frozen dataclass: put @register above @dataclass(frozen=True)")
+        _ENTRIES[name] = Entry(name, rule, cost, tuple(references))
+        return rule
+
+    return decorate
+
+
+def rules() -> tuple[Entry, ...]:
+    """Every registered rule, by name."""
+    importlib.import_module("..rules", __package__)  # the rules import this file to register themselves
+    return tuple(_ENTRIES[name] for name in sorted(_ENTRIES))
+
+
+def entry_of(rule: Rule) -> Entry:
+    """The entry of the class of `rule`.
+
+    Raises:
+        RuleError: the class is not registered.
+    """
+    for entry in _ENTRIES.values():
+        if entry.rule is type(rule):
+            return entry
+    raise RuleError(f"{type(rule).__name__} has no name; decorate the class with @register")
+
+
+def given(rule: Rule) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """The fields that must be written down to make `rule` again, with their values."""
+    for field in parameters(rule):
+        value = getattr(rule, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            yield field, value
+
+
+def literal(value: Any) -> str:
+    """The text of a parameter's value."""
+    if isinstance(value, Rule):
+        return str(value)
+    if isinstance(value, Query):
+        return repr(str(value))
+    if isinstance(value, float):
+        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
+    return repr(value)
+
+
+def make(name: str, positional: Sequence[Any], named: Mapping[str, Any]) -> Rule:
+    """The rule `name` with these arguments.
+
+    Raises:
+        StackSyntaxError: an unknown, missing or repeated argument.
+        RuleError: the rule refuses a value.
+    """
+    if name == STACK:
+        if named:
+            raise StackSyntaxError(f"{STACK} takes rules only, got the argument {next(iter(named))!r}")
+        return Stack(*positional)
+    entry = _ENTRIES[name]
+    fields = parameters(entry.rule)
+    names = [field.name for field in fields]
+    if len(positional) > len(names):
+        raise StackSyntaxError(f"{name} takes {len(names)} arguments at most, got {len(positional)}: {entry.signature}")
+    arguments = dict(zip(names, positional, strict=False))
+    for key, value in named.items():
+        if key not in names:
+            raise StackSyntaxError(f"{name} has no argument {shown(key)}{nearest(str(key), names)}")
+        if key in arguments:
+            raise StackSyntaxError(f"{name} got {key!r} twice")
+        arguments[key] = value
+    for field in fields:
+        if field.name not in arguments and field.default is dataclasses.MISSING:
+            raise StackSyntaxError(f"{name} needs {field.name!r}: {entry.signature}")
+    return entry.rule(**arguments)
+
+
+def citation(stack: Rule) -> str:
+    """The papers behind the rules of `stack`, as BibTeX, each once, in the order of the rules; "" for the empty stack.
+
+    >>> from guidestack import parse
+    >>> print(citation(parse("cfg(4)")).splitlines()[0])
+    @article{ho2022classifier,
+    """
+    references: dict[str, None] = {}
+    for rule in stack.parts():
+        if not isinstance(rule, Stack):
+            references.update(dict.fromkeys(entry_of(rule).references))
+    return "\n\n".join(references)

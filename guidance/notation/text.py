@@ -1,0 +1,197 @@
+"""The text form of a stack: ``"during(cfg(4), sigma=(0.2, 1.6)) | rescale(0.7)"``.
+
+Text is parsed with `ast` and never evaluated: what is not a rule, a literal, or ``|`` between rules is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import warnings
+from typing import Any
+
+from ..errors import StackSyntaxError, nearest, reason, shown
+from ..reading import check_plain
+from ..rule import Rule
+from ..stack import Stack
+from .registry import STACK, WORDS, entry_of, given, literal, make, rules
+
+MAX_TEXT = 10_000  # characters; longer input is no stack, and the parser's recursion stays bounded
+DEEPEST = 100  # calls, tuples and signs inside one another
+PRESET = "@"
+"""What the name or path of a preset begins with; `as_stack` reads it."""
+
+
+def to_text(rule: Rule) -> str:
+    """The text that `parse` reads back as an equal rule. ``str(rule)`` is this."""
+    if isinstance(rule, Stack):
+        return " | ".join(map(str, rule.rules)) or f"{STACK}()"
+    arguments = [
+        literal(value) if field.default is dataclasses.MISSING else f"{field.name}={literal(value)}"
+        for field, value in given(rule)
+    ]
+    return f"{entry_of(rule).name}({', '.join(arguments)})"
+
+
+def bounded(stack: Stack) -> Stack:
+    """The stack, if its text is one that `parse` reads.
+
+    Raises:
+        StackSyntaxError: it is too long.
+    """
+    if (length := len(str(stack))) > MAX_TEXT:
+        raise StackSyntaxError(f"a stack's text has at most {MAX_TEXT} characters, and this stack's has {length}")
+    return stack
+
+
+def parse(text: str) -> Stack:
+    """Read a stack such as ``"during(cfg(4), sigma=(0.2, 1.6)) | rescale(0.7)"``.
+
+    Calls of registered rules with literal arguments, nested where a rule takes a rule, and ``|`` between the rules of a
+    stack. ``"stack()"`` is the empty one. Rules apply left to right. No file is read: ``"@PRESET"`` is for `guide`,
+    `sample` and whatever else takes a stack.
+
+    Args:
+        text: the stack's text form; never evaluated.
+
+    Raises:
+        StackSyntaxError: it is something else; the message has the position and the nearest valid name.
+        RuleError: a rule refuses its parameters.
+
+    >>> parse("cfg(7.5) | rescale(0.7)").rules
+    (CFG(scale=7.5, against=Query(condition='negative', model='main', perturbation=None, grad=False)), \
+Rescale(phi=0.7, space='native'))
+    """
+    if not isinstance(text, str):
+        raise StackSyntaxError(f"a stack's text is a str, got {type(text).__name__}")
+    if len(text) > MAX_TEXT:
+        raise StackSyntaxError(f"a stack's text has at most {MAX_TEXT} characters, got {len(text)}")
+    line = _SPACES.sub(lambda found: _BLANK.sub(" ", found["quoted"] or " "), text).strip()
+    if not line:
+        raise StackSyntaxError("the text of a stack is empty; write 'stack()' for the unguided model")
+    if line.startswith(PRESET):
+        raise StackSyntaxError(
+            f"{shown(line)} names a preset, and parse reads no files; give it as it is where a stack goes (guide, "
+            "sample, as_denoiser, StackGuider, save_pretrained, --guidance), or read it with "
+            "guidestack.guidance.notation.presets.load_preset(NAME)"
+        )
+    reader = _Reader(line)
+    tree = _tree(line)
+    value = reader.value(tree)
+    if not isinstance(value, Rule):
+        raise reader.error(tree, f"expected a rule such as 'cfg(4)'{_instead(value)}")
+    return bounded(value if isinstance(value, Stack) else Stack(value))
+
+
+_SPACES = re.compile(r"""(?P<quoted>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\s+""", re.DOTALL)
+"""What is between quotes, which stays, and the blanks of all kinds elsewhere."""
+_BLANK = re.compile(r"[\t\n\v\f\r]")
+_DOUBTFUL = re.compile(r"\\|\d[^\W\d_]")
+"""What Python may warn of: a backslash, a letter right behind a digit."""
+
+
+def _tree(line: str) -> ast.expr:
+    try:
+        if not _DOUBTFUL.search(line):
+            return ast.parse(line, mode="eval").body
+        with warnings.catch_warnings(action="error"):  # not always: it is not for several threads at once
+            return ast.parse(line, mode="eval").body
+    except SyntaxError as error:
+        raise StackSyntaxError(
+            f"cannot read the stack {shown(line)} at character {error.offset}: {error.msg.partition(':')[0]}"
+        ) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise StackSyntaxError(f"cannot read the stack {shown(line)}: {reason(error)}") from None
+
+
+def _instead(value: Any) -> str:
+    """How to write what is no rule as one."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"; a scale of classifier-free guidance is written cfg({literal(value)})"
+    if isinstance(value, tuple) and value and all(isinstance(one, Rule) for one in value):
+        return f"; the rules of a stack stand between bars: {' | '.join(map(str, value))}"
+    return ""
+
+
+class _Reader:
+    """From the syntax tree of `line` to rules."""
+
+    def __init__(self, line: str) -> None:
+        self.line, self.depth = line, 0
+        self.signatures = {entry.name: entry.signature for entry in rules()}
+
+    def error(self, node: ast.expr, message: str) -> StackSyntaxError:
+        column = len(self.line.encode()[: node.col_offset].decode()) + 1  # ast counts bytes
+        return StackSyntaxError(f"cannot read the stack {shown(self.line)} at character {column}: {message}")
+
+    def value(self, node: ast.expr) -> Any:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise self.error(node, f"more than {DEEPEST} calls, tuples and signs inside one another")
+        found = self._value(node)
+        self.depth -= 1
+        return found
+
+    def _value(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=bool() | int() | float() | str() | None):
+                try:
+                    check_plain(node.value)
+                except ValueError as error:
+                    raise self.error(node, str(error)) from None
+                return node.value
+            case ast.Name() if node.id in WORDS:
+                return WORDS[node.id]
+            case ast.Name():
+                raise self.error(node, f"{shown(node.id)} is not a call; {self._word(node.id)}")
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
+                operand = self.value(node.operand)
+                if isinstance(operand, bool) or not isinstance(operand, int | float):
+                    raise self.error(node, "a sign stands before numbers only")
+                return -operand if isinstance(node.op, ast.USub) else operand
+            case ast.Tuple() | ast.List():
+                return tuple(self.value(item) for item in node.elts)
+            case ast.BinOp(op=ast.BitOr()):
+                return self._joined(node)
+            case ast.Call(func=ast.Name(id=name)):
+                return self._called(node, name)
+        raise self.error(node, "only rules, literals and '|' between rules are allowed")
+
+    def _hint(self, name: str) -> str:
+        return nearest(name, [*self.signatures, STACK])
+
+    def _word(self, name: str) -> str:
+        """What may be meant by a word by itself."""
+        hint = self._hint(name)
+        if name in self.signatures:
+            return f"write {name} with its arguments, {self.signatures[name]}"
+        if hint.endswith("?"):
+            return f"rules are written with their arguments{hint}"
+        return "expected a number such as 4, a text in quotes, or a rule with its arguments"
+
+    def _joined(self, node: ast.BinOp) -> Stack:
+        sides, rules = [node.right], []
+        while isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.BitOr):
+            node = node.left
+            sides.append(node.right)
+        for side in reversed([*sides, node.left]):
+            rule = self.value(side)
+            if not isinstance(rule, Rule):
+                raise self.error(side, "'|' stands between rules only")
+            rules.append(rule)
+        return Stack(*rules)  # at once: a rule may need one that stands further on
+
+    def _called(self, node: ast.Call, name: str) -> Rule:
+        if name not in self.signatures and name != STACK:
+            raise self.error(node, f"unknown rule {shown(name)}{self._hint(name)}")
+        positional = [self.value(argument) for argument in node.args]
+        named: dict[str, Any] = {}
+        for keyword in node.keywords:
+            if keyword.arg is None or keyword.arg in named:
+                raise self.error(keyword.value, f"{name} takes its arguments one by one, each once")
+            named[keyword.arg] = self.value(keyword.value)
+        try:
+            return make(name, positional, named)
+        except StackSyntaxError as error:
+            raise self.error(node, str(error)) from None

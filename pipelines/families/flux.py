@@ -1,0 +1,79 @@
+"""FLUX.1: two calls, the prompt's and the negative prompt's, flow on packed latents.
+
+Its distilled guidance, ``guidance_scale``, is an input of the network and stays the user's.
+
+Read in diffusers 0.42.1, ``pipelines/flux/pipeline_flux.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .record import FAMILIES, Call, Family, Pipeline, Rows, tokens
+
+
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    embeddings, pooled, _ = pipe.encode_prompt(
+        list(texts),
+        None,
+        device=pipe._execution_device,
+        num_images_per_prompt=1,
+        max_sequence_length=tokens(call, 512, as_prompt, alone=True),
+        lora_scale=(call.get("joint_attention_kwargs") or {}).get("scale"),
+    )
+    return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
+
+
+def _embedded(pipe: Pipeline) -> str:
+    return "guidance_scale" if pipe.transformer.config.guidance_embeds else ""
+
+
+FAMILIES["FluxPipeline"] = Family(
+    pipeline="FluxPipeline",
+    denoiser="transformer",
+    positional=(),
+    sample="hidden_states",
+    rows=(
+        "timestep",
+        "guidance",
+        "pooled_projections",
+        "encoder_hidden_states",
+        "joint_attention_kwargs.ip_adapter_image_embeds",
+    ),
+    halves=("positive", "negative"),
+    sequential=True,
+    clock=lambda pipe, timestep: 1000 * timestep,
+    guided={"true_cfg_scale": 2.0},
+    filled={"negative_prompt": ""},
+    unguided={"true_cfg_scale": 1.0},
+    owned={"true_cfg_scale": "cfg(scale)"},
+    scratch=("_guidance_scale", "_joint_attention_kwargs"),
+    branches=lambda pipe, call: call["true_cfg_scale"] > 1,
+    encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
+    cannot=lambda pipe: "",
+    embedded=_embedded,
+)
+
+for _name in ("FluxImg2ImgPipeline", "FluxInpaintPipeline"):
+    FAMILIES[_name] = replace(FAMILIES["FluxPipeline"], pipeline=_name)
+FAMILIES["FluxControlNetPipeline"] = replace(
+    FAMILIES["FluxPipeline"],
+    pipeline="FluxControlNetPipeline",
+    rows=(*FAMILIES["FluxPipeline"].rows, "controlnet_block_samples", "controlnet_single_block_samples"),
+)
+
+
+def _painted(pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[slice, ...]:
+    # Behind the tokens to paint are those of the picture, which the first of their positions tells apart.
+    return (slice(int((arguments["img_ids"][..., 0] == 0).sum())),)
+
+
+FAMILIES["FluxKontextPipeline"] = replace(
+    FAMILIES["FluxPipeline"],
+    pipeline="FluxKontextPipeline",
+    part=_painted,
+    keywords=(),
+)

@@ -1,0 +1,54 @@
+"""QwenImage: two calls, the prompt's and the negative prompt's, flow on packed latents.
+
+The pipeline gives its guided prediction the norm of the prompt's, token by token, and cannot be told not to; under a
+stack that is a rule: ``cfg(scale) | renorm()`` is the pipeline's own guidance.
+
+Read in diffusers 0.42.1, ``pipelines/qwenimage/pipeline_qwenimage.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .record import FAMILIES, Call, Family, Pipeline, Rows
+
+
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+    embeddings, mask = pipe.encode_prompt(
+        list(texts),
+        device=pipe._execution_device,
+        num_images_per_prompt=1,
+        max_sequence_length=call.get("max_sequence_length", 512),
+    )
+    return {"encoder_hidden_states": embeddings, "encoder_hidden_states_mask": mask}
+
+
+def _embedded(pipe: Pipeline) -> str:
+    return "guidance_scale" if pipe.transformer.config.guidance_embeds else ""
+
+
+FAMILIES["QwenImagePipeline"] = Family(
+    pipeline="QwenImagePipeline",
+    denoiser="transformer",
+    positional=(),
+    sample="hidden_states",
+    rows=("timestep", "guidance", "encoder_hidden_states", "encoder_hidden_states_mask"),
+    halves=("positive", "negative"),
+    sequential=True,
+    clock=lambda pipe, timestep: 1000 * timestep,
+    guided={"true_cfg_scale": 2.0},
+    filled={"negative_prompt": ""},
+    unguided={"true_cfg_scale": 1.0},
+    owned={"true_cfg_scale": "cfg(scale) | renorm()"},
+    own="renorm()",
+    scratch=("_guidance_scale", "_attention_kwargs"),
+    branches=lambda pipe, call: call["true_cfg_scale"] > 1,
+    encode=_encode,
+    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_embeds_mask": "encoder_hidden_states_mask"},
+    cannot=lambda pipe: "",
+    embedded=_embedded,
+)
+
+for _name in ("QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"):
+    FAMILIES[_name] = replace(FAMILIES["QwenImagePipeline"], pipeline=_name)

@@ -1,0 +1,207 @@
+"""Image files: written whole or not at all, each with what it takes to make it again; and labelled grids."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from ...guidance.errors import InputError, reason
+from ...guidance.reading import is_folder, json_of, read_bytes
+
+KEY = "guidestack"  # of the text chunk
+LARGEST = 2**28  # bytes of a picture's file
+LARGEST_SIDE = 8192  # pixels, of what is made and of what is read
+MOST_PIXELS = LARGEST_SIDE**2
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) -> None:
+    """Save as PNG under a temporary name beside `path`, then rename; on an error nothing is left.
+
+    Raises:
+        InputError: the file cannot be written: the folder, the rights, a full disk.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    text = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        text.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False))
+    try:
+        image.save(beside, format="PNG", pnginfo=text)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {reason(error)}; choose another --out or make room") from None
+    finally:
+        if beside.exists():
+            beside.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those around it.
+
+    `write` makes none: one that is removed while pictures are made is missed at the next of them.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write to {folder}: {reason(error)}; choose another --out") from None
+
+
+def check_writable(folder: Path, name: str = "") -> None:
+    """Refuse a folder that cannot be written to, before work is put into what is to go there. Nothing is left.
+
+    Args:
+        folder: the folder.
+        name: of a file that is to be written there.
+
+    Raises:
+        InputError: it cannot, or no file can have that name.
+    """
+    new = []
+    try:
+        new = [one for one in (folder, *folder.parents) if not one.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(folder / f".{name}.part")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write to {folder / name}: {reason(error)}; choose another --out") from None
+    finally:
+        for one in new:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+
+
+def check_out(folder: Path, instead: str = "") -> None:
+    """As `check_writable`, for a folder of pictures, which name themselves.
+
+    Args:
+        folder: what a user gave as ``--out``.
+        instead: further advice to a user who gave the name of a picture.
+
+    Raises:
+        InputError: also for the name of a picture.
+    """
+    if folder.suffix.lower() in SUFFIXES and not is_folder(folder):
+        raise InputError(
+            f"--out is a folder, in which each picture gets a name of its own; got {str(folder)!r}{instead}"
+        )
+    check_writable(folder)
+
+
+def opened(path: str | Path, formats: tuple[str, ...] = ("PNG",)) -> Image.Image:
+    """A picture from a file that anybody may have written, decoded: the one place that reads them.
+
+    Args:
+        path: of the file.
+        formats: that it may have, whatever its name; others are not tried.
+
+    Raises:
+        InputError: it cannot be read, is of another format, or is larger than 8192 x 8192 pixels, which its first bytes
+            tell.
+    """
+    data = read_bytes(path, "image", LARGEST)
+    kinds = " or ".join(formats)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is lower
+            image = Image.open(io.BytesIO(data), formats=formats)
+        pixels = image.width * image.height
+        if pixels <= MOST_PIXELS:
+            image.load()
+    except Image.DecompressionBombError:
+        pixels = MOST_PIXELS + 1
+    except Exception as error:  # the readers of formats raise what a damaged file makes them run into
+        raise InputError(f"cannot read the image {str(path)!r} as {kinds}: {reason(error)}") from None
+    if pixels > MOST_PIXELS:
+        raise InputError(
+            f"the image {str(path)!r} has more pixels than are read, {LARGEST_SIDE}x{LARGEST_SIDE}; make it smaller"
+        )
+    return image
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """What `write` stored in an image.
+
+    Raises:
+        InputError: no such file, no PNG, or one that guidestack did not make.
+    """
+    try:
+        recipe = json_of(getattr(opened(path), "text", {}).get(KEY, ""))
+    except ValueError:
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path} does not say how it was made; only images that guidestack made do")
+    return recipe
+
+
+LINE = 16  # pixels from one line of text to the next
+
+
+def grid(
+    images: Sequence[Sequence[Image.Image | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    least: int = 128,
+    captions: Sequence[Sequence[str]] | None = None,
+) -> Image.Image:
+    """A picture of pictures with a label for each row and column.
+
+    Args:
+        images: rows of images of one size; None leaves a place empty.
+        rows: a label for each row; a long one is wrapped.
+        columns: a label for each column.
+        least: small images are enlarged by a whole factor until they are this wide.
+        captions: a line under each image, in the order of `images`.
+    """
+    first = next(image for row in images for image in row if image is not None)
+    factor = max(1, -(-least // first.width))
+    width, height, gap = first.width * factor, first.height * factor, 6
+    font = ImageFont.load_default(13)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    heads = [_wrapped(label, width, font, measure) for label in columns]
+    sides = [_wrapped(label, 2 * width, font, measure) for label in rows]
+    left = (
+        max((int(measure.textlength(line, font)) for side in sides for line in side.split("\n")), default=0) + 2 * gap
+    )
+    top = max((head.count("\n") + 1 for head in heads), default=0) * LINE + gap
+    pitch = height + gap + (LINE if captions else 0)
+    sheet = Image.new("RGB", (left + len(columns) * (width + gap), top + len(rows) * pitch), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, head in enumerate(heads):
+        draw.multiline_text((left + column * (width + gap), gap // 2), head, "black", font, spacing=2)
+    for row, label in enumerate(sides):
+        y = top + row * pitch
+        draw.multiline_text(
+            (gap, y + height // 2 - LINE // 2 * (label.count("\n") + 1)), label, "black", font, spacing=2
+        )
+        for column, image in enumerate(images[row]):
+            x = left + column * (width + gap)
+            if image is not None:
+                sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
+            if captions:
+                draw.text((x, y + height), captions[row][column], "black", font)
+    return sheet
+
+
+def _wrapped(text: str, width: int, font: Any, measure: ImageDraw.ImageDraw) -> str:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if measure.textlength(longer, font) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

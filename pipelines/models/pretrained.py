@@ -1,0 +1,195 @@
+"""A stack stored beside a model: ``guidance.yaml`` in its folder, on a disk or on the hub.
+
+The file is a preset's: a comment, and the one key ``rules``. Coefficients of `LinearAG` travel along in a subfolder,
+named by a path relative to the model's; nothing else of a disk can be named. Files are anybody's: YAML of plain values
+and safetensors, never pickles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from ...guidance.errors import InputError, reason, shown
+from ...guidance.notation.config import as_stack, to_config
+from ...guidance.notation.presets import mapping_of, stack_in
+from ...guidance.reading import exists, is_folder
+from ...guidance.rule import Rule
+from ...guidance.rules.linear_ag import fit as linear
+from ...guidance.stack import Stack
+from .hub import reachable, why
+
+NAME = "guidance.yaml"
+SUBFOLDER = "guidance"
+"""Where coefficients are: they are not the model's, whose fingerprint leaves them out."""
+
+
+def save_pretrained(stack: Rule | str | Mapping[str, Any], folder: str | Path) -> Path:
+    """Store a stack beside a model, as ``guidance.yaml`` in its folder.
+
+    Args:
+        stack: a stack, a rule, or the text or mapping of one. Files of coefficients that it names are copied into
+            ``guidance/`` and named by that path.
+        folder: the model's, such as a pipeline's ``save_pretrained`` wrote; made where there is none. A stack that was
+            there is replaced.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: the folder cannot be written, or a file of coefficients cannot be read.
+        StackSyntaxError, RuleError: the text or mapping of the stack is wrong.
+
+    >>> import tempfile
+    >>> from guidestack import CFG, Rescale
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(save_pretrained(CFG(7.5) | Rescale(0.7), folder).read_text().splitlines()[0])
+    ...     print(from_pretrained(folder))
+    # cfg(7.5) | rescale(0.7)
+    cfg(7.5) | rescale(0.7)
+    """
+    stack, folder = as_stack(stack), Path(folder)
+    copied: dict[str, bytes] = {}
+
+    def keep(coefficients: str) -> str:
+        if not coefficients.endswith(linear.SUFFIX):
+            return coefficients  # one that comes with guidestack
+        path = linear.locate(coefficients)
+        linear.read(path)  # refuses what is none
+        data = path.read_bytes()
+        if copied.setdefault(path.name, data) != data:
+            raise InputError(f"two files of coefficients are called {path.name!r}; rename one of them")
+        return str(PurePosixPath(SUBFOLDER) / path.name)
+
+    mapping = _with_coefficients(to_config(stack), keep)
+    for name, data in copied.items():
+        _write(folder / SUBFOLDER / name, data)
+    head = "".join(f"# {line}\n" for line in str(stack).splitlines())
+    _write(folder / NAME, (head + yaml.safe_dump(mapping, sort_keys=False)).encode())
+    return folder / NAME
+
+
+def from_pretrained(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Stack:
+    """The stack stored beside a model.
+
+    Args:
+        name: the model's folder, or its id on the hub; what exists on the disk is a folder.
+        revision: branch, tag or commit on the hub.
+        cache_dir: where downloads are kept, as of huggingface_hub.
+        local_files_only: read what was downloaded before, and nothing else.
+        token: for private models, as of huggingface_hub.
+
+    Raises:
+        InputError: there is no such folder, model or file, the file is no YAML, or a file of coefficients is none or
+            lies elsewhere.
+        StackSyntaxError, RuleError: the file holds no stack.
+    """
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:
+        raise InputError(f"no such folder {shown(str(name))}: there is no such user") from None
+    if exists(folder) or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1:
+        if not is_folder(folder):
+            raise InputError(
+                f"no such folder {str(folder)!r} with {NAME}, and no id of a model on the hub (owner/name)"
+            )
+        return _stack_in(lambda part: _local(folder, part), str(folder))
+
+    asked = not local_files_only and reachable(str(name), token)
+
+    def download(part: str) -> Path:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            options = {"revision": revision, "cache_dir": cache_dir, "token": token}
+            return Path(hf_hub_download(str(name), part, local_files_only=not asked, **options))  # type: ignore[arg-type]
+        except (EntryNotFoundError, OSError, ValueError) as error:
+            raise InputError(f"cannot get {part} of {str(name)!r} from the hub: {why(error, asked)}") from None
+
+    return _stack_in(download, str(name))
+
+
+def stored_beside(folder: Path) -> bool:
+    """Whether a model's folder has a stack."""
+    return exists(folder / NAME)
+
+
+def _local(folder: Path, part: str) -> Path:
+    """A file of a folder.
+
+    Raises:
+        InputError: there is none, or a link leads out.
+    """
+    path = folder / part
+    if not exists(path):
+        raise InputError(f"no {part} in {str(folder)!r}; guidestack.save_pretrained(stack, folder) writes {NAME}")
+    root, found = folder.resolve(), path.resolve()
+    # A folder of the hub's cache consists of links to the model's blobs.
+    roots = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    if not any(found.is_relative_to(one) for one in roots):
+        raise InputError(f"{part} in {str(folder)!r} is a link that leads out of the folder; copy the file there")
+    return path
+
+
+def _stack_in(find: Callable[[str], Path], where: str) -> Stack:
+    mapping = mapping_of(find(NAME), "stack")
+
+    def place(coefficients: str) -> str:
+        if coefficients in linear.names():
+            return coefficients
+        part = PurePosixPath(coefficients)
+        if part.is_absolute() or ".." in part.parts or "\\" in coefficients or ":" in coefficients:
+            raise InputError(
+                f"{NAME} of {where!r} names the file {coefficients!r}, which is not in the model's folder; "
+                "guidestack.save_pretrained copies it there"
+            )
+        if part.suffix != linear.SUFFIX:
+            raise InputError(
+                f"{NAME} of {where!r} names the coefficients {coefficients!r}, which are none of guidestack's and no "
+                f"{linear.SUFFIX} file; others, pickles above all, are not read"
+            )
+        path = find(str(part))
+        linear.read(path)
+        return str(path)
+
+    return stack_in(_with_coefficients(mapping, place), f"{NAME} of {where!r}")
+
+
+def _with_coefficients(value: Any, change: Callable[[str], str]) -> Any:
+    """A stack's mapping with every name of coefficients changed; what is none is left for `from_config` to refuse."""
+    if isinstance(value, Mapping):
+        changed = {name: _with_coefficients(one, change) for name, one in value.items()}
+        own = changed.get("linear_ag")
+        if isinstance(own, dict) and isinstance(own.get("coefficients"), str):
+            own["coefficients"] = change(own["coefficients"])
+        return changed
+    return [_with_coefficients(one, change) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name beside it, then rename it.
+
+    Raises:
+        InputError: the folder, the rights, a full disk.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(data)
+        beside.replace(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {shown(str(path))}: {reason(error)}; choose another folder") from None
+    finally:
+        if exists(beside):
+            beside.unlink()

@@ -1,0 +1,269 @@
+"""What it takes to make one image: written into it, and read back from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...guidance.errors import GuidestackError, GuidestackWarning, InputError
+from ...guidance.notation.config import as_stack
+from ...guidance.notation.presets import read
+from ...guidance.notation.text import parse
+from ...guidance.rule import Rule
+from ...guidance.rules import LinearAG, PerpNeg
+from ...guidance.rules.linear_ag import fit as linear
+from ...guidance.words import counted
+from .files import LARGEST_SIDE
+
+MOST = 100_000  # images of one call of the command
+MOST_TOGETHER = 1024  # images, or runs, in one call of the network
+LONGEST = 10_000  # characters of a prompt
+LAST_SEED = 2**63 - 1
+BESIDE = ("negative", "extra_prompt")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One image.
+
+    Args:
+        prompt: the prompt.
+        negative: the negative prompt, or ""; under Perp-Neg several, with ``|`` between them.
+        extra: under Perp-Neg, positives beside the prompt, likewise.
+        guidance: the stack's text.
+        sampler: short name of the sampler.
+        steps: steps of the sampler.
+        seed: seed of its noise.
+        size: height and width in pixels; None for the model's own.
+        dtype: type of the network's weights.
+        batch: images in the network call that made it. The last bit of a matrix product depends on it.
+        model: what identifies the model: name and fingerprint.
+        versions: of the libraries that made it, and on what device.
+    """
+
+    prompt: str
+    negative: str
+    extra: str
+    guidance: str
+    sampler: str
+    steps: int
+    seed: int
+    size: tuple[int, int] | None
+    dtype: str
+    batch: int = 1
+    model: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def several(self) -> bool:
+        """Whether the stack takes several negatives, and positives beside the prompt."""
+        return takes_several(as_stack(self.guidance))
+
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt that is encoded."""
+        return [self.prompt, *(split(self.negative) if self.several else [self.negative]), *split(self.extra)]
+
+    @property
+    def filename(self) -> str:
+        """Words of the prompt, the seed, and a digest of everything that decides the picture."""
+        decisive = {k: v for k, v in dataclasses.asdict(self).items() if k not in {"batch", "versions"}}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:48].rstrip("-") or "image"
+        return f"{words}-{self.seed}-{digest}.png"
+
+    def written(self) -> dict[str, Any]:
+        """The mapping to write into the image."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def read(cls, mapping: Mapping[str, Any], path: Path) -> Recipe:
+        """The recipe in an image, which anybody may have written.
+
+        Raises:
+            InputError: a value is missing or of another kind.
+        """
+        kinds = {
+            "prompt": str,
+            "negative": str,
+            "extra": str,
+            "guidance": str,
+            "sampler": str,
+            "steps": int,
+            "seed": int,
+        }
+        kinds |= {"dtype": str, "batch": int, "model": dict, "versions": dict}
+        if "inversion" in mapping and "source" in mapping:
+            raise InputError(
+                f"{path} was made by `guidestack edit`, and --like makes images of `guidestack generate` again; run "
+                "`guidestack edit` again on the image that it was made from"
+            )
+        size = mapping.get("size")
+        good = all(type(mapping.get(name)) is kind for name, kind in kinds.items()) and (
+            size is None or (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size))
+        )
+        if not good or set(mapping) != {*kinds, "size"} or mapping["dtype"] not in DTYPES:
+            raise InputError(f"{path} does not say how it was made in a form that this version reads")
+        texts = [mapping[name] for name in ("prompt", "negative", "extra")]
+        about = [one for name in ("model", "versions") for one in mapping[name].values()]
+        if not all(isinstance(one, str) and len(one) <= LONGEST for one in (*texts, *about)):
+            raise InputError(f"{path} has texts that are none, or longer than {LONGEST} characters")
+        in_range = {"steps": (1, 1000), "batch": (1, MOST_TOGETHER), "seed": (0, LAST_SEED)}
+        if not all(low <= mapping[name] <= high for name, (low, high) in in_range.items()) or not all(
+            1 <= side <= LARGEST_SIDE for side in size or ()
+        ):
+            raise InputError(f"{path}: steps, batch, seed or size is out of range")
+        try:
+            stack = parse(mapping["guidance"])  # an image names no preset's file
+        except GuidestackError as error:
+            raise InputError(f"{path}: {error}") from None
+        for part in stack.parts():
+            if isinstance(part, LinearAG) and part.coefficients.endswith(linear.SUFFIX):
+                raise InputError(
+                    f"{path} names the file {part.coefficients!r}, and an image does not choose what is read; make it "
+                    "again with its prompt, seed and --guidance"
+                )
+        return cls(**{**mapping, "size": tuple(size) if size else None})
+
+    def model_to_load(self, given: str | None) -> str | None:
+        """The model to make it again with: the one `given`, else the bundled one if that made it.
+
+        A file does not get to choose what is loaded from a disk or a hub.
+
+        Raises:
+            InputError: it was made with another model and none was given.
+        """
+        name = self.model.get("name")
+        if given is None and name != "bundled":
+            raise InputError(f"the image was made with the model {name!r}; say where that is with --model")
+        return given
+
+
+def takes_several(stack: Rule) -> bool:
+    """Whether a rule of `stack` asks for each of several negatives."""
+    return any(query.condition == "negative:each" for query in stack.asks())
+
+
+def split(text: str) -> list[str]:
+    """The texts between the bars of ``"a | b"``."""
+    return [part.strip() for part in text.split("|") if part.strip()]
+
+
+def check_text(text: str, what: str) -> None:
+    """Check that a prompt is short enough.
+
+    Raises:
+        InputError: it is not.
+    """
+    if len(text) > LONGEST:
+        raise InputError(f"{what} has {len(text)} characters; at most {LONGEST} are read, a text encoder reads fewer")
+
+
+def _for_each(texts: Sequence[str], prompts: Sequence[str], option: str) -> list[str]:
+    """A text for each prompt, from one for all or one for each.
+
+    Raises:
+        InputError: another number of them.
+    """
+    given = list(texts) or [""]
+    if len(given) not in (1, len(prompts)):
+        wanted = counted(len(prompts), "prompt")
+        raise InputError(f"{len(given)} {option} for {wanted}; give one for all, or one for each")
+    return given * len(prompts) if len(given) == 1 else given
+
+
+def check_several(
+    stack: Rule,
+    negatives: Sequence[str],
+    extras: Sequence[str],
+    names: tuple[str, str] = ("--negative", "--extra-prompt"),
+) -> None:
+    """Check that the prompts beside the first fit to the stack; `names` is what messages call them.
+
+    Raises:
+        InputError: positives that no rule uses, or another number of weights than of negatives.
+    """
+    if any(extras) and not takes_several(stack):
+        raise InputError(f"{names[1]} was given, and no rule of {stack} uses it; perpneg(scale) does")
+    for rule in stack.parts():
+        if isinstance(rule, PerpNeg):
+            for what, weights, texts in (
+                (names[0], rule.weights, negatives),
+                (names[1], rule.positive_weights, extras),
+            ):
+                most = max(len(split(text)) for text in texts)
+                if isinstance(weights, tuple) and len(weights) != most:
+                    has, there = counted(len(weights), "weight"), counted(most, "text")
+                    raise InputError(
+                        f"{rule} has {has} and {what} {there} at most; give "
+                        "one weight for each, or one number for all (several texts are written 'a | b')"
+                    )
+
+
+def note_bars(stack: Rule, negatives: Sequence[str]) -> None:
+    """Warn of negatives that are written as several for a stack that takes one."""
+    if not takes_several(stack):
+        for text in dict.fromkeys(negatives):
+            if len(split(text)) > 1:
+                warnings.warn(
+                    f"{stack} takes one negative prompt: {text!r} goes in as it is, with its bars; perpneg(scale) "
+                    "takes several",
+                    GuidestackWarning,
+                    stacklevel=2,
+                )
+
+
+def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int, int] | None) -> list[Recipe]:
+    """A recipe for each image: every stack with every prompt, `count` times; the seed goes up from image to image.
+
+    Raises:
+        InputError: the negatives or the further positives fit neither all prompts nor each, or not to the stack; a
+            prompt is too long, the images are too many, or their seeds too large.
+        StackSyntaxError, RuleError: a stack cannot be read.
+    """
+    texts = options["guidance"] or ("cfg(4)",)
+    for what, given in (("a prompt", prompts), *((f"--{one.replace('_', '-')}", options[one]) for one in BESIDE)):
+        for text in given:
+            check_text(text, what)
+    seeds = len(prompts) * options["count"]
+    if seeds * len(texts) > MOST:
+        raise InputError(
+            f"{seeds * len(texts)} images are wanted, and one run makes {MOST} at most; make the rest with another "
+            "--seed, or as a sweep: guidestack evaluate"
+        )
+    if options["seed"] + seeds - 1 > LAST_SEED:
+        raise InputError(
+            f"--seed {options['seed']} is too large for {counted(seeds, 'seed')}; seeds end at {LAST_SEED}"
+        )
+    negatives = _for_each(options["negative"], prompts, "--negative")
+    extras = _for_each(options["extra_prompt"], prompts, "--extra-prompt")
+    stacks = [read(text) for text in texts]
+    for stack in stacks:
+        check_several(stack, negatives, extras)
+        note_bars(stack, negatives)
+    return [
+        Recipe(
+            prompt=prompt,
+            negative=negative,
+            extra=extra,
+            guidance=text,
+            sampler=options["sampler"],
+            steps=options["steps"],
+            # The same for every stack: what differs between two sets is then the guidance alone.
+            seed=options["seed"] + index * options["count"] + copy,
+            size=size,
+            dtype=options["dtype"],
+            batch=options["batch"],
+        )
+        for text in map(str, stacks)
+        for index, (prompt, negative, extra) in enumerate(zip(prompts, negatives, extras, strict=True))
+        for copy in range(options["count"])
+    ]

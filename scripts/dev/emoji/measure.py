@@ -1,0 +1,139 @@
+"""How often the model draws what was asked: the background, the concept, the style.
+
+A generated picture is compared with the references, all pictures that the denoiser was trained on, drawn on the
+background that its prompt asked for: so every prompt counts, whatever its background. By the features of a pretrained
+network it is compared with the references on white.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....evaluation.emoji import features, pictures
+from ....evaluation.emoji.nearest import Share, Vectors, order, place, shrink
+from ....evaluation.emoji.vocabulary import BACKGROUNDS, Drawing, Request, concepts, drawn_requests
+from ....guidance.files import replacing
+from . import sampling
+
+Describe = Callable[[NDArray[np.float32]], Vectors]
+
+
+def requests(drawings: Sequence[Drawing], count: int, seed: int, backgrounds: Sequence[str] = ()) -> list[Request]:
+    """Requests drawn evenly and independently over concepts, styles and backgrounds; a prefix of any longer list.
+
+    Args:
+        drawings: what may be asked for.
+        count: of the requests.
+        seed: the same one draws the same requests.
+        backgrounds: colour words to choose from; all twelve if empty.
+    """
+    return drawn_requests({drawing.slug: drawing.label for drawing in drawings}, count, seed, backgrounds)
+
+
+def backgrounds_right(made: NDArray[np.float32], asked: Sequence[Request]) -> Share:
+    """How often the border's median is nearest to the colour that was asked for."""
+    named = pictures.nearest_colour(pictures.border(made))
+    return Share(sum(name == request.background for name, request in zip(named, asked, strict=True)), len(asked))
+
+
+def recognized(
+    made: NDArray[np.float32],
+    asked: Sequence[Request],
+    rgba: pictures.Pixels,
+    drawings: Sequence[Drawing],
+    describe: Describe,
+    on: str | None = None,
+) -> dict[str, Share]:
+    """Whether the nearest references show what was asked for, by what `describe` says of pictures.
+
+    Args:
+        made: pictures ``(N, 64, 64, 3)``.
+        asked: what each was to show.
+        rgba: the references.
+        drawings: what each reference shows.
+        describe: a vector of each picture.
+        on: background of the references; the one that was asked for unless told.
+
+    Returns:
+        ``top1``: the nearest reference is of the concept, in whatever style. ``top5``: one of the five nearest is.
+        ``top5_concepts``: the concept is among the five nearest distinct ones. ``style``: of the concept's own
+        pictures, the one in the style is the nearest.
+    """
+    slugs = np.array([drawing.slug for drawing in drawings])
+    styles = np.array([drawing.style for drawing in drawings])
+    right = dict.fromkeys(("top1", "top5", "top5_concepts", "style"), 0)
+    vectors = describe(made)
+    for name in [on] if on else BACKGROUNDS:
+        rows = [index for index, request in enumerate(asked) if on or request.background == name]
+        if not rows:
+            continue
+        ranked = order(vectors[rows], describe(pictures.on_background(rgba, BACKGROUNDS[name])))
+        for request, nearest in zip((asked[row] for row in rows), ranked, strict=True):
+            found = place(nearest, slugs, styles, request.slug)
+            right["top1"] += int(found.picture < 1)
+            right["top5"] += int(found.picture < 5)
+            right["top5_concepts"] += int(found.concept < 5)
+            right["style"] += int(found.style == request.style)
+    return {key: Share(value, len(asked)) for key, value in right.items()}
+
+
+def weights_of(folder: Path) -> str:
+    """A short name of a pipeline's weights: what a measurement belongs to."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def measure(
+    work: Path,
+    folder: Path,
+    count: int,
+    seed: int,
+    scale: float,
+    steps: int,
+    backgrounds: Sequence[str],
+    with_features: bool,
+    to: Path,
+) -> dict[str, Any]:
+    """Measure the pipeline in `folder` and write the figures as JSON; the arguments are the command's."""
+    rgba, drawings = pictures.load(work, concepts())
+    asked = requests(drawings, count, seed, backgrounds)
+    made = sampling.generate(sampling.load(folder), [request.prompt for request in asked], seed, scale, steps)
+    shares = {"background": backgrounds_right(made, asked)}
+    shares |= {f"pixels_{key}": share for key, share in recognized(made, asked, rgba, drawings, shrink).items()}
+    if with_features:
+        net = features.network()
+        # These features see through the background, and are too slow for twelve times the references.
+        by_features = recognized(made, asked, rgba, drawings, lambda images: features.pooled(net, images), on="white")
+        shares |= {f"features_{key}": share for key, share in by_features.items()}
+    figures = {
+        "weights": weights_of(folder),
+        "prompts": count,
+        "backgrounds": list(backgrounds) or list(BACKGROUNDS),
+        "references": len(drawings),
+        "seed": seed,
+        "scale": scale,
+        "steps": steps,
+        "scheduler": "DPMSolverMultistepScheduler",
+        "shares": {key: share.to_json() for key, share in shares.items()},
+    }
+    with replacing(to) as path:
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for a terminal, each with its 95% interval."""
+    lines = []
+    for key, share in figures["shares"].items():
+        counts = f"{share['right']}/{share['of']}"
+        lines.append(f"{key:24} {share['share']:6.1%}  [{share['low']:.1%}, {share['high']:.1%}]  {counts}")
+    return "\n".join(lines)

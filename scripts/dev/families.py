@@ -1,0 +1,89 @@
+"""The table of docs/family-rules.md: which rules run on which pipelines. ``python -m guidestack.scripts.dev.families``.
+
+Every cell is a run of a tiny random pipeline, which the tests make on the spot: it needs the source tree, no network.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ...guidance.errors import GuidestackError, InputError
+from ...pipelines.doctor.trials import trial
+
+Arguments = Callable[[], dict[str, Any]]
+
+RULES = (
+    "cfg(3)",
+    "cfg(3, against='null')",
+    "cfg(3) | rescale(0.7)",
+    "apg(3)",
+    "adaptive(cfg(3))",
+    "cfgpp(0.6)",
+    "perpneg(3)",
+    "icg(3)",
+    "icg(3, source='gaussian')",
+    "icg(3, source='class')",
+    "tsg(3)",
+)
+
+HEAD = """# Which rules run on which pipelines
+
+Made by `python -m guidestack.scripts.dev.families > docs/family-rules.md`; a test holds it to what the code does. Every
+cell was run on a tiny random pipeline of that class, for one prompt and, where the pipeline takes one, a negative
+prompt. A cell has the network evaluations of the first step, or the letter of the reason for which it is refused. What
+wraps or reshapes other rules (`during`, `prefix`, `renorm`, `renoise`, `linear_ag`, `schedule`) runs where these do.
+"""
+
+
+def pipelines() -> Iterator[tuple[str, Any, Arguments]]:
+    """The tiny pipelines of the tests that have a record: name, pipeline, and fresh arguments of a call.
+
+    Raises:
+        InputError: the tests are not there.
+    """
+    try:
+        tiny = importlib.import_module("guidestack.tests.pipelines.tiny")
+        shared = importlib.import_module("guidestack.tests.conftest")
+    except ImportError as error:
+        raise InputError(f"the tiny pipelines are in the tests of the source tree: {error}") from None
+    from ...pipelines.families.record import FAMILIES
+
+    common = {"num_inference_steps": 2}
+    text = {"prompt": "a cat", "negative_prompt": "dog", "output_type": "latent"}
+    yield "StableDiffusionPipeline", shared.make_stable_diffusion(), lambda: {**common, **text}
+    for name in tiny.PIPELINES:
+        if name.partition(",")[0] in FAMILIES:
+            builder = tiny.load(name)
+            yield name, builder.make(), functools.partial(builder.arguments, 1, True)
+    yield "DiTPipeline", shared.make_dit(), lambda: {**common, "class_labels": [1], "output_type": "np"}
+    for name in ("DDPMPipeline", "DDIMPipeline"):
+        yield name, shared.make_unconditional(name), lambda: {**common, "output_type": "np"}
+
+
+def markdown(found: Iterable[tuple[str, Any, Arguments]]) -> str:
+    """The whole page."""
+    lines = [f"| | {' | '.join('`' + rule.replace('|', chr(92) + '|') + '`' for rule in RULES)} |"]
+    lines.append("|---" * (len(RULES) + 1) + "|")
+    letters: dict[str, str] = {}
+    for name, pipe, arguments in found:
+        cells = []
+        for rule in RULES:
+            tried = trial(pipe, rule, arguments)
+            letter = letters.setdefault(tried.reason, chr(ord("a") + len(letters))) if tried.reason else ""
+            cells.append(f"*{letter}*" if letter else str(tried.evaluations))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([HEAD, *lines, "", *(f"* *{letter}*: {reason}" for reason, letter in letters.items())]) + "\n"
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        print(markdown(pipelines()), end="")
+    except GuidestackError as error:
+        sys.exit(f"guidestack: {error}")

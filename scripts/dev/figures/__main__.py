@@ -1,0 +1,15 @@
+"""``python -m guidestack.scripts.dev.figures``: draw the figures of the documentation."""
+
+from __future__ import annotations
+
+import click
+
+from . import edit, methods, tune, views
+
+group = click.Group(
+    commands={"edit": edit.main, "methods": methods.main, "tune": tune.main, "views": views.main},
+    help="Draw the figures of the documentation.",
+)
+
+if __name__ == "__main__":
+    group()

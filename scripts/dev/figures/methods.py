@@ -1,0 +1,163 @@
+"""A labelled picture of each method on the bundled model, beside what it is to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import click
+from PIL import Image
+
+from ....guidance.errors import InputError, nearest
+from ....guidance.files import replacing
+from ....pipelines import guide
+from ....pipelines.models.files import grid, make_folder, write
+from ....pipelines.models.loading import load, notices
+from ....samplers import by_name
+from ....samplers.noise import generators, seeded
+from .looks import contrast, saturation
+from .specs import FIGURES, Figure, Row
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image, and its network evaluations."""
+
+    image: Image.Image
+    evaluations: int
+
+    def caption(self, under: str) -> str:
+        """The line under it."""
+        if under == "evaluations":
+            return f"{self.evaluations} evaluations"
+        return f"sat {saturation(self.image):.2f} con {contrast(self.image):.2f}" if under == "looks" else ""
+
+
+def row(pipe: Any, figure: Figure, which: Row) -> list[Made]:
+    """The images of one row, in one batch, each with a seed of its own."""
+    seeds = [figure.seed + column for column in range(len(figure.cases))]
+    guided = guide(pipe, which.stack)
+    negatives = {"negative_prompt": [case.negative for case in figure.cases]} if which.negative else {}
+    with seeded(pipe.scheduler, seeds):
+        prompts = [case.prompt for case in figure.cases]
+        made = guided(prompts, num_inference_steps=figure.steps, generator=generators(seeds), **negatives).images
+    assert guided.report is not None  # a call leaves one
+    return [Made(image, count) for image, count in zip(made, guided.report.evaluations, strict=True)]
+
+
+@dataclass(frozen=True)
+class Means:
+    """Numbers of a row: means over its images."""
+
+    label: str
+    evaluations: float
+    saturation: float
+    contrast: float
+
+    @classmethod
+    def of(cls, label: str, made: Sequence[Made]) -> Means:
+        """Those of the images of a row."""
+        images = [one.image for one in made]
+        return cls(
+            label,
+            mean(one.evaluations for one in made),
+            mean(map(saturation, images)),
+            mean(map(contrast, images)),
+        )
+
+    def line(self) -> str:
+        """For the terminal."""
+        return (
+            f"  {self.label:<48} {self.evaluations:6.1f} evaluations, saturation {self.saturation:.3f}, "
+            f"contrast {self.contrast:.3f}"
+        )
+
+    def cells(self) -> str:
+        """For the page; a bar in the label would end its cell."""
+        label = self.label.replace("|", "\\|")
+        return f"| `{label}` | {self.evaluations:.3g} | {self.saturation:.3f} | {self.contrast:.3f} |"
+
+
+HEAD = "| | evaluations | saturation | contrast |\n|---|---|---|---|\n"
+
+
+def with_numbers(page: str, name: str, means: Sequence[Means]) -> str:
+    """The page with the table of figure `name` exchanged.
+
+    Raises:
+        InputError: the page has no place for it.
+    """
+    return exchanged(page, name, HEAD + "".join(one.cells() + "\n" for one in means))
+
+
+def exchanged(page: str, name: str, text: str) -> str:
+    """The page with the numbers called `name` exchanged: what stands between its two marks.
+
+    Raises:
+        InputError: the page has no such marks.
+    """
+    begin, end = f"<!-- numbers: {name} -->\n", "<!-- /numbers -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise InputError(f"the page has no place for the numbers of {name}; add {begin.strip()} and {end} to it")
+    return before + begin + text + end + after
+
+
+def draw(pipe: Any, figure: Figure) -> tuple[Image.Image, list[Means]]:
+    """The figure, and the numbers of each of its rows.
+
+    Args:
+        pipe: a pipeline with prompts, left as it was.
+        figure: what to show.
+    """
+    own = pipe.scheduler
+    try:
+        pipe.scheduler = by_name(figure.sampler, own.config)
+        table = [row(pipe, figure, which) for which in figure.rows]
+    finally:
+        pipe.scheduler = own
+    labels = [which.label for which in figure.rows]
+    picture = grid(
+        [[one.image for one in made] for made in table],
+        labels,
+        [case.label for case in figure.cases],
+        captions=[[one.caption(figure.under) for one in made] for made in table] if figure.under else None,
+    )
+    return picture, [Means.of(label, made) for label, made in zip(labels, table, strict=True)]
+
+
+@click.command(
+    help="Draw the figures of docs/methods.md. The numbers of each row, means over its images, are printed, and put "
+    "into the page beside the folder."
+)
+@click.option("--only", metavar="NAME", multiple=True, help=f"Only these of {', '.join(FIGURES)}.")
+@click.option("--to", type=click.Path(path_type=Path), default=Path("docs/methods"), show_default=True, help="Folder.")
+@click.option("--model", metavar="PATH", help="Model folder.  [default: the bundled emoji model]")
+def main(only: tuple[str, ...], to: Path, model: str | None) -> None:
+    """Write the figures."""
+    page = to.with_suffix(".md")
+    try:
+        for name in only:
+            if name not in FIGURES:
+                raise InputError(f"no figure {name!r}{nearest(name, FIGURES)}")
+        import torch
+
+        with notices():
+            pipe, _ = load(model, torch.float32, "cpu")
+            make_folder(to)
+            for name in only or FIGURES:
+                figure = FIGURES[name]
+                picture, means = draw(pipe, figure)
+                write(picture, to / f"{name}.png")
+                if page.exists():
+                    text = with_numbers(page.read_text(encoding="utf-8"), name, means)
+                    with replacing(page) as beside:
+                        beside.write_text(text, encoding="utf-8")
+                click.echo(f"{to / name}.png: {figure.sampler}, {figure.steps} steps")
+                click.echo("\n".join(one.line() for one in means))
+    except InputError as error:
+        raise click.ClickException(str(error)) from None
