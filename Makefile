@@ -46,6 +46,7 @@ oldest: ## the tests of the algebra and of the pipelines with the oldest version
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd $(VENV)/src && ../bin/lint-imports --no-cache "$(CURDIR)/pyproject.toml"
 
 # The package is this folder, whatever its name: a link named guidestack is what the type checker looks at.
 types: $(VENV)/.dev

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..guidance.errors import GuidanceNotAppliedError, InputError, QueryError, warn
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork
-from ..guidance.notation.config import as_stack
+from ..guidance.notation.presets import as_stack
 from ..guidance.prediction import X0, Level
 from ..guidance.query import Query
 from ..guidance.report import Report

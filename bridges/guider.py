@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..guidance.errors import GuidanceNotAppliedError, InputError, NonFiniteError, nearest, warn
 from ..guidance.keyed import Keys
-from ..guidance.notation.config import as_stack
+from ..guidance.notation.presets import as_stack
 from ..guidance.notation.text import parse
 from ..guidance.prediction import Level, wide
 from ..guidance.query import POSITIVE, Query

@@ -5,7 +5,6 @@ Paths are made absolute when a sweep is read, so that what is stored of it works
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import stat
@@ -56,21 +55,3 @@ def preset_located(template: str, folder: Path | None = None) -> str:
     """A template that is ``@`` and the path of a preset, with the absolute path; any other as it is."""
     name = template.removeprefix("@")
     return f"@{located(name, folder)}" if name != template and Path(name).suffix in (".yaml", ".yml") else template
-
-
-def metric_located(text: str, folder: Path | None = None) -> str:
-    """A metric as it is written, with absolute paths of its reference, of its extractor's files and of its model.
-
-    Raises:
-        InputError: it is no metric.
-    """
-    from . import extractors, references
-    from .metrics import parse_metric  # which takes its time
-
-    ways = {"reference": references.located, "extractor": extractors.located, "model": located}
-    metric = parse_metric(text)
-    given = {one.name: getattr(metric, one.name) for one in dataclasses.fields(metric)}  # type: ignore[arg-type]
-    found = {name: way(given[name], folder) for name, way in ways.items() if isinstance(given.get(name), str)}
-    if all(given[name] == one for name, one in found.items()):
-        return text
-    return str(dataclasses.replace(metric, **found))  # type: ignore[type-var]

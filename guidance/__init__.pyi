@@ -33,7 +33,7 @@ from .rule import Run as Run
 from .rule import State as State
 from .rule import Step as Step
 from .stack import Stack as Stack
-from .testing.checks import GaussianMixture as GaussianMixture
-from .testing.checks import check_rule as check_rule
-from .testing.checks import gaussian_1d as gaussian_1d
-from .testing.checks import guide_once as guide_once
+from .testing import GaussianMixture as GaussianMixture
+from .testing import check_rule as check_rule
+from .testing import gaussian_1d as gaussian_1d
+from .testing import guide_once as guide_once

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..guidance.errors import InputError, NonFiniteError, UnsupportedPipelineError, nearest, warn
 from ..guidance.fields import count
-from ..guidance.notation.config import as_stack
+from ..guidance.notation.presets import as_stack
 from ..guidance.observe import Observer
 from ..guidance.report import Report
 from ..guidance.rule import Rule
@@ -21,7 +21,8 @@ from ..guidance.stack import Stack, remarks
 from ..samplers import parameterization
 from . import time_embedding
 from .arguments import checked
-from .families.record import Family, Pipeline, denoisers_of, family_of, hands_on, signature_of
+from .families.lookup import denoisers_of, family_of, hands_on, signature_of
+from .families.record import Family, Pipeline
 from .hooks import calling, exclusively, methods, restored
 from .prompts import EXTRA, NULL, Prompts, asked
 from .session import ASKED, PIPELINES, Session

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..guidance.errors import GuidanceNotAppliedError, InputError, NonFiniteError, UnsupportedPipelineError
-from ..guidance.notation.config import as_stack
+from ..guidance.notation.presets import as_stack
 from ..guidance.report import Report
 from ..guidance.rule import Rule
 from ..samplers.inversion import placed, reversible, size, undoable, undone
 from ..samplers.levels import grid
-from .families.record import Pipeline, denoisers_of, signature_of
+from .families.lookup import denoisers_of, signature_of
+from .families.record import Pipeline
 from .guide import GuidedPipeline, guide
 from .hooks import Mine, Watch
 from .latents import latents_of

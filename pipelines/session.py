@@ -27,7 +27,8 @@ from ..samplers import Grid, entry, fingerprint, grid, parameterization, schedul
 from ..samplers.renoise import Renoising
 from . import time_embedding
 from .caches import Caches
-from .families.record import Call, Family, Pipeline, Rows, denoisers_of
+from .families.lookup import denoisers_of
+from .families.record import Call, Family, Pipeline, Rows
 from .hooks import Caller, Mine, Watch
 from .prepared import Prepared
 from .prompts import Prompts

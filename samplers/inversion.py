@@ -29,7 +29,7 @@ from ..guidance.errors import CompositionError, InputError, UnsupportedScheduler
 from ..guidance.fields import count
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
-from ..guidance.notation.config import as_stack
+from ..guidance.notation.presets import as_stack
 from ..guidance.plan import SHAPE
 from ..guidance.prediction import Level, Parameterization, wide
 from ..guidance.rule import Estimate, Rule, Run

@@ -14,7 +14,7 @@ from ..guidance.errors import InputError, NonFiniteError
 from ..guidance.fields import count
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
-from ..guidance.notation.config import as_stack
+from ..guidance.notation.presets import as_stack
 from ..guidance.observe import Observer
 from ..guidance.prediction import Parameterization
 from ..guidance.report import Report

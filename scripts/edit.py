@@ -19,7 +19,7 @@ from ..guidance.errors import InputError, reason
 from ..guidance.notation.presets import read
 from ..guidance.words import counted
 from ..pipelines import edit
-from ..pipelines.families.record import denoisers_of, family_of
+from ..pipelines.families.lookup import denoisers_of, family_of
 from ..pipelines.latents import on_white
 from ..pipelines.models.files import check_out, make_folder, opened, read_recipe, write
 from ..pipelines.models.loading import device_option, memory, notices, offload_option, threads_option

@@ -73,7 +73,7 @@ def _evaluate(options: dict[str, Any]) -> None:
         runner.refuse_missing(outcome.missing)
         _measure(run, sweep.metrics)
         if sweep.claim:
-            from ..evaluation.spec.claim import findings, table
+            from ..evaluation.analysis.findings import findings, table
 
             click.echo(f"{table(sweep.claim, findings(run, sweep.claim))}\n")
         click.echo(f"next: guidestack report {run}")

@@ -14,11 +14,12 @@ import numpy as np
 
 from ...guidance.errors import InputError
 from ...guidance.words import counted_are
+from ..analysis.findings import Finding, findings
 from ..analysis.matched import GRID, Comparison, Curve, Method, compare, compare_costs, widest
 from ..analysis.measure import Cells, Number
 from ..analysis.methods import Family, Matched, families
 from ..metrics import Metric, PairMetric, RecordMetric, SetMetric, parse_metric
-from ..spec.claim import Claim, Finding, findings
+from ..spec.claim import Claim
 from ..store.folder import RECORDS, SWEEP, RunFolder, damaged
 from . import svg
 from .svg import Mark, Plot, Series

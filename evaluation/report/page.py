@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 
 from ...guidance.errors import InputError
 from ...guidance.words import counted, counted_are
+from ..analysis.findings import overall
 from ..analysis.measure import Cell, Cells, Number
 from ..metrics import PairMetric, SampleMetric, summary
-from ..spec.claim import overall
 from ..store.folder import RunFolder
 from . import svg
 from .gather import Column, Figure, Found, Progress, gather, versions

@@ -14,7 +14,7 @@ from ...guidance.rules import AdaptiveGuidance
 from ...guidance.stack import remarks
 from ...guidance.words import counted_are
 from ...pipelines import guide
-from ...pipelines.families.record import family_of
+from ...pipelines.families.lookup import family_of
 from ...pipelines.models.recipe import check_several, split
 from ...pipelines.session import model_identity
 from ...samplers import grid, scheduled, scheduler_identity

@@ -193,7 +193,7 @@ def check(sweep: Sweep, cells: Sequence[Cell], addresses: Addresses) -> None:
             "values of axes and seeds, and put negatives into the file of prompts"
         )
     if sweep.claim:
-        from ..spec.claim import cell_meant  # which reads metrics, and with them networks
+        from ..analysis.findings import cell_meant  # which reads metrics, and with them networks
 
         told = described(cells, addresses)
         for one in sweep.claim.expect:

@@ -11,8 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ...guidance.errors import GuidestackError, InputError
-from ...guidance.notation.config import as_stack
-from ...guidance.notation.presets import read
+from ...guidance.notation.presets import as_stack, read
 from ...guidance.rules import LinearAG
 from ...guidance.rules.linear_ag import fit as linear
 from ...guidance.stack import Stack

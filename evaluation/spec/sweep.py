@@ -16,7 +16,7 @@ import yaml
 from ...guidance.errors import InputError
 from ...samplers import canonical
 from .. import values
-from ..paths import contents, located, metric_located, preset_located
+from ..paths import contents, located, preset_located
 from ..values import meant
 from . import prompts as prompts_of
 from .prompts import Prompt
@@ -463,6 +463,8 @@ def _metrics(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
     if not isinstance(listed, list):
         raise InputError(f"{where} is a list of metrics, such as [saturation]; got {values.shown(given)}")
     _check_count(len(listed), "metrics", MOST_AXES)
+    from ..metrics.located import metric_located  # which reads metrics, and with them networks
+
     found = tuple(metric_located(values.text(one, where), folder) for one in listed)
     if len(set(found)) < len(found):
         raise InputError(f"{where}: a metric comes twice")
@@ -472,7 +474,8 @@ def _metrics(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
 def _claim(given: Any, axes: Mapping[str, Any], where: str, folder: Path | None) -> Claim | None:
     if given is None:
         return None
-    from .claim import parse_claim  # which reads metrics, and with them networks
+    from ..metrics.located import metric_located  # which reads metrics, and with them networks
+    from .claim import parse_claim
 
     claim = parse_claim(given, where, [STACK, *axes])
     expect = (dataclasses.replace(one, metric=metric_located(one.metric, folder)) for one in claim.expect)

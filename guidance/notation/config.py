@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import StackSyntaxError, nearest, shown
-from ..fields import is_number, parameters, plain
 from ..query import Query
 from ..reading import check_plain
 from ..rule import Rule
@@ -79,50 +78,3 @@ def _value_from(value: Any) -> Any:
     if isinstance(value, Mapping):
         return _stack_from(value) if set(value) == {RULES} else _rule_from(value)
     return tuple(_value_from(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def as_stack(stack: Rule | str | Mapping[str, Any]) -> Stack:
-    """A stack from whatever form of it a user has: a stack, one rule, text, ``"@PRESET"``, or a mapping.
-
-    Text from elsewhere than a user, such as a file, goes through `parse` instead: it does not choose what is read.
-
-    Args:
-        stack: the stack. Text that begins with ``@`` is a preset's name, or the path of a file ``.yaml``.
-
-    Raises:
-        InputError: there is no such preset or file.
-        StackSyntaxError: `stack` is something else; the message says what to write.
-        GuidestackError: as `parse` and `from_config`.
-    """
-    if isinstance(stack, str):
-        from .presets import read  # which reads mappings with what is above
-
-        return read(stack)
-    if isinstance(stack, Rule):
-        return stack if isinstance(stack, Stack) else Stack(stack)
-    if instead := _instead(plain(stack)):
-        raise StackSyntaxError(f"{shown(stack)} is no stack; write {instead}")
-    if isinstance(stack, Mapping):
-        return from_config(stack)
-    raise StackSyntaxError(f"expected a stack, a rule, its text or its mapping; got {type(stack).__name__}")
-
-
-def _instead(given: Any) -> str:
-    """What was probably meant by something that is no stack, as it is written; "" where nobody can tell."""
-    known = {entry.name: entry.rule for entry in rules()}
-    if given is None:
-        return "stack() for the unguided model"
-    if is_number(given):
-        return f"'cfg({given:g})'"
-    if isinstance(given, list | tuple) and given:
-        if all(isinstance(one, Rule) for one in given):
-            return "Stack(first, second), or first | second"
-        if all(isinstance(one, str) for one in given):
-            return shown(" | ".join(given))
-    if isinstance(given, type) and issubclass(given, Rule):
-        return f"{given.__name__}(...) with its parameters"
-    if isinstance(given, Mapping) and len(given) == 1 and set(given) <= set(known):
-        ((name, value),) = given.items()
-        arguments = value if isinstance(value, Mapping) else {parameters(known[name])[0].name: value}
-        return f"{{'rules': [{{{name!r}: {shown(dict(arguments))}}}]}}"
-    return ""

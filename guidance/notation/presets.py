@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GuidestackError, InputError, StackSyntaxError, cut, nearest, shown
+from ..fields import is_number, parameters, plain
 from ..reading import read_bytes, yaml_of
+from ..rule import Rule
 from ..stack import Stack
 from .config import from_config
+from .registry import rules
 from .text import PRESET, parse
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -156,3 +159,48 @@ def read(text: str) -> Stack:
         kind = "a file" if name.endswith(SUFFIXES) else "a preset"
         raise StackSyntaxError(f"{shown(name)} is the name of {kind}; write {PRESET}{cut(name, 80)}")
     return parse(text)
+
+
+def as_stack(stack: Rule | str | Mapping[str, Any]) -> Stack:
+    """A stack from whatever form of it a user has: a stack, one rule, text, ``"@PRESET"``, or a mapping.
+
+    Text from elsewhere than a user, such as a file, goes through `parse` instead: it does not choose what is read.
+
+    Args:
+        stack: the stack. Text that begins with ``@`` is a preset's name, or the path of a file ``.yaml``.
+
+    Raises:
+        InputError: there is no such preset or file.
+        StackSyntaxError: `stack` is something else; the message says what to write.
+        GuidestackError: as `parse` and `from_config`.
+    """
+    if isinstance(stack, str):
+        return read(stack)
+    if isinstance(stack, Rule):
+        return stack if isinstance(stack, Stack) else Stack(stack)
+    if instead := _instead(plain(stack)):
+        raise StackSyntaxError(f"{shown(stack)} is no stack; write {instead}")
+    if isinstance(stack, Mapping):
+        return from_config(stack)
+    raise StackSyntaxError(f"expected a stack, a rule, its text or its mapping; got {type(stack).__name__}")
+
+
+def _instead(given: Any) -> str:
+    """What was probably meant by something that is no stack, as it is written; "" where nobody can tell."""
+    known = {entry.name: entry.rule for entry in rules()}
+    if given is None:
+        return "stack() for the unguided model"
+    if is_number(given):
+        return f"'cfg({given:g})'"
+    if isinstance(given, list | tuple) and given:
+        if all(isinstance(one, Rule) for one in given):
+            return "Stack(first, second), or first | second"
+        if all(isinstance(one, str) for one in given):
+            return shown(" | ".join(given))
+    if isinstance(given, type) and issubclass(given, Rule):
+        return f"{given.__name__}(...) with its parameters"
+    if isinstance(given, Mapping) and len(given) == 1 and set(given) <= set(known):
+        ((name, value),) = given.items()
+        arguments = value if isinstance(value, Mapping) else {parameters(known[name])[0].name: value}
+        return f"{{'rules': [{{{name!r}: {shown(dict(arguments))}}}]}}"
+    return ""

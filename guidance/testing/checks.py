@@ -22,7 +22,8 @@ from ..errors import GuidestackError, RuleCheckError
 from ..fields import parameters
 from ..keyed import Keys
 from ..network import CallableNetwork
-from ..notation.config import as_stack, from_config, to_config
+from ..notation.config import from_config, to_config
+from ..notation.presets import as_stack
 from ..notation.text import parse
 from ..prediction import EPSILON, FLOW, X0, Level, Parameterization, Space, V
 from ..query import POSITIVE, Predictions, Query, covered, evaluate

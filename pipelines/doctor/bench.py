@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ...guidance.report import Report
-from ..families.record import Family, Pipeline, denoisers_of
+from ..families.lookup import denoisers_of
+from ..families.record import Family, Pipeline
 from ..guide import guide
 from . import example
 from .state import differences, kept, state

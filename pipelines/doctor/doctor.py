@@ -11,7 +11,8 @@ import torch
 
 from ...guidance.errors import GuidestackError, InputError, UnsupportedPipelineError
 from ...samplers import parameterization
-from ..families.record import FAMILIES, Family, Pipeline, denoisers_of, family_of
+from ..families.lookup import denoisers_of, family_of
+from ..families.record import FAMILIES, Family, Pipeline
 from ..families.suggest import nearest_records
 from ..surface import bare
 from . import example

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..families.record import Family, Pipeline, denoisers_of, signature_of
+from ..families.lookup import denoisers_of, signature_of
+from ..families.record import Family, Pipeline
 from ..prompts import REPEATS
 
 BATCH = 2  # samples: with one, rows and halves can be mistaken for each other

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..families.record import Family, Pipeline, denoisers_of
+from ..families.lookup import denoisers_of
+from ..families.record import Family, Pipeline
 from ..hooks import calling, hooks_on, in_this_thread, methods
 from ..rows import Branch, look_up
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows, signature_of, tokens
+from .lookup import signature_of
+from .record import FAMILIES, Call, Family, Pipeline, Rows, tokens
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:

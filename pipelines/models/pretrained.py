@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from ...guidance.errors import InputError, reason, shown
-from ...guidance.notation.config import as_stack, to_config
-from ...guidance.notation.presets import mapping_of, stack_in
+from ...guidance.notation.config import to_config
+from ...guidance.notation.presets import as_stack, mapping_of, stack_in
 from ...guidance.reading import exists, is_folder
 from ...guidance.rule import Rule
 from ...guidance.rules.linear_ag import fit as linear

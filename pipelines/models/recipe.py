@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...guidance.errors import GuidestackError, GuidestackWarning, InputError
-from ...guidance.notation.config import as_stack
-from ...guidance.notation.presets import read
+from ...guidance.notation.presets import as_stack, read
 from ...guidance.notation.text import parse
 from ...guidance.rule import Rule
 from ...guidance.rules import LinearAG, PerpNeg

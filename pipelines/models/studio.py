@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...guidance.errors import GuidestackError, InputError, NonFiniteError, cut, shown
-from ...guidance.notation.config import as_stack
+from ...guidance.notation.presets import as_stack
 from ...guidance.rule import Run
 from ...guidance.rules import LinearAG
 from ...guidance.rules.linear_ag import fit as linear
@@ -24,7 +24,7 @@ from ...samplers import Grid, by_name, grid, scheduled, scheduler_identity
 from ...samplers.noise import generators, seeded
 from ...samplers.renoise import Renoising
 from .. import guide
-from ..families.record import family_of
+from ..families.lookup import family_of
 from ..session import model_identity
 from . import files as images
 from .loading import chosen_device, identity_of, load, made_with, memory

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...guidance.notation.config import as_stack
+from ...guidance.notation.presets import as_stack
 from ...guidance.prediction import EPSILON, Level, Prediction
 from ...guidance.query import POSITIVE, Predictions, Query
 from ...guidance.rule import Estimate, Rule, Run, Step

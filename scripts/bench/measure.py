@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...pipelines.families.record import denoisers_of, family_of
+from ...pipelines.families.lookup import denoisers_of, family_of
 from .timing import Spread
 
 EVERY, FEW = 3, 10

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...guidance.errors import UnsupportedPipelineError
-from ...pipelines.families.record import family_of
+from ...pipelines.families.lookup import family_of
 from ...pipelines.models.loading import load, quiet
 
 BUNDLED, SHAPED = "bundled", "sd15-shaped"

@@ -11,7 +11,7 @@ import torch
 
 from ...guidance.report import Report
 from ...pipelines import guide
-from ...pipelines.families.record import family_of
+from ...pipelines.families.lookup import family_of
 
 SCALE, STEPS = 4.0, 20
 FITTED = 20  # steps of the runs that linear_ag's coefficients are of

@@ -1,4 +1,4 @@
-"""``python -m guidestack.scripts.dev.claims``: run the papers' claims on the bundled model, and write docs/evidence.md."""
+"""``python -m guidestack.scripts.dev.claims``: run the papers' claims on the bundled model; writes docs/evidence.md."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
+from ...evaluation.analysis import findings as claims
 from ...evaluation.analysis.measure import measure
 from ...evaluation.metrics import parse_metric
 from ...evaluation.run import runner
 from ...evaluation.run.progress import Bar
-from ...evaluation.spec import claim as claims
 from ...evaluation.spec.sweep import FOLDERS, Sweep, load_sweep
 from ...evaluation.store.folder import RunFolder
 from ...pipelines.models.loading import notices

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from guidestack.evaluation.spec.cells import expand
-from guidestack.evaluation.spec.claim import (
+from guidestack.evaluation.analysis.findings import (
     CONTRARY,
     HOLDS,
     UNDECIDED,
@@ -19,6 +18,7 @@ from guidestack.evaluation.spec.claim import (
     overall,
     table,
 )
+from guidestack.evaluation.spec.cells import expand
 from guidestack.evaluation.spec.sweep import FOLDERS, load_sweep, parse_sweep
 from guidestack.evaluation.store.folder import RunFolder
 from guidestack.guidance.errors import InputError

@@ -11,8 +11,7 @@ from click.testing import CliRunner
 
 import guidestack as gs
 from guidestack.guidance.errors import GuidestackWarning, InputError, StackSyntaxError
-from guidestack.guidance.notation.config import as_stack
-from guidestack.guidance.notation.presets import TunedFor, load_preset, names, read, tuned_for
+from guidestack.guidance.notation.presets import TunedFor, as_stack, load_preset, names, read, tuned_for
 from guidestack.pipelines.models.recipe import Recipe
 from guidestack.scripts.cli import group
 from guidestack.scripts.generate import check_presets

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 import guidestack as gs
 from guidestack.evaluation.values import read_yaml
 from guidestack.guidance.errors import LONGEST, GuidestackError, InputError, RuleError, StackSyntaxError, nearest, shown
-from guidestack.guidance.notation.config import as_stack
-from guidestack.guidance.notation.presets import LARGEST, load_preset, names, tuned_for
+from guidestack.guidance.notation.presets import LARGEST, as_stack, load_preset, names, tuned_for
 from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.notation.text import MAX_TEXT
 from guidestack.guidance.reading import DEEPEST, check_plain, json_of, read_bytes, yaml_of

@@ -14,7 +14,7 @@ from guidestack import parse
 from guidestack.guidance import fetched
 from guidestack.guidance.errors import NonFiniteError
 from guidestack.guidance.network import CallableNetwork
-from guidestack.guidance.notation.config import as_stack
+from guidestack.guidance.notation.presets import as_stack
 from guidestack.guidance.notation.text import to_text
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import Query

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import guidestack as gs
-from guidestack.evaluation.spec.claim import CONTRARY, Finding
+from guidestack.evaluation.analysis.findings import CONTRARY, Finding
 from guidestack.evaluation.spec.sweep import FOLDERS, Sweep, load_sweep
 from guidestack.scripts.dev import claims
 
