@@ -136,6 +136,7 @@ def parts(*of: str) -> Counter[str]:
 
 
 CHECK = "sum"  # is every number finite? One pass, on the host
+TEXTS = "cat clone"  # joined at each evaluation: a callback may have written into them
 HALVES = "cat"  # the estimate into both halves of the answer, whose combination is then the identity
 LINEAR = "sub mul_ add_"  # u + s (c - u), rounded as the pipelines round it: one new tensor, written twice more
 DOT = "mul sum"  # products, not a matrix product, which may round to TF32
@@ -202,33 +203,34 @@ CASES = (
     ),
     # Two calls, since the network is another one; the weak answer is no half of the pipeline's.
     Case("tsg(4)", parts(LINEAR, CHECK), allocated=1, calls=(BATCH, BATCH), alone=True),
-    # <c, u>, <c, c> and <u, u> with a product each, and the choice between guided and not.
+    # Half the square of |c/|c| - u/|u||, which is 1 - cosine, and the choice between guided and not.
     Case(
         "adaptive(cfg(4), threshold=2)",
-        parts(DOT, DOT, DOT, LINEAR, "where", CHECK, HALVES),
+        parts(NORM, "div", NORM, "div", "sub", NORM, LINEAR, "where", CHECK, HALVES),
         allocated=3 + 1 + 1 + 2,
     ),
-    # The samples once for each condition (cat) in one call. New: these less the pipeline's two, which it makes in any
-    # case; e_p, the negative, the product, what is left of it, the halves.
+    # The samples once for each condition (cat) in one call, and the texts, of which the empty one is repeated for each
+    # sample (16 numbers of 16 channels, as many as a sample has). New: the samples less the pipeline's two, which it
+    # makes in any case; the texts; e_p, the negative, the product, what is left of it, the halves.
     Case(
         "perpneg(4)",
-        parts("cat", perp_neg(1), CHECK, HALVES),
-        allocated=3 + 1 + 1 + 1 + 1 + 2,
+        parts("cat", TEXTS, perp_neg(1), CHECK, HALVES),
+        allocated=3 + 4 + 1 + 1 + 1 + 1 + 2,
         calls=(3 * BATCH,),
         negatives=1,
     ),
     Case(
         "perpneg(4)",
-        parts("cat", perp_neg(3), CHECK, HALVES),
-        allocated=5 + 1 + 3 + 1 + 1 + 2,
+        parts("cat", TEXTS, perp_neg(3), CHECK, HALVES),
+        allocated=5 + 6 + 1 + 3 + 1 + 1 + 2,
         calls=(5 * BATCH,),
         negatives=3,
     ),
     # Two of five conditions in a call: the first two as the pipeline made them, the next two put together.
     Case(
         "perpneg(4)",
-        parts("cat", perp_neg(3), CHECK, HALVES),
-        allocated=2 + 1 + 3 + 1 + 1 + 2,
+        parts("cat", TEXTS, perp_neg(3), CHECK, HALVES),
+        allocated=2 + 3 + 1 + 3 + 1 + 1 + 2,
         calls=(2 * BATCH, 2 * BATCH, BATCH),
         negatives=3,
         max_rows=2 * BATCH,
@@ -315,7 +317,7 @@ def test_answers_are_put_together_in_as_few_passes_as_can_be(
     assert counting.passes == Counter(passes)
 
 
-def test_conditions_are_joined_once_a_run(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditions_are_joined_once_a_step(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[tuple[int, ...]] = []
     original = torch.cat
 
@@ -329,21 +331,21 @@ def test_conditions_are_joined_once_a_run(pipe: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "cat", cat)
     guided(**given(4), **more)
     text = (5 * BATCH, 16, 16)
-    assert joined.count(text) == 1
+    assert joined.count(text) == 4
     assert joined.count((5 * BATCH, 4, 8, 8)) == 4  # the samples at every step
 
 
 def test_a_run_looks_for_the_time_embedding_once(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from guidestack.pipelines import time_embedding
+    from guidestack.pipelines import prepared
 
     looked: list[Any] = []
-    original: Callable[[Any], Any] = time_embedding.places
+    original: Callable[[Any], Any] = prepared.places
 
     def places(module: Any) -> Any:
         looked.append(module)
         return original(module)
 
     guided = gs.guide(pipe, "tsg(3)")
-    monkeypatch.setattr(time_embedding, "places", places)
+    monkeypatch.setattr(prepared, "places", places)
     guided(**given(4))
     assert len(looked) == 1

@@ -237,9 +237,14 @@ def fields_of(both: Pair, text: str, as_prompt: bool = False) -> dict[str, Tenso
     return {"prompt_embeds": embeddings, "text_embeds": pooled}
 
 
+def zeros(both: Pair) -> dict[str, Tensor]:
+    """SDXL's empty condition."""
+    return {name: torch.zeros_like(value) for name, value in fields_of(both, "").items()}
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_perp_neg(sdxl: Pair, batch: int) -> None:
-    conditions = {"null": fields_of(sdxl, "")}
+    conditions = {"null": zeros(sdxl)}
     one = guider(sdxl, "perpneg(5)", conditions, batch)
     got = sdxl.run(one, batch)
     wanted, report = sdxl.guided("perpneg(5)", batch)
@@ -271,7 +276,7 @@ def test_icg_and_the_true_empty_prompt(sdxl: Pair) -> None:
     assert one.report.evaluations == report.evaluations == [8, 8]
 
     stack = "cfg(3, against='null')"
-    one = guider(sdxl, stack, {"null": fields_of(sdxl, "")})
+    one = guider(sdxl, stack, {"null": zeros(sdxl)})
     got = sdxl.run(one)
     with pytest.warns(gs.GuidestackWarning, match="a negative prompt was given, and no rule"):
         wanted, _ = sdxl.guided(stack)

@@ -30,6 +30,7 @@ from guidestack.evaluation.spec.prompts import parse_prompts, prompt_of, written
 from guidestack.evaluation.spec.sweep import KEYS, Seeds, Sweep, load_sweep, parse_sweep
 from guidestack.evaluation.store.folder import RunFolder
 from guidestack.evaluation.store.lock import Launch
+from guidestack.guidance import reading
 from guidestack.guidance.errors import GuidestackError, InputError
 
 from .common import run, sweep_of, written
@@ -72,13 +73,13 @@ def whole(data: bytes) -> Sweep:
 # --- sweeps ----------------------------------------------------------------------------------------------------------
 
 SWEEPS: dict[str, tuple[str, str]] = {
-    "no date": ("stack: cfg(2)\nscale: 2001-99-99", "line 2: '2001-99-99' is no timestamp"),
-    "no date as a value": ("stack: cfg({w})\naxes: {w: [2001-99-99]}", "is no timestamp"),
+    "no date": ("stack: cfg(2)\nscale: 2001-99-99", "line 2: '2001-99-99' cannot be read as timestamp"),
+    "no date as a value": ("stack: cfg({w})\naxes: {w: [2001-99-99]}", "cannot be read as timestamp"),
     "a date": ("stack: cfg({w})\naxes: {w: [2001-01-01]}", "a value is a number"),
-    "a tag of int": ("stack: cfg(2)\nsteps: !!int abc", "line 2: 'abc' is no int"),
-    "a tag of float": ("stack: cfg(2)\nsteps: !!float abc", "line 2: 'abc' is no float"),
-    "a tag of bool": ("stack: cfg(2)\ntraces: !!bool abc", "line 2: 'abc' is no bool"),
-    "a tag of timestamp": ("stack: cfg(2)\nsteps: !!timestamp abc", "line 2: 'abc' is no timestamp"),
+    "a tag of int": ("stack: cfg(2)\nsteps: !!int abc", "line 2: 'abc' cannot be read as int"),
+    "a tag of float": ("stack: cfg(2)\nsteps: !!float abc", "line 2: 'abc' cannot be read as float"),
+    "a tag of bool": ("stack: cfg(2)\ntraces: !!bool abc", "line 2: 'abc' cannot be read as bool"),
+    "a tag of timestamp": ("stack: cfg(2)\nsteps: !!timestamp abc", "line 2: 'abc' cannot be read as timestamp"),
     "a tag of set": ("stack: cfg(2)\nsteps: !!set [1, 2]", "expected a mapping node"),
     "a set": ("stack: !!set {a, b}", "is a template, a list of them"),
     "a tag of omap": ("stack: cfg(2)\nsteps: !!omap [1]", "not the YAML"),
@@ -87,18 +88,24 @@ SWEEPS: dict[str, tuple[str, str]] = {
     "a tag of Python": ("stack: !!python/object/apply:os.system ['id']", "could not determine a constructor"),
     "a list as a key": ("stack: cfg(2)\n? [a]\n: 1", "not the YAML"),
     "null as a key": ("stack: cfg(2)\n~: 1", "unknown key None"),
-    "400 digits": ("stack: cfg({w})\naxes: {w: [1" + "0" * 400 + "]}", "a whole number of about 400 digits"),
-    "5,000 digits": ("stack: cfg({w})\naxes: {w: [1" + "0" * 5000 + "]}", "is no int"),
-    "5,000 hexadecimal digits": ("stack: cfg(2)\nsteps: 0x1" + "0" * 5000, "a whole number of about 602. digits"),
-    "sexagesimal digits": ("stack: cfg(2)\nseeds: [" + "1:" * 3000 + "1]", "a whole number of about 533. digits"),
+    "400 digits": ("stack: cfg({w})\naxes: {w: [1" + "0" * 400 + "]}", "<a whole number of 1329 bits> is too large"),
+    "5,000 digits": ("stack: cfg({w})\naxes: {w: [1" + "0" * 5000 + "]}", "cannot be read as int"),
+    "5,000 hexadecimal digits": (
+        "stack: cfg(2)\nsteps: 0x1" + "0" * 5000,
+        r"<a whole number of \d+ bits> is too large",
+    ),
+    "sexagesimal digits": (
+        "stack: cfg(2)\nseeds: [" + "1:" * 3000 + "1]",
+        r"<a whole number of \d+ bits> is too large",
+    ),
     "digits in a baseline": (
         "stack: cfg({w})\naxes: {w: [2]}\nbaseline: {w: 1" + "0" * 400 + "}",
-        "a whole number of about 400 digits",
+        "<a whole number of 1329 bits> is too large",
     ),
     "digits in a margin": (
         "stack: cfg({w})\naxes: {w: [1, 2]}\nclaim: {words: a, paper: b, expect: [{metric: contrast, of: {w: 1}, "
         "be: lower, than: {w: 2}, margin: 1" + "0" * 400 + "}]}",
-        "a whole number of about 400 digits",
+        "<a whole number of 1329 bits> is too large",
     ),
     "a range of large numbers": (
         "stack: cfg({w})\naxes: {w: '1e5000, 2e5000, ..., 9e5000'}",
@@ -141,9 +148,9 @@ SWEEPS: dict[str, tuple[str, str]] = {
         "seeds end at 9223372036854775807",
     ),
     "bytes without bound": ("stack: cfg(2) #" + " " * 2_000_000, "2000000 at most"),
-    "deep lists": ("stack: " + "[" * 300 + "]" * 300, "more than 20 deep"),
+    "deep lists": ("stack: " + "[" * 300 + "]" * 300, "more than (20|150) deep"),
     "deeper lists": ("stack: " + "[" * 100_000, "not the YAML"),
-    "deep mappings": ("stack: " + "{a: " * 300 + "}" * 300, "more than 20 deep"),
+    "deep mappings": ("stack: " + "{a: " * 300 + "}" * 300, "more than (20|150) deep"),
     "a list in itself": ("stack: &a [*a]", "anchors and aliases are not read"),
     "half a pair": ('stack: cfg(2)\nprompts: ["\\ud800 cat"]', "not the YAML"),
     "half a pair as a name": ('stack: {"\\ud800": cfg(2)}', "not the YAML"),
@@ -162,11 +169,11 @@ def test_a_hostile_sweep_gets_one_line(name: str) -> None:
 
 
 def test_yaml_is_read_alike_where_it_was_built_without_its_part_in_c() -> None:
-    class Slow(values._Loader, yaml.SafeLoader):  # type: ignore[misc]
+    class Slow(reading._Loader, yaml.SafeLoader):  # type: ignore[misc]
         pass
 
     for text in ("a: [1, {b: c}]", "a: !!bool b", "a: &a [*a]", "a: 1\na: 2"):
-        found = [checked(lambda loader=loader, text=text: read(loader, text)) for loader in (values._Loader, Slow)]
+        found = [checked(lambda loader=loader, text=text: read(loader, text)) for loader in (reading._Loader, Slow)]
         assert str(found[0]) == str(found[1])
 
 
@@ -286,15 +293,15 @@ def test_more_seeds_have_the_same_bounds() -> None:
 
 PROMPTS: dict[str, tuple[str, bytes, str]] = {
     "no UTF-8": ("p.txt", b"a\nb\xff\n", "p.txt line 2: not UTF-8"),
-    "half a pair": ("p.jsonl", b'"a"\n"\\ud800 cat"\n', "p.jsonl line 2: .* half of a surrogate pair, as character 1"),
+    "half a pair": ("p.jsonl", b'"a"\n"\\ud800 cat"\n', "p.jsonl line 2: .* half of a surrogate pair at character 1"),
     "half a pair in a label": ("p.jsonl", b'{"prompt": "a", "labels": {"b": "\\udfff"}}', "half of a surrogate pair"),
     "half a pair as a key": ("p.jsonl", b'{"\\ud800": 1}', "half of a surrogate pair"),
     "digits": ("p.jsonl", b'{"class": ' + b"9" * 5000 + b"}", "not JSON that can be read"),
-    "400 digits": ("p.jsonl", b'{"class": ' + b"9" * 400 + b"}", "a whole number of about 400 digits"),
+    "400 digits": ("p.jsonl", b'{"class": ' + b"9" * 400 + b"}", "<a whole number of 1329 bits> is too large"),
     "digits in a column": ("p.csv", b"class\n" + b"9" * 5000, "a class is a whole number"),
     "digits of another script": ("p.csv", "class\n²".encode(), "a class is a whole number"),
     "depth": ("p.jsonl", b"[" * 100_000, "not JSON that can be read"),
-    "some depth": ("p.jsonl", b"[" * 300 + b"]" * 300, "more than 20 deep"),
+    "some depth": ("p.jsonl", b"[" * 300 + b"]" * 300, "more than (20|150) deep"),
     "NaN": ("p.jsonl", b'{"class": NaN}', "a class is a whole number"),
     "a long prompt": ("p.txt", b"a" * 20_000, "at most 10000 characters"),
     "a large field": ("p.csv", b"prompt\n" + b"a" * 200_000, "field larger than field limit"),
@@ -379,12 +386,12 @@ def test_a_pipe_is_not_waited_for(what: str, tmp_path: Path, command: Any, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("evaluate", "\udcff.yaml", "--out", "run"), "half of a surrogate pair"),
+        (("evaluate", "\udcff.yaml", "--out", "run"), "is not UTF-8 text"),
         (("evaluate", "a" * 5000 + ".yaml", "--out", "run"), "File name too long"),
-        (("evaluate", "smoke", "--out", "a\udcff"), "half of a surrogate pair"),
+        (("evaluate", "smoke", "--out", "a\udcff"), "is not UTF-8 text"),
         (("evaluate", "smoke", "--out", "a" * 5000), "File name too long"),
         (("evaluate", "smoke", "--out", "run", "--times", "1" * 30), "seeds of a prompt, and 1000000 are the most"),
-        (("report", "a\udcff"), "half of a surrogate pair"),
+        (("report", "a\udcff"), "is not UTF-8 text"),
         (("report", "nowhere"), "is no run folder"),
         (("report", "a" * 5000), "File name too long"),
         (("tune", "--prompts", "²", "--likeness", "ssim>=0.9", "--out", "t"), "cannot read"),
@@ -591,7 +598,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "cells.json: depth": (file_as("cells.json", b"[" * 100_000), "is damaged: maximum recursion depth"),
     "cells.json: half a pair": (cell_with("sampler", "\ud800"), "half of a surrogate pair"),
     "cells.json: bytes": (file_as("cells.json", b"\xff\xfe\0"), "cells.json of .* is damaged"),
-    "cells.json: digits": (cell_with("steps", 10**400), "a whole number of about 400 digits"),
+    "cells.json: digits": (cell_with("steps", 10**400), "<a whole number of 1329 bits> is too large"),
     "whole numbers as addresses": (
         column_as("address", lambda old: list(range(len(old)))),
         "are no addresses of samples",
@@ -635,7 +642,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "traces without lengths": (traced(effective_scale=np.ones(2)), "traces of .* is damaged"),
     "traces of one number": (traced(steps=2, effective_scale=1.0), "traces of .* is damaged"),
     "NaN as lengths": (traced(steps=np.nan, effective_scale=np.ones(2)), "traces of .* is damaged"),
-    "a history that is none": (file_as("history/0001.yaml", b"stack: !!bool abc"), "'abc' is no bool"),
+    "a history that is none": (file_as("history/0001.yaml", b"stack: !!bool abc"), "'abc' cannot be read as bool"),
     "a sweep that is none": (file_as("sweep.yaml", b"stack: [[1]]"), "a template is a text"),
     "records that are none": (file_as("records.parquet", b""), "records.parquet of .* is damaged"),
     "values that are none": (file_as("values.parquet", b"x"), "values.parquet of .* is damaged"),
@@ -744,10 +751,10 @@ METRICS = {
     "diversity(extractor='clip:deep')": "deep is no CLIP",
     "diversity(extractor='clip:wide')": "wide is no CLIP",
     "clip_score(model='a\\0b')": "none of them NUL",
-    f"kid(degree={'9' * 400})": "a whole number of about 400 digits",
-    f"psnr(cap={'9' * 400})": "a whole number of about 400 digits",
+    f"kid(degree={'9' * 400})": "<a whole number of 1329 bits> is too large",
+    f"psnr(cap={'9' * 400})": "<a whole number of 1329 bits> is too large",
     f"kid(degree={'-' * 995}3)": "degree is a number or a text in quotes",
-    f"kid(degree={'9' * 1900})": "a whole number of about 1900 digits",
+    f"kid(degree={'9' * 1900})": r"<a whole number of \d+ bits> is too large",
 }
 
 

@@ -114,8 +114,8 @@ def test_what_a_dead_process_or_somebody_else_has_left_blocks_nobody(
 
 OWNER = """
 import sys, time
-from guidestack.evaluation.location import Location
-from guidestack.evaluation.lock import Launch, held
+from guidestack.evaluation.store.location import Location
+from guidestack.evaluation.store.lock import Launch, held
 with held(Location(sys.argv[1]), Launch(sys.argv[2], int(sys.argv[3]), 2)):
     print("held", flush=True)
     time.sleep(600)

@@ -192,9 +192,9 @@ def test_refusals(given_: tuple[Any, Any, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "parameters", "message"),
     [
-        (CutoffDecay, {"strength": -2}, "CutoffDecay: strength must be at least 0, got -2"),
+        (CutoffDecay, {"strength": -2}, "CutoffDecay: strength must be between 0 and 1e+06, got -2"),
         (CutoffDecay, {"front_decay": math.nan}, "CutoffDecay: front_decay must be a finite number"),
-        (CutoffDecay, {"side_decay": -1}, "CutoffDecay: side_decay must be at least 0"),
+        (CutoffDecay, {"side_decay": -1}, "CutoffDecay: side_decay must be between 0 and 1e+06"),
         (CutoffDecay, {"margin": 91}, "CutoffDecay: margin must be between 0 and 90"),
         (ShiftedDecay, {"overhead": 100}, "ShiftedDecay: overhead must be between -90 and 90"),
         (ShiftedDecay, {"side_to_back": (1, 0.5)}, "side_to_back must be three finite numbers"),

@@ -90,7 +90,7 @@ def trajectory(pipe: Any, call: Callable[..., Any], arguments: Mapping[str, Any]
 
 
 def levels(scheduler: Any) -> list[tuple[float, float]]:
-    """(alpha, sigma) before every step and after the last, from the scheduler's own tables."""
+    """(alpha, sigma) before every step and after the last, from the scheduler's own tables; see also `reached`."""
     name, config = type(scheduler).__name__, scheduler.config
     if "DDIM" in name or "DDPM" in name or name == "CogVideoXDPMScheduler":
         bars = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps]
@@ -105,6 +105,14 @@ def levels(scheduler: Any) -> list[tuple[float, float]]:
         return [(1.0, sigma) for sigma in sigmas]
     assert name == "DPMSolverMultistepScheduler"
     return [(1 / math.sqrt(1 + sigma**2), sigma / math.sqrt(1 + sigma**2)) for sigma in sigmas]
+
+
+def reached(scheduler: Any, step: int) -> float:
+    """alpha after a step. DDIM goes on by T/n from where it is, which need not be the next entry of its timesteps."""
+    if "DDIM" in type(scheduler).__name__:
+        after = int(scheduler.timesteps[step]) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        return math.sqrt(float(scheduler.alphas_cumprod[after] if after >= 0 else scheduler.final_alpha_cumprod))
+    return levels(scheduler)[step + 1][0]
 
 
 def clean(scheduler: Any, alpha: float, sigma: float, negated: bool) -> tuple[float, float]:
@@ -279,10 +287,9 @@ class _Run:
     def guided(self, ask: Callable[[str], Tensor], x: Tensor, number: int, calls: int) -> Tensor:
         """What the rule makes of the answers, each sample alone, in double precision."""
         scheduler, outputs, added = self.stock.pipe.scheduler, [], []
-        table = levels(scheduler)
         steps = len(next(iter(self.stock.others.values()))) // calls
         step = len(scheduler.timesteps) - steps + number  # a run that begins in the middle ends where all do
-        (alpha, sigma), (after, _) = table[step], table[step + 1]
+        (alpha, sigma), after = levels(scheduler)[step], reached(scheduler, step)
         for one, guide in enumerate(self.guides):
 
             def answer(name: str, one: int = one) -> Tensor:

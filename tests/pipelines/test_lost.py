@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -120,6 +121,29 @@ def test_in_every_kind_of_output_and_without_another_word(pipe: Any, kind: str, 
 def test_an_answer_of_the_network_is_named_with_who_asked(pipe: Any) -> None:
     given = {"num_inference_steps": 4, "output_type": "latent"}
     wanted = gs.guide(pipe, "cfg(3)")(["a", "b", "c"], generator=seeded(), **given).images
+    calls = itertools.count()
+
+    def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        if next(calls) == 2:
+            output[3 + 1] = torch.nan  # the rows of the prompt come behind those of the empty one
+        return output
+
+    hook = pipe.unet.conv_out.register_forward_hook(spoil)
+    try:
+        where = (
+            r"step 2 of 4 .*answer to 'positive', asked by cfg\(3\); .*lost: samples \[1\]; the other samples of 3 are"
+        )
+        with pytest.raises(NonFiniteError, match=where) as caught:
+            gs.guide(pipe, "cfg(3)")(["a", "b", "c"], generator=seeded(), **given)
+    finally:
+        hook.remove()
+    assert_kept(caught.value, wanted, (1,))
+
+
+def test_what_the_sampler_handed_over_is_not_said_to_be_the_networks(pipe: Any) -> None:
+    given = {"num_inference_steps": 4, "output_type": "latent"}
+    wanted = gs.guide(pipe, "cfg(3)")(["a", "b", "c"], generator=seeded(), **given).images
 
     def spoil(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         latents = tensors["latents"].clone()
@@ -130,9 +154,7 @@ def test_an_answer_of_the_network_is_named_with_who_asked(pipe: Any) -> None:
         return {"latents": latents}
 
     guided = gs.guide(pipe, "cfg(3)")
-    where = (
-        r"step 2 of 4 .*answer to 'positive', asked by cfg\(3\); .*lost: samples \[0, 1\]; the other samples of 3 are"
-    )
+    where = r"step 2 of 4 .*in what the sampler handed over, .*lost: samples \[0, 1\]; the other samples of 3 are"
     with pytest.raises(NonFiniteError, match=where) as caught:
         guided(["a", "b", "c"], callback_on_step_end=spoil, generator=seeded(), **given)
     assert_kept(caught.value, wanted, (0, 1))

@@ -398,7 +398,7 @@ def test_a_sampler_by_another_programs_name(run: Any, model_folder: Path, tmp_pa
     assert run("generate", "a", *options, "--sampler", "DPM++ 2M Karras")[0] == 0
     [made] = tmp_path.glob("*.png")
     assert read_recipe(made)["sampler"] == "dpm++2m-karras"
-    assert "1 were there already" in run("generate", "a", *options, "--sampler", "dpmpp_2m_karras")[1]
+    assert "1 was there already" in run("generate", "a", *options, "--sampler", "dpmpp_2m_karras")[1]
     assert run("generate", "b", *options, "--sampler", "sa-solver")[0] == 0
 
 

@@ -327,7 +327,7 @@ def test_its_shape_is_stable_diffusion_xls(monkeypatch: pytest.MonkeyPatch) -> N
             raise Shape(sum(one.numel() for one in module.parameters()))
         return module
 
-    monkeypatch.setattr(models, "_filled", filled)
+    monkeypatch.setattr(models, "filled", filled)
     with pytest.raises(Shape, match=r"^2567463684$"):
         models.xl_shaped(CPU, torch.float16, models.Xl())
 
