@@ -33,6 +33,7 @@ from .rule import Run as Run
 from .rule import State as State
 from .rule import Step as Step
 from .stack import Stack as Stack
+from .stack import Wrapper as Wrapper
 from .testing import GaussianMixture as GaussianMixture
 from .testing import check_rule as check_rule
 from .testing import gaussian_1d as gaussian_1d

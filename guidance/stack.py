@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
 from .errors import CompositionError, RuleError, shown
+from .fields import set_field
 from .prediction import Prediction
 from .query import NEGATIVE, NULL, Predictions, Queries, Query, RowMask, united
 from .rule import Estimate, Rule, Run, State, Step
@@ -207,6 +209,93 @@ def sole(rule: Rule, wrapper: str) -> Rule:
     return rule.rules[0] if isinstance(rule, Stack) and len(rule.rules) == 1 else rule
 
 
+@dataclass(frozen=True)
+class Wrapper(Rule):
+    """A rule around another rule: every member that a subclass does not retype is that of the inner rule.
+
+    A subclass is a frozen dataclass and adds its own parameters. One that applies its rule at some steps only retypes
+    `applies`. One that keeps a state of its own beside that of its rule retypes `init`, `rule_state` and `update`.
+
+    Args:
+        rule: any rule, a stack included.
+
+    Raises:
+        RuleError: `rule` is no rule, or has too many rules inside one another.
+        CompositionError: `rule` must be the whole stack.
+
+    >>> from guidestack import CFG, During
+    >>> isinstance(During(CFG(4), progress=(0, 0.5)), Wrapper)
+    True
+    """
+
+    rule: Rule
+
+    def __post_init__(self) -> None:
+        set_field(self, "rule", sole(self.rule, type(self).__name__))
+
+    def applies(self, step: Step, state: State) -> bool:
+        """Whether the rule is applied at this step; where it is not, nothing is asked and nothing changes."""
+        del step, state
+        return True
+
+    def rule_state(self, state: State) -> State:
+        """The part of the wrapper's state that is the state of its rule; by default all of it."""
+        return state
+
+    @property
+    def contrast(self) -> Query | None:
+        """The contrast of the rule."""
+        return self.rule.contrast
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the rule sets what the sampler re-noises with."""
+        return self.rule.renoises
+
+    @property
+    def refines(self) -> bool:
+        """Whether the rule only reshapes what rules before it made."""
+        return self.rule.refines
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rule changes where the sampler jumps."""
+        return self.rule.moves
+
+    @property
+    def skips(self) -> bool:
+        """Whether the rule may answer a step without any prediction."""
+        return self.rule.skips
+
+    def init(self, run: Run) -> State:
+        """The state of the rule before the first step."""
+        return self.rule.init(run)
+
+    def asks(self) -> frozenset[Query]:
+        """Every query that the rule may ask for."""
+        return self.rule.asks()
+
+    def queries(self, step: Step, state: State) -> Queries:
+        """The queries of the rule where it is applied, none elsewhere."""
+        return self.rule.queries(step, self.rule_state(state)) if self.applies(step, state) else {}
+
+    def unasked(self, step: Step, state: State) -> RowMask | None:
+        """The samples that the rule needs no prediction for, where it is applied."""
+        return self.rule.unasked(step, self.rule_state(state)) if self.applies(step, state) else None
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """The update of the rule where it is applied; elsewhere estimate and state stay as they are."""
+        return self.rule.update(estimate, predictions, step, state) if self.applies(step, state) else (estimate, state)
+
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """What the rule leads away from where it is applied; None elsewhere."""
+        return self.rule.away(predictions, step, self.rule_state(state)) if self.applies(step, state) else None
+
+    def neutral(self) -> Self:
+        """The same wrapper around the neutral form of its rule."""
+        return dataclasses.replace(self, rule=self.rule.neutral())
+
+
 def remarks(stack: Rule) -> list[str]:
     """What a user should know of a stack that runs, and may not do what was meant: one line each."""
     if stack.refines:
@@ -227,7 +316,7 @@ def _promptless(rule: Rule) -> Rule | None:
     if isinstance(rule, Stack):
         moving = [one for one in rule.rules if one.moves]
         return _promptless(moving[0]) if len(moving) == 1 else None
-    if isinstance(inner := getattr(rule, "rule", None), Rule):
-        return _promptless(inner)
+    if isinstance(rule, Wrapper):
+        return _promptless(rule.rule)
     away = getattr(rule, "scale", None) == 0 and (rule.neutral_values or {}).get("scale") != 0
     return rule if away and rule.contrast else None

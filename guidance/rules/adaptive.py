@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from ..notation.registry import register
 from ..per_sample import norm
 from ..prediction import SPACES, Prediction, Space
 from ..query import POSITIVE, Predictions, Queries, Query, RowMask, covered
-from ..rule import Estimate, Rule, Run, State, Step
-from ..stack import sole
+from ..rule import Estimate, Run, State, Step
+from ..stack import Wrapper
 
 CASTILLO_2023 = """@inproceedings{castillo2025adaptive,
   title     = {Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models},
@@ -56,7 +56,7 @@ def masked(queries: Queries, samples: Tensor) -> dict[Query, RowMask | None]:
 
 @register("adaptive", cost="that of the rule until a sample stops, then 1", references=(CASTILLO_2023,))
 @dataclass(frozen=True)
-class AdaptiveGuidance(Rule):
+class AdaptiveGuidance(Wrapper):
     r"""Adaptive Guidance: apply `rule` to each sample until conditional and unconditional predictions agree.
 
     .. math:: \gamma_t = \frac{\langle\epsilon_c, \epsilon_u\rangle}{\lVert\epsilon_c\rVert\,\lVert\epsilon_u\rVert}
@@ -92,7 +92,6 @@ class AdaptiveGuidance(Rule):
     adaptive(cfg(7.5), threshold=0.994)
     """
 
-    rule: Rule
     threshold: float = 0.991
     space: Space = "noise"  # type: ignore[misc]  # the user's choice, so a field instead of a class attribute
     crossing: str = "conditional"
@@ -100,7 +99,7 @@ class AdaptiveGuidance(Rule):
     lag: int = 0
 
     def __post_init__(self) -> None:
-        set_field(self, "rule", sole(self.rule, "AdaptiveGuidance"))
+        super().__post_init__()
         whole(self, "lag", 0)
         if self.lag > 1:
             raise RuleError(f"AdaptiveGuidance: lag is 0 or 1 steps, got {self.lag!r}")
@@ -132,20 +131,16 @@ class AdaptiveGuidance(Rule):
         """What the cosine is taken with."""
         return self.rule.contrast if self.against is None else Query.of(self.against)
 
-    @property
-    def renoises(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.renoises
-
     def init(self, run: Run) -> State:
         """Nobody has stopped."""
         nobody = torch.zeros(run.batch, dtype=torch.bool, device=run.device)
         known = Fetched(run.mask([False] * run.batch))
         return Stopping(nobody, ~nobody, self.rule.init(run), (known,) * (1 + self.lag), known)
 
-    def asks(self) -> frozenset[Query]:
-        """Whatever the rule may ask for."""
-        return self.rule.asks()
+    def rule_state(self, state: State) -> State:
+        """The state of the rule."""
+        assert isinstance(state, Stopping)
+        return state.inner
 
     def _guiding(self, step: Step, state: Any) -> Tensor:
         """Who is guided at this evaluation, as far as is known before it."""
@@ -199,14 +194,10 @@ class AdaptiveGuidance(Rule):
         left = self._left(step, state)
         return led[0], left if led[1] is None else led[1].cpu() & left
 
-    def neutral(self) -> Self:
-        """Around the neutral form of its rule."""
-        return type(self)(self.rule.neutral(), self.threshold, self.space, self.crossing, self.against, self.lag)
-
 
 @register("prefix", cost="that of the rule in the first steps, then 1", references=(CASTILLO_2023,))
 @dataclass(frozen=True)
-class Prefix(Rule):
+class Prefix(Wrapper):
     """Apply `rule` in the first `steps` steps of a run and not after: Adaptive Guidance without measuring.
 
     Args:
@@ -216,7 +207,7 @@ class Prefix(Rule):
 
     Queries: those of `rule` in these steps; none after.
 
-    State: the steps that are left, and that of `rule`.
+    State: the step at which the run began, and the state of `rule`.
 
     References:
         Castillo et al., arXiv:2312.12487, section 4: guidance matters in the first steps and can be dropped after.
@@ -226,32 +217,11 @@ class Prefix(Rule):
     prefix(cfg(7.5), 10)
     """
 
-    rule: Rule
     steps: int
 
     def __post_init__(self) -> None:
-        set_field(self, "rule", sole(self.rule, "Prefix"))
+        super().__post_init__()
         whole(self, "steps", 0)
-
-    @property
-    def contrast(self) -> Query | None:
-        """That of the rule."""
-        return self.rule.contrast
-
-    @property
-    def renoises(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.renoises
-
-    @property
-    def refines(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.refines
-
-    @property
-    def moves(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.moves
 
     def init(self, run: Run) -> State:
         """No step done: the index of the run's first step is not known yet."""
@@ -261,26 +231,21 @@ class Prefix(Rule):
         """Whatever the rule may ask for."""
         return self.rule.asks() if self.steps else frozenset()
 
-    def _inside(self, step: Step, state: State) -> bool:
-        first = step.index if state[0] is None else state[0]
-        return step.index - first < self.steps
+    def applies(self, step: Step, state: State) -> bool:
+        """Whether `step` is one of the first."""
+        return step.index - self._first(step, state) < self.steps
 
-    def queries(self, step: Step, state: State) -> Queries:
-        """The queries of the rule in the first steps, none after."""
-        return self.rule.queries(step, state[1]) if self._inside(step, state) else {}
+    def rule_state(self, state: State) -> State:
+        """The state of the rule."""
+        return state[1]  # type: ignore[no-any-return]
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """The rule's update in the first steps, nothing after."""
-        first = step.index if state[0] is None else state[0]
         inner = state[1]
-        if self._inside(step, state):
+        if self.applies(step, state):
             estimate, inner = self.rule.update(estimate, predictions, step, inner)
-        return estimate, (first, inner)
+        return estimate, (self._first(step, state), inner)
 
-    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
-        """That of the rule in the first steps, nothing after."""
-        return self.rule.away(predictions, step, state[1]) if self._inside(step, state) else None
-
-    def neutral(self) -> Self:
-        """Around the neutral form of its rule."""
-        return type(self)(self.rule.neutral(), self.steps)
+    def _first(self, step: Step, state: State) -> int:
+        """The index of the step at which the run began."""
+        return step.index if state[0] is None else state[0]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
 
 from ..errors import RuleError, shown
-from ..fields import flag, interval, set_field
+from ..fields import flag, interval
 from ..notation.registry import register
-from ..prediction import Prediction
-from ..query import Predictions, Queries, Query, RowMask
-from ..rule import Estimate, Rule, Run, State, Step
-from ..stack import sole
+from ..rule import State, Step
+from ..stack import Wrapper
 
 KYNKAANNIEMI_2024 = """@inproceedings{kynkaanniemi2024applying,
   title     = {Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models},
@@ -26,7 +23,7 @@ KYNKAANNIEMI_2024 = """@inproceedings{kynkaanniemi2024applying,
 
 @register("during", cost="that of the rule inside the window, 0 outside", references=(KYNKAANNIEMI_2024,))
 @dataclass(frozen=True)
-class During(Rule):
+class During(Wrapper):
     r"""Apply `rule` inside a window only; outside, it asks for nothing and changes nothing.
 
     .. math:: w(\sigma) = w \ \text{if}\ \sigma_{lo} < \sigma \le \sigma_{hi},\ \text{else}\ 1
@@ -53,13 +50,12 @@ class During(Rule):
     during(cfg(4), sigma=(0.19, 1.61))
     """
 
-    rule: Rule
     sigma: tuple[float, float] | None = None
     progress: tuple[float, float] | None = None
     per_step: bool = False
 
     def __post_init__(self) -> None:
-        set_field(self, "rule", sole(self.rule, "During"))
+        super().__post_init__()
         if (self.sigma is None) == (self.progress is None):
             raise RuleError(
                 f"During takes one window, sigma=(lo, hi) or progress=(start, stop); got sigma="
@@ -71,25 +67,9 @@ class During(Rule):
         else:
             interval(self, "progress", 0.0, 1.0)
 
-    @property
-    def contrast(self) -> Query | None:
-        """That of the rule."""
-        return self.rule.contrast
-
-    @property
-    def renoises(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.renoises
-
-    @property
-    def refines(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.refines
-
-    @property
-    def moves(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.moves
+    def applies(self, step: Step, state: State) -> bool:
+        """Whether `step` lies in the window."""
+        return self.inside(step)
 
     def inside(self, step: Step) -> bool:
         """Whether `step` lies in the window."""
@@ -100,27 +80,3 @@ class During(Rule):
         level = step.step_level if self.per_step and step.step_level is not None else step.level
         lo, hi = self.sigma
         return lo < level.k_sigma <= hi
-
-    def init(self, run: Run) -> State:
-        """The state of the rule."""
-        return self.rule.init(run)
-
-    def asks(self) -> frozenset[Query]:
-        """Whatever the rule may ask for."""
-        return self.rule.asks()
-
-    def queries(self, step: Step, state: State) -> Queries:
-        """The queries of the rule inside the window, none outside."""
-        return self.rule.queries(step, state) if self.inside(step) else {}
-
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The rule's update inside the window, nothing outside."""
-        return self.rule.update(estimate, predictions, step, state) if self.inside(step) else (estimate, state)
-
-    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
-        """That of the rule inside the window, nothing outside."""
-        return self.rule.away(predictions, step, state) if self.inside(step) else None
-
-    def neutral(self) -> Self:
-        """The window around the neutral form of its rule."""
-        return type(self)(self.rule.neutral(), self.sigma, self.progress, self.per_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ from ..errors import RuleError, shown
 from ..fields import choice, set_field, whole
 from ..notation.registry import register
 from ..prediction import SPACES, Level, Prediction, Space
-from ..query import Predictions, Queries, Query, RowMask
-from ..rule import Estimate, Rule, Run, State, Step
-from ..stack import sole
+from ..query import Predictions, RowMask
+from ..rule import Estimate, Run, State, Step
+from ..stack import Wrapper
 from .adaptive import CASTILLO_2023
 
 GUIDED, CONDITIONAL, REUSED, SKIPPED = "g", "c", "r", "s"
@@ -140,7 +141,7 @@ def _item(letters: str, times: str) -> str:
 
 @register("schedule", cost="by letter: g that of the rule, c and r 1, s 0", references=(CASTILLO_2023,))
 @dataclass(frozen=True)
-class Schedule(Rule):
+class Schedule(Wrapper):
     r"""Apply `rule` at some steps and go by earlier answers at others: a letter for each step.
 
     ======  ===================================================================  =====================
@@ -196,14 +197,13 @@ class Schedule(Rule):
 
     whole_stack: ClassVar[bool] = True  # a skipped step has no prediction that another rule could work on
 
-    rule: Rule
     plan: str
     order: int = 1
     skip_order: int = 1
     space: Space = "velocity"  # type: ignore[misc]  # the user's choice, so a field instead of a class attribute
 
     def __post_init__(self) -> None:
-        set_field(self, "rule", sole(self.rule, "Schedule"))
+        super().__post_init__()
         if not isinstance(self.plan, str):
             raise RuleError(f"Schedule: plan is a text such as 'g6 r4 c*'; got {shown(self.plan)}")
         head, tail = read_plan(self.plan)
@@ -220,26 +220,6 @@ class Schedule(Rule):
                     f"Schedule: {self.plan!r} begins with {letter}, which goes by an earlier step: put "
                     f"{' or '.join(needs)} before it"
                 )
-
-    @property
-    def contrast(self) -> Query | None:
-        """That of the rule."""
-        return self.rule.contrast
-
-    @property
-    def renoises(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.renoises
-
-    @property
-    def refines(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.refines
-
-    @property
-    def moves(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.moves
 
     @cached_property
     def skips(self) -> bool:
@@ -274,10 +254,6 @@ class Schedule(Rule):
         self.letters(run.steps)
         return Remembered((), (), self.rule.init(run))
 
-    def asks(self) -> frozenset[Query]:
-        """Whatever the rule may ask for."""
-        return self.rule.asks()
-
     def _letter(self, step: Step, state: State) -> str:
         """What is done at this step."""
         assert isinstance(state, Remembered)
@@ -286,21 +262,20 @@ class Schedule(Rule):
             return GUIDED
         return letter
 
-    def queries(self, step: Step, state: State) -> Queries:
-        """Those of the rule at guided steps, none at others."""
+    def applies(self, step: Step, state: State) -> bool:
+        """Whether the step is guided; at others the rule is not asked, and there is no answer to lead away from."""
+        return self._letter(step, state) == GUIDED
+
+    def rule_state(self, state: State) -> State:
+        """The state of the rule."""
         assert isinstance(state, Remembered)
-        return self.rule.queries(step, state.inner) if self._letter(step, state) == GUIDED else {}
+        return state.inner
 
     def unasked(self, step: Step, state: State) -> RowMask | None:
         """All samples at a skipped step."""
         if self._letter(step, state) != SKIPPED:
             return None
         return torch.ones(step.run.batch, dtype=torch.bool)
-
-    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
-        """That of the rule at guided steps; at others there is no answer to lead away from."""
-        assert isinstance(state, Remembered)
-        return self.rule.away(predictions, step, state.inner) if self._letter(step, state) == GUIDED else None
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """The rule's update at guided steps, the equations above at the others."""
@@ -350,7 +325,7 @@ class Schedule(Rule):
 
     def neutral(self) -> Self:
         """Around the neutral form of its rule, with a prediction at every step."""
-        return type(self)(self.rule.neutral(), "c*", self.order, self.skip_order, self.space)
+        return dataclasses.replace(self, rule=self.rule.neutral(), plan="c*")
 
 
 def _with(kept: Sequence[Kept], one: Kept, most: int) -> tuple[Kept, ...]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ...notation.registry import register
 from ...prediction import Prediction
 from ...query import NEGATIVE, NULL, POSITIVE, Predictions, Queries, Query, RowMask
 from ...rule import Estimate, Rule, Run, State, Step
-from ...stack import sole
+from ...stack import Wrapper, sole
 from ..adaptive import CASTILLO_2023, AdaptiveGuidance
 from . import fit as linear
 
@@ -120,7 +120,7 @@ def _at(step: Step, state: Recording, who: str) -> int:
 
 @register("linear_ag", cost="that of the rule; at estimated steps 1 less, then 1", references=(CASTILLO_2023,))
 @dataclass(frozen=True)
-class LinearAG(Rule):
+class LinearAG(Wrapper):
     r"""LinearAG: apply `rule` with its contrast estimated, at some steps, from all predictions so far.
 
     .. math:: \hat\epsilon_u(x_i) = \sum_{j \le i} \beta^c_{ij}\, \epsilon_c(x_j) + \sum_{j < i} \beta^u_{ij}\,
@@ -162,12 +162,11 @@ class LinearAG(Rule):
     whole_stack: ClassVar[bool] = True  # under other rules the runs are not those of the fit
     needs_identity: ClassVar[bool] = True
 
-    rule: Rule
     coefficients: str
     policy: str = PAPER
 
     def __post_init__(self) -> None:
-        set_field(self, "rule", sole(self.rule, "LinearAG"))
+        super().__post_init__()
         if not isinstance(self.coefficients, str) or not self.coefficients:
             raise RuleError(
                 f"LinearAG: coefficients is the name of a fit or the path of a {linear.SUFFIX} file, as text; got "
@@ -187,11 +186,6 @@ class LinearAG(Rule):
     def contrast(self) -> Query:
         """That of the rule."""
         return plain_contrast(self.rule)
-
-    @property
-    def renoises(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.renoises
 
     @cached_property
     def _estimated(self) -> frozenset[Query]:
@@ -298,6 +292,11 @@ class LinearAG(Rule):
         estimate = dataclasses.replace(estimate, traces={**estimate.traces, "estimated": mark})
         return estimate, Recording(c, u, state.done + 1, state.triangle, inner)
 
+    def rule_state(self, state: State) -> State:
+        """The state of the rule."""
+        assert isinstance(state, Recording)
+        return state.inner
+
     def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
         """That of the rule; at an estimated step the estimate, as `update` makes it."""
         assert isinstance(state, Recording)
@@ -310,10 +309,6 @@ class LinearAG(Rule):
             for query in self._estimated & self.rule.queries(step, state.inner).keys():
                 predictions = predictions.given(query, guess)
         return self.rule.away(predictions, step, state.inner)
-
-    def neutral(self) -> Self:
-        """Around the neutral form of its rule, of which there is nothing to estimate."""
-        return type(self)(self.rule.neutral(), self.coefficients, self.policy)
 
 
 def _noise(prediction: Prediction) -> Tensor:
@@ -336,7 +331,7 @@ def _combined(c: Sequence[Tensor], u: Sequence[Tensor | None], triangle: Tensor)
 
 
 @dataclass(frozen=True)
-class Recorded(Rule):
+class Recorded(Wrapper):
     """`rule` as it is, in a run that keeps what `linear.Fit` needs: the state has all noise predictions in the end.
 
     Queries: those of `rule`, and at every step the prompt and the contrast.
@@ -346,8 +341,6 @@ class Recorded(Rule):
 
     whole_stack: ClassVar[bool] = True
     needs_identity: ClassVar[bool] = True
-
-    rule: Rule
 
     def __post_init__(self) -> None:
         set_field(self, "rule", sole(self.rule, "LinearAG"))
@@ -361,11 +354,6 @@ class Recorded(Rule):
         """That of the rule."""
         return plain_contrast(self.rule)
 
-    @property
-    def renoises(self) -> bool:
-        """Whether the rule does."""
-        return self.rule.renoises
-
     def init(self, run: Run) -> State:
         """Nothing recorded."""
         return Recording((), (), 0, torch.zeros(0, 0, dtype=torch.float64), self.rule.init(run))
@@ -373,6 +361,11 @@ class Recorded(Rule):
     def asks(self) -> frozenset[Query]:
         """Whatever the rule may ask for, the prompt and the contrast."""
         return self.rule.asks() | {POSITIVE, self.contrast}
+
+    def rule_state(self, state: State) -> State:
+        """The state of the rule."""
+        assert isinstance(state, Recording)
+        return state.inner
 
     def queries(self, step: Step, state: State) -> Queries:
         """Those of the rule, the prompt and the contrast, for all samples."""
