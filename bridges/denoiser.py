@@ -7,6 +7,7 @@ take the clean samples from it. What guides such a model is a function of the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from ..guidance.report import Report
 from ..guidance.rule import Rule, Run
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack
-from ..samplers.loop import _aliases, _counts
+from ..samplers.conditions import Conditions
 
 Model = Callable[..., Tensor]
 """``model(x, sigma, **extra)``: the clean samples, shaped like x; sigma has shape ``(B,)``."""
@@ -90,8 +91,7 @@ def as_denoiser(
             f"{renoising[-1]} re-noises with a second prediction, and a sampler of the form model(x, sigma) takes one; "
             "guidestack.sample steps with both"
         )
-    if "positive" not in conditions:
-        raise InputError(f"conditions need 'positive'; got {sorted(conditions)}")
+    known = Conditions.of(conditions)
     for name, told in conditions.items():
         if not callable(told) and not isinstance(told, Mapping):
             raise InputError(f"conditions[{name!r}] must be a mapping of arguments, got {type(told).__name__}")
@@ -104,7 +104,7 @@ def as_denoiser(
         raise InputError(f"evaluations is the number of calls in a step, 1 at least; got {evaluations!r}")
     models = model if isinstance(model, Mapping) else {"main": model}
     _check_perturbed(stack, models)
-    return GuidedDenoiser(stack, models, conditions, levels, evaluations, path, seeds, max_rows)
+    return GuidedDenoiser(stack, models, known, levels, evaluations, path, seeds, max_rows)
 
 
 def _check_perturbed(stack: Stack, models: Mapping[str, Model]) -> None:
@@ -136,7 +136,7 @@ class GuidedDenoiser:
         self,
         stack: Stack,
         models: Mapping[str, Model],
-        conditions: Mapping[str, Any],
+        conditions: Conditions,
         sigmas: Sequence[float],
         evaluations: int = 1,
         path: Literal["ve", "flow"] = "ve",
@@ -196,7 +196,8 @@ class GuidedDenoiser:
             raise GuidanceNotAppliedError(
                 f"{batch} samples in a run of {self.run.run.batch}; call reset() before another run"
             )
-        told = {name: self._rows(tree, batch) for name, tree in self.conditions.items()}
+        rows = {name: self._rows(tree, batch) for name, tree in self.conditions.rows.items()}
+        told = replace(self.conditions, rows=rows)
         network = _KNetwork(self.models, value, extra, x, level, told, Keys(self.run.run.seeds, index, evaluation))
         lost = self.run.lost
         estimate = self.run.estimate(network, x, index, level, evaluation)
@@ -246,7 +247,7 @@ class GuidedDenoiser:
         seeds = tuple(range(batch)) if self.seeds is None else tuple(self.seeds)
         if len(seeds) != batch:
             raise InputError(f"seeds has {len(seeds)} entries for {batch} samples; give one each")
-        negatives, positives = (_counts(kind, None, self.conditions, batch) for kind in ("negative", "positive"))
+        negatives, positives = (self.conditions.count(kind, batch) for kind in ("negative", "positive"))
         return Run(tuple(x.shape), x.dtype, x.device, len(self.sigmas) - 1, seeds, negatives, positives)
 
     @staticmethod
@@ -280,13 +281,12 @@ class _KNetwork(CallableNetwork):
         extra: Mapping[str, Any],
         x: Tensor,
         level: Level,
-        conditions: Mapping[str, Any],
+        conditions: Conditions,
         keys: Keys,
     ) -> None:
         called = {name: _Called(model, sigma, extra) for name, model in models.items()}
-        unconditional_first = dict(sorted(conditions.items(), key=lambda item: item[0] == "positive"))
-        super().__init__(called, x, level, unconditional_first, X0, _aliases(conditions), keys)
-        self.together = len({_form(tree) for tree in conditions.values() if not callable(tree)}) == 1
+        super().__init__(called, x, level, conditions.rows, X0, conditions.aliases, keys)
+        self.together = len({_form(tree) for tree in conditions.rows.values() if not callable(tree)}) == 1
 
     def resolve(self, query: Query) -> Query:
         """The query under the name that the models' conditions have for it.

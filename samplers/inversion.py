@@ -27,16 +27,15 @@ from torch import Tensor
 
 from ..guidance.errors import CompositionError, InputError, UnsupportedSchedulerError
 from ..guidance.fields import count
-from ..guidance.keyed import Keys
-from ..guidance.network import CallableNetwork, Denoiser
+from ..guidance.network import Denoiser
 from ..guidance.notation.presets import as_stack
 from ..guidance.plan import SHAPE
 from ..guidance.prediction import Level, Parameterization, wide
 from ..guidance.rule import Estimate, Rule, Run
 from ..guidance.run import GuidedRun
 from ..guidance.stack import Stack
-from .levels import grid, option, parameterization
-from .loop import Sampled, _aliases, _counts, finished
+from .levels import grid, option
+from .loop import Sampled, Setup, finished
 
 FIRST_ORDER = (
     "CogVideoXDDIMScheduler",
@@ -180,31 +179,21 @@ def invert(
 
     Cost: that of sampling with the same stack and steps.
     """
-    expected, stack = parameterization(scheduler), as_stack(stack)
+    stack, steps = as_stack(stack), count("steps", steps)
     undoable(scheduler)
     reversible(stack)
-    if emits is not None and emits != expected:
-        raise InputError(f"the model emits {emits.name!r} but the scheduler reads {expected.name!r}; change its config")
-    if "positive" not in conditions:
-        raise InputError(f"conditions need 'positive'; got {sorted(conditions)}")
-    steps, batch = count("steps", steps), len(x0)
-    seeds = tuple(range(batch) if seeds is None else seeds)
-    if len(seeds) != batch:
-        raise InputError(f"{len(seeds)} seeds for {batch} samples; give one for each")
-    models = model if isinstance(model, Mapping) else {"main": model}
-    counts = (_counts("negative", negatives, conditions, batch), _counts("positive", positives, conditions, batch))
-    aliases = _aliases(conditions)
-    ordered = dict(sorted(conditions.items(), key=lambda item: item[0] == "positive"))
+    seeds = tuple(range(len(x0)) if seeds is None else seeds)
+    if len(seeds) != len(x0):
+        raise InputError(f"{len(seeds)} seeds for {len(x0)} samples; give one for each")
+    setup = Setup(model, scheduler, conditions, seeds, emits, negatives, positives)
 
     scheduler.set_timesteps(steps, device=x0.device)
     schedule = grid(scheduler)
-    run = GuidedRun(stack, Run(tuple(x0.shape), x0.dtype, x0.device, schedule.steps, seeds, *counts), max_rows)
+    run = GuidedRun(stack, Run(tuple(x0.shape), x0.dtype, x0.device, schedule.steps, seeds, *setup.counts), max_rows)
     x = x0
     for index in reversed(range(len(schedule.points))):
         point, level = schedule.points[index], schedule.after(index)
-        here = placed(x, level, point.level, expected)
-        keys = Keys(seeds, point.step, point.evaluation)
-        network = CallableNetwork(models, here, point.level, ordered, expected, aliases, keys)
-        estimate = run.estimate(network, here, point.step, point.level, point.evaluation, point.time)
+        here = placed(x, level, point.level, setup.emits)
+        estimate = run.estimate(setup.network(here, point), here, point.step, point.level, point.evaluation, point.time)
         x = undone(estimate, x, level).to(x0.dtype)
     return finished(run, x)

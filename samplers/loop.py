@@ -19,8 +19,9 @@ from ..guidance.observe import Observer
 from ..guidance.prediction import Parameterization
 from ..guidance.report import Report
 from ..guidance.rule import Rule, Run
-from ..guidance.rules.icg import SOURCES
 from ..guidance.run import GuidedRun
+from .conditions import Conditions
+from .grid import Point
 from .identity import scheduler_identity
 from .levels import grid, parameterization
 from .noise import generators, initial_noise, seeded
@@ -93,20 +94,10 @@ def sample(
         NonFiniteError: NaN or Inf in a sample; the error's `output` is what this returns, with the other samples.
         QueryError: the model cannot answer what the stack asks.
     """
-    expected = parameterization(scheduler)
-    if emits is not None and emits != expected:
-        raise InputError(f"the model emits {emits.name!r} but the scheduler reads {expected.name!r}; change its config")
-    if "positive" not in conditions:
-        raise InputError(f"conditions need 'positive'; got {sorted(conditions)}")
-    models = model if isinstance(model, Mapping) else {"main": model}
-    steps, batch = count("steps", steps), len(seeds)
-    if not batch:
+    if not len(seeds):
         raise InputError("seeds is empty, and there is nothing to make; give one a sample")
-    counts = (_counts("negative", negatives, conditions, batch), _counts("positive", positives, conditions, batch))
-    aliases = _aliases(conditions)
-    # In the order of the field, [unconditional, conditional]: a product's last bit can depend on the rows' order.
-    ordered = dict(sorted(conditions.items(), key=lambda item: item[0] == "positive"))
-
+    setup = Setup(model, scheduler, conditions, seeds, emits, negatives, positives)
+    steps = count("steps", steps)
     scheduler.set_timesteps(steps, device=device)
     schedule = grid(scheduler)
     own = generators(seeds)
@@ -121,22 +112,69 @@ def sample(
     options: dict[str, Any] = {"generator": own} if takes_generator else {}
     known: dict[str, str] = {}
     if any(part.needs_identity for part in stack.parts()):
-        given = "given" if {"negative", "negative:0"} & set(conditions) else "empty"
+        given = "given" if setup.conditions.negative else "empty"
         known = {**scheduler_identity(scheduler, schedule), "negative": given, **(identity or {})}
-    about = Run(tuple(x.shape), dtype, x.device, schedule.steps, tuple(seeds), *counts, identity=known)
+    about = Run(tuple(x.shape), dtype, x.device, schedule.steps, setup.seeds, *setup.counts, identity=known)
     run, advance = GuidedRun(stack, about, max_rows, observe), Stepper(scheduler)
     with seeded(scheduler, seeds):
         for position, (timestep, point) in enumerate(zip(scheduler.timesteps, schedule.points, strict=True)):
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, timestep)  # where some schedulers find their place; models scale x
-            keys = Keys(tuple(seeds), point.step, point.evaluation)
-            network = CallableNetwork(models, x, point.level, ordered, expected, aliases, keys)
             reached = schedule.reached(position)
-            estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time, reached)
+            estimate = run.estimate(
+                setup.network(x, point), x, point.step, point.level, point.evaluation, point.time, reached
+            )
             told, at = renoising.before(estimate, x) if renoising else (estimate.prediction.native, x)
             x = advance(told, timestep, at, **options)
             x = renoising.after(x) if renoising else x
     return finished(run, x)
+
+
+class Setup:
+    """What `sample` and `invert` do alike: a model under conditions, as the network of each evaluation.
+
+    Args:
+        model: as of `sample`, and so are the others.
+        scheduler: as of `sample`.
+        conditions: as of `sample`.
+        seeds: one a sample.
+        emits: as of `sample`.
+        negatives: as of `sample`.
+        positives: as of `sample`.
+
+    Raises:
+        InputError: no ``"positive"`` condition, `emits` contradicts the scheduler, or a number of conditions that there
+            are not.
+        UnsupportedSchedulerError: it is not known what the scheduler reads.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser | Mapping[str, Denoiser],
+        scheduler: Any,
+        conditions: Mapping[str, Any],
+        seeds: Sequence[int],
+        emits: Parameterization | None,
+        negatives: Sequence[int] | None,
+        positives: Sequence[int] | None,
+    ) -> None:
+        self.emits = parameterization(scheduler)
+        if emits is not None and emits != self.emits:
+            raise InputError(
+                f"the model emits {emits.name!r} but the scheduler reads {self.emits.name!r}; change its config"
+            )
+        self.models = model if isinstance(model, Mapping) else {"main": model}
+        self.conditions, self.seeds, batch = Conditions.of(conditions), tuple(seeds), len(seeds)
+        self.counts = (
+            self.conditions.count("negative", batch, negatives),
+            self.conditions.count("positive", batch, positives),
+        )
+
+    def network(self, x: Tensor, point: Point) -> CallableNetwork:
+        """The model at samples `x`, scaled as the level of `point` says."""
+        keys = Keys(self.seeds, point.step, point.evaluation)
+        told = self.conditions
+        return CallableNetwork(self.models, x, point.level, told.rows, self.emits, told.aliases, keys)
 
 
 def finished(run: GuidedRun, x: Tensor) -> Sampled:
@@ -152,26 +190,3 @@ def finished(run: GuidedRun, x: Tensor) -> Sampled:
         error.output = sampled
         raise
     return sampled
-
-
-def _counts(kind: str, given: Sequence[int] | None, conditions: Mapping[str, Any], batch: int) -> tuple[int, ...]:
-    """How many numbered conditions of a kind each sample has."""
-    here = sum(name.startswith(f"{kind}:") for name in conditions)
-    here = max(here, kind == "negative" and "negative" in conditions)
-    if given is None:
-        return (here,) * batch
-    if len(given) != batch or max(given) > here or min(given) < 0:
-        raise InputError(f"expected the number of {kind} conditions of {batch} samples, 0 to {here} each; got {given}")
-    return tuple(given)
-
-
-def _aliases(conditions: Mapping[str, Any]) -> dict[str, str]:
-    """Names that stand for other conditions."""
-    aliases = {}
-    if "negative" not in conditions:
-        aliases["negative"] = "negative:0" if "negative:0" in conditions else "null"
-    elif "negative:0" not in conditions:
-        aliases["negative:0"] = "negative"
-    if "independent" in conditions:
-        aliases |= {f"independent:{source}": "independent" for source in SOURCES}
-    return aliases
