@@ -90,8 +90,8 @@ def edit(
     """
     stack = as_stack(stack)
     inverting = invert(pipe, stack if inversion is None else inversion, max_rows=max_rows)
-    sampling = guide(pipe, stack, max_rows=max_rows)  # which refuses now what would be refused after the inversion
-    return EditingPipeline(inverting, sampling)
+    guided = guide(pipe, stack, max_rows=max_rows)  # which refuses now what would be refused after the inversion
+    return EditingPipeline(inverting, ResumingPipeline(guided.pipe, guided.family, guided.stack, max_rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +162,32 @@ class InvertingPipeline(GuidedPipeline):
         return Inverted(session.reached / session.unit, self.run.report)
 
 
+class ResumingPipeline(GuidedPipeline):
+    """A guided pipeline that goes on from latents in the middle of a run: the second half of an edit."""
+
+    def __call__(self, *args: Any, strength: float = 1.0, **kwargs: Any) -> Any:
+        """Call the pipeline for the last part of its schedule.
+
+        Args:
+            *args: the pipeline's own arguments.
+            strength: share of the steps to take, in (0, 1].
+            **kwargs: the pipeline's own arguments, as of a guided call. ``latents`` is where the run goes on.
+
+        Returns:
+            What the pipeline returns.
+
+        Raises:
+            as a guided call.
+        """
+        call, prompts = self._call(args, kwargs)
+        session = Part(self.pipe, self.family, self.stack, call, prompts, self.max_rows)
+        session.strength = strength
+        try:
+            return self._run(session)
+        finally:
+            session.release()
+
+
 class EditingPipeline(Surface):
     """A pipeline that changes images; made by `edit`. What the pipeline has, this has, as of a `GuidedPipeline`.
 
@@ -171,7 +197,7 @@ class EditingPipeline(Surface):
         sampling: the second half, with the report of its last call.
     """
 
-    def __init__(self, inverting: InvertingPipeline, sampling: GuidedPipeline) -> None:
+    def __init__(self, inverting: InvertingPipeline, sampling: ResumingPipeline) -> None:
         self.pipe, self.inverting, self.sampling = sampling.pipe, inverting, sampling
 
     def __repr__(self) -> str:
@@ -205,18 +231,13 @@ class EditingPipeline(Surface):
         guided, latents = self.sampling, inverted.latents
         kwargs = {**_for_batch(guided.pipe, len(latents), (), {**kwargs, "prompt": prompt}), "latents": latents}
         kwargs |= _size(guided.pipe, latents, kwargs)
-        call, prompts = guided._call((), kwargs)
-        session = Part(guided.pipe, guided.family, guided.stack, call, prompts, guided.max_rows)
-        session.strength = strength
         try:
-            output = guided._run(session)
+            output = guided(strength=strength, **kwargs)
         except NonFiniteError as error:
             if lost is None or error.output is None:
                 raise
             output = error.output
             lost.samples = error.samples  # those of the first half are lost in the second too
-        finally:
-            session.release()
         if lost is not None:
             lost.output = output
             raise lost
