@@ -91,13 +91,16 @@ class Cell:
     Args:
         run: the folder.
         table: their records.
+
+    Attributes:
+        held: features that are in memory, by the full name of the extractor.
     """
 
     def __init__(self, run: RunFolder, table: pa.Table) -> None:
         self.run = run
         self.table = table.sort_by([("prompt_index", "ascending"), ("seed", "ascending"), ("address", "ascending")])
         self.prompts: Rows = self.table.column("prompt_index").to_numpy()
-        self._features: dict[str, NDArray[np.float32]] = {}
+        self.held: dict[str, NDArray[np.float32]] = {}
         self._values: dict[tuple[str, ...], Values] = {}
 
     def __len__(self) -> int:
@@ -143,9 +146,9 @@ class Cell:
             InputError: they are missing, and so are the images.
         """
         name = extractors.full_name(extractor)
-        if name not in self._features:
-            self._features |= _known(self.run, name, [self])
-        found = self._features[name]
+        if name not in self.held:
+            self.held |= _known(self.run, name, [self])
+        found = self.held[name]
         missing = np.flatnonzero(np.isnan(found).all(1)) if found.size else np.arange(len(self))
         if len(missing):
             net = extractors.load(extractor)
@@ -155,7 +158,7 @@ class Cell:
             for rows in _parts(missing.tolist()):
                 found[rows] = net(self.images(rows))
                 self.run.add_features(name, [self.addresses[row] for row in rows], found[rows])
-            self._features[name] = found
+            self.held[name] = found
         return found
 
     def values(self, metric: Metric, baseline: Cell | None = None) -> Values:
@@ -406,12 +409,12 @@ class Cells:
     def read_features(self, names: Sequence[str], texts: Sequence[str]) -> None:
         """Read the features of some cells by some extractors, each file once; those of other cells are let go."""
         for cell in self.by_name.values():
-            cell._features.clear()
+            cell.held.clear()
         for text in texts:
             full = extractors.full_name(text)
             chosen = [self.by_name[name] for name in names]
             for cell, rows in zip(chosen, _known_of(self.run, full, chosen), strict=True):
-                cell._features[full] = rows
+                cell.held[full] = rows
 
 
 def measure(run: RunFolder, metrics: Sequence[Metric], progress: Report = lambda what: None) -> pa.Table:
