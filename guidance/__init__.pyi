@@ -6,6 +6,7 @@ from .fields import interval as interval
 from .fields import number as number
 from .fields import set_field as set_field
 from .fields import whole as whole
+from .files import RuleFile as RuleFile
 from .keyed import Keys as Keys
 from .notation.registry import register as register
 from .per_sample import dot as dot

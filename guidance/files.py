@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RuleFile:
+    """A file that a rule reads when a run begins.
+
+    Args:
+        path: the file.
+        read: reads a file of this kind; it raises `InputError` for any other.
+        bundled: whether the file comes with the package of the rule; False for a file that the user names.
+    """
+
+    path: Path
+    read: Callable[[Path], object]
+    bundled: bool = False
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from .files import RuleFile
 from .prediction import Level, Prediction, Space
 from .query import Predictions, Queries, Query, RowMask, covered
 
@@ -34,7 +35,8 @@ class Run:
         negatives: how many negative prompts each sample has, which answer ``"negative:0"`` and on; empty if it is 1.
         positives: how many positives each sample has beside its prompt, ``"positive:1"`` and on; empty if none has any.
         identity: what a fitted rule is held to, by name: the model's fingerprint, the scheduler, ... Filled where a
-            rule has `needs_identity`; None where nothing will run and there is nothing to hold it to: a plan.
+            rule has `needs_identity`; None where nothing will run and there is nothing to hold it to: a plan. A value
+            is None where it is not known yet and is not to be checked.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +46,7 @@ class Run:
     seeds: tuple[int, ...] = ()
     negatives: tuple[int, ...] = ()
     positives: tuple[int, ...] = ()
-    identity: Mapping[str, str] | None = field(default_factory=dict)
+    identity: Mapping[str, str | None] | None = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -126,12 +128,15 @@ class Rule:
         neutral_values: parameters at which the rule does nothing, or None where no parameter does that.
         whole_stack: whether no other rule may stand beside or around it; what it is combined with goes inside.
         needs_identity: whether it wants to know what runs, in `Run.identity`; finding that out costs a little.
+        data_dependent: whether what it asks for depends on the predictions, so that a plan made before the run counts
+            the most evaluations that the rule may cost and a run may take fewer.
     """
 
     space: ClassVar[Space | Literal["any"]] = "any"
     neutral_values: ClassVar[Mapping[str, Any] | None] = None
     whole_stack: ClassVar[bool] = False
     needs_identity: ClassVar[bool] = False
+    data_dependent: ClassVar[bool] = False
 
     @property
     def contrast(self) -> Query | None:
@@ -162,6 +167,33 @@ class Rule:
     def skips(self) -> bool:
         """Whether the rule may answer a step without any prediction: see `unasked`. Such a rule is the whole stack."""
         return False
+
+    @property
+    def weight_counts(self) -> Mapping[str, int]:
+        """How many prompts of a kind the rule has weights for, where it has one weight for each prompt.
+
+        The kinds are ``"negative"``, the negative prompts, and ``"positive"``, the positives beside the prompt. A rule
+        with one weight for all of a kind, or without weights, leaves that kind out.
+        """
+        return {}
+
+    def files(self) -> Mapping[str, RuleFile]:
+        """The files that the rule reads when a run begins, by the parameter that names each; none by default.
+
+        Their contents are a part of a sample's address, and files of the user's are saved beside a model.
+
+        Raises:
+            InputError: a parameter names no file.
+        """
+        return {}
+
+    def check_steps(self, steps: int) -> None:
+        """Check that the rule can run in a schedule of so many steps; by default it can.
+
+        Raises:
+            RuleError: it cannot.
+        """
+        del steps
 
     def init(self, run: Run) -> State:
         """The state before the first step."""

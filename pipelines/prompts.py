@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..guidance.errors import InputError, nearest
 from ..guidance.rule import Rule
-from ..guidance.rules import PerpNeg
 from .families.record import Call, Family, Pipeline, Rows
 
 REPEATS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
@@ -101,17 +100,13 @@ class Prompts:
 
     def unused_weights(self, stack: Rule) -> list[str]:
         """A line for each rule of `stack` that has more weights than any prompt has negatives, or positives."""
+        there = {"negative": ("negative", self.negatives), "positive": ("further positive", self.positives)}
         lines = []
         for rule in stack.parts():
-            if not isinstance(rule, PerpNeg):
-                continue
-            for what, weights, lists in (
-                ("negative", rule.weights, self.negatives),
-                ("further positive", rule.positive_weights, self.positives),
-            ):
-                most = max(map(len, lists), default=0)
-                if isinstance(weights, tuple) and len(weights) > most:
-                    lines.append(f"{rule} has {len(weights)} weights for {most} {what} prompts: the last are not used")
+            for kind, count in rule.weight_counts.items():
+                what, lists = there[kind]
+                if count > (most := max(map(len, lists), default=0)):
+                    lines.append(f"{rule} has {count} weights for {most} {what} prompts: the last are not used")
         return lines
 
     def encoded(self, pipe: Pipeline, family: Family, call: Call, wanted: Collection[str]) -> dict[str, Rows]:

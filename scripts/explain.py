@@ -10,7 +10,6 @@ import click
 from ..guidance.notation import presets
 from ..guidance.notation.registry import citation
 from ..guidance.plan import Planned, When, never_asking, plan
-from ..guidance.rules import AdaptiveGuidance
 from ..guidance.stack import remarks
 from ..guidance.words import SAMPLER, counted
 from ..pipelines.models.bundled import EMOJI
@@ -64,7 +63,7 @@ def command(stack: str, steps: int, sampler: str, model: Path | None) -> None:
     click.echo(f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries")
     for one in planned:
         click.echo(line(one))
-    bound = "at most " * any(isinstance(part, AdaptiveGuidance) for part in read.parts())
+    bound = "at most " * any(part.data_dependent for part in read.parts())
     spent, each = counted(evaluations, "evaluation"), counted(steps, "step")
     click.echo(f"\n{bound}{spent} a sample in {each} of {sampler}; unguided: {len(planned)}")
     if len(read.rules) > 1 or len(list(read.parts())) > 2:

@@ -14,7 +14,6 @@ import click
 from ..guidance.errors import GuidestackWarning, InputError, RuleError, shown
 from ..guidance.notation.presets import TunedFor, name_in, read, tuned_for
 from ..guidance.reading import is_folder, read_bytes
-from ..guidance.rules import Schedule
 from ..guidance.stack import Stack
 from ..guidance.words import SAMPLER
 from ..pipelines.models.bundled import EMOJI
@@ -106,13 +105,12 @@ def check_presets(texts: Sequence[str], model: str | None, sampler: str, steps: 
 
 def _check_plans(text: str, stack: Stack, sampler: str, steps: int) -> None:
     for part in stack.parts():
-        if isinstance(part, Schedule):
-            try:
-                part.letters(steps)
-            except RuleError as error:
-                if (own := 1 + max(when.index for when in schedule(sampler, steps))) == steps:
-                    raise InputError(f"{text}: {error}" if text.startswith("@") else str(error)) from None
-                part.letters(own)  # of a sampler whose steps are not as many as it is asked for
+        try:
+            part.check_steps(steps)
+        except RuleError as error:
+            if (own := 1 + max(when.index for when in schedule(sampler, steps))) == steps:
+                raise InputError(f"{text}: {error}" if text.startswith("@") else str(error)) from None
+            part.check_steps(own)  # of a sampler whose steps are not as many as it is asked for
 
 
 def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> list[str]:

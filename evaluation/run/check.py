@@ -10,7 +10,6 @@ from typing import Any
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.plan import SHAPE, When, plan
 from ...guidance.rule import Run
-from ...guidance.rules import AdaptiveGuidance
 from ...guidance.stack import remarks
 from ...guidance.words import counted_are
 from ...pipelines import guide
@@ -126,4 +125,4 @@ def _checked(maker: Maker, cell: Cell, prompts: Sequence[Prompt]) -> Cost:
     evaluations = {
         kind: sum(len(one.queries) for one in plan(cell.parsed, points, *kind)) for kind in kinds(prompts, cell)
     }
-    return Cost(evaluations, any(isinstance(part, AdaptiveGuidance) for part in cell.parsed.parts()))
+    return Cost(evaluations, any(part.data_dependent for part in cell.parsed.parts()))

@@ -8,12 +8,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.presets import as_stack, read
-from ...guidance.rules import LinearAG
-from ...guidance.rules.linear_ag import fit as linear
 from ...guidance.stack import Stack
 from .. import values
 from ..paths import contents
@@ -61,8 +60,8 @@ class Cell:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells it from other cells of one model; fitted coefficients by their contents."""
-        fits = [part.coefficients for part in self.parsed.parts() if isinstance(part, LinearAG)]
+        """What tells it from other cells of one model; the files that its rules read by their contents."""
+        files = [one for part in self.parsed.parts() for one in part.files().items()]
         found: dict[str, Any] = {
             "stack": self.stack,
             "sampler": self.sampler,
@@ -70,18 +69,18 @@ class Cell:
             "size": list(self.size) if self.size else None,
             "dtype": self.dtype,
         }
-        return found | ({"fits": [_contents(one) for one in fits]} if fits else {})
+        return found | ({"fits": [_contents(name, file.path) for name, file in files]} if files else {})
 
     def __str__(self) -> str:
         given = ", ".join(f"{name}={value}" for name, value in self.axes if value is not None and name != STACK)
         return f"{self.stack}" + f" ({given})" * bool(given)
 
 
-def _contents(coefficients: str) -> str:
+def _contents(name: str, path: Path) -> str:
     try:
-        return hashlib.sha256(contents(linear.locate(coefficients))).hexdigest()[:16]
+        return hashlib.sha256(contents(path)).hexdigest()[:16]
     except OSError as error:
-        raise InputError(f"cannot read the coefficients {coefficients!r}: {error.strerror}") from None
+        raise InputError(f"cannot read the {name} {str(path)!r}: {error.strerror}") from None
 
 
 def expand(sweep: Sweep) -> tuple[Cell, ...]:

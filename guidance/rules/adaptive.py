@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,6 +92,8 @@ class AdaptiveGuidance(Wrapper):
     adaptive(cfg(7.5), threshold=0.994)
     """
 
+    data_dependent: ClassVar[bool] = True  # a sample stops when its predictions agree
+
     threshold: float = 0.991
     space: Space = "noise"  # type: ignore[misc]  # the user's choice, so a field instead of a class attribute
     crossing: str = "conditional"
@@ -121,7 +123,7 @@ class AdaptiveGuidance(Wrapper):
                 f"{', '.join(sorted(map(str, asked)))}; name one of these"
             )
         for part in self.rule.parts():
-            if isinstance(part, AdaptiveGuidance):
+            if part.data_dependent:
                 raise CompositionError(
                     f"adaptive around {self.rule}: both decide when a sample stops; keep one of the two"
                 )

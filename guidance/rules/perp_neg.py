@@ -78,6 +78,12 @@ class PerpNeg(Rule):
         """The empty prompt."""
         return ORIGIN
 
+    @property
+    def weight_counts(self) -> Mapping[str, int]:
+        """The number of weights of the negatives and of the further positives, where there are several."""
+        given = {"negative": self.weights, "positive": self.positive_weights}
+        return {kind: len(own) for kind, own in given.items() if isinstance(own, tuple)}
+
     def _named(self, run: Run) -> dict[Query, tuple[float, tuple[int, ...]]]:
         """Each further prompt with its signed weight and how many of its kind each sample has."""
         named: dict[Query, tuple[float, tuple[int, ...]]] = {}

@@ -245,6 +245,14 @@ class Schedule(Wrapper):
             )
         return head
 
+    def check_steps(self, steps: int) -> None:
+        """Check that the plan is for so many steps.
+
+        Raises:
+            RuleError: it is for another number.
+        """
+        self.letters(steps)
+
     def init(self, run: Run) -> State:
         """Nothing to go by.
 

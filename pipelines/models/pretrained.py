@@ -1,8 +1,8 @@
 """A stack stored beside a model: ``guidance.yaml`` in its folder, on a disk or on the hub.
 
-The file is a preset's: a comment, and the one key ``rules``. Coefficients of `LinearAG` travel along in a subfolder,
-named by a path relative to the model's; nothing else of a disk can be named. Files are anybody's: YAML of plain values
-and safetensors, never pickles.
+The file is a preset's: a comment, and the one key ``rules``. Files that its rules read, such as the coefficients of
+`LinearAG`, travel along in a subfolder, named by a path relative to the model's; nothing else of a disk can be named.
+Files are anybody's: YAML of plain values, and what a rule reads (safetensors, never pickles).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 
 from ...guidance.errors import InputError, reason, shown
+from ...guidance.fields import parameters
+from ...guidance.files import RuleFile
 from ...guidance.notation.config import to_config
 from ...guidance.notation.presets import as_stack, mapping_of, stack_in
 from ...guidance.reading import exists, is_folder
 from ...guidance.rule import Rule
-from ...guidance.rules.linear_ag import fit as linear
 from ...guidance.stack import Stack
 from .hub import reachable, why
 
@@ -54,17 +55,14 @@ def save_pretrained(stack: Rule | str | Mapping[str, Any], folder: str | Path) -
     stack, folder = as_stack(stack), Path(folder)
     copied: dict[str, bytes] = {}
 
-    def keep(coefficients: str) -> str:
-        if not coefficients.endswith(linear.SUFFIX):
-            return coefficients  # one that comes with guidestack
-        path = linear.locate(coefficients)
-        linear.read(path)  # refuses what is none
-        data = path.read_bytes()
-        if copied.setdefault(path.name, data) != data:
-            raise InputError(f"two files of coefficients are called {path.name!r}; rename one of them")
-        return str(PurePosixPath(SUBFOLDER) / path.name)
+    def keep(_: str, file: RuleFile) -> str:
+        file.read(file.path)  # refuses what is none
+        data = file.path.read_bytes()
+        if copied.setdefault(file.path.name, data) != data:
+            raise InputError(f"two files that the stack reads are called {file.path.name!r}; rename one of them")
+        return str(PurePosixPath(SUBFOLDER) / file.path.name)
 
-    mapping = _with_coefficients(to_config(stack), keep)
+    mapping = to_config(_with_files(stack, keep))
     for name, data in copied.items():
         _write(folder / SUBFOLDER / name, data)
     head = "".join(f"# {line}\n" for line in str(stack).splitlines())
@@ -145,36 +143,36 @@ def _local(folder: Path, part: str) -> Path:
 def _stack_in(find: Callable[[str], Path], where: str) -> Stack:
     mapping = mapping_of(find(NAME), "stack")
 
-    def place(coefficients: str) -> str:
-        if coefficients in linear.names():
-            return coefficients
-        part = PurePosixPath(coefficients)
-        if part.is_absolute() or ".." in part.parts or "\\" in coefficients or ":" in coefficients:
+    def place(name: str, file: RuleFile) -> str:
+        part = PurePosixPath(name)
+        if part.is_absolute() or ".." in part.parts or "\\" in name or ":" in name:
             raise InputError(
-                f"{NAME} of {where!r} names the file {coefficients!r}, which is not in the model's folder; "
+                f"{NAME} of {where!r} names the file {name!r}, which is not in the model's folder; "
                 "guidestack.save_pretrained copies it there"
             )
-        if part.suffix != linear.SUFFIX:
-            raise InputError(
-                f"{NAME} of {where!r} names the coefficients {coefficients!r}, which are none of guidestack's and no "
-                f"{linear.SUFFIX} file; others, pickles above all, are not read"
-            )
         path = find(str(part))
-        linear.read(path)
+        file.read(path)
         return str(path)
 
-    return stack_in(_with_coefficients(mapping, place), f"{NAME} of {where!r}")
+    return Stack(_with_files(stack_in(mapping, f"{NAME} of {where!r}"), place))
 
 
-def _with_coefficients(value: Any, change: Callable[[str], str]) -> Any:
-    """A stack's mapping with every name of coefficients changed; what is none is left for `from_config` to refuse."""
-    if isinstance(value, Mapping):
-        changed = {name: _with_coefficients(one, change) for name, one in value.items()}
-        own = changed.get("linear_ag")
-        if isinstance(own, dict) and isinstance(own.get("coefficients"), str):
-            own["coefficients"] = change(own["coefficients"])
-        return changed
-    return [_with_coefficients(one, change) for one in value] if isinstance(value, list | tuple) else value
+def _with_files(value: Any, change: Callable[[str, RuleFile], str]) -> Any:
+    """A rule and the rules inside it with other names of the files that the user gave; what is no rule as it is.
+
+    Args:
+        value: a rule, or the value of a rule's parameter.
+        change: makes the new name of a file from the old one.
+    """
+    if isinstance(value, tuple):
+        return tuple(_with_files(one, change) for one in value)
+    if not isinstance(value, Rule):
+        return value
+    if isinstance(value, Stack):
+        return Stack(*_with_files(value.rules, change))
+    own = {field.name: _with_files(getattr(value, field.name), change) for field in parameters(value)}
+    files = {name: change(own[name], file) for name, file in value.files().items() if not file.bundled}
+    return type(value)(**own | files)
 
 
 def _write(path: Path, data: bytes) -> None:

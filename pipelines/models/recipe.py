@@ -16,8 +16,6 @@ from ...guidance.errors import GuidestackError, GuidestackWarning, InputError
 from ...guidance.notation.presets import as_stack, read
 from ...guidance.notation.text import parse
 from ...guidance.rule import Rule
-from ...guidance.rules import LinearAG, PerpNeg
-from ...guidance.rules.linear_ag import fit as linear
 from ...guidance.words import counted
 from .files import LARGEST_SIDE
 
@@ -125,11 +123,12 @@ class Recipe:
         except GuidestackError as error:
             raise InputError(f"{path}: {error}") from None
         for part in stack.parts():
-            if isinstance(part, LinearAG) and part.coefficients.endswith(linear.SUFFIX):
-                raise InputError(
-                    f"{path} names the file {part.coefficients!r}, and an image does not choose what is read; make it "
-                    "again with its prompt, seed and --guidance"
-                )
+            for name, file in part.files().items():
+                if not file.bundled:
+                    raise InputError(
+                        f"{path} names the file {getattr(part, name)!r}, and an image does not choose what is read; "
+                        "make it again with its prompt, seed and --guidance"
+                    )
         return cls(**{**mapping, "size": tuple(size) if size else None})
 
     def model_to_load(self, given: str | None) -> str | None:
@@ -192,19 +191,16 @@ def check_several(
     """
     if any(extras) and not takes_several(stack):
         raise InputError(f"{names[1]} was given, and no rule of {stack} uses it; perpneg(scale) does")
+    given = {"negative": (names[0], negatives), "positive": (names[1], extras)}
     for rule in stack.parts():
-        if isinstance(rule, PerpNeg):
-            for what, weights, texts in (
-                (names[0], rule.weights, negatives),
-                (names[1], rule.positive_weights, extras),
-            ):
-                most = max(len(split(text)) for text in texts)
-                if isinstance(weights, tuple) and len(weights) != most:
-                    has, there = counted(len(weights), "weight"), counted(most, "text")
-                    raise InputError(
-                        f"{rule} has {has} and {what} {there} at most; give "
-                        "one weight for each, or one number for all (several texts are written 'a | b')"
-                    )
+        for kind, count in rule.weight_counts.items():
+            what, texts = given[kind]
+            if count != (most := max(len(split(text)) for text in texts)):
+                has, there = counted(count, "weight"), counted(most, "text")
+                raise InputError(
+                    f"{rule} has {has} and {what} {there} at most; give "
+                    "one weight for each, or one number for all (several texts are written 'a | b')"
+                )
 
 
 def note_bars(stack: Rule, negatives: Sequence[str]) -> None:

@@ -17,8 +17,6 @@ from tqdm import tqdm
 from ...guidance.errors import GuidestackError, InputError, NonFiniteError, cut, shown
 from ...guidance.notation.presets import as_stack
 from ...guidance.rule import Run
-from ...guidance.rules import LinearAG
-from ...guidance.rules.linear_ag import fit as linear
 from ...guidance.words import counted, were
 from ...samplers import Grid, by_name, grid, scheduled, scheduler_identity
 from ...samplers.noise import generators, seeded
@@ -181,17 +179,15 @@ class Studio:
             RuleError: the file is for another run.
         """
         for rule in as_stack(recipe.guidance).parts():
-            if not isinstance(rule, LinearAG) or not rule.rule.asks():  # it estimates nothing
+            if not rule.needs_identity:
                 continue
-            fit = linear.read(linear.locate(rule.coefficients))
-            # The levels are what the pipeline makes of these in its call, and are looked at there.
             known = {
                 **scheduler_identity(self.pipe.scheduler, Grid(())),
                 "model": model_identity(self.pipe, family_of(self.pipe)),
                 "negative": "given" if recipe.negative else "empty",
-                "levels": fit.valid.get("levels", ""),
+                "levels": None,  # the pipeline makes them in its call, where they are looked at
             }
-            rule.init(Run((1,), steps=recipe.steps, identity=known))
+            rule.init(Run((1, 1, 1, 1), steps=recipe.steps, identity=known))
 
     def _use(self, recipe: Recipe) -> None:
         self.pipe.scheduler = by_name(recipe.sampler, self.own)

@@ -354,6 +354,8 @@ def test_addresses_are_what_they_were() -> None:
     cell = Cell("cfg(4)", "dpm++2m", 25, None, "float32", 8, (("stack", "cfg(4)"),))
     of_cell = addresses.of_cell(cell)
     assert addresses.cell(cell) == "55e45a6d03e1"
+    fitted = Cell("linear_ag(cfg(4), 'emoji-cfg4-20')", "ddim", 20, None, "float32", 2, ())
+    assert Addresses("m").cell(fitted) == "67ee8152bf20"
     assert of_cell(written_prompt(Prompt("a cat")), 7) == "2a626ff80f7433f820e4a5e889c63f05"
     assert of_cell(written_prompt(Prompt("ein Bär", "dog", "x")), 2**62) == "41490c704c854a2d7feb4fc874227acb"
 

@@ -100,7 +100,7 @@ def linear_ag(coefficients: str) -> str:
         (linear_ag("guidance/../../mine.safetensors"), InputError, "which is not in the model's folder"),
         (linear_ag("..\\mine.safetensors"), InputError, "which is not in the model's folder"),
         (linear_ag("C:mine.safetensors"), InputError, "which is not in the model's folder"),
-        (linear_ag("mine.pt"), InputError, "no .safetensors file; others, pickles above all, are not read"),
+        (linear_ag("mine.pt"), InputError, "others, pickles above all, are not read"),
         (linear_ag("mine.safetensors"), InputError, "no mine.safetensors in "),
         (linear_ag("pickle.safetensors"), InputError, "cannot read the coefficients"),
         (linear_ag("link.safetensors"), InputError, "is a link that leads out of the folder"),

@@ -168,7 +168,7 @@ def locate(coefficients: str) -> Path:
     if coefficients not in names():
         raise InputError(
             f"no coefficients {coefficients!r}{nearest(coefficients, names())}; a file of your own ends in {SUFFIX}, "
-            "and `guidestack fit-linear-ag` makes it"
+            "and `guidestack fit-linear-ag` makes it; others, pickles above all, are not read"
         )
     return FOLDER / f"{coefficients}{SUFFIX}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ...errors import CompositionError, RuleError, shown
 from ...fields import set_field
+from ...files import RuleFile
 from ...notation.registry import register
 from ...prediction import Prediction
 from ...query import NEGATIVE, NULL, POSITIVE, Predictions, Queries, Query, RowMask
 from ...rule import Estimate, Rule, Run, State, Step
 from ...stack import Wrapper, sole
-from ..adaptive import CASTILLO_2023, AdaptiveGuidance
+from ..adaptive import CASTILLO_2023
 from . import fit as linear
 
 GUIDED, ESTIMATED, CONDITIONAL = "g", "e", "c"
@@ -92,10 +93,10 @@ def plain_contrast(rule: Rule) -> Query:
                 "condition of the main network, such as cfg(4)"
             )
     for part in rule.parts():
-        if isinstance(part, AdaptiveGuidance):
+        if part.data_dependent:
             raise CompositionError(
-                f"LinearAG around {rule}: adaptive stops evaluating the contrast sample by sample, and an estimate "
-                "needs it of all; keep one of the two"
+                f"LinearAG around {rule}: {part} stops evaluating the contrast sample by sample, and an estimate needs "
+                "it of all; keep one of the two"
             )
     return contrast
 
@@ -187,6 +188,15 @@ class LinearAG(Wrapper):
         """That of the rule."""
         return plain_contrast(self.rule)
 
+    def files(self) -> Mapping[str, RuleFile]:
+        """The file of coefficients.
+
+        Raises:
+            InputError: no fit that comes with guidestack has this name.
+        """
+        bundled = not self.coefficients.endswith(linear.SUFFIX)
+        return {"coefficients": RuleFile(linear.locate(self.coefficients), linear.read, bundled)}
+
     @cached_property
     def _estimated(self) -> frozenset[Query]:
         """The queries that an estimate stands in for."""
@@ -223,6 +233,8 @@ class LinearAG(Wrapper):
         if run.identity is not None:  # a plan has none
             # The levels last: another scheduler has others.
             for name in sorted(fit.valid, key=lambda name: (name == "levels", name)):
+                if run.identity.get(name, "") is None:
+                    continue  # not known yet
                 pairs[name] = (fit.valid[name], run.identity.get(name))
         for name, (there, here) in pairs.items():
             if there != here:
