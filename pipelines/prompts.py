@@ -144,6 +144,11 @@ class Prompts:
         return rows
 
 
+def uses_negative(stack: Rule) -> bool:
+    """Whether a negative prompt makes a difference under `stack`."""
+    return any(query.condition.startswith(("negative", "image")) for query in stack.asks())
+
+
 def asked(
     pipe: Pipeline, family: Family, stack: Rule, call: dict[str, Any], extra: Any = None, null: Any = None
 ) -> Prompts:

@@ -31,7 +31,7 @@ from .families.lookup import denoisers_of
 from .families.record import Call, Family, Pipeline, Rows
 from .hooks import Caller, Mine, Watch
 from .prepared import Prepared
-from .prompts import Prompts
+from .prompts import Prompts, uses_negative
 from .rows import Branch, PipelineNetwork
 
 ASKED, PIPELINES = "asked", "pipeline"
@@ -99,7 +99,7 @@ class Session:
     def encode(self) -> None:
         """Encode the prompts that the stack asks for and the pipeline does not evaluate by itself."""
         wanted = {query.condition for query in self.stack.asks()}
-        if any(self.prompts.negatives) and not any(name.startswith(("negative", "image")) for name in wanted):
+        if any(self.prompts.negatives) and not uses_negative(self.stack):
             warn(f"a negative prompt was given, and no rule of {self.stack} uses it")
         self.extra = self.prompts.encoded(self.pipe, self.family, self.call, wanted)
 

@@ -11,10 +11,11 @@ from ...guidance.errors import GuidestackError, InputError
 from ...guidance.plan import SHAPE, When, plan
 from ...guidance.rule import Run
 from ...guidance.stack import remarks
-from ...guidance.words import counted_are
+from ...guidance.words import counted, counted_are
 from ...pipelines import guide
 from ...pipelines.families.lookup import family_of
 from ...pipelines.models.recipe import check_several, split
+from ...pipelines.prompts import uses_negative
 from ...pipelines.session import model_identity
 from ...samplers import grid, scheduled, scheduler_identity
 from ...samplers.renoise import Renoising
@@ -64,6 +65,10 @@ def check(maker: Maker, cells: Sequence[Cell], prompts: Sequence[Prompt]) -> dic
 def notes(maker: Maker, cells: Sequence[Cell], prompts: Sequence[Prompt]) -> list[str]:
     """What a user should know of a sweep that runs, one line each."""
     found = [remark for cell in cells for remark in remarks(cell.parsed)]
+    without = list(dict.fromkeys(cell.stack for cell in cells if not uses_negative(cell.parsed)))
+    if without and any(one.negative for one in prompts):
+        more = f", nor of {counted(len(without) - 1, 'other stack')}" if len(without) > 1 else ""
+        found.append(f"negative prompts are given, and no rule of {without[0]} uses them{more}")
     if maker.takes_prompts and (tokenizer := getattr(maker.pipe, "tokenizer", None)) is not None:
         limit = tokenizer.model_max_length
         texts = list(dict.fromkeys(one.text for one in prompts if len(one.text) > limit))  # a token is a letter or more

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...guidance.words import counted
 from ..spec.cells import Cell
-from .batches import Plan, Sample
+from .batches import Batch, Plan, Sample
 from .check import Cost, kinds
 from .runner import Prepared
 
@@ -130,10 +130,10 @@ def _counts(plan: Plan, existing: set[str]) -> tuple[dict[object, int], dict[obj
     """By cell, its samples and those that are missing."""
     images: dict[object, int] = {}
     missing: dict[object, int] = {}
-    for place in plan.places():
-        for sample in plan.batch(place).samples:
-            images[sample.cell.key] = images.get(sample.cell.key, 0) + 1
-            missing[sample.cell.key] = missing.get(sample.cell.key, 0) + (sample.address not in existing)
+    for place in plan.places(existing):
+        batch = plan.batch(place)
+        images[batch.cell.key] = images.get(batch.cell.key, 0) + len(batch.samples)
+        missing[batch.cell.key] = missing.get(batch.cell.key, 0) + place.missing
     return images, missing
 
 
@@ -145,8 +145,8 @@ def measured(prepared: Prepared, cell: Cell) -> Speed:
 
     def seconds(steps: int) -> float:
         plain = dataclasses.replace(cell, stack=UNGUIDED, steps=steps)
-        samples: Sequence[Sample] = [Sample(plain, 0, seed, "") for seed in range(cell.batch)]
-        return maker.make(samples, prompts).seconds
+        samples = tuple(Sample(prompt, 0, seed, "") for seed, prompt in enumerate(prompts))
+        return maker.make(Batch(plain, samples)).seconds
 
     seconds(STEPS[0])  # the first run of a model pays for what later ones find in place
     few, many = (seconds(steps) for steps in STEPS)

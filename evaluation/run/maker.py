@@ -1,13 +1,11 @@
-"""Making one batch of a sweep: unlike cells in one call of the pipeline."""
+"""Making one batch of a sweep."""
 
 from __future__ import annotations
 
 import inspect
 import io
-import itertools
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +14,15 @@ from PIL import Image, PngImagePlugin
 
 from ...guidance.errors import NonFiniteError
 from ...guidance.report import Report
-from ...guidance.rows import EachRow
-from ...guidance.stack import Stack
 from ...pipelines import guide
 from ...pipelines.models.files import KEY
 from ...pipelines.models.loading import load, made_with, memory
 from ...pipelines.models.recipe import Recipe, split
+from ...pipelines.prompts import uses_negative
 from ...samplers import by_name
 from ...samplers.noise import generators, seeded
 from ..effective_scale import strength
-from ..spec.cells import Cell
-from ..spec.prompts import Prompt
-from .batches import Sample
+from .batches import Batch, Sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,49 +77,46 @@ class Maker:
         """
         self.pipe.scheduler = by_name(sampler, self.own)
 
-    def make(self, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Made:
+    def make(self, batch: Batch) -> Made:
         """Make a batch.
-
-        Args:
-            samples: of one sampler, number of steps, size and type; those of one stack beside one another.
-            prompts: of each.
 
         Raises:
             GuidestackError: as the pipeline; memory that does not suffice, as `InputError`.
         """
-        cell = samples[0].cell
+        cell = batch.cell
         self.use(cell.sampler)
-        seeds = [sample.seed for sample in samples]
+        seeds = [sample.seed for sample in batch.samples]
         options: dict[str, Any] = {"num_inference_steps": cell.steps, "generator": generators(seeds)}
         if cell.size:
             options["height"], options["width"] = cell.size
         began = time.perf_counter()
-        guided = guide(self.pipe, stack_of([sample.cell for sample in samples]), observe=strength)
+        guided = guide(self.pipe, cell.parsed, observe=strength)
         with seeded(self.pipe.scheduler, seeds), memory(self.pipe.device, "try a smaller batch or size"):
             lost = None
             try:
-                images = guided(**options, **self._asked(cell, prompts)).images
+                images = guided(**options, **self._asked(batch)).images
             except NonFiniteError as error:
                 lost, images = error, error.output.images if error.output else []
         assert guided.report is not None  # a call leaves one
         return Made(list(images), guided.report, time.perf_counter() - began, lost)
 
-    def _asked(self, cell: Cell, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def _asked(self, batch: Batch) -> dict[str, Any]:
+        prompts = [sample.prompt for sample in batch.samples]
         if self.takes_classes:
             return {"class_labels": [prompt.class_id for prompt in prompts]}
         if not self.takes_prompts:
             return {"batch_size": len(prompts)}
         asked: dict[str, Any] = {"prompt": [prompt.text for prompt in prompts]}
-        if cell.several:
+        if batch.cell.several:
             asked["negative_prompt"] = [split(prompt.negative) for prompt in prompts]
             asked["extra_prompt"] = [split(prompt.extra) for prompt in prompts]
-        elif any(prompt.negative for prompt in prompts):
+        elif uses_negative(batch.cell.parsed) and any(prompt.negative for prompt in prompts):
             asked["negative_prompt"] = [prompt.negative for prompt in prompts]
         return asked
 
-    def recipe(self, sample: Sample, prompt: Prompt) -> dict[str, Any]:
+    def recipe(self, batch: Batch, sample: Sample) -> dict[str, Any]:
         """What `guidestack generate --like` reads out of an image."""
-        cell = sample.cell
+        cell, prompt = batch.cell, sample.prompt
         return Recipe(
             prompt=prompt.text,
             negative=prompt.negative,
@@ -135,21 +127,10 @@ class Maker:
             seed=sample.seed,
             size=cell.size,
             dtype=cell.dtype,
-            batch=min(cell.batch, 1024),
+            batch=min(len(batch.samples), 1024),
             model=self.identity,
             versions=self.versions,
         ).written()
-
-
-def stack_of(cells: Sequence[Cell]) -> Stack | EachRow:
-    """The stack for a batch: that of all cells, or each cell's own for its samples."""
-    runs = [(stack, len(list(same))) for stack, same in itertools.groupby(cell.stack for cell in cells)]
-    if len(runs) == 1:
-        return cells[0].parsed
-    parsed = {cell.stack: cell.parsed for cell in cells}
-    stacks = list(parsed)
-    rows = [stacks.index(stack) for stack, count in runs for _ in range(count)]
-    return EachRow(tuple(parsed.values()), tuple(rows))
 
 
 def image_bytes(image: Image.Image, kind: str, recipe: dict[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ from ..store.lock import Launch, Lock, held
 from ..store.merge import merge
 from ..store.records import Keeper, lost_of
 from . import history
-from .batches import Place, Plan, generations
+from .batches import Place, Plan, blocks
 from .check import Cost, check, notes
 from .maker import Maker
 from .progress import Progress
@@ -100,7 +100,7 @@ class Prepared:
 
     def plan(self, sweeps: Sequence[Sweep]) -> Plan:
         """The batches of the sweep, given the versions of it that a folder has seen."""
-        return Plan(generations(history.planned(sweeps)), self.addresses)
+        return Plan(blocks(history.planned(sweeps)), self.addresses)
 
     def use(self, dtype: str) -> Maker:
         """The model with weights of a type; it is loaded anew where that is another one."""
@@ -195,7 +195,7 @@ def _make(
     progress: Progress,
 ) -> tuple[int, int, int, str]:
     """Make the batches at `places` that miss a sample; returns samples, evaluations, samples that are lost, and why."""
-    wanted = sorted((place for place in places if place.missing), key=lambda place: (place.generation, place.group))
+    wanted = sorted((place for place in places if place.missing), key=lambda place: (place.block, place.start))
     total = sum(place.missing for place in wanted)
     progress.begin(total, plan.samples - total)
     made = evaluations = lost = 0
@@ -204,9 +204,8 @@ def _make(
         for place in wanted:
             lock.check()
             batch = plan.batch(place)
-            prompts = [plan.prompt(place, sample) for sample in batch.samples]
-            maker = prepared.use(batch.samples[0].cell.dtype)
-            done = maker.make(batch.samples, prompts)
+            maker = prepared.use(batch.cell.dtype)
+            done = maker.make(batch)
             keeper = Keeper(prepared.sweep, prepared.addresses, maker, prepared.meter)
             spent = sum(done.report.evaluations)
             gone = len(lost_of(batch, done) - existing)
@@ -214,7 +213,7 @@ def _make(
                 cause = str(done.lost)
                 progress.note(f"{done.lost}; the run goes on without them")
             if gone < place.missing:
-                writer.add(functools.partial(keeper.kept, batch, prompts, done, existing), spent)
+                writer.add(functools.partial(keeper.kept, batch, done, existing), spent)
             made, evaluations, lost = made + place.missing - gone, evaluations + spent, lost + gone
     return made, evaluations, lost, cause
 

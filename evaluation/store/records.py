@@ -20,7 +20,6 @@ from ..run.batches import Batch
 from ..run.maker import Made, Maker, image_bytes
 from ..run.writer import Finished
 from ..spec.cells import Addresses
-from ..spec.prompts import Prompt
 from ..spec.sweep import Sweep
 from .folder import COLUMNS, IMAGES, column_type
 
@@ -44,24 +43,24 @@ class Keeper:
     maker: Maker
     meter: Meter | None = None
 
-    def kept(self, batch: Batch, prompts: Sequence[Prompt], made: Made, existing: Collection[str]) -> Finished:
+    def kept(self, batch: Batch, made: Made, existing: Collection[str]) -> Finished:
         """What is written of a batch: of its samples those that are not in `existing`, and not lost."""
         existing = {*existing, *lost_of(batch, made)}
         rows: list[dict[str, Any]] = []
         images: dict[str, Callable[[], bytes]] = {}
         measured = gathered(made.report)
         traces: dict[str, dict[str, NDArray[np.float64]]] = {}
-        for place, (sample, prompt) in enumerate(zip(batch.samples, prompts, strict=True)):
+        for place, sample in enumerate(batch.samples):
             if sample.address in existing:
                 continue
-            row = self._row(batch, place, prompt, made) | {
+            row = self._row(batch, place, made) | {
                 "effective_scale": _number(measured.effective_scale[place]),
                 "across": _number(measured.across[place]),
                 "guided_steps": int(measured.guided_steps[place]),
             }
             if self.sweep.images != "none":
                 row["image"] = f"{IMAGES}/{sample.address[:2]}/{sample.address}.{self.sweep.images}"
-                recipe = self.maker.recipe(sample, prompt)
+                recipe = self.maker.recipe(batch, sample)
                 images[row["image"]] = functools.partial(image_bytes, made.images[place], self.sweep.images, recipe)
             if self.sweep.traces:
                 traces[sample.address] = measured.sample(place)
@@ -73,9 +72,9 @@ class Keeper:
             table, features = self.meter.measured(table, pixels([made.images[place] for place in kept]))
         return Finished(table, images, features, traces)
 
-    def _row(self, batch: Batch, place: int, prompt: Prompt, made: Made) -> dict[str, Any]:
-        sample, report = batch.samples[place], made.report
-        cell = sample.cell
+    def _row(self, batch: Batch, place: int, made: Made) -> dict[str, Any]:
+        cell, sample, report = batch.cell, batch.samples[place], made.report
+        prompt = sample.prompt
         width, height = made.images[place].size
         row: dict[str, Any] = {
             "address": sample.address,
@@ -83,7 +82,7 @@ class Keeper:
             "prompt": prompt.text,
             "negative": prompt.negative,
             "extra": prompt.extra,
-            "prompt_index": sample.prompt,
+            "prompt_index": sample.place,
             "seed": sample.seed,
             "stack": cell.stack,
             "sampler": cell.sampler,

@@ -64,12 +64,12 @@ class Bare:
         plan = self.prepared.plan([self.prepared.sweep])
         for place in plan.places():
             batch = plan.batch(place)
-            self.maker.use(batch.samples[0].cell.sampler)
+            self.maker.use(batch.cell.sampler)
             self.maker.pipe(
-                prompt=[plan.prompt(place, sample).text for sample in batch.samples],
+                prompt=[sample.prompt.text for sample in batch.samples],
                 generator=[torch.Generator().manual_seed(sample.seed) for sample in batch.samples],
-                num_inference_steps=batch.samples[0].cell.steps,
-                guidance_scale=float(dict(batch.samples[0].cell.axes)["w"] or 1),
+                num_inference_steps=batch.cell.steps,
+                guidance_scale=float(dict(batch.cell.axes)["w"] or 1),
             )
 
 
@@ -91,13 +91,14 @@ def records(plan: Plan, prepared: Prepared) -> pa.Table:
     """A record for each sample, as if it had been made."""
     rows: dict[str, list[Any]] = {name: [] for name in ("address", "cell", "prompt", "prompt_index", "seed", "stack")}
     for place in plan.places():
-        for sample in plan.batch(place).samples:
+        batch = plan.batch(place)
+        for sample in batch.samples:
             rows["address"].append(sample.address)
-            rows["cell"].append(prepared.addresses.cell(sample.cell))
-            rows["prompt"].append(plan.prompt(place, sample).text)
-            rows["prompt_index"].append(sample.prompt)
+            rows["cell"].append(prepared.addresses.cell(batch.cell))
+            rows["prompt"].append(sample.prompt.text)
+            rows["prompt_index"].append(sample.place)
             rows["seed"].append(sample.seed)
-            rows["stack"].append(sample.cell.stack)
+            rows["stack"].append(batch.cell.stack)
     return completed(pa.table({name: pa.array(values, column_type(name)) for name, values in rows.items()}))
 
 

@@ -13,7 +13,7 @@ from guidestack.evaluation.run.runner import Options, Outcome, Prepared, run_swe
 from guidestack.evaluation.spec.sweep import Sweep, parse_sweep
 from guidestack.evaluation.store.folder import RunFolder
 
-# 20 samples in batches of 3: every batch but the first of a cell holds samples of two stacks.
+# 20 samples of 4 cells, each in a batch of 3 and one of 2.
 PLAIN: dict[str, Any] = {
     "prompts": ["a cat", "red", "sea", "b", "c"],
     "seeds": {"each": 1, "start": 3},

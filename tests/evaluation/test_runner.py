@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
 from guidestack.evaluation.metrics import PairMetric, SampleMetric
 from guidestack.evaluation.run import history
@@ -27,6 +29,7 @@ from guidestack.evaluation.store.lock import Launch, held
 from guidestack.guidance.errors import GuidestackError, InputError, NonFiniteError, UnsupportedSchedulerError
 from guidestack.pipelines import guide
 from guidestack.pipelines.models.files import read_recipe
+from guidestack.scripts import generate
 
 from ..spoiling import registered
 from .common import SAMPLES, assert_same, pixels, rows, run, sweep_of, written
@@ -171,8 +174,8 @@ def test_batches_of_any_size_make_the_same(whole: Path, model_folder: Path, tmp_
     assert run(model_folder, tmp_path / "changed", batch=5).records == SAMPLES  # memory was short, say
 
 
-def test_unlike_cells_share_batches(model_folder: Path, tmp_path: Path) -> None:
-    """Stacks that stop, that renoise, several negatives, samplers: each where it can be."""
+def test_a_batch_is_of_one_cell(model_folder: Path, tmp_path: Path) -> None:
+    """Stacks that stop, that renoise, several negatives, samplers; prompts with negatives and without go apart."""
     stacks = ["stack()", "cfg(3)", "adaptive(cfg(3), threshold=0.97)", "cfgpp(0.6)", "perpneg(3)"]
     keys: dict[str, Any] = {
         "stack": stacks,
@@ -181,8 +184,10 @@ def test_unlike_cells_share_batches(model_folder: Path, tmp_path: Path) -> None:
         "prompts": [{"prompt": "a cat", "negative": "dog | red"}, "sea", {"prompt": "b", "negative": "c"}],
         "batch": 64,
     }
-    outcome = run(model_folder, tmp_path, **keys)
+    told = Said()
+    outcome = run(model_folder, tmp_path, told, **keys)
     assert outcome.records == 30
+    assert "negative prompts are given, and no rule of stack() uses them" in told.notes
     table = RunFolder(tmp_path).records().to_pylist()
     evaluations = {(row["stack"], row["prompt_index"]): row["evaluations"] for row in table if row["sampler"] == "ddim"}
     assert [evaluations["stack()", place] for place in range(3)] == [3, 3, 3]
@@ -190,10 +195,23 @@ def test_unlike_cells_share_batches(model_folder: Path, tmp_path: Path) -> None:
     assert [evaluations["perpneg(3)", place] for place in range(3)] == [12, 6, 9]
     assert all(3 <= evaluations["adaptive(cfg(3), threshold=0.97)", place] <= 6 for place in range(3))
     for row in table:
-        if row["stack"] in ("stack()", "cfg(3)"):
-            assert row["batch"] == (3 if row["prompt_index"] == 1 else 6), row  # 3 stacks, with and without negatives
-        if row["stack"] == "cfgpp(0.6)":
-            assert row["batch"] == (1 if row["prompt_index"] == 1 else 2)
+        assert row["batch"] == (1 if row["prompt_index"] == 1 else 2), row
+
+
+@pytest.mark.parametrize("stack", ["cfg(2)", "apg(5)"])
+def test_an_image_of_a_sweep_is_made_again_to_the_bit(
+    whole: Path, model_folder: Path, tmp_path: Path, stack: str
+) -> None:
+    """Also one of the last batch of a cell, which is smaller than the others."""
+    table = [row for row in RunFolder(whole).records().to_pylist() if row["stack"] == stack]
+    assert sorted(row["batch"] for row in table) == [2, 2, 3, 3, 3]
+    for row in (table[0], next(one for one in table if one["batch"] != table[0]["batch"])):
+        again = [str(whole / row["image"]), "--model", str(model_folder), "--device", "cpu", "--out"]
+        done = CliRunner().invoke(generate.command, ["--like", *again, str(tmp_path / row["address"])])
+        assert done.exit_code == 0, done.output
+        (made,) = (tmp_path / row["address"]).glob("*.png")
+        with Image.open(made) as image:
+            assert np.asarray(image).tobytes() == pixels(RunFolder(whole))[row["address"]]
 
 
 def test_both_forms_of_cfg_pp_in_one_sweep(model_folder: Path, tmp_path: Path) -> None:

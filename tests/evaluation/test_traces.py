@@ -12,7 +12,6 @@ import torch
 import guidestack as gs
 from guidestack.evaluation.effective_scale import Traces, gathered, lever, mean, strength
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, V, convert
-from guidestack.guidance.rows import EachRow
 from guidestack.guidance.rule import Estimate, Rule
 from guidestack.guidance.rules.linear_ag import fit as linear
 from guidestack.guidance.testing.checks import IDENTITY, LEVELS, Oracle, OracleRun, oracle_run
@@ -234,29 +233,6 @@ def test_without_a_direction_nothing_is_said() -> None:
     silent, _ = observed(gs.CFG(3, against="positive"))
     assert np.isnan(silent.values["effective_scale"]).all()
     assert (silent.values["guided"] == 0).all()
-
-
-@pytest.mark.usefixtures("_fit")
-def test_each_stack_of_a_batch_has_its_own_direction() -> None:
-    texts = (
-        "cfg(4)",
-        "stack()",
-        "adaptive(cfg(4), threshold=0.9)",
-        "icg(3)",
-        "cfg(3, against='null@weak') | rescale(0.3)",
-        f"linear_ag(cfg(4), 'oracle.safetensors', policy='ge{'c' * (STEPS - 2)}')",
-    )
-    stacks = tuple(map(gs.parse, texts))
-    rows = (0, 1, 2, 2, 3, 4, 0, 5)
-    samples = (0, 1, 2, 0, 1, 2, 2, 1)
-    together, _ = observed(EachRow(stacks, rows), Oracle(samples=samples))
-    for place, stack in enumerate(stacks):
-        own = [row for row, its in enumerate(rows) if its == place]
-        alone, _ = observed(stack, Oracle(samples=tuple(samples[row] for row in own)))
-        for name in ("effective_scale", "across", "guided", "cosine", "contrast_norm", "evaluations"):
-            np.testing.assert_allclose(
-                together.values[name][own], alone.values[name], rtol=1e-6, atol=1e-7, err_msg=name
-            )
 
 
 def test_half_precision() -> None:

@@ -17,7 +17,6 @@ from guidestack.guidance.errors import CompositionError, RuleError
 from guidestack.guidance.plan import When, plan
 from guidestack.guidance.prediction import EPSILON, Level, Prediction
 from guidestack.guidance.query import POSITIVE, Predictions, evaluate
-from guidestack.guidance.rows import EachRow
 from guidestack.guidance.rule import Estimate, Run, Step
 from guidestack.guidance.rules.schedule import read_plan, written_plan
 from guidestack.guidance.testing import composition
@@ -207,18 +206,6 @@ def test_it_goes_through_solvers_of_second_order(scheduler: str) -> None:
     assert torch.isfinite(part.x).all()
     assert not torch.equal(part.x, whole.x)
     assert torch.equal(run("schedule(cfg(3), 'g*')").x, whole.x)
-
-
-def test_unlike_plans_share_a_batch() -> None:
-    """Rows that skip beside rows that do not: each is what it is alone, and costs that."""
-    texts = ("schedule(cfg(3), '(gs)*')", "cfg(3)", "schedule(cfg(3), 'g2 r c s g')")
-    together = oracle_run(EachRow(tuple(map(gs.parse, texts)), (0, 1, 2)))
-    assert together.run.report.evaluations == [6, 12, 8]
-    assert [record.rows for record in together.run.report.steps] == [6, 4, 5, 3, 4, 4]
-    for sample, text in enumerate(texts):
-        alone = oracle_run(gs.parse(text), Oracle(samples=(sample,))).outputs
-        for one, other in zip(together.outputs, alone, strict=True):
-            assert torch.allclose(one[sample], other[0], rtol=1e-9)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])

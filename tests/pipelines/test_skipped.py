@@ -13,7 +13,6 @@ import torch
 import guidestack as gs
 from guidestack.evaluation.effective_scale import gathered, strength
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
-from guidestack.guidance.rows import EachRow
 from guidestack.pipelines import guide
 
 STEPS = 5
@@ -76,17 +75,6 @@ def test_a_held_estimate_is_a_longer_step_of_ddim(pipe: Any) -> None:
     few, many = run("cfg(4)", 4), run("schedule(cfg(4), '(gs)*', skip_order=0, space='noise')", 8)
     assert torch.allclose(few, many, atol=2e-4)
     assert not torch.allclose(few, run("cfg(4)", 8), atol=2e-3)
-
-
-def test_unlike_stacks_share_a_batch(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = (SKIPPING, "cfg(4)", "schedule(cfg(4), '(gs)2 g')")
-    seen = rows_run(pipe, monkeypatch)
-    together, report = images(pipe, EachRow(tuple(map(gs.parse, texts)), (0, 1, 2)), 3)
-    assert seen == [record.rows for record in report.steps] == [6, 2, 5, 2, 5]
-    assert report.evaluations == [4, 10, 6]
-    for sample, text in enumerate(texts):
-        alone, _ = images(pipe, text, 3)
-        assert np.allclose(together[sample], alone[sample], atol=1e-5)
 
 
 @pytest.mark.parametrize(
