@@ -19,17 +19,19 @@ from ..guidance.errors import InputError, reason
 from ..guidance.notation.presets import read
 from ..guidance.words import counted
 from ..pipelines import edit
-from ..pipelines.families.lookup import denoisers_of, family_of
+from ..pipelines.families.lookup import family_of
 from ..pipelines.latents import on_white
 from ..pipelines.models.files import check_out, make_folder, opened, read_recipe, write
-from ..pipelines.models.loading import device_option, memory, notices, offload_option, threads_option
+from ..pipelines.models.generator import Generator
+from ..pipelines.models.loading import device_option, notices, offload_option, threads_option
 from ..pipelines.models.recipe import DTYPES, LAST_SEED, check_text, note_bars, split, takes_several
-from ..pipelines.models.studio import Studio
+from ..pipelines.size import own_size
 from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
+from .studio import note_cut
 
 
 @dataclass(frozen=True)
@@ -108,25 +110,25 @@ def described(path: Path, source: str | None) -> str:
     return found
 
 
-def sized(image: Image.Image, path: Path, wanted: tuple[int, int] | None, own: tuple[int, int]) -> Image.Image:
+def sized(image: Image.Image, path: Path, wanted: tuple[int, int] | None, own: tuple[int, int] | None) -> Image.Image:
     """The image in the size to edit it in.
 
     Args:
         image: the picture.
         path: where it came from.
         wanted: height and width, or None for the picture's own.
-        own: those of the model.
+        own: those of the model; None where they are not known, and the picture stays as it is.
 
     Raises:
         InputError: the picture is of another size than the model makes, and none was said.
     """
-    if wanted is None and (image.height, image.width) != own:
+    if wanted is None and own and (image.height, image.width) != own:
         size, here = "{}x{}".format(*own), f"{image.height}x{image.width}"
         raise InputError(
             f"{path} has {here} pixels and this model makes {size} (height x width): give --size {size} to have it "
             f"resized, or --size {here} to edit it as it is"
         )
-    height, width = wanted or own
+    height, width = wanted or own or (image.height, image.width)
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
@@ -142,14 +144,6 @@ def check_sampler(name: str) -> None:
             f"--sampler {name} cannot be run backwards: an image is inverted by first-order steps without fresh noise, "
             f"those of {', '.join(fit)}"
         )
-
-
-def own_size(pipe: Any) -> tuple[int, int]:
-    """Height and width in pixels that a pipeline makes when nothing is said."""
-    network: Any = denoisers_of(pipe, family_of(pipe))[0]
-    sides = network.config.sample_size
-    height, width = (sides, sides) if isinstance(sides, int) else sides
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
 @click.command()
@@ -204,10 +198,11 @@ def _edit(options: dict[str, Any]) -> str:
     inversion = guidance if options["inversion"] is None else read(options["inversion"])
     check_sampler(options["sampler"])
     check_out(options["out"])
-    studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"], options["offload"])
-    pipe = studio.pipe
-    picture = sized(picture, path, size, own_size(pipe))
-    pipe.scheduler = by_name(options["sampler"], studio.own)
+    how = {name: options[name] for name in ("model", "dtype", "device", "allow_pickle", "offload")}
+    generator = Generator(**how, advice="try --dtype float16, --offload, or a smaller --size")
+    pipe = generator.pipe
+    picture = sized(picture, path, size, own_size(pipe, family_of(pipe)))
+    generator.use(options["sampler"])
     pipe.set_progress_bar_config(unit="step", dynamic_ncols=True)  # a bar for the way back, and one for that forth
     editing = edit(pipe, guidance, inversion=inversion)
     recipe = Edit(
@@ -223,19 +218,19 @@ def _edit(options: dict[str, Any]) -> str:
         size=(picture.height, picture.width),
         dtype=options["dtype"],
         image=hashlib.sha256(picture.tobytes()).hexdigest()[:16],
-        model=studio.identity,
-        versions=studio.versions,
+        model=generator.identity,
+        versions=generator.versions,
     )
     to = options["out"] / recipe.filename
     if to.exists() and not options["overwrite"]:
         return f"{to} was there already"
-    studio.note_cut([recipe.prompt, recipe.source, recipe.negative])
+    note_cut(generator, [recipe.prompt, recipe.source, recipe.negative])
     began = time.monotonic()
     several = takes_several(guidance) or takes_several(inversion)
     if not several:
         note_bars(guidance, [recipe.negative])
     more = {"negative_prompt": split(recipe.negative) if several else recipe.negative} if recipe.negative else {}
-    with memory(studio.device, "try --dtype float16, --offload, or a smaller --size"):
+    with generator.running([recipe.seed]):
         made = editing(
             picture,
             source=source,

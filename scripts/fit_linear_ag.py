@@ -33,12 +33,12 @@ from ..guidance.stack import Stack
 from ..guidance.words import SAMPLER, counted
 from ..pipelines import GuidedPipeline, guide
 from ..pipelines.models.files import check_writable
-from ..pipelines.models.loading import device_option, memory, notices, threads_option
+from ..pipelines.models.generator import Generator
+from ..pipelines.models.loading import device_option, notices, threads_option
 from ..pipelines.models.recipe import DTYPES, MOST, MOST_TOGETHER, check_text
-from ..pipelines.models.studio import Studio
 from ..pipelines.session import model_identity
 from ..samplers import by_name, canonical, grid
-from ..samplers.noise import generators, seeded
+from ..samplers.noise import generators
 from .generate import read_prompts
 
 
@@ -87,9 +87,10 @@ def _fit(options: dict[str, Any]) -> str:
         check_text(prompt, "a prompt")
     by_name(options["sampler"])
     recorded = Recorded(presets.read(options["guidance"]))  # errors of the stack come before the model is loaded
-    studio = Studio(options["model"], options["dtype"], options["device"], options["allow_pickle"])
-    studio.pipe.scheduler = by_name(options["sampler"], studio.own)
-    guided = guide(studio.pipe, recorded)
+    how = {name: options[name] for name in ("model", "dtype", "device", "allow_pickle")}
+    generator = Generator(**how, advice="try a smaller --batch")
+    generator.use(options["sampler"])
+    guided = guide(generator.pipe, recorded)
     text = "\n".join(prompts).encode()
     made = {
         "prompts": f"{len(prompts)}:{hashlib.blake2b(text, digest_size=8).hexdigest()}",
@@ -97,14 +98,14 @@ def _fit(options: dict[str, Any]) -> str:
         "sampler": canonical(options["sampler"]),
         "dtype": options["dtype"],
     }
-    valid = {"model": model_identity(studio.pipe, guided.family)}
+    valid = {"model": model_identity(generator.pipe, guided.family)}
     part = out.with_name(f"{out.name}.part")
     fit = Fit.empty(str(recorded), options["steps"], valid, made)
     if part.exists():
         found = linear.read(part)
         _same(found, fit, part)
         fit = found
-    fit = _runs(guided, fit, prompts, part, options)
+    fit = _runs(generator, guided, fit, prompts, part, options)
     _write(fit, out)
     part.unlink(missing_ok=True)
     return report(fit, recorded.rule, out, guided)
@@ -128,7 +129,9 @@ def _same(found: Fit, wanted: Fit, path: Path) -> None:
             )
 
 
-def _runs(guided: GuidedPipeline, fit: Fit, prompts: Sequence[str], part: Path, options: dict[str, Any]) -> Fit:
+def _runs(
+    generator: Generator, guided: GuidedPipeline, fit: Fit, prompts: Sequence[str], part: Path, options: dict[str, Any]
+) -> Fit:
     """The fit with all runs that it lacks; what is finished is kept in `part`.
 
     Raises:
@@ -143,7 +146,9 @@ def _runs(guided: GuidedPipeline, fit: Fit, prompts: Sequence[str], part: Path, 
     try:
         for group in _groups(range(fit.trajectories, wanted), options["batch"]):
             seeds = [options["seed"] + index for index in group]
-            c, u = _histories(guided, [prompts[index % len(prompts)] for index in group], seeds, fit.steps)
+            texts = [prompts[index % len(prompts)] for index in group]
+            with generator.running(seeds):
+                c, u = _histories(guided, texts, seeds, fit.steps)
             known = dataclasses.replace(fit, valid=_identity(guided))
             if fit.trajectories:
                 _same(fit, known, part)
@@ -169,8 +174,7 @@ def _histories(
     guided: GuidedPipeline, prompts: list[str], seeds: list[int], steps: int
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """The noise predictions of one guided call, for the prompts and for the contrast."""
-    with seeded(guided.pipe.scheduler, seeds), memory(guided.pipe.device, "try a smaller --batch"):
-        guided(prompts, num_inference_steps=steps, generator=generators(seeds), output_type="latent")
+    guided(prompts, num_inference_steps=steps, generator=generators(seeds), output_type="latent")
     assert guided.run is not None  # the call ended
     (state,) = guided.run.state
     assert isinstance(state, Recording)
@@ -180,7 +184,8 @@ def _histories(
 def _identity(guided: GuidedPipeline) -> dict[str, str]:
     """What the last call was a run of."""
     assert guided.run is not None  # the call ended
-    return dict(guided.run.run.identity or {})
+    known = guided.run.run.identity or {}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _known(steps: int) -> list[bool]:

@@ -18,12 +18,13 @@ from ..guidance.stack import Stack
 from ..guidance.words import SAMPLER
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.files import LARGEST_SIDE, check_out, check_writable, read_recipe
+from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import device_option, fingerprint, notices, offload_option, threads_option
 from ..pipelines.models.pretrained import from_pretrained, stored_beside
 from ..pipelines.models.recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
-from ..pipelines.models.studio import Studio
 from ..samplers import by_name, canonical
 from .explain import schedule
+from .studio import ADVICE, Studio
 
 LARGEST = 10_000_000  # bytes of a file of prompts
 
@@ -182,6 +183,11 @@ def command(**options: Any) -> None:
         click.echo(_generate(options))
 
 
+def _studio(model: str | None, dtype: str, options: dict[str, Any]) -> Studio:
+    how = {name: options[name] for name in ("device", "allow_pickle", "offload")}
+    return Studio(Generator(model, dtype, **how, advice=ADVICE))
+
+
 def _generate(options: dict[str, Any]) -> str:
     check_out(options["out"], "; one labelled picture of all images is --grid FILE.png")
     if options["grid"]:
@@ -198,7 +204,7 @@ def _generate(options: dict[str, Any]) -> str:
         wanted = [Recipe.read(read_recipe(options["like"]), options["like"])]
         by_name(wanted[0].sampler)
         model = wanted[0].model_to_load(options["model"])
-        studio = Studio(model, wanted[0].dtype, options["device"], options["allow_pickle"], options["offload"])
+        studio = _studio(model, wanted[0].dtype, options)
         studio.check_same(wanted[0])
     else:
         prompts = [*options["prompts"], *(read_prompts(options["prompts_from"]) if options["prompts_from"] else [])]
@@ -210,9 +216,7 @@ def _generate(options: dict[str, Any]) -> str:
         wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
         by_name(options["sampler"])
         check_presets(options["guidance"], options["model"], options["sampler"], options["steps"])
-        studio = Studio(
-            options["model"], options["dtype"], options["device"], options["allow_pickle"], options["offload"]
-        )
+        studio = _studio(options["model"], options["dtype"], options)
     made = studio.make(wanted, options["out"], options["batch"], options["overwrite"])
     if options["grid"]:
         studio.write_grid(wanted, options["out"], options["grid"])

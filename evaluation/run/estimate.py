@@ -139,14 +139,13 @@ def _counts(plan: Plan, existing: set[str]) -> tuple[dict[object, int], dict[obj
 
 def measured(prepared: Prepared, cell: Cell) -> Speed:
     """Time an evaluation of a cell's batch, and an image beside its evaluations."""
-    maker = prepared.use(cell.dtype)
     prompts = list(itertools.islice(itertools.cycle(prepared.sweep.prompts), cell.batch))
     prompts = [dataclasses.replace(one, negative="", extra="") for one in prompts]
 
     def seconds(steps: int) -> float:
         plain = dataclasses.replace(cell, stack=UNGUIDED, steps=steps)
         samples = tuple(Sample(prompt, 0, seed, "") for seed, prompt in enumerate(prompts))
-        return maker.make(Batch(plain, samples)).seconds
+        return prepared.make(Batch(plain, samples)).seconds
 
     seconds(STEPS[0])  # the first run of a model pays for what later ones find in place
     few, many = (seconds(steps) for steps in STEPS)

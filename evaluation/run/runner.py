@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 from ...guidance.errors import InputError, NonFiniteError
 from ...guidance.words import counted_are
+from ...pipelines.models.generator import Asked, Generator, Made
+from ...pipelines.prompts import uses_negative
+from ..effective_scale import strength
 from ..spec.cells import Addresses, Cell, baseline_of, expand
 from ..spec.sweep import Sweep
 from ..store.folder import RunFolder
@@ -18,9 +21,8 @@ from ..store.lock import Launch, Lock, held
 from ..store.merge import merge
 from ..store.records import Keeper, lost_of
 from . import history
-from .batches import Place, Plan, blocks
+from .batches import Batch, Place, Plan, blocks
 from .check import Cost, check, notes
-from .maker import Maker
 from .progress import Progress
 from .writer import Writer
 
@@ -81,20 +83,20 @@ class Prepared:
     Args:
         sweep: the sweep.
         options: how to run.
-        maker: its model, where that is loaded already.
+        generator: its model, where that is there already.
 
     Raises:
         GuidestackError: a cell is refused, or the model cannot be loaded.
     """
 
-    def __init__(self, sweep: Sweep, options: Options, maker: Maker | None = None) -> None:
+    def __init__(self, sweep: Sweep, options: Options, generator: Generator | None = None) -> None:
         self.sweep, self.options = sweep, options
         self.cells: tuple[Cell, ...] = expand(sweep)
-        self.maker = maker or Maker(sweep.model, self.cells[0].dtype, options.device, options.allow_pickle)
+        self.generator = generator or generator_of(sweep.model, self.cells[0].dtype, options)
         baseline_of(sweep, self.cells)
-        self.costs: dict[Cell, Cost] = check(self.maker, self.cells, sweep.prompts)
-        self.notes = notes(self.maker, self.cells, sweep.prompts)
-        self.addresses = Addresses(self.maker.model)
+        self.costs: dict[Cell, Cost] = check(self.generator, self.cells, sweep.prompts)
+        self.notes = notes(self.generator, self.cells, sweep.prompts)
+        self.addresses = Addresses.of_model(self.generator.identity)
         history.check(sweep, self.cells, self.addresses)
         self.meter = _meter(sweep, options.device)
 
@@ -102,12 +104,26 @@ class Prepared:
         """The batches of the sweep, given the versions of it that a folder has seen."""
         return Plan(blocks(history.planned(sweeps)), self.addresses)
 
-    def use(self, dtype: str) -> Maker:
-        """The model with weights of a type; it is loaded anew where that is another one."""
-        if self.maker.dtype != dtype:
-            del self.maker  # before the next one needs the memory
-            self.maker = Maker(self.sweep.model, dtype, self.options.device, self.options.allow_pickle)
-        return self.maker
+    def make(self, batch: Batch) -> Made:
+        """Make a batch; the model is loaded anew where the batch needs weights of another type.
+
+        Raises:
+            GuidestackError: as `Generator.make`.
+        """
+        cell = batch.cell
+        if self.generator.dtype != cell.dtype:  # the next one is loaded when it makes its first batch
+            self.generator = generator_of(self.sweep.model, cell.dtype, self.options)
+        given = uses_negative(cell.parsed)  # else a batch would warn of it; `notes` says it once
+        asked = []
+        for sample in batch.samples:
+            prompt, negative = sample.prompt, sample.prompt.negative if given else ""
+            asked.append(Asked(prompt.text, sample.seed, negative, prompt.extra, prompt.class_id))
+        return self.generator.make(asked, cell.parsed, cell.sampler, cell.steps, cell.size, observe=strength)
+
+
+def generator_of(model: str | None, dtype: str, options: Options) -> Generator:
+    """A model for a sweep: any pipeline that there is a record for, also one without prompts."""
+    return Generator(model, dtype, options.device, options.allow_pickle, needs_prompts=False)
 
 
 def _meter(sweep: Sweep, device: str) -> Meter | None:
@@ -140,7 +156,7 @@ def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = No
         if launch.rank == 0:
             for note in [*prepared.notes, *history.remarks(run, sweep, len(existing))]:
                 progress.note(note)
-            name = prepared.maker.identity["name"]
+            name = prepared.generator.identity["name"]
             history.write(run, sweeps, prepared.cells, prepared.addresses, name)
         plan = prepared.plan(sweeps)
         places = plan.places(existing)
@@ -204,9 +220,9 @@ def _make(
         for place in wanted:
             lock.check()
             batch = plan.batch(place)
-            maker = prepared.use(batch.cell.dtype)
-            done = maker.make(batch)
-            keeper = Keeper(prepared.sweep, prepared.addresses, maker, prepared.meter)
+            done = prepared.make(batch)
+            about = prepared.generator.identity, prepared.generator.versions
+            keeper = Keeper(prepared.sweep, prepared.addresses, *about, prepared.meter)
             spent = sum(done.report.evaluations)
             gone = len(lost_of(batch, done) - existing)
             if done.lost and not cause:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.presets import as_stack, read
@@ -188,6 +188,11 @@ class Addresses:
 
     def __init__(self, model: str) -> None:
         self.model = model
+
+    @classmethod
+    def of_model(cls, identity: Mapping[str, str]) -> Self:
+        """The addresses of the model of such an identity."""
+        return cls(identity.get("fingerprint") or identity["name"])
 
     def cell(self, cell: Cell) -> str:
         """A short hash of a cell."""

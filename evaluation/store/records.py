@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ... import __version__
+from ...pipelines.models.files import contents
+from ...pipelines.models.generator import Made
+from ...pipelines.models.recipe import MOST_TOGETHER, Recipe
 from ..effective_scale import gathered
-from ..run.batches import Batch
-from ..run.maker import Made, Maker, image_bytes
+from ..run.batches import Batch, Sample
 from ..run.writer import Finished
 from ..spec.cells import Addresses
 from ..spec.sweep import Sweep
@@ -34,13 +36,15 @@ class Keeper:
     Args:
         sweep: what to keep.
         addresses: of the model.
-        maker: which made them.
+        identity: what identifies the model.
+        versions: of the libraries that make the images, and on what device.
         meter: what is measured of them; None for nothing.
     """
 
     sweep: Sweep
     addresses: Addresses
-    maker: Maker
+    identity: Mapping[str, str]
+    versions: Mapping[str, str]
     meter: Meter | None = None
 
     def kept(self, batch: Batch, made: Made, existing: Collection[str]) -> Finished:
@@ -60,8 +64,8 @@ class Keeper:
             }
             if self.sweep.images != "none":
                 row["image"] = f"{IMAGES}/{sample.address[:2]}/{sample.address}.{self.sweep.images}"
-                recipe = self.maker.recipe(batch, sample)
-                images[row["image"]] = functools.partial(image_bytes, made.images[place], self.sweep.images, recipe)
+                recipe = self._recipe(batch, sample)
+                images[row["image"]] = functools.partial(contents, made.images[place], self.sweep.images, recipe)
             if self.sweep.traces:
                 traces[sample.address] = measured.sample(place)
             rows.append(row)
@@ -71,6 +75,24 @@ class Keeper:
             kept = [place for place, sample in enumerate(batch.samples) if sample.address not in existing]
             table, features = self.meter.measured(table, pixels([made.images[place] for place in kept]))
         return Finished(table, images, features, traces)
+
+    def _recipe(self, batch: Batch, sample: Sample) -> dict[str, Any]:
+        """What `guidestack generate --like` reads out of an image."""
+        cell, prompt = batch.cell, sample.prompt
+        return Recipe(
+            prompt=prompt.text,
+            negative=prompt.negative,
+            extra=prompt.extra,
+            guidance=cell.stack,
+            sampler=cell.sampler,
+            steps=cell.steps,
+            seed=sample.seed,
+            size=cell.size,
+            dtype=cell.dtype,
+            batch=min(len(batch.samples), MOST_TOGETHER),
+            model=self.identity,
+            versions=self.versions,
+        ).written()
 
     def _row(self, batch: Batch, place: int, made: Made) -> dict[str, Any]:
         cell, sample, report = batch.cell, batch.samples[place], made.report
@@ -90,14 +112,14 @@ class Keeper:
             "height": height,
             "width": width,
             "dtype": cell.dtype,
-            "model": self.maker.identity["name"],
-            "fingerprint": self.maker.identity.get("fingerprint"),
+            "model": self.identity["name"],
+            "fingerprint": self.identity.get("fingerprint"),
             "evaluations": report.evaluations[place],
             "calls": report.calls,
             "rows": report.rows,
             "batch": len(batch.samples),
             "seconds": made.seconds / len(batch.samples),
-            "versions": json.dumps({"guidestack": __version__, **self.maker.versions}, sort_keys=True),
+            "versions": json.dumps({"guidestack": __version__, **self.versions}, sort_keys=True),
             "made": datetime.now(UTC),
         }
         row |= {f"axis.{name}": value for name, value in cell.axes}
@@ -116,7 +138,7 @@ def _number(value: float) -> float | None:
 
 def lost_of(batch: Batch, made: Made) -> set[str]:
     """The addresses of the samples of a batch that are NaN or Inf."""
-    return {batch.samples[place].address for place in (made.lost.samples if made.lost else ())}
+    return {sample.address for place, sample in enumerate(batch.samples) if place not in made.images}
 
 
 def pixels(images: Sequence[Image.Image]) -> NDArray[np.uint8]:

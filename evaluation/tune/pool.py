@@ -11,10 +11,10 @@ import numpy as np
 
 from ...guidance.errors import InputError
 from ...guidance.words import counted
+from ...pipelines.models.generator import Generator
 from ..analysis.measure import Cell as Images
 from ..analysis.measure import Cells
 from ..run.history import differs
-from ..run.maker import Maker
 from ..run.progress import Progress
 from ..run.runner import Options, Prepared, refuse_lost, run_sweep
 from ..spec.prompts import Prompt
@@ -72,7 +72,7 @@ class Pool:
     Args:
         location: of the folder.
         setup: of the samples.
-        maker: the model.
+        generator: the model.
         options: how to run.
         progress: told what happens.
         against: the pool that has the reference's images; None for this one, which then begins with them.
@@ -83,7 +83,7 @@ class Pool:
 
     location: str
     setup: Setup
-    maker: Maker
+    generator: Generator
     options: Options
     progress: Progress = field(default_factory=Progress)
     against: Pool | None = None
@@ -135,7 +135,7 @@ class Pool:
         new = [stack for stack in dict.fromkeys(stacks) if stack not in self.stacks]
         if new or any(stack not in self.points for stack in stacks):
             self.stacks += new
-            prepared = Prepared(self.setup.sweep(self.stacks), self.options, self.maker)
+            prepared = Prepared(self.setup.sweep(self.stacks), self.options, self.generator)
             refuse_lost(run_sweep(prepared, self.run, self.progress))
             self._points(prepared)
         return [self.points[stack] for stack in stacks]
@@ -193,4 +193,4 @@ class Pool:
     def at(self, steps: int, location: str) -> Pool:
         """A pool of the same samples with another number of steps, compared with this one's reference."""
         setup = replace(self.setup, fixed={**self.setup.fixed, "steps": steps})
-        return Pool(location, setup, self.maker, self.options, self.progress, self)
+        return Pool(location, setup, self.generator, self.options, self.progress, self)

@@ -22,9 +22,8 @@ from ...pipelines import guide
 from ...pipelines.models.files import check_writable
 from ...samplers import grid
 from ..run.check import check
-from ..run.maker import Maker
 from ..run.progress import Progress
-from ..run.runner import Options
+from ..run.runner import Options, generator_of
 from ..spec.prompts import Prompt
 from ..store.folder import RunFolder
 from . import frontier, plot, preset
@@ -148,7 +147,7 @@ class Tuning:
         settings = self.settings
         check_installed()
         check_writable(self.out)
-        self.maker = Maker(settings.model, settings.fixed["dtype"], self.options.device, self.options.allow_pickle)
+        self.generator = generator_of(settings.model, settings.fixed["dtype"], self.options)
         self.files = RunFolder(self.out / settings.goal.name)
         self.training = self._pool(TRAINING, settings.training)
         self.held_out = self._pool(HELD_OUT, settings.held_out)
@@ -159,16 +158,16 @@ class Tuning:
             self._check(pool.setup)
 
     def _pool(self, name: str, prompts: Prompts) -> Pool:
-        return Pool(str(self.out / name), self.settings.setup(prompts), self.maker, self.options, self.progress)
+        return Pool(str(self.out / name), self.settings.setup(prompts), self.generator, self.options, self.progress)
 
     def _runs(self, stack: Stack) -> None:
-        guide(self.maker.pipe, stack)
+        guide(self.generator.pipe, stack)
 
     def _points(self) -> tuple[When, ...]:
-        self.maker.use(self.settings.fixed["sampler"])
+        self.generator.use(self.settings.fixed["sampler"])
         self._runs(self.settings.reference)
-        self.maker.pipe.scheduler.set_timesteps(self.settings.fixed["steps"])
-        points = grid(self.maker.pipe.scheduler).points
+        self.generator.pipe.scheduler.set_timesteps(self.settings.fixed["steps"])
+        points = grid(self.generator.pipe.scheduler).points
         return tuple(When(point.step, point.evaluation, point.level, point.time) for point in points)
 
     def _check_goal(self) -> None:
@@ -186,7 +185,7 @@ class Tuning:
 
         than = [self.settings.goal.than] if self.settings.goal.than else []
         stacks = list(dict.fromkeys([setup.reference, *than, *self.extra]))
-        check(self.maker, expand(setup.sweep(stacks)), setup.prompts)
+        check(self.generator, expand(setup.sweep(stacks)), setup.prompts)
 
     @property
     def preset_file(self) -> Path:
@@ -287,14 +286,14 @@ class Tuning:
         """What the numbers are of."""
         settings = self.settings
         return {
-            "model": dict(self.maker.identity),
+            "model": dict(self.generator.identity),
             "reference": str(settings.reference),
             **{name: settings.fixed[name] for name in ("sampler", "steps", "dtype")},
             "evaluations": self.space.cost(settings.reference),
             "goal": str(settings.goal),
             "metric": settings.goal.metric,
             "names": {metric: likeness(metric).full_name for metric in settings.metrics},
-            "versions": {"guidestack": __version__, **self.maker.versions},
+            "versions": {"guidestack": __version__, **self.generator.versions},
         }
 
     def _write(
@@ -322,7 +321,7 @@ class Tuning:
         settings, point = self.settings, verdict.point
         seeds = f"seeds {settings.held_out.start} and on"
         held = f"{len(settings.held_out.prompts)} held-out prompts, {seeds}"
-        model = " ".join(self.maker.identity.values())
+        model = " ".join(self.generator.identity.values())
         whole = self.space.cost(settings.reference)
         header = [
             f"Tuned: {point.cost:.4g} network evaluations an image instead of the {whole} of {settings.reference}.",
@@ -343,7 +342,7 @@ class Tuning:
         )
         versions = ", ".join(f"{name} {number}" for name, number in self.told["versions"].items())
         numbers["made"] = f"{datetime.now(UTC):%Y-%m-%d} by guidestack tune, {versions}"
-        identity = self.maker.identity
+        identity = self.generator.identity
         tuned = TunedFor(
             identity["name"], settings.fixed["sampler"], settings.fixed["steps"], identity.get("fingerprint")
         )

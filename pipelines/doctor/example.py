@@ -13,18 +13,12 @@ from PIL import Image
 from ..families.lookup import denoisers_of, signature_of
 from ..families.record import Family, Pipeline
 from ..prompts import REPEATS
+from ..size import factor, first_of, own_size
 
 BATCH = 2  # samples: with one, rows and halves can be mistaken for each other
 STEPS = (2, 4)  # some schedulers have no runs of 2
 PROMPTS = ("a cat on a table", "red")  # of different lengths, for masks
 NEGATIVES = ("dog", "a blue tree")
-FACTORS = (
-    "vae_scale_factor",
-    "vae_scale_factor_spatial",
-    "vae_spatial_compression_ratio",
-    "vae_spatial_scale_factor",
-    "movq_scale_factor",
-)
 FRAMES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 SIDES = (8, 16, 32, 64)  # of latents, tried in this order
 
@@ -41,8 +35,8 @@ def examples(pipe: Pipeline, family: Family, given: Mapping[str, Any]) -> Iterat
     shown = _shown(pipe)
     chosen = "height" in given or "width" in given or any(given.get(name) is not None for name in shown)
     sized = not chosen and ("height" in names or bool(shown))
-    factor, own = _first(pipe, FACTORS, 8), own_size(pipe, family)
-    smaller = [side * factor for side in SIDES if sized and (own is None or side * factor < own)]
+    each_latent, own = factor(pipe), _own_side(pipe, family)
+    smaller = [side * each_latent for side in SIDES if sized and (own is None or side * each_latent < own)]
     for side in (*smaller, None):
         for steps in STEPS:
             for each in (True, False) if shown else (True,):
@@ -89,20 +83,10 @@ def described(pipe: Pipeline, family: Family, steps: int, size: tuple[int, ...])
     return f"samples of {shape}, {steps} steps of {scheduler}, {kind} on {weight.device}"
 
 
-def own_size(pipe: Pipeline, family: Family) -> int | None:
-    """The side in pixels of what a pipeline makes when nothing is said; None where that is not known."""
-    default = signature_of(pipe).parameters.get("height")
-    if default is not None and isinstance(default.default, int):
-        return default.default
-    config: Any = getattr(denoisers_of(pipe, family)[0], "config", {})
-    side = getattr(pipe, "default_sample_size", None) or config.get("sample_size")
-    side = min(side) if isinstance(side, list | tuple) else side
-    return side * _first(pipe, FACTORS, 8) if isinstance(side, int) else None
-
-
-def _first(pipe: Pipeline, names: tuple[str, ...], otherwise: int) -> int:
-    found = [int(value) for name in names if isinstance(value := getattr(pipe, name, None), int | float)]
-    return found[0] if found else otherwise
+def _own_side(pipe: Pipeline, family: Family) -> int | None:
+    """The shorter side in pixels of what a pipeline makes when nothing is said; None where that is not known."""
+    own = own_size(pipe, family)
+    return min(own) if own else None
 
 
 def _shown(pipe: Pipeline) -> list[str]:
@@ -122,7 +106,7 @@ def _example(
 ) -> dict[str, Any]:
     """Arguments for pictures of a side in pixels; None for the pipeline's own, with one for each sample or for all."""
     names, shown = signature_of(pipe).parameters, _shown(pipe)
-    frames, pixels = _first(pipe, FRAMES, 4) + 1, side or own_size(pipe, family) or 512
+    frames, pixels = first_of(pipe, FRAMES, 4) + 1, side or _own_side(pipe, family) or 512
     call: dict[str, Any] = {
         "prompt": list(PROMPTS),
         "negative_prompt": list(NEGATIVES),

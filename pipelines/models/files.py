@@ -31,17 +31,32 @@ def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) 
         InputError: the file cannot be written: the folder, the rights, a full disk.
     """
     beside = path.with_name(f".{path.name}.part")
-    text = PngImagePlugin.PngInfo()
-    if recipe is not None:
-        text.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False))
     try:
-        image.save(beside, format="PNG", pnginfo=text)
+        image.save(beside, format="PNG", pnginfo=_told(recipe))
         beside.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {reason(error)}; choose another --out or make room") from None
     finally:
         if beside.exists():
             beside.unlink()
+
+
+def contents(image: Image.Image, kind: str, recipe: dict[str, Any] | None = None) -> bytes:
+    """An image as the contents of a file: ``"png"`` with its recipe, or ``"webp"`` without loss."""
+    sink = io.BytesIO()
+    if kind == "png":
+        image.save(sink, format="PNG", pnginfo=_told(recipe))
+    else:
+        image.save(sink, format="WEBP", lossless=True)
+    return sink.getvalue()
+
+
+def _told(recipe: dict[str, Any] | None) -> PngImagePlugin.PngInfo:
+    """What a PNG says of how it was made."""
+    text = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        text.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False))
+    return text
 
 
 def make_folder(folder: Path) -> None:

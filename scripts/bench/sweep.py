@@ -57,15 +57,15 @@ class Bare:
     """The pipeline by itself, with its own guidance, over the samples of a sweep."""
 
     def __init__(self, prepared: Prepared) -> None:
-        self.prepared, self.maker = prepared, prepared.maker
+        self.prepared, self.generator = prepared, prepared.generator
 
     def __call__(self) -> None:
         """Make every picture, and keep none."""
         plan = self.prepared.plan([self.prepared.sweep])
         for place in plan.places():
             batch = plan.batch(place)
-            self.maker.use(batch.cell.sampler)
-            self.maker.pipe(
+            self.generator.use(batch.cell.sampler)
+            self.generator.pipe(
                 prompt=[sample.prompt.text for sample in batch.samples],
                 generator=[torch.Generator().manual_seed(sample.seed) for sample in batch.samples],
                 num_inference_steps=batch.cell.steps,

@@ -440,8 +440,8 @@ def test_no_run_folder_is_written_on_an_error_and_the_corrected_sweep_runs(
 
 
 @pytest.fixture(scope="module")
-def maker(model_folder: Path) -> Any:
-    return Prepared(sweep_of(model_folder, steps=1), Options()).maker
+def generator(model_folder: Path) -> Any:
+    return Prepared(sweep_of(model_folder, steps=1), Options()).generator
 
 
 @settings(bounded, max_examples=12, suppress_health_check=list(HealthCheck))
@@ -450,7 +450,7 @@ def maker(model_folder: Path) -> Any:
     st.sampled_from(["prompts", "negatives", "label", "stack", "jsonl"]),
 )
 def test_any_text_is_run_or_refused_before_there_is_a_run_folder(
-    maker: Any, model_folder: Path, tmp_path_factory: pytest.TempPathFactory, text: str, where: str
+    generator: Any, model_folder: Path, tmp_path_factory: pytest.TempPathFactory, text: str, where: str
 ) -> None:
     out = tmp_path_factory.mktemp("any") / "run"
     plain: dict[str, Any] = {
@@ -472,7 +472,7 @@ def test_any_text_is_run_or_refused_before_there_is_a_run_folder(
     def go(keys: dict[str, Any]) -> Any:
         data = json.dumps({**plain, **keys}).encode()  # which is YAML, but for pairs of surrogates
         sweep = parse_sweep(data, "s.yaml", lambda file: lines)
-        return run_sweep(Prepared(sweep, Options(), maker), RunFolder(out))
+        return run_sweep(Prepared(sweep, Options(), generator), RunFolder(out))
 
     found = checked(lambda: go(placed[where]))
     if isinstance(found, GuidestackError):
@@ -503,7 +503,7 @@ def damaged(base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(base, tmp_path / "run"))
 
 
-def read_everything(folder: Path, maker: Any) -> list[Any]:
+def read_everything(folder: Path, generator: Any) -> list[Any]:
     """What every reader of a run folder finds or raises."""
     run = RunFolder(folder, patience=0)
     metrics = [parse_metric(one) for one in ("saturation", "ssim")]
@@ -512,7 +512,7 @@ def read_everything(folder: Path, maker: Any) -> list[Any]:
         lambda: write(run),
         lambda: measure(run, metrics),
         lambda: list(run.feature_shards("net")),
-        lambda: run_sweep(Prepared(load_sweep(str(folder / "sweep.yaml")), Options(), maker), run),
+        lambda: run_sweep(Prepared(load_sweep(str(folder / "sweep.yaml")), Options(), generator), run),
         lambda: merge_only(run, Launch()),
     ]
     return [checked(one) for one in again]
@@ -650,10 +650,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_run_folder_gets_one_line(name: str, damaged: Path, maker: Any) -> None:
+def test_a_damaged_run_folder_gets_one_line(name: str, damaged: Path, generator: Any) -> None:
     damage, message = DAMAGES[name]
     damage(damaged)
-    found = read_everything(damaged, maker)
+    found = read_everything(damaged, generator)
     errors = [one for one in found if isinstance(one, InputError)]
     assert errors
     for error in errors:
@@ -669,17 +669,17 @@ NUMBERS: list[Any] = [float("nan"), float("inf"), None]
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("all_of_them", [True, False])
 def test_a_number_that_is_none_is_one_that_is_missing(
-    column: str, number: Any, all_of_them: bool, damaged: Path, maker: Any
+    column: str, number: Any, all_of_them: bool, damaged: Path, generator: Any
 ) -> None:
     column_as(column, lambda old: [number] * len(old) if all_of_them else [number, *old[1:]], pa.float64())(damaged)
-    found = read_everything(damaged, maker)
+    found = read_everything(damaged, generator)
     assert not [one for one in found if isinstance(one, GuidestackError)]
     assert "NaN" not in (damaged / "report.html").read_text().partition("<script>")[0]
 
 
-def test_traces_that_are_not_finite_are_left_out(damaged: Path, maker: Any) -> None:
+def test_traces_that_are_not_finite_are_left_out(damaged: Path, generator: Any) -> None:
     traced(steps=2, effective_scale=np.array([np.inf, 1.0]))(damaged)
-    assert not [one for one in read_everything(damaged, maker) if isinstance(one, GuidestackError)]
+    assert not [one for one in read_everything(damaged, generator) if isinstance(one, GuidestackError)]
 
 
 @settings(bounded, max_examples=40, suppress_health_check=list(HealthCheck))

@@ -292,7 +292,7 @@ def test_another_sweep_is_refused(whole: Path, model_folder: Path, keys: dict[st
 
 def test_another_model_is_refused(whole: Path, model_folder: Path, tmp_path: Path) -> None:
     prepared = Prepared(sweep_of(model_folder), Options())
-    prepared.maker.identity["fingerprint"] = "another"
+    prepared.generator.identity["fingerprint"] = "another"
     prepared.addresses = Addresses("another")
     with pytest.raises(InputError, match=r"the model's fingerprint is .* there and another here"):
         run_sweep(prepared, RunFolder(whole))

@@ -104,7 +104,7 @@ def test_a_preset_for_another_run_is_warned_of(file: Path, model_folder: Path) -
 
 
 def test_a_plan_for_other_steps_is_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guidestack.scripts.generate.Studio", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("guidestack.scripts.generate.Generator", lambda *_: pytest.fail("a model was loaded"))
     for text in ("@tuned-emoji-half", "schedule(cfg(4), 'g24 c')"):
         result = CliRunner().invoke(group, ["generate", "a", "--steps", "20", "--guidance", text])
         assert isinstance(result.exception, InputError)

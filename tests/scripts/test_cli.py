@@ -274,7 +274,7 @@ def test_a_model_that_answers_nan_makes_nothing(run: Any, new_pipe: Any, tmp_pat
 def test_ctrl_c_keeps_what_is_finished(
     run: Any, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guidestack.pipelines.models import studio
+    from guidestack.scripts import studio
 
     original, calls = studio.images.write, []
 
@@ -372,7 +372,7 @@ def test_several_negatives_where_one_is_taken(run: Any, model_folder: Path, tmp_
 def test_output_folders_are_tried_before_the_model_is_loaded(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guidestack.scripts.generate.Studio", lambda *given: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("guidestack.scripts.generate.Generator", lambda *given: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("")
     for folder, option in (("/proc/nothing", "--out"), (tmp_path / "file", "--out"), ("/proc/nothing/x.png", "--grid")):
         status, out, err = run("generate", "a", "--out", tmp_path / "new" / "out", option, folder)

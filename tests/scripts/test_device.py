@@ -18,8 +18,9 @@ from PIL import Image
 
 from guidestack.guidance.errors import InputError
 from guidestack.pipelines.models.files import read_recipe
+from guidestack.pipelines.models.generator import Generator
 from guidestack.pipelines.models.loading import chosen_device, load, made_with
-from guidestack.pipelines.models.studio import Studio
+from guidestack.scripts.studio import Studio
 
 QUICK = ["--steps", "2", "--sampler", "ddim", "--guidance", "cfg(3)"]
 
@@ -63,7 +64,7 @@ def test_what_runs_takes_that_default(
     def asked(name: Any, dtype: Any, device: str, *rest: Any, **more: Any) -> Any:
         raise Asked(device)
 
-    for module in ("scripts.studio", "scripts.doctor", "evaluation.maker"):
+    for module in ("pipelines.models.generator", "scripts.doctor"):
         monkeypatch.setattr(importlib.import_module(f"guidestack.{module}"), "load", asked)
     accelerators("mps")
     picture, prompts, sweep = tmp_path / "a.png", tmp_path / "a.txt", tmp_path / "a.yaml"
@@ -122,10 +123,10 @@ def test_threads_move_a_rare_pixel_by_one() -> None:
 
 
 def test_an_image_of_before_says_nothing_of_a_device(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    studio = Studio(str(model_folder), "float32", "cpu")
-    recipe = json.loads(json.dumps({name: one for name, one in studio.versions.items() if name != "device"}))
+    studio = Studio(Generator(str(model_folder), "float32", "cpu"))
+    recipe = json.loads(json.dumps({name: one for name, one in studio.generator.versions.items() if name != "device"}))
     made = importlib.import_module("guidestack.pipelines.models.recipe").Recipe(
-        "a", "", "", "cfg(3)", "ddim", 2, 0, None, "float32", model=studio.identity, versions=recipe
+        "a", "", "", "cfg(3)", "ddim", 2, 0, None, "float32", model=studio.generator.identity, versions=recipe
     )
     studio.check_same(made)
     assert capsys.readouterr().err == ""
@@ -152,7 +153,7 @@ cli.main()
 
 def test_offload_is_for_accelerators(model_folder: Path) -> None:
     with pytest.raises(InputError, match="drop --offload"):
-        Studio(str(model_folder), "float32", "cpu", offload=True)
+        Generator(str(model_folder), "float32", "cpu", offload=True)
 
 
 def test_offload_keeps_the_model_on_the_host(model_folder: Path) -> None:

@@ -216,7 +216,7 @@ def test_several_negatives_where_one_is_taken(run: Any, model_folder: Path, imag
 def test_an_output_folder_is_tried_before_the_model_is_loaded(
     run: Any, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guidestack.scripts.edit.Studio", lambda *given: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("guidestack.scripts.edit.Generator", lambda *given: pytest.fail("the model was loaded"))
     status, said, err = run(image, "red", "--out", "/proc/nothing", *QUICK)
     assert (status, said) == (2, "")
     assert err.startswith("guidestack: cannot write to /proc/nothing: ")
@@ -226,7 +226,7 @@ def test_an_output_folder_is_tried_before_the_model_is_loaded(
 def test_a_sampler_that_cannot_go_back_is_named_as_it_was_given(
     run: Any, image: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("guidestack.scripts.edit.Studio", lambda *given: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("guidestack.scripts.edit.Generator", lambda *given: pytest.fail("the model was loaded"))
     status, _, err = run(image, "red", "--sampler", name)
     assert status == 2
     assert f"--sampler {name} cannot be run backwards" in err

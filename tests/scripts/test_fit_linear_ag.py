@@ -141,7 +141,7 @@ def test_what_a_fit_is_not_for_is_said_before_anything_runs(
 def test_an_output_that_cannot_be_written_is_said_before_anything_runs(
     fit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_linear_ag, "Studio", lambda *given: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(fit_linear_ag, "Generator", lambda *given: pytest.fail("the model was loaded"))
     status, out, err = fit(Path("/proc/nothing/c.safetensors"))
     assert (status, out) == (2, "")
     assert err.startswith("guidestack: cannot write to /proc/nothing")

@@ -25,9 +25,9 @@ from guidestack.pipelines.models import files as images
 from guidestack.pipelines.models import loading as model
 from guidestack.pipelines.models import recipe
 from guidestack.pipelines.models.files import LARGEST_SIDE, opened, read_recipe, write
+from guidestack.pipelines.models.generator import Generator
 from guidestack.pipelines.models.loading import check_device, check_folder, first_line, identity_of, memory
 from guidestack.pipelines.models.recipe import Recipe
-from guidestack.pipelines.models.studio import Studio
 from guidestack.scripts import cli, generate
 
 QUICK = ["--steps", "2", "--sampler", "ddim"]
@@ -509,7 +509,7 @@ def test_memory_on_any_device_is_one_line(run: Run, model_folder: Path, tmp_path
     def much(*given: Any, **more: Any) -> Any:
         return torch.empty(2**50)  # what the allocator of the CPU says of itself
 
-    monkeypatch.setattr("guidestack.pipelines.models.studio.guide", lambda *given: much)
+    monkeypatch.setattr("guidestack.pipelines.models.generator.guide", lambda *given: much)
     status, _, err = run("generate", "a", "--model", model_folder, "--out", tmp_path, *QUICK)
     assert status == 2
     assert (
@@ -553,7 +553,9 @@ def test_what_is_there_is_not_made_and_no_model_loaded(
     command = ["generate", "a", "b", "--model", model_folder, "--out", tmp_path, "--grid", grid, *QUICK]
     assert run(*command)[0] == 0
     grid.unlink()
-    monkeypatch.setattr("guidestack.pipelines.models.studio.load", lambda *given: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "guidestack.pipelines.models.generator.load", lambda *given: pytest.fail("the model was loaded")
+    )
     status, out, _ = run(*command)
     assert (status, out.splitlines()[0]) == (0, f"nothing to make in {tmp_path}: 2 were there already")
     assert grid.exists()
@@ -576,7 +578,9 @@ def test_the_page_of_limits_has_the_numbers() -> None:
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,]*\d)", page), number
 
 
-def test_a_studio_says_what_it_is_before_it_is_loaded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guidestack.pipelines.models.studio.load", lambda *given: pytest.fail("the model was loaded"))
-    studio = Studio(str(model_folder), "float32", "cpu")
-    assert studio.identity == identity_of(str(model_folder))
+def test_a_generator_says_what_it_is_before_it_is_loaded(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "guidestack.pipelines.models.generator.load", lambda *given: pytest.fail("the model was loaded")
+    )
+    generator = Generator(str(model_folder), "float32", "cpu")
+    assert generator.identity == identity_of(str(model_folder))

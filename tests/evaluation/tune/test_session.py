@@ -306,7 +306,7 @@ def test_without_the_search_library_nothing_begins(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "optuna" else real(name, *rest)
     )
-    monkeypatch.setattr("guidestack.evaluation.tune.session.Maker", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("guidestack.evaluation.tune.session.generator_of", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(InputError, match=re.escape("tune needs optuna: pip install 'guidestack[tune]'")):
         Tuning(settings(model_folder), tmp_path / "out")
     result = CliRunner().invoke(group, ["tune", "--evaluations", "9", "--out", str(tmp_path / "out")])
@@ -321,7 +321,7 @@ def test_ctrl_c_at_the_start_says_that_the_same_command_goes_on(
     def stopped(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("guidestack.evaluation.tune.session.Maker", stopped)
+    monkeypatch.setattr("guidestack.evaluation.tune.session.generator_of", stopped)
     result = CliRunner().invoke(group, ["tune", "--evaluations", "9", "--out", str(tmp_path / "out")])
     assert "stopped before the search began; the same command goes on" in result.output
     assert result.exit_code != 0

@@ -1,0 +1,264 @@
+"""A model that makes images, one batch after the other: what the command line and sweeps make them with."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ...guidance.errors import InputError, NonFiniteError
+from ...guidance.notation.presets import as_stack
+from ...guidance.observe import Observer
+from ...guidance.plan import SHAPE
+from ...guidance.report import Report
+from ...guidance.rule import Rule, Run
+from ...samplers import Grid, by_name, grid, scheduled, scheduler_identity
+from ...samplers.noise import generators, seeded
+from ...samplers.renoise import Renoising
+from .. import guide
+from ..families.lookup import family_of
+from ..session import model_identity
+from ..size import factor
+from .loading import chosen_device, identity_of, load, made_with, memory
+from .recipe import split, takes_several
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one image of a batch is made from; stack, sampler, steps and size are those of the batch.
+
+    Args:
+        prompt: the prompt.
+        seed: seed of its noise.
+        negative: the negative prompt, or ""; under Perp-Neg several, with ``|`` between them.
+        extra: under Perp-Neg, positives beside the prompt, likewise.
+        label: the class, for a pipeline that takes classes and no prompts.
+    """
+
+    prompt: str
+    seed: int
+    negative: str = ""
+    extra: str = ""
+    label: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A batch that was made.
+
+    Args:
+        images: by their place in the batch; those that are NaN or Inf are not among them.
+        report: what was evaluated.
+        seconds: how long it took.
+        lost: the error that says which images are NaN or Inf; None where none is.
+    """
+
+    images: dict[int, Image.Image]
+    report: Report
+    seconds: float
+    lost: NonFiniteError | None = None
+
+
+class Generator:
+    """A model that makes batches of images. It is loaded when it is first used.
+
+    Args:
+        model: folder or hub id; None for the bundled model.
+        dtype: type of the weights, by name.
+        device: where to run; None for the accelerator if there is one.
+        allow_pickle: load weights that are not safetensors.
+        offload: keep the model in the host's memory, and each part on the device only while it is needed.
+        needs_prompts: refuse a pipeline that takes no prompts.
+        advice: what to try where memory runs out.
+
+    Attributes:
+        identity: what identifies the model: its name and, of a folder, its fingerprint.
+        versions: of the libraries, and on what device the model runs.
+
+    Raises:
+        InputError, UnsupportedPipelineError: the model or the device cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str | None,
+        dtype: str,
+        device: str | None = None,
+        allow_pickle: bool = False,
+        offload: bool = False,
+        *,
+        needs_prompts: bool = True,
+        advice: str = "try a smaller batch or size",
+    ) -> None:
+        self.device, self.dtype, self.advice = chosen_device(device), dtype, advice
+        if offload and torch.device(self.device).type == "cpu":
+            raise InputError("--offload is for a model on an accelerator, and this one runs on the CPU; drop --offload")
+        self.identity = identity_of(model, allow_pickle, not needs_prompts)
+        self.versions = made_with(self.device)
+        self._how = model, getattr(torch, dtype), self.device, allow_pickle, not needs_prompts, offload
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        pipe, _ = load(*self._how)
+        return pipe, pipe.scheduler
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline."""
+        return self._loaded[0]
+
+    @property
+    def own(self) -> Any:
+        """The scheduler that the model came with."""
+        return self._loaded[1]
+
+    @cached_property
+    def takes(self) -> frozenset[str]:
+        """The names of the arguments of the pipeline."""
+        return frozenset(inspect.signature(self.pipe.__call__).parameters)
+
+    def use(self, sampler: str) -> None:
+        """Give the pipeline a sampler.
+
+        Raises:
+            InputError: an unknown one, or one that the model cannot use.
+        """
+        self.pipe.scheduler = by_name(sampler, self.own)
+
+    def check(self, stack: Rule | str, sampler: str, steps: int, negative: Collection[bool] = (False,)) -> Grid:
+        """Refuse what this model cannot run, before the first network evaluation.
+
+        Args:
+            stack: a stack, or its text.
+            sampler: short name of the sampler.
+            steps: steps of the sampler.
+            negative: whether there is a negative prompt; both where some samples have one and others none.
+
+        Returns:
+            The schedule, as far as it is known before a call: some pipelines move its levels with the size.
+
+        Raises:
+            GuidestackError: the stack, the sampler or a fitted file is not for this model or this run.
+        """
+        self.use(sampler)
+        stack = as_stack(stack)
+        guide(self.pipe, stack)
+        scheduler = scheduled(sampler, self.own, steps)
+        schedule = grid(scheduler)
+        if stack.renoises:
+            Renoising(scheduler, schedule, guides_history=stack.guides_history)
+        if any(part.needs_identity for part in stack.parts()):
+            known = {
+                **scheduler_identity(scheduler, schedule),
+                "model": model_identity(self.pipe, family_of(self.pipe)),
+                "levels": None,  # the pipeline makes them in its call, where they are looked at
+            }
+            for given in sorted(set(negative)):
+                identity = {**known, "negative": "given" if given else "empty"}
+                stack.init(Run(SHAPE, steps=schedule.steps, identity=identity))
+        return schedule
+
+    def check_size(self, size: tuple[int, int] | None) -> None:
+        """Refuse a size in pixels that the model cannot make.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if size is None:
+            return
+        if "height" not in self.takes:
+            raise InputError(f"{type(self.pipe).__name__} makes one size only; leave size out")
+        step = max(8, factor(self.pipe))
+        if min(size) < step or any(side % step for side in size):
+            raise InputError(f"this model makes sizes that are multiples of {step} pixels; got {size[0]}x{size[1]}")
+
+    def cut_off(self, texts: Sequence[str]) -> dict[str, str]:
+        """What the text encoder does not read of prompts that are too long for it, by prompt."""
+        tokenizer = getattr(self.pipe, "tokenizer", None)
+        if "prompt" not in self.takes or tokenizer is None:
+            return {}
+        limit = tokenizer.model_max_length
+        found = {}
+        for text in dict.fromkeys(one for one in texts if len(one.encode()) + 2 > limit):  # a token is a byte or more
+            tokens = tokenizer(text).input_ids
+            if len(tokens) > limit:
+                found[text] = tokenizer.decode(tokens[limit - 1 : -1])
+        return found
+
+    def make(
+        self,
+        asked: Sequence[Asked],
+        stack: Rule | str,
+        sampler: str,
+        steps: int,
+        size: tuple[int, int] | None = None,
+        *,
+        observe: Observer | None = None,
+        fill: int = 0,
+    ) -> Made:
+        """Make a batch of images.
+
+        Args:
+            asked: what each is made from.
+            stack: a stack, or its text.
+            sampler: short name of the sampler.
+            steps: steps of the sampler.
+            size: height and width in pixels; None for the model's own.
+            observe: told of every evaluation, as of `guide`.
+            fill: samples that the call has at least: a smaller batch is filled up with copies of its first sample, so
+                that the network sees the same shapes. Rounding depends on them, and an image made again by itself is
+                then the same to the bit. The report counts the copies too.
+
+        Raises:
+            GuidestackError: as the pipeline; memory that does not suffice, as `InputError`. NaN or Inf is no error
+                here: see `Made.lost`.
+        """
+        filled = [*asked, *[asked[0]] * (fill - len(asked))]
+        seeds = [one.seed for one in filled]
+        options: dict[str, Any] = {"num_inference_steps": steps, "generator": generators(seeds)}
+        if size:
+            options["height"], options["width"] = size
+        began = time.perf_counter()
+        self.use(sampler)
+        stack, lost = as_stack(stack), None
+        guided = guide(self.pipe, stack, observe=observe)
+        with self.running(seeds):
+            try:
+                images = guided(**options, **self._conditions(filled, takes_several(stack))).images
+            except NonFiniteError as error:
+                lost, images = error, error.output.images if error.output else []
+        report, gone = guided.report, lost.samples if lost else ()
+        assert report is not None  # a call leaves one
+        finished = {place: image for place, image in enumerate(images[: len(asked)]) if place not in gone}
+        return Made(finished, report, time.perf_counter() - began, lost if len(finished) < len(asked) else None)
+
+    def _conditions(self, asked: Sequence[Asked], several: bool) -> dict[str, Any]:
+        """The arguments of the pipeline that say what is to be seen."""
+        if "class_labels" in self.takes:
+            return {"class_labels": [one.label for one in asked]}
+        if "prompt" not in self.takes:
+            return {"batch_size": len(asked)}
+        found: dict[str, Any] = {"prompt": [one.prompt for one in asked]}
+        if several:
+            found["negative_prompt"] = [split(one.negative) for one in asked]
+            found["extra_prompt"] = [split(one.extra) for one in asked]
+        elif any(one.negative for one in asked):
+            found["negative_prompt"] = [one.negative for one in asked]
+        return found
+
+    @contextmanager
+    def running(self, seeds: Sequence[int]) -> Iterator[None]:
+        """What a call of the pipeline stands in: noise that a scheduler draws is of the samples' seeds.
+
+        Raises:
+            InputError: memory ran out.
+        """
+        with seeded(self.pipe.scheduler, seeds), memory(self.device, self.advice):
+            yield

@@ -1,0 +1,147 @@
+"""What ``guidestack generate`` does with its recipes: what is missing is made, what is finished is kept and told."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from ..guidance.errors import GuidestackError, InputError, NonFiniteError, cut, shown
+from ..guidance.words import counted, were
+from ..pipelines.models import files as images
+from ..pipelines.models.generator import Asked, Generator, Made
+from ..pipelines.models.recipe import Recipe
+
+ADVICE = "try --dtype float16, --offload, or a smaller --batch or --size"
+
+
+def note_cut(generator: Generator, texts: Sequence[str]) -> None:
+    """Say what the text encoder does not read of prompts that are too long for it."""
+    for text, rest in generator.cut_off(texts).items():
+        limit, off = generator.pipe.tokenizer.model_max_length, cut(repr(rest), 500)
+        click.echo(f"warning: the prompt {shown(text)} is longer than {limit} tokens; cut off: {off}", err=True)
+
+
+class Studio:
+    """A folder's worth of images, made from recipes with one model.
+
+    Args:
+        generator: the model; it is loaded where something is missing.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def check_same(self, recipe: Recipe) -> None:
+        """Refuse to make an image again with another model than made it, and say when the libraries differ.
+
+        Raises:
+            InputError: the fingerprints differ.
+        """
+        identity, versions = self.generator.identity, self.generator.versions
+        if recipe.model.get("fingerprint") != identity.get("fingerprint"):
+            raise InputError(f"the image was made with the model {dict(recipe.model)}, this one is {identity}")
+        if {**versions, **recipe.versions} != versions:
+            click.echo(f"note: made with {dict(recipe.versions)}, here is {versions}; bits may differ", err=True)
+
+    def make(self, wanted: Sequence[Recipe], out: Path, batch: int, overwrite: bool) -> str:
+        """Make the images that are missing from `out`; returns one line on what was done.
+
+        Raises:
+            NonFiniteError: images are NaN or Inf; all others are made before.
+            GuidestackError: as the pipeline; what was finished before stays.
+            KeyboardInterrupt: Ctrl-C, after saying what is missing.
+        """
+        wanted = [self._completed(recipe) for recipe in wanted]
+        missing = [recipe for recipe in wanted if overwrite or not (out / recipe.filename).exists()]
+        there = f"{were(len(wanted) - len(missing))} there already"
+        if not missing:
+            return f"nothing to make in {out}: {there}"
+        self._check(missing)
+        images.make_folder(out)
+        written: list[Path] = []
+        evaluations = 0
+        lost: NonFiniteError | None = None
+        began = time.monotonic()
+        bar = tqdm(total=len(missing), unit="image", dynamic_ncols=True)
+        try:
+            for group in _batches(missing, batch):
+                made = self._generate(group)
+                for place, image in made.images.items():
+                    path = out / group[place].filename
+                    images.write(image, path, group[place].written())
+                    written.append(path)
+                evaluations += sum(made.report.evaluations[: len(group)])
+                lost = lost or made.lost
+                bar.set_postfix_str(f"{evaluations / (time.monotonic() - began):.1f} evaluations/s", refresh=False)
+                bar.update(len(group))
+            if lost is not None:
+                raise NonFiniteError(f"{counted(len(missing) - len(written), 'image')} lost: {lost}")
+            if gone := [path for path in written if not path.exists()]:
+                raise InputError(
+                    f"{counted(len(gone), 'image')} of this run went from {out} while it ran; run it again"
+                )
+        except (KeyboardInterrupt, GuidestackError):
+            bar.close()
+            kept = sum(path.exists() for path in written)
+            all_of_them = counted(len(missing), "image")
+            click.echo(f"{kept} of {all_of_them} finished in {out}, {len(missing) - kept} missing", err=True)
+            raise
+        bar.close()
+        seconds = time.monotonic() - began
+        skipped = f", {there}" if len(missing) < len(wanted) else ""
+        cost = counted(evaluations, "network evaluation")
+        return f"{counted(len(written), 'image')} in {out}{skipped}: {cost}, {seconds:.1f} s"
+
+    def write_grid(self, wanted: Sequence[Recipe], out: Path, path: Path) -> None:
+        """One labelled picture: a row for each stack, a column for each prompt and seed."""
+        wanted = [self._completed(recipe) for recipe in wanted]
+        rows = list(dict.fromkeys(recipe.guidance for recipe in wanted))
+        table = []
+        for stack in rows:
+            files = [out / recipe.filename for recipe in wanted if recipe.guidance == stack]
+            table.append([images.opened(file) for file in files])
+        first = [recipe for recipe in wanted if recipe.guidance == rows[0]]
+        images.make_folder(path.parent)
+        images.write(images.grid(table, rows, [f"{recipe.prompt} ({recipe.seed})" for recipe in first]), path)
+
+    def _completed(self, recipe: Recipe) -> Recipe:
+        return dataclasses.replace(recipe, model=self.generator.identity, versions=self.generator.versions)
+
+    def _check(self, wanted: Sequence[Recipe]) -> None:
+        """Everything that can be refused before the first network call."""
+        for size in {recipe.size for recipe in wanted}:
+            self.generator.check_size(size)
+        note_cut(self.generator, [text for recipe in wanted for text in recipe.texts])
+        runs: dict[tuple[str, str, int], set[bool]] = {}
+        for recipe in wanted:
+            runs.setdefault((recipe.guidance, recipe.sampler, recipe.steps), set()).add(bool(recipe.negative))
+        for run, negative in runs.items():
+            self.generator.check(*run, negative)
+
+    def _generate(self, group: Sequence[Recipe]) -> Made:
+        """The images of recipes that differ in prompt, negative and seed only."""
+        first = group[0]
+        asked = [Asked(one.prompt, one.seed, one.negative, one.extra) for one in group]
+        return self.generator.make(asked, first.guidance, first.sampler, first.steps, first.size, fill=first.batch)
+
+
+def _batches(wanted: Sequence[Recipe], batch: int) -> Iterator[list[Recipe]]:
+    """Consecutive recipes that one call can make together.
+
+    Those without a negative prompt are not made beside those with one: they would have an empty text there, which is
+    another condition than none for some models.
+    """
+    group: list[Recipe] = []
+    for recipe in wanted:
+        alike = group and (recipe.guidance, bool(recipe.negative)) == (group[0].guidance, bool(group[0].negative))
+        if group and (len(group) >= batch or not alike):
+            yield group
+            group = []
+        group.append(recipe)
+    if group:
+        yield group
