@@ -14,17 +14,8 @@ from ..guidance.reading import is_folder
 from ..pipelines import doctor
 from ..pipelines.doctor import Diagnosis, unrecorded
 from ..pipelines.families.record import FAMILIES
-from ..pipelines.models.loading import (
-    chosen_device,
-    class_of,
-    components_of,
-    device_option,
-    first_line,
-    load,
-    notices,
-    pipeline_class,
-    threads_option,
-)
+from ..pipelines.models.loading import chosen_device, class_of, components_of, first_line, load, pipeline_class
+from .options import device_option, notices, threads_option
 
 
 @click.command()

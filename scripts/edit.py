@@ -23,7 +23,6 @@ from ..pipelines.families.lookup import family_of
 from ..pipelines.latents import on_white
 from ..pipelines.models.files import check_out, make_folder, opened, read_recipe, write
 from ..pipelines.models.generator import Generator
-from ..pipelines.models.loading import device_option, notices, offload_option, threads_option
 from ..pipelines.models.recipe import DTYPES, LAST_SEED, check_text, note_bars, split, takes_several
 from ..pipelines.size import own_size
 from ..samplers import by_name, canonical
@@ -31,6 +30,7 @@ from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
+from .options import device_option, notices, offload_option, threads_option
 from .studio import note_cut
 
 

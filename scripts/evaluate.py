@@ -10,7 +10,8 @@ import click
 
 from ..guidance.errors import InputError
 from ..guidance.words import counted
-from ..pipelines.models.loading import chosen_device, device_option, notices, threads_option
+from ..pipelines.models.loading import chosen_device
+from .options import device_option, notices, threads_option
 
 
 @click.command()

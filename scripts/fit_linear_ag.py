@@ -34,12 +34,12 @@ from ..guidance.words import SAMPLER, counted
 from ..pipelines import GuidedPipeline, guide
 from ..pipelines.models.files import check_writable
 from ..pipelines.models.generator import Generator
-from ..pipelines.models.loading import device_option, notices, threads_option
 from ..pipelines.models.recipe import DTYPES, MOST, MOST_TOGETHER, check_text
 from ..pipelines.session import model_identity
 from ..samplers import by_name, canonical, grid
 from ..samplers.noise import generators
 from .generate import read_prompts
+from .options import device_option, notices, threads_option
 
 
 @click.command()

@@ -19,11 +19,12 @@ from ..guidance.words import SAMPLER
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.files import LARGEST_SIDE, check_out, check_writable, read_recipe
 from ..pipelines.models.generator import Generator
-from ..pipelines.models.loading import device_option, fingerprint, notices, offload_option, threads_option
+from ..pipelines.models.loading import fingerprint
 from ..pipelines.models.pretrained import from_pretrained, stored_beside
 from ..pipelines.models.recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
 from ..samplers import by_name, canonical
 from .explain import schedule
+from .options import device_option, notices, offload_option, threads_option
 from .studio import ADVICE, Studio
 
 LARGEST = 10_000_000  # bytes of a file of prompts

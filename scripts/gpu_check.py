@@ -29,10 +29,11 @@ from ..guidance.notation.text import parse
 from ..guidance.words import counted
 from ..pipelines import guide
 from ..pipelines.doctor.trials import EXAMPLES, FITTED
-from ..pipelines.models.loading import chosen_device, notices
+from ..pipelines.models.loading import chosen_device
 from .bench import accelerator, cli, models
 from .bench.pipelines import SCALE, SIDES, Bench
 from .bench.timing import interleaved
+from .options import notices
 
 PROMPTS = ("cat face", "hamburger", "rocket", "rose")
 NEGATIVE = "dog face"

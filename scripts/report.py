@@ -8,7 +8,7 @@ import click
 from tqdm import tqdm
 
 from ..guidance.errors import InputError
-from ..pipelines.models.loading import notices
+from .options import notices
 
 
 @click.command()

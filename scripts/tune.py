@@ -10,9 +10,10 @@ import click
 from ..guidance.errors import InputError
 from ..guidance.notation import presets
 from ..guidance.words import SAMPLER, counted
-from ..pipelines.models.loading import chosen_device, device_option, notices, threads_option
+from ..pipelines.models.loading import chosen_device
 from ..samplers import canonical
 from .generate import read_size
+from .options import device_option, notices, threads_option
 
 if TYPE_CHECKING:
     from ..evaluation.tune.progress import Bar

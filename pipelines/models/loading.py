@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
-
-from ...guidance.errors import GuidestackWarning, InputError, UnsupportedPipelineError, cut, shown
+from ...guidance.errors import InputError, UnsupportedPipelineError, cut, shown
 from ...guidance.reading import exists, is_folder, json_of, read_bytes
 from ...guidance.words import counted
 from .. import guide as guide  # its import enters the family records
@@ -24,20 +21,6 @@ from .pretrained import SUBFOLDER
 PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth", "*.pkl")
 LARGEST_INDEX = 1_000_000  # bytes of model_index.json
 LONGEST_NAME = 100  # characters of the name of a component, and of the pipeline's class
-
-
-@contextmanager
-def notices() -> Iterator[None]:
-    """Show guidestack's own warnings, one line each and once, and keep the libraries' off the terminal."""
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        click.echo(f"warning: {cut(str(message))}", err=True)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("once", category=GuidestackWarning)
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
 
 
 def quiet() -> None:
@@ -128,30 +111,6 @@ def made_with(device: str) -> dict[str, str]:
     else:
         place = f"cpu, {counted(torch.get_num_threads(), 'thread')}" if where.type == "cpu" else where.type
     return {one.__name__: str(one.__version__) for one in (torch, diffusers, transformers)} | {"device": place}
-
-
-def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
-    import torch
-
-    if value is not None:
-        torch.set_num_threads(value)
-
-
-device_option = click.option(
-    "--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator if there is one, else cpu]"
-)
-offload_option = click.option(
-    "--offload",
-    is_flag=True,
-    help="Keep the model in the host's memory, and each part on the device while it runs: for a GPU too small for all.",
-)
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    callback=_threads,
-    expose_value=False,
-    help="Threads of the network on a CPU.  [default: torch's own, one for each core]",
-)
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from ...guidance.errors import GuidestackError, InputError
 from ...guidance.files import replacing
 from ...guidance.notation import presets
 from ...pipelines.models.bundled import EMOJI
-from ...pipelines.models.loading import notices, quiet
+from ...pipelines.models.loading import quiet
+from ..options import notices
 from . import arithmetic, caches, install, page, start
 from .measure import EVERY, FEW, Watched, measured
 from .memory import peak

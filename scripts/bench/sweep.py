@@ -31,7 +31,7 @@ from ...evaluation.run.runner import Options, Prepared, run_sweep
 from ...evaluation.spec.sweep import Sweep, parse_sweep
 from ...evaluation.store.folder import COLUMNS, RunFolder, column_type
 from ...evaluation.store.merge import merge
-from ...pipelines.models.loading import notices
+from ..options import notices
 from .timing import interleaved
 
 PART = 8192  # rows of the parts that a long run leaves

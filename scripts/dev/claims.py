@@ -17,7 +17,7 @@ from ...evaluation.run import runner
 from ...evaluation.run.progress import Bar
 from ...evaluation.spec.sweep import FOLDERS, Sweep, load_sweep
 from ...evaluation.store.folder import RunFolder
-from ...pipelines.models.loading import notices
+from ..options import notices
 
 HEAD = """# The papers' claims, on the bundled model
 

@@ -509,7 +509,7 @@ def test_memory_on_any_device_is_one_line(run: Run, model_folder: Path, tmp_path
     def much(*given: Any, **more: Any) -> Any:
         return torch.empty(2**50)  # what the allocator of the CPU says of itself
 
-    monkeypatch.setattr("guidestack.pipelines.models.generator.guide", lambda *given: much)
+    monkeypatch.setattr("guidestack.pipelines.models.generator.guide", lambda *given, **more: much)
     status, _, err = run("generate", "a", "--model", model_folder, "--out", tmp_path, *QUICK)
     assert status == 2
     assert (

@@ -18,9 +18,10 @@ from ....guidance.files import replacing
 from ....pipelines import edit, guide, invert
 from ....pipelines.latents import encoded, pixels
 from ....pipelines.models.files import grid, make_folder, write
-from ....pipelines.models.loading import load, notices
+from ....pipelines.models.loading import load
 from ....samplers import by_name
 from ....samplers.noise import generators
+from ...options import notices
 
 SOURCES = (
     "cat face, noto style, blue background",

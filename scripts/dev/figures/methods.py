@@ -15,9 +15,10 @@ from ....guidance.errors import InputError, nearest
 from ....guidance.files import replacing
 from ....pipelines import guide
 from ....pipelines.models.files import grid, make_folder, write
-from ....pipelines.models.loading import load, notices
+from ....pipelines.models.loading import load
 from ....samplers import by_name
 from ....samplers.noise import generators, seeded
+from ...options import notices
 from .looks import contrast, saturation
 from .specs import FIGURES, Figure, Row
 

@@ -1,0 +1,50 @@
+"""Options that several commands share, and what a command shows of warnings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from ..guidance.errors import GuidestackWarning, cut
+
+
+@contextmanager
+def notices() -> Iterator[None]:
+    """Show guidestack's own warnings, one line each and once, and keep the libraries' off the terminal."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        click.echo(f"warning: {cut(str(message))}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("once", category=GuidestackWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    import torch
+
+    if value is not None:
+        torch.set_num_threads(value)
+
+
+device_option = click.option(
+    "--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator if there is one, else cpu]"
+)
+offload_option = click.option(
+    "--offload",
+    is_flag=True,
+    help="Keep the model in the host's memory, and each part on the device while it runs: for a GPU too small for all.",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    callback=_threads,
+    expose_value=False,
+    help="Threads of the network on a CPU.  [default: torch's own, one for each core]",
+)
