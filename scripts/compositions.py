@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..guidance.testing.checks import LEVELS
-from ..guidance.testing.composition import RULES, STACKS, WRAPPERS, Outcome, around, attempt, nested, pair
+from ..guidance.testing.composition import STACKS, Outcome, around, attempt, nested, pair, standing, wrappers
 
 HEAD = f"""# Which rules go with which
 
@@ -54,9 +54,9 @@ def markdown() -> str:
     """The whole page."""
     parts = [HEAD]
     for title, rows, columns, text in (
-        ("One rule behind another: the row's, then the column's", RULES, RULES, pair),
-        ("A wrapper around a rule", WRAPPERS, RULES, around),
-        ("A wrapper around a wrapper, around `cfg(3)`", WRAPPERS, WRAPPERS, nested),
+        ("One rule behind another: the row's, then the column's", standing(), standing(), pair),
+        ("A wrapper around a rule", wrappers(), standing(), around),
+        ("A wrapper around a wrapper, around `cfg(3)`", wrappers(), wrappers(), nested),
     ):
         reasons = Reasons()
         parts += [f"## {title}\n", *table(rows, columns, text, reasons), "", *reasons.lines(), ""]

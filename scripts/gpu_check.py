@@ -28,7 +28,6 @@ from ..guidance.notation import registry
 from ..guidance.notation.text import parse
 from ..guidance.words import counted
 from ..pipelines import guide
-from ..pipelines.doctor.trials import EXAMPLES, FITTED
 from ..pipelines.models.loading import chosen_device
 from .bench import accelerator, cli, models
 from .bench.pipelines import SCALE, SIDES, Bench
@@ -191,9 +190,8 @@ def limit(stock: float, dtype: str) -> float:
 
 
 def examples() -> list[str]:
-    """A stack or more for each rule of the registry."""
-    known = [entry.name for entry in registry.rules() if entry.name != FITTED]
-    return [text for name in known for text in EXAMPLES.get(name, (f"{name}()",))]
+    """The examples of the rules of the registry; a fitted rule needs the model that it was fitted for."""
+    return [text for entry in registry.rules() if not entry.rule.needs_identity for text in entry.examples]
 
 
 def attempt(subject: Subject, check: str, what: str, ask: Callable[[], Row]) -> Row:
@@ -277,7 +275,9 @@ def rules(subject: Subject, size: Size, wanted: Mapping[str, Tensor]) -> Iterato
             return subject.row("rules", text, outcome, told, away=apart, limit=most, stock=stock)
 
         yield attempt(subject, "rules", text, ask)
-    yield subject.row("rules", FITTED, "not made", "its coefficients are of one model in float32")
+    for entry in registry.rules():
+        if entry.rule.needs_identity:
+            yield subject.row("rules", entry.name, "not made", "its coefficients are of one model in float32")
 
 
 def waits(

@@ -30,12 +30,14 @@ class Entry:
         rule: its class.
         cost: network evaluations a step, in words.
         references: BibTeX entries.
+        examples: texts of stacks that show the rule.
     """
 
     name: str
     rule: type[Rule]
     cost: str
     references: tuple[str, ...]
+    examples: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -56,13 +58,18 @@ _ENTRIES: dict[str, Entry] = {}
 R = TypeVar("R", bound=type[Rule])
 
 
-def register(name: str, *, cost: str, references: Sequence[str] = ()) -> Callable[[R], R]:
+def register(
+    name: str, *, cost: str, references: Sequence[str] = (), example: str | Sequence[str] = ()
+) -> Callable[[R], R]:
     """Class decorator: give a rule its name in text, YAML and on the command line. Third parties use it too.
 
     Args:
         name: a Python identifier that no other rule has.
         cost: network evaluations a step, in words, for the table of rules.
         references: BibTeX entries of the papers it implements.
+        example: text of a stack that shows the rule, which `doctor` tries on a pipeline; a wrapper stands around
+            ``cfg(3)``, a rule that only reshapes what others made stands behind it. Several texts where the rule asks
+            different things of a pipeline.
 
     Raises:
         RuleError: the name is taken or is no identifier, or the class is not a frozen dataclass.
@@ -75,7 +82,9 @@ def register(name: str, *, cost: str, references: Sequence[str] = ()) -> Callabl
             raise RuleError(f"the rule name {name!r} is taken by {_ENTRIES[name].rule.__name__}")
         if not getattr(getattr(rule, "__dataclass_params__", None), "frozen", False):
             raise RuleError(f"{rule.__name__} must be a frozen dataclass: put @register above @dataclass(frozen=True)")
-        _ENTRIES[name] = Entry(name, rule, cost, tuple(references))
+        _ENTRIES[name] = Entry(
+            name, rule, cost, tuple(references), (example,) if isinstance(example, str) else tuple(example)
+        )
         return rule
 
     return decorate

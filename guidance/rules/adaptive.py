@@ -54,7 +54,12 @@ def masked(queries: Queries, samples: Tensor) -> dict[Query, RowMask | None]:
     return {query: samples if rows is None else rows.cpu() & samples for query, rows in queries.items()}
 
 
-@register("adaptive", cost="that of the rule until a sample stops, then 1", references=(CASTILLO_2023,))
+@register(
+    "adaptive",
+    cost="that of the rule until a sample stops, then 1",
+    references=(CASTILLO_2023,),
+    example="adaptive(cfg(3), threshold=0.95, space='denoised')",
+)
 @dataclass(frozen=True)
 class AdaptiveGuidance(Wrapper):
     r"""Adaptive Guidance: apply `rule` to each sample until conditional and unconditional predictions agree.
@@ -197,7 +202,12 @@ class AdaptiveGuidance(Wrapper):
         return led[0], left if led[1] is None else led[1].cpu() & left
 
 
-@register("prefix", cost="that of the rule in the first steps, then 1", references=(CASTILLO_2023,))
+@register(
+    "prefix",
+    cost="that of the rule in the first steps, then 1",
+    references=(CASTILLO_2023,),
+    example="prefix(cfg(3), 3)",
+)
 @dataclass(frozen=True)
 class Prefix(Wrapper):
     """Apply `rule` in the first `steps` steps of a run and not after: Adaptive Guidance without measuring.

@@ -29,7 +29,7 @@ def extrapolated(estimate: Estimate, c: Prediction, u: Prediction, scale: float)
     return estimate.replace("any", difference.mul_(scale - 1).add_(estimate.read("any")))
 
 
-@register("cfg", cost="2; 1 at scale 1", references=(HO_SALIMANS_2022,))
+@register("cfg", cost="2; 1 at scale 1", references=(HO_SALIMANS_2022,), example=("cfg(3)", "cfg(3, against='null')"))
 @dataclass(frozen=True)
 class CFG(Rule):
     r"""Classifier-free guidance: away from the contrast `u`, towards the prompt `c`.

@@ -21,7 +21,12 @@ KYNKAANNIEMI_2024 = """@inproceedings{kynkaanniemi2024applying,
 }"""
 
 
-@register("during", cost="that of the rule inside the window, 0 outside", references=(KYNKAANNIEMI_2024,))
+@register(
+    "during",
+    cost="that of the rule inside the window, 0 outside",
+    references=(KYNKAANNIEMI_2024,),
+    example="during(cfg(3), progress=(0.1, 0.8))",
+)
 @dataclass(frozen=True)
 class During(Wrapper):
     r"""Apply `rule` inside a window only; outside, it asks for nothing and changes nothing.

@@ -23,7 +23,12 @@ SADAT_2024_ICG = """@inproceedings{sadat2025no,
 SOURCES = ("tokens", "gaussian", "class")
 
 
-@register("icg", cost="2; 1 at scale 1", references=(SADAT_2024_ICG,))
+@register(
+    "icg",
+    cost="2; 1 at scale 1",
+    references=(SADAT_2024_ICG,),
+    example=("icg(3)", "icg(3, source='gaussian')", "icg(3, source='class')"),
+)
 @dataclass(frozen=True)
 class ICG(Rule):
     r"""Independent condition guidance: away from a random condition, for networks trained without an empty one.

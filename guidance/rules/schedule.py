@@ -139,7 +139,12 @@ def _item(letters: str, times: str) -> str:
     return f"{letters}{times}" if len(letters) == 1 else f"({letters}){times}"
 
 
-@register("schedule", cost="by letter: g that of the rule, c and r 1, s 0", references=(CASTILLO_2023,))
+@register(
+    "schedule",
+    cost="by letter: g that of the rule, c and r 1, s 0",
+    references=(CASTILLO_2023,),
+    example=("schedule(cfg(3), 'g r*')", "schedule(cfg(3), 'g s*')"),
+)
 @dataclass(frozen=True)
 class Schedule(Wrapper):
     r"""Apply `rule` at some steps and go by earlier answers at others: a letter for each step.

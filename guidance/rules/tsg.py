@@ -15,7 +15,12 @@ from .cfg import extrapolated
 from .icg import SADAT_2024_ICG
 
 
-@register("tsg", cost="2 inside the window, 1 outside and at scale 1", references=(SADAT_2024_ICG,))
+@register(
+    "tsg",
+    cost="2 inside the window, 1 outside and at scale 1",
+    references=(SADAT_2024_ICG,),
+    example="tsg(3, strength=0.8)",
+)
 @dataclass(frozen=True)
 class TSG(Rule):
     r"""Time-step guidance: away from the same network with noise on its time embedding; needs no condition at all.

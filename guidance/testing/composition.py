@@ -9,29 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import CompositionError
+from ..notation.registry import rules
 from ..notation.text import parse
+from ..rule import Rule
+from ..stack import Wrapper
 from .checks import Oracle, oracle_run
 
 BEHIND = "cfg(3)"
-"""What a rule that refines others is tried behind."""
-
-RULES = (
-    "cfg(3)",
-    "perpneg(3)",
-    "apg(3, radius=2, momentum=-0.5)",
-    "cfgpp(0.6)",
-    "renoise()",
-    "icg(3)",
-    "tsg(3, strength=0.8)",
-    "rescale(0.7)",
-    "renorm()",
-)
-"""An example of each rule that stands by itself."""
-
-REFINING = ("rescale(0.7)", "renorm()")
-
-WRAPPERS = ("during({}, sigma=(0.5, 6))", "prefix({}, 2)", "adaptive({}, threshold=0.95, space='denoised')")
-"""An example of each rule around another."""
+"""What a rule that refines others is tried behind, and what a wrapper is tried around."""
 
 STACKS = (
     "during(adaptive(apg(3, against='independent:tokens'), threshold=0.95, space='denoised'), sigma=(0.5, 6))"
@@ -74,6 +59,23 @@ def attempt(text: str) -> Outcome:
     return Outcome(text, tuple(oracle_run(stack, Oracle()).run.report.evaluations))
 
 
+def _shown() -> Iterator[Rule]:
+    """Every registered rule that has an example and may stand beside others, as its first example has it."""
+    for entry in rules():
+        if entry.examples and not entry.rule.whole_stack:
+            yield next(part for part in parse(entry.examples[0]).parts() if type(part) is entry.rule)
+
+
+def standing() -> list[str]:
+    """An example of each rule that stands by itself."""
+    return [str(rule) for rule in _shown() if not isinstance(rule, Wrapper)]
+
+
+def wrappers() -> list[str]:
+    """An example of each rule around another, whose place is ``{}``."""
+    return [str(rule).replace(str(rule.rule), "{}", 1) for rule in _shown() if isinstance(rule, Wrapper)]
+
+
 def pair(first: str, second: str) -> str:
     """The text of one rule behind another."""
     return f"{first} | {second}"
@@ -82,7 +84,7 @@ def pair(first: str, second: str) -> str:
 def around(wrapper: str, inner: str) -> str:
     """The text of a wrapper around a rule; around one that refines others, behind a rule for it to refine."""
     text = wrapper.format(inner)
-    return f"{BEHIND} | {text}" if inner in REFINING else text
+    return f"{BEHIND} | {text}" if parse(inner).refines else text
 
 
 def nested(outer: str, inner: str) -> str:
@@ -92,12 +94,12 @@ def nested(outer: str, inner: str) -> str:
 
 def every() -> Iterator[str]:
     """The text of every combination in the tables."""
-    for first in RULES:
-        for second in RULES:
+    for first in standing():
+        for second in standing():
             yield pair(first, second)
-    for wrapper in WRAPPERS:
-        for inner in RULES:
+    for wrapper in wrappers():
+        for inner in standing():
             yield around(wrapper, inner)
-        for other in WRAPPERS:
+        for other in wrappers():
             yield nested(wrapper, other)
     yield from STACKS

@@ -42,7 +42,7 @@ class Trial:
 
     Args:
         rule: its text.
-        evaluations: network evaluations of a sample at the first step; None where it does not run.
+        evaluations: network evaluations of a sample at the step with the most; None where it does not run.
         reason: why it does not, or "".
         broken: whether that is a defect, and not a refusal.
     """
@@ -99,7 +99,7 @@ class Diagnosis:
             lines.append(str(dataclasses.replace(same[0], name=", ".join(one.name for one in same))))
         if self.trials:
             width = max(len(trial.rule) for trial in self.trials)
-            lines += ["", f"{'rule':<{width}}  evaluations of the first step, or why not"]
+            lines += ["", f"{'rule':<{width}}  evaluations of a step, or why not"]
             lines += [f"{one.rule:<{width}}  {one.reason or one.evaluations}" for one in self.trials]
         lines += [""] * bool(self.notes) + [f"note: {note}" for note in self.notes]
         return "\n".join([*lines, "", self.summary])

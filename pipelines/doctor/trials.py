@@ -16,40 +16,23 @@ from ..guide import guide
 from ..session import model_identity
 from .diagnosis import Trial
 
-EXAMPLES: dict[str, tuple[str, ...]] = {
-    "cfg": ("cfg(3)", "cfg(3, against='null')"),
-    "rescale": ("cfg(3) | rescale(0.7)",),
-    "apg": ("apg(3)",),
-    "adaptive": ("adaptive(cfg(3))",),
-    "cfgpp": ("cfgpp(0.6)",),
-    "perpneg": ("perpneg(3)",),
-    "icg": ("icg(3)", "icg(3, source='gaussian')", "icg(3, source='class')"),
-    "tsg": ("tsg(3)",),
-    "during": ("during(cfg(3), progress=(0, 0.5))",),
-    "prefix": ("prefix(cfg(3), 1)",),
-    "schedule": ("schedule(cfg(3), 'g r*')", "schedule(cfg(3), 'g s*')"),
-    "renorm": ("cfg(3) | renorm()",),
-    "renoise": ("cfg(3) | renoise()",),
-}
-"""Stacks to try for each rule of the registry; others are tried without arguments."""
 FITTED = "linear_ag"
 """The rule that needs more than a pipeline."""
 
 
 def trials(pipe: Pipeline, family: Family, arguments: Callable[[], dict[str, Any]]) -> Iterator[Trial]:
-    """Every rule of the registry on a pipeline.
+    """Every rule of the registry on a pipeline: its examples, or without arguments where it has none.
 
     Args:
         pipe: the pipeline.
         family: its record.
         arguments: makes fresh arguments of a guided call.
     """
-    names = [entry.name for entry in registry.rules()]
-    for name in sorted(names, key=[*EXAMPLES, *names].index):  # ours first, those that others have registered after
-        if name == FITTED:
+    for entry in registry.rules():
+        if entry.name == FITTED:
             yield from fitted(pipe, family, arguments)
             continue
-        for text in EXAMPLES.get(name, (f"{name}()",)):
+        for text in entry.examples or (f"{entry.name}()",):
             yield trial(pipe, text, arguments)
 
 
@@ -93,7 +76,7 @@ def trial(pipe: Pipeline, rule: str, arguments: Callable[[], dict[str, Any]]) ->
             return Trial(rule, None, f"breaks: {type(error).__name__}: {_line(error)}", broken=True)
     report = guided.report
     assert report is not None  # the call ended
-    return Trial(rule, max(report.steps[0].evaluations(report.batch)))  # adaptive guidance may stop after it
+    return Trial(rule, max(max(step.evaluations(report.batch)) for step in report.steps))
 
 
 def _line(error: Exception) -> str:

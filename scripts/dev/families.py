@@ -12,30 +12,33 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ...guidance.errors import GuidestackError, InputError
+from ...guidance.notation.registry import rules
+from ...guidance.notation.text import parse
+from ...guidance.stack import Wrapper
 from ...pipelines.doctor.trials import trial
 
 Arguments = Callable[[], dict[str, Any]]
 
-RULES = (
-    "cfg(3)",
-    "cfg(3, against='null')",
-    "cfg(3) | rescale(0.7)",
-    "apg(3)",
-    "adaptive(cfg(3))",
-    "cfgpp(0.6)",
-    "perpneg(3)",
-    "icg(3)",
-    "icg(3, source='gaussian')",
-    "icg(3, source='class')",
-    "tsg(3)",
-)
+
+def columns() -> tuple[list[str], list[str]]:
+    """The examples of the rules that a cell is made for, and the names of the rules that run where these do."""
+    texts, others = [], []
+    for entry in rules():
+        alone = [text for text in entry.examples if len(parse(text).rules) == 1]
+        if alone and not issubclass(entry.rule, Wrapper):
+            texts += alone
+        else:
+            others.append(entry.name)
+    return texts, others
+
 
 HEAD = """# Which rules run on which pipelines
 
 Made by `python -m guidestack.scripts.dev.families > docs/family-rules.md`; a test holds it to what the code does. Every
 cell was run on a tiny random pipeline of that class, for one prompt and, where the pipeline takes one, a negative
-prompt. A cell has the network evaluations of the first step, or the letter of the reason for which it is refused. What
-wraps or reshapes other rules (`during`, `prefix`, `renorm`, `renoise`, `linear_ag`, `schedule`) runs where these do.
+prompt. A cell has the network evaluations of a step, or the letter of the reason for which it is refused. What wraps or
+reshapes other rules runs where these do:
+{others}.
 """
 
 
@@ -66,17 +69,19 @@ def pipelines() -> Iterator[tuple[str, Any, Arguments]]:
 
 def markdown(found: Iterable[tuple[str, Any, Arguments]]) -> str:
     """The whole page."""
-    lines = [f"| | {' | '.join('`' + rule.replace('|', chr(92) + '|') + '`' for rule in RULES)} |"]
-    lines.append("|---" * (len(RULES) + 1) + "|")
+    texts, others = columns()
+    head = HEAD.format(others=", ".join(f"`{name}`" for name in others))
+    lines = [f"| | {' | '.join(f'`{text}`' for text in texts)} |"]
+    lines.append("|---" * (len(texts) + 1) + "|")
     letters: dict[str, str] = {}
     for name, pipe, arguments in found:
         cells = []
-        for rule in RULES:
-            tried = trial(pipe, rule, arguments)
+        for text in texts:
+            tried = trial(pipe, text, arguments)
             letter = letters.setdefault(tried.reason, chr(ord("a") + len(letters))) if tried.reason else ""
             cells.append(f"*{letter}*" if letter else str(tried.evaluations))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([HEAD, *lines, "", *(f"* *{letter}*: {reason}" for reason, letter in letters.items())]) + "\n"
+    return "\n".join([head, *lines, "", *(f"* *{letter}*: {reason}" for reason, letter in letters.items())]) + "\n"
 
 
 if __name__ == "__main__":

@@ -293,7 +293,7 @@ def test_wrong_parameters_are_one_clear_line(make: Callable[[], Any], message: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("other", [*composition.RULES, "linear_ag(cfg(3), 'x')"])
+@pytest.mark.parametrize("other", [*composition.standing(), "linear_ag(cfg(3), 'x')"])
 def test_nothing_stands_beside_it(other: str) -> None:
     mine = "linear_ag(cfg(3), 'x')"
     for text in (f"{mine} | {other}", f"{other} | {mine}"):
@@ -302,7 +302,7 @@ def test_nothing_stands_beside_it(other: str) -> None:
         assert "linear_ag(cfg(3), 'x')" in str(caught.value) or "before" in str(caught.value)
 
 
-@pytest.mark.parametrize("wrapper", composition.WRAPPERS)
+@pytest.mark.parametrize("wrapper", composition.wrappers())
 def test_nothing_stands_around_it(wrapper: str) -> None:
     with pytest.raises(CompositionError, match=r"around linear_ag\(cfg\(3\), 'x'\)"):
         gs.parse(wrapper.format("linear_ag(cfg(3), 'x')"))

@@ -22,7 +22,7 @@ from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.notation.text import MAX_TEXT
 from guidestack.guidance.reading import DEEPEST, check_plain, json_of, read_bytes, yaml_of
 from guidestack.guidance.stack import DEEPEST as NESTED
-from guidestack.guidance.testing.composition import RULES, STACKS
+from guidestack.guidance.testing.composition import STACKS, standing
 
 FUZZ = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -127,7 +127,8 @@ def test_blanks_in_quotes_stay() -> None:
 
 
 WORDS = [
-    *(entry.name for entry in rules()), *RULES, *STACKS, "stack()", "(", ")", ",", " | ", "|", "=", "'", '"', "\\", "-",
+    *(entry.name for entry in rules()), *standing(), *STACKS, "stack()",
+    "(", ")", ",", " | ", "|", "=", "'", '"', "\\", "-",
     "+", "4", "0.7", "1e308", "1e999", "9" * 320, "0x" + "f" * 400, "1if 2 else 3", "inf", "nan", "None", "'null'",
     "'\\ud800'", "\ud800", "\x00", "\n", "\u00a0", "ä", "scale=", "against=", "weights=(1, 1e300)", "'null+time(", "[",
     "sigma=(0.2, inf)", "lambda: 1", "]", "{", "}", "*", "**", "@", "#", "prefix(" * 40, "-" * 500, "f'{1}'", "b'a'",

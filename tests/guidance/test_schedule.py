@@ -301,14 +301,14 @@ def test_a_plan_is_for_its_number_of_steps() -> None:
     assert gs.Schedule(gs.CFG(3), "g2 (rs)*").letters(7) == "ggrsrsr"
 
 
-@pytest.mark.parametrize("other", composition.RULES)
+@pytest.mark.parametrize("other", composition.standing())
 def test_nothing_stands_beside_it(other: str) -> None:
     for text in (f"schedule(cfg(3), 'g s*') | {other}", f"{other} | schedule(cfg(3), 'g s*')"):
         with pytest.raises(CompositionError):
             gs.parse(text)
 
 
-@pytest.mark.parametrize("wrapper", composition.WRAPPERS)
+@pytest.mark.parametrize("wrapper", composition.wrappers())
 def test_nothing_stands_around_it(wrapper: str) -> None:
     with pytest.raises(CompositionError, match="was made for whole runs of its own rule alone"):
         gs.parse(wrapper.format("schedule(cfg(3), 'g s*')"))

@@ -63,14 +63,15 @@ def test_every_rule_is_compared_with_its_float32_run(subject: Subject, monkeypat
     assert all(0 < row.numbers["away"] <= row.numbers["limit"] for row in rows if row.outcome == "pass")
 
     def worse(found: Tensor, stack: str) -> Tensor:
-        if stack == "apg(3)":
+        if stack.startswith("apg("):
             return found + 0.3 * found.abs().max()
-        return found.where(found < found.max(), torch.nan) if stack == "tsg(3)" else found
+        return found.where(found < found.max(), torch.nan) if stack.startswith("tsg(") else found
 
     altered(half, monkeypatch, worse)
     found = outcomes(list(gpu_check.rules(half, SIZE, {name: one for name, one in wanted.items() if name != "cfg(3)"})))
     # The last has no float32 run: that the pipeline in half precision can do what it cannot in float32 holds nothing.
-    assert [what for what, outcome in found.items() if outcome == "FAIL"] == ["apg(3)", "cfg(3)", "tsg(3)"]
+    failed = [what.partition("(")[0] for what, outcome in found.items() if outcome == "FAIL"]
+    assert failed == ["apg", "cfg", "tsg"]
 
 
 def test_waits_are_those_beyond_the_stock_pipelines(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

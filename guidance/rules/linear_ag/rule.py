@@ -119,7 +119,12 @@ def _at(step: Step, state: Recording, who: str) -> int:
     return step.index
 
 
-@register("linear_ag", cost="that of the rule; at estimated steps 1 less, then 1", references=(CASTILLO_2023,))
+@register(
+    "linear_ag",
+    cost="that of the rule; at estimated steps 1 less, then 1",
+    references=(CASTILLO_2023,),
+    example="linear_ag(cfg(4), 'emoji-cfg4-20')",
+)
 @dataclass(frozen=True)
 class LinearAG(Wrapper):
     r"""LinearAG: apply `rule` with its contrast estimated, at some steps, from all predictions so far.
