@@ -22,6 +22,7 @@ from .guidance.notation.text import parse as parse
 from .guidance.query import Query as Query
 from .guidance.report import Report as Report
 from .guidance.rule import Rule as Rule
+from .guidance.rule import Stack as Stack
 from .guidance.rules import APG as APG
 from .guidance.rules import CFG as CFG
 from .guidance.rules import ICG as ICG
@@ -36,7 +37,6 @@ from .guidance.rules import Renoise as Renoise
 from .guidance.rules import Renorm as Renorm
 from .guidance.rules import Rescale as Rescale
 from .guidance.rules import Schedule as Schedule
-from .guidance.stack import Stack as Stack
 from .pipelines import Family as Family
 from .pipelines import GuidedPipeline as GuidedPipeline
 from .pipelines import doctor as doctor

@@ -20,9 +20,9 @@ from ..guidance.notation.presets import as_stack
 from ..guidance.prediction import X0, Level
 from ..guidance.query import Query
 from ..guidance.report import Report
-from ..guidance.rule import Rule, Run
+from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
-from ..guidance.stack import Stack
+from ..guidance.step import Run
 from ..samplers.conditions import Conditions
 
 Model = Callable[..., Tensor]

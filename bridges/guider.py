@@ -27,9 +27,9 @@ from ..guidance.notation.text import parse
 from ..guidance.prediction import Level, wide
 from ..guidance.query import POSITIVE, Query
 from ..guidance.report import Report
-from ..guidance.rule import Rule, Run, Step
+from ..guidance.rule import Rule, Stack, remarks
 from ..guidance.run import GuidedRun
-from ..guidance.stack import Stack, remarks
+from ..guidance.step import Run, Step
 from ..pipelines import time_embedding
 from ..pipelines.hooks import below, calling
 from ..pipelines.session import nothing_guided

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..guidance import reading
 from ..guidance.errors import InputError, nearest
-from ..guidance.notation.registry import literal
 from ..guidance.reading import yaml_of
+from ..guidance.rule import literal
 
 LARGEST = 2_000_000  # bytes of a sweep file
 DEEPEST = 20  # lists and mappings in one another

@@ -1,8 +1,9 @@
 """The rules and the algebra they live in: all that is needed to write a rule.
 
 Nothing here knows of pipelines, text or images. ``prediction``: levels, and what an answer means. ``query``: what
-rules ask, and how it is answered. ``rule``: the interface of a method. ``stack``: sequences of rules. ``rules``: the
-methods. ``registry``: their names. ``run``: one run. ``testing``: the oracle and the invariants that every rule passes.
+rules ask, and how it is answered. ``step``: what a rule is told and what it improves. ``rule``: the interface of a
+method, sequences of methods, and wrappers. ``rules``: the methods. ``notation``: their names and text forms. ``run``:
+one run. ``testing``: the oracle and the invariants that every rule passes.
 The public names and their modules are listed once, in ``__init__.pyi``.
 """
 

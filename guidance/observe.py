@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .prediction import Level
 from .query import Predictions
-from .rule import Estimate, Rule, State, Step
+from .rule import Rule
+from .step import Estimate, State, Step
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ import torch
 
 from .prediction import EPSILON, Level, Prediction
 from .query import POSITIVE, Predictions, Query
-from .rule import Estimate, Run, Step
-from .stack import Stack
+from .rule import Stack
+from .step import Estimate, Run, Step
 
 SHAPE = (2, 1, 1, 1)  # as many axes as a sample has anywhere, and two numbers, of which a deviation can be taken
 

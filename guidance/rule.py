@@ -1,4 +1,4 @@
-"""Rule, Estimate and Step: the whole interface that a guidance method implements.
+"""Rule, Stack and Wrapper: one guidance method, a sequence of them, and a method around another.
 
 A rule is a frozen dataclass of plain numbers with three pure functions. It holds nothing that changes, so one object
 serves any number of runs at once, prints, compares, pickles, and is written to YAML and back.
@@ -7,115 +7,22 @@ serves any number of runs at once, prints, compares, pickles, and is written to 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
-import torch
-from torch import Tensor
-
+from .errors import CompositionError, RuleError, shown
+from .fields import parameters, set_field
 from .files import RuleFile
-from .prediction import Level, Prediction, Space
-from .query import Predictions, Queries, Query, RowMask, covered
+from .prediction import Prediction, Space
+from .query import NEGATIVE, NULL, Predictions, Queries, Query, RowMask, covered, united
+from .step import Estimate, Run, State, Step
 
-State = tuple[Any, ...]
-"""What a rule remembers between evaluations: a NamedTuple of tensors, or ``()``."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is known before the first step of a run.
-
-    Args:
-        shape: shape of x, batch first.
-        dtype: type of the network's outputs.
-        device: where they are.
-        steps: steps of the scheduler's whole schedule.
-        seeds: one number for each sample, from which all randomness of the run is derived; empty if none was given.
-        negatives: how many negative prompts each sample has, which answer ``"negative:0"`` and on; empty if it is 1.
-        positives: how many positives each sample has beside its prompt, ``"positive:1"`` and on; empty if none has any.
-        identity: what a fitted rule is held to, by name: the model's fingerprint, the scheduler, ... Filled where a
-            rule has `needs_identity`; None where nothing will run and there is nothing to hold it to: a plan. A value
-            is None where it is not known yet and is not to be checked.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    steps: int = 1
-    seeds: tuple[int, ...] = ()
-    negatives: tuple[int, ...] = ()
-    positives: tuple[int, ...] = ()
-    identity: Mapping[str, str | None] | None = field(default_factory=dict)
-
-    @property
-    def batch(self) -> int:
-        """Number of samples B."""
-        return self.shape[0]
-
-    def mask(self, samples: Iterable[bool]) -> Tensor:
-        """A row mask of these booleans, on the host: no device need be waited for to read it."""
-        return torch.tensor(list(samples), dtype=torch.bool)
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a run stands at one evaluation.
-
-    Args:
-        run: the run.
-        index: step of the sampler, 0 <= index < run.steps. Image-to-image starts in the middle.
-        level: level of the samples at this evaluation.
-        evaluation: 0 for the first evaluation of a step; solvers such as Heun's have a second one.
-        step_level: level at the first evaluation of this step.
-        time: the network's time as a share of its training schedule, t/T in [0, 1]; None where the sampler has none.
-    """
-
-    run: Run
-    index: int
-    level: Level
-    evaluation: int = 0
-    step_level: Level | None = None
-    time: float | None = None
-
-    @property
-    def progress(self) -> float:
-        """``index / steps``, in [0, 1): the share of the schedule that is done when the step begins."""
-        return self.index / self.run.steps
-
-
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """What the sampler will be told.
-
-    Args:
-        prediction: where to jump.
-        renoise: what to re-noise with; None for the noise that `prediction` implies.
-        traces: numbers worth reporting, by name: one for each sample, shape ``(B,)``, left on their device.
-    """
-
-    prediction: Prediction
-    renoise: Prediction | None = None
-    traces: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def read(self, space: Space | Literal["any"]) -> Tensor:
-        """The prediction in `space`; see `Prediction.read`."""
-        return self.prediction.read(space)
-
-    def replace(self, space: Space | Literal["any"], value: Tensor, **traces: Tensor) -> Estimate:
-        """The estimate whose prediction reads `value` in `space`, with `traces` added."""
-        return Estimate(self.prediction.replace(space, value), self.renoise, {**self.traces, **traces})
-
-    def without_traces(self) -> Estimate:
-        """The estimate with nothing reported yet."""
-        return Estimate(self.prediction, self.renoise) if self.traces else self
-
-    def where(self, samples: Tensor, other: Estimate) -> Estimate:
-        """Take this estimate for `samples`, booleans of shape ``(B,)``, `other` for the rest; traces are both's."""
-        renoise = None
-        if self.renoise is not None or other.renoise is not None:
-            renoise = (self.renoise or self.prediction).where(samples, other.renoise or other.prediction)
-        return Estimate(self.prediction.where(samples, other.prediction), renoise, {**other.traces, **self.traces})
+DEEPEST = 30
+"""Rules inside one another, a stack in a rule counted: what is deeper could be read and not written, or the reverse."""
+STACK = "stack"
+"""The name of the empty or nested stack in text."""
 
 
 class Rule:
@@ -137,6 +44,7 @@ class Rule:
     whole_stack: ClassVar[bool] = False
     needs_identity: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
+    _name: ClassVar[str]  # in text; `register` gives it
 
     @property
     def contrast(self) -> Query | None:
@@ -265,11 +173,346 @@ class Rule:
 
     def __or__(self, other: Rule) -> Rule:
         """``rule | rule``: the stack of the two, left to right."""
-        from .stack import Stack  # the sequence of rules is itself a rule: the two files need one another
-
         return Stack(self, other) if isinstance(other, Rule) else NotImplemented
 
     def __str__(self) -> str:
-        from .notation.text import to_text
+        """The text that `parse` reads back as an equal rule.
 
-        return to_text(self)
+        Raises:
+            RuleError: the class has no name in text.
+        """
+        if (name := vars(type(self)).get("_name")) is None:
+            raise RuleError(f"{type(self).__name__} has no name; decorate the class with @register")
+        arguments = [
+            literal(value) if field.default is dataclasses.MISSING else f"{field.name}={literal(value)}"
+            for field, value in given(self)
+        ]
+        return f"{name}({', '.join(arguments)})"
+
+
+def given(rule: Rule) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """The fields that must be written down to make `rule` again, with their values."""
+    for field in parameters(rule):
+        value = getattr(rule, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            yield field, value
+
+
+def literal(value: Any) -> str:
+    """The text of a parameter's value."""
+    if isinstance(value, Rule):
+        return str(value)
+    if isinstance(value, Query):
+        return repr(str(value))
+    if isinstance(value, float):
+        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
+    return repr(value)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Stack(Rule):
+    """Rules applied left to right; ``Stack()`` is the unguided model.
+
+    The first rule improves the network's answer to the prompt, each further one what the rules before it made. What
+    several rules ask for is evaluated once. A stack inside a stack is the same as its rules in its place, and equals a
+    rule that is all it has.
+
+    Cost: the union of what its rules ask for at a step, and one evaluation at least.
+
+    Args:
+        *rules: any number of rules.
+
+    >>> from guidestack import CFG, Rescale, Stack
+    >>> stack = Stack(CFG(7.5), Rescale(0.7))
+    >>> print(stack)
+    cfg(7.5) | rescale(0.7)
+    >>> stack == CFG(7.5) | Rescale(0.7)
+    True
+    """
+
+    rules: tuple[Rule, ...]
+
+    def __init__(self, *rules: Rule) -> None:
+        flat: list[Rule] = []
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                raise RuleError(f"Stack takes rules, got {shown(rule)}; `parse` reads the text form of a stack")
+            flat.extend(rule.rules if isinstance(rule, Stack) else [rule])
+        _compatible(flat)
+        object.__setattr__(self, "rules", tuple(flat))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the rules are the same: ``Stack(rule) == rule``, too, from either side."""
+        if isinstance(other, Stack):
+            return self.rules == other.rules
+        return self.rules == (other,) if isinstance(other, Rule) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.rules[0]) if len(self.rules) == 1 else hash(self.rules)
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.rules)) or f"{STACK}()"
+
+    def __repr__(self) -> str:
+        return f"Stack({', '.join(map(repr, self.rules))})"
+
+    @property
+    def refines(self) -> bool:
+        """Whether one of its rules does, with nothing before it to reshape."""
+        return _idle(self.rules) is not None
+
+    @property
+    def moves(self) -> bool:
+        """Whether one of its rules does."""
+        return any(rule.moves for rule in self.rules)
+
+    @property
+    def contrast(self) -> Query | None:
+        """That of the first rule that has one."""
+        return next((rule.contrast for rule in self.rules if rule.contrast), None)
+
+    @property
+    def renoises(self) -> bool:
+        """Whether one of the rules does."""
+        return any(rule.renoises for rule in self.rules)
+
+    def init(self, run: Run) -> State:
+        """The states of the rules, in their order."""
+        _ = self._suffixes  # found now: a compiled `update` cannot take the lock of a cached property
+        return tuple(rule.init(run) for rule in self.rules)
+
+    def asks(self) -> frozenset[Query]:
+        """Whatever any of the rules may ask for."""
+        return frozenset().union(*(rule.asks() for rule in self.rules))
+
+    def queries(self, step: Step, state: State) -> Queries:
+        """The union of what the rules ask for."""
+        return united(rule.queries(step, own) for rule, own in zip(self.rules, state, strict=True))
+
+    @property
+    def skips(self) -> bool:
+        """Whether its only rule does."""
+        return any(rule.skips for rule in self.rules)
+
+    def unasked(self, step: Step, state: State) -> RowMask | None:
+        """Those of its only rule: a rule that skips is the whole stack."""
+        return self.rules[0].unasked(step, state[0]) if len(self.rules) == 1 else None
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """Apply the rules in order; each sees the answers it asked for itself."""
+        after, traces = [], dict(estimate.traces)
+        for rule, own, suffix in zip(self.rules, state, self._suffixes, strict=True):
+            answers = predictions.only(rule.queries(step, own), asker=rule)
+            estimate, own = rule.update(estimate.without_traces(), answers, step, own)
+            traces |= {name + suffix: value for name, value in estimate.traces.items()}
+            after.append(own)
+        return Estimate(estimate.prediction, estimate.renoise, traces), tuple(after)
+
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """For each sample that of the first rule that leads it."""
+        found: tuple[Prediction, RowMask | None] | None = None
+        for rule, own in zip(self.rules, state, strict=True):
+            led = rule.away(predictions, step, own)
+            if led is None:
+                continue
+            if found is None:
+                found = led
+            elif found[1] is not None:
+                rows = None if led[1] is None else found[1] | led[1]
+                found = found[0].where(found[1], led[0]), rows
+            if found[1] is None:
+                break
+        return found
+
+    @cached_property
+    def _suffixes(self) -> tuple[str, ...]:
+        """What is added to the names of each rule's traces: its place, where rules of one kind stand in several."""
+        kinds = [{type(part) for part in rule.parts()} for rule in self.rules]
+        return tuple(
+            f".{place + 1}" if any(own & other for j, other in enumerate(kinds) if j != place) else ""
+            for place, own in enumerate(kinds)
+        )
+
+    def neutral(self) -> Self:
+        """Every rule at its neutral parameters."""
+        return type(self)(*(rule.neutral() for rule in self.rules))
+
+
+def _idle(rules: Sequence[Rule]) -> Rule | None:
+    """The first rule that reshapes what rules before it made and has none before it that made anything."""
+    for rule in rules:
+        if rule.refines:
+            return rule
+        if rule.moves:
+            return None
+    return None
+
+
+def _compatible(rules: Sequence[Rule]) -> None:
+    """Refuse a sequence of rules of which one would be ignored or run on what it was not made for.
+
+    Raises:
+        CompositionError: naming both parties.
+    """
+    renoising = [rule for rule in rules if rule.renoises]
+    if len(renoising) > 1:
+        raise CompositionError(
+            f"{renoising[0]} and {renoising[1]} both decide what the sampler re-noises with; keep one of them"
+        )
+    if len(rules) > 1 and (idle := _idle(rules)):
+        other = next((rule for rule in rules if rule.moves), None)
+        if other:
+            raise CompositionError(
+                f"{idle} stands before {other} and has nothing to work on yet; write {other} | {idle}"
+            )
+        raise CompositionError(
+            f"{idle} has nothing to work on beside {next(rule for rule in rules if rule is not idle)}; put a rule such "
+            "as cfg(3) before it"
+        )
+    for rule in rules:
+        if len(rules) > 1 and rule.whole_stack:
+            other = next(one for one in rules if one is not rule)
+            raise CompositionError(
+                f"{rule} was made for runs of its own rule alone and cannot stand beside {other}; put {other} inside "
+                "it, and fit or tune for that"
+            )
+
+
+def _depth(rule: Rule) -> int:
+    """How many rules stand inside one another, the outermost one counted."""
+    return 1 + max(map(_depth, rule.inner()), default=0)
+
+
+def sole(rule: Rule, wrapper: str) -> Rule:
+    """The rule that a wrapper wraps: a stack of one rule is that rule, so that equal wrappers compare equal.
+
+    Raises:
+        RuleError: `rule` is no rule, or has too many inside one another.
+        CompositionError: it must be the whole stack.
+    """
+    if not isinstance(rule, Rule):
+        raise RuleError(f"{wrapper} wraps a rule, got {shown(rule)}")
+    if _depth(rule) >= DEEPEST:
+        raise RuleError(f"{wrapper}: at most {DEEPEST} rules stand inside one another, and this would be one more")
+    for part in rule.parts():
+        if part.whole_stack:
+            raise CompositionError(
+                f"{wrapper} around {part}: it was made for whole runs of its own rule alone; put {wrapper} inside it, "
+                "and fit or tune for that"
+            )
+    return rule.rules[0] if isinstance(rule, Stack) and len(rule.rules) == 1 else rule
+
+
+@dataclass(frozen=True)
+class Wrapper(Rule):
+    """A rule around another rule: every member that a subclass does not retype is that of the inner rule.
+
+    A subclass is a frozen dataclass and adds its own parameters. One that applies its rule at some steps only retypes
+    `applies`. One that keeps a state of its own beside that of its rule retypes `init`, `rule_state` and `update`.
+
+    Args:
+        rule: any rule, a stack included.
+
+    Raises:
+        RuleError: `rule` is no rule, or has too many rules inside one another.
+        CompositionError: `rule` must be the whole stack.
+
+    >>> from guidestack import CFG, During
+    >>> isinstance(During(CFG(4), progress=(0, 0.5)), Wrapper)
+    True
+    """
+
+    rule: Rule
+
+    def __post_init__(self) -> None:
+        set_field(self, "rule", sole(self.rule, type(self).__name__))
+
+    def applies(self, step: Step, state: State) -> bool:
+        """Whether the rule is applied at this step; where it is not, nothing is asked and nothing changes."""
+        del step, state
+        return True
+
+    def rule_state(self, state: State) -> State:
+        """The part of the wrapper's state that is the state of its rule; by default all of it."""
+        return state
+
+    @property
+    def contrast(self) -> Query | None:
+        """The contrast of the rule."""
+        return self.rule.contrast
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the rule sets what the sampler re-noises with."""
+        return self.rule.renoises
+
+    @property
+    def refines(self) -> bool:
+        """Whether the rule only reshapes what rules before it made."""
+        return self.rule.refines
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rule changes where the sampler jumps."""
+        return self.rule.moves
+
+    @property
+    def skips(self) -> bool:
+        """Whether the rule may answer a step without any prediction."""
+        return self.rule.skips
+
+    def init(self, run: Run) -> State:
+        """The state of the rule before the first step."""
+        return self.rule.init(run)
+
+    def asks(self) -> frozenset[Query]:
+        """Every query that the rule may ask for."""
+        return self.rule.asks()
+
+    def queries(self, step: Step, state: State) -> Queries:
+        """The queries of the rule where it is applied, none elsewhere."""
+        return self.rule.queries(step, self.rule_state(state)) if self.applies(step, state) else {}
+
+    def unasked(self, step: Step, state: State) -> RowMask | None:
+        """The samples that the rule needs no prediction for, where it is applied."""
+        return self.rule.unasked(step, self.rule_state(state)) if self.applies(step, state) else None
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """The update of the rule where it is applied; elsewhere estimate and state stay as they are."""
+        return self.rule.update(estimate, predictions, step, state) if self.applies(step, state) else (estimate, state)
+
+    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+        """What the rule leads away from where it is applied; None elsewhere."""
+        return self.rule.away(predictions, step, self.rule_state(state)) if self.applies(step, state) else None
+
+    def neutral(self) -> Self:
+        """The same wrapper around the neutral form of its rule."""
+        return dataclasses.replace(self, rule=self.rule.neutral())
+
+
+def remarks(stack: Rule) -> list[str]:
+    """What a user should know of a stack that runs, and may not do what was meant: one line each."""
+    if stack.refines:
+        return [f"{stack} has nothing to work on: it reshapes what rules before it made; write cfg(...) | {stack}"]
+    if (rule := _promptless(stack)) is None:
+        return []
+    contrast = rule.contrast or NULL
+    of = {NEGATIVE: "the negative or empty prompt", NULL: "the empty prompt"}.get(contrast, repr(str(contrast)))
+    off = "a scale of 1 or stack()" if rule.neutral_values else "stack()"
+    return [
+        f"{rule} does not turn guidance off: at scale 0 the picture is that of {of} and not of the prompt; {off} is "
+        "without guidance"
+    ]
+
+
+def _promptless(rule: Rule) -> Rule | None:
+    """The rule of scale 0 that alone decides where the sampler jumps, so that the prompt counts for nothing."""
+    if isinstance(rule, Stack):
+        moving = [one for one in rule.rules if one.moves]
+        return _promptless(moving[0]) if len(moving) == 1 else None
+    if isinstance(rule, Wrapper):
+        return _promptless(rule.rule)
+    away = getattr(rule, "scale", None) == 0 and (rule.neutral_values or {}).get("scale") != 0
+    return rule if away and rule.contrast else None

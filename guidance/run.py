@@ -16,8 +16,8 @@ from .per_sample import own_axes
 from .prediction import Level, wide
 from .query import POSITIVE, Evaluation, Network, Query, covered, evaluate
 from .report import Report, StepRecord
-from .rule import Estimate, Run, State, Step
-from .stack import Stack
+from .rule import Stack
+from .step import Estimate, Run, State, Step
 
 BLIND = (
     "the run begins at pure noise (alpha 0), where epsilon leaves x0 open; use rescale_betas_zero_snr=False, or a "

@@ -15,9 +15,8 @@ from ..guidance.fields import count
 from ..guidance.notation.presets import as_stack
 from ..guidance.observe import Observer
 from ..guidance.report import Report
-from ..guidance.rule import Rule
+from ..guidance.rule import Rule, Stack, remarks
 from ..guidance.run import GuidedRun
-from ..guidance.stack import Stack, remarks
 from ..samplers import parameterization
 from . import time_embedding
 from .arguments import checked

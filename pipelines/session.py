@@ -20,9 +20,9 @@ from ..guidance.plan import When, plan
 from ..guidance.prediction import Parameterization, Prediction
 from ..guidance.query import POSITIVE, Perturbation, Query, Request
 from ..guidance.report import Report
-from ..guidance.rule import Estimate, Run
+from ..guidance.rule import Stack
 from ..guidance.run import GuidedRun
-from ..guidance.stack import Stack
+from ..guidance.step import Estimate, Run
 from ..samplers import Grid, entry, fingerprint, grid, parameterization, scheduler_identity
 from ..samplers.renoise import Renoising
 from . import time_embedding

@@ -31,9 +31,9 @@ from ..guidance.network import Denoiser
 from ..guidance.notation.presets import as_stack
 from ..guidance.plan import SHAPE
 from ..guidance.prediction import Level, Parameterization, wide
-from ..guidance.rule import Estimate, Rule, Run
+from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
-from ..guidance.stack import Stack
+from ..guidance.step import Estimate, Run
 from .levels import grid, option
 from .loop import Sampled, Setup, finished
 

@@ -18,8 +18,9 @@ from ..guidance.notation.presets import as_stack
 from ..guidance.observe import Observer
 from ..guidance.prediction import Parameterization
 from ..guidance.report import Report
-from ..guidance.rule import Rule, Run
+from ..guidance.rule import Rule
 from ..guidance.run import GuidedRun
+from ..guidance.step import Run
 from .conditions import Conditions
 from .grid import Point
 from .identity import scheduler_identity

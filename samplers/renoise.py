@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..guidance.errors import UnsupportedSchedulerError
 from ..guidance.prediction import X0, Level, convert
-from ..guidance.rule import Estimate
+from ..guidance.step import Estimate
 from .grid import Grid
 from .levels import option, parameterization, remembers
 

@@ -10,7 +10,7 @@ import click
 from ..guidance.notation import presets
 from ..guidance.notation.registry import citation
 from ..guidance.plan import Planned, When, never_asking, plan
-from ..guidance.stack import remarks
+from ..guidance.rule import remarks
 from ..guidance.words import SAMPLER, counted
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import scheduler_of

@@ -16,7 +16,7 @@ from ..guidance.errors import GuidestackError, InputError
 from ..guidance.notation import presets
 from ..guidance.plan import When, plan
 from ..guidance.reading import exists
-from ..guidance.rule import Rule
+from ..guidance.rule import Rule, Stack
 from ..guidance.rules.linear_ag import fit as linear
 from ..guidance.rules.linear_ag.fit import Fit
 from ..guidance.rules.linear_ag.rule import (
@@ -29,7 +29,6 @@ from ..guidance.rules.linear_ag.rule import (
     Recording,
     letters,
 )
-from ..guidance.stack import Stack
 from ..guidance.words import SAMPLER, counted
 from ..pipelines import GuidedPipeline, guide
 from ..pipelines.models.files import check_writable

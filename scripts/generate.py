@@ -14,7 +14,7 @@ import click
 from ..guidance.errors import GuidestackWarning, InputError, RuleError, shown
 from ..guidance.notation.presets import TunedFor, name_in, read, tuned_for
 from ..guidance.reading import is_folder, read_bytes
-from ..guidance.stack import Stack
+from ..guidance.rule import Stack
 from ..guidance.words import SAMPLER
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.files import LARGEST_SIDE, check_out, check_writable, read_recipe

@@ -11,7 +11,7 @@ import torch
 
 import guidestack as gs
 from guidestack.guidance.notation.registry import _ENTRIES
-from guidestack.guidance.rule import Estimate
+from guidestack.guidance.step import Estimate
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...guidance.errors import InputError
-from ...guidance.notation.registry import literal
+from ...guidance.rule import literal
 from ...guidance.words import counted
 from .. import extractors, references
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ...guidance.errors import InputError, RuleError, nearest
-from ...guidance.notation.registry import literal
+from ...guidance.rule import literal
 from ..values import check_plain, shown
 from .base import Metric, parameters
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.plan import When, plan
-from ...guidance.stack import remarks
+from ...guidance.rule import remarks
 from ...guidance.words import counted, counted_are
 from ...pipelines.families.lookup import family_of
 from ...pipelines.models.generator import Generator

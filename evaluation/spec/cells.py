@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.presets import as_stack, read
-from ...guidance.stack import Stack
+from ...guidance.rule import Stack
 from .. import values
 from ..paths import contents
 from .prompts import canonical

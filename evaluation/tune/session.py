@@ -16,7 +16,7 @@ from ... import __version__
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.presets import TunedFor, load_preset
 from ...guidance.plan import When
-from ...guidance.stack import Stack
+from ...guidance.rule import Stack
 from ...guidance.words import counted_are
 from ...pipelines import guide
 from ...pipelines.models.files import check_writable

@@ -8,9 +8,8 @@ from typing import Any
 from ..errors import StackSyntaxError, nearest, shown
 from ..query import Query
 from ..reading import check_plain
-from ..rule import Rule
-from ..stack import Stack
-from .registry import RULES, entry_of, given, make, rules
+from ..rule import Rule, Stack, given
+from .registry import RULES, entry_of, make, rules
 from .text import bounded
 
 

@@ -14,8 +14,7 @@ from typing import Any
 from ..errors import GuidestackError, InputError, StackSyntaxError, cut, nearest, shown
 from ..fields import is_number, parameters, plain
 from ..reading import read_bytes, yaml_of
-from ..rule import Rule
-from ..stack import Stack
+from ..rule import Rule, Stack
 from .config import from_config
 from .registry import rules
 from .text import PRESET, parse

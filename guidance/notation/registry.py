@@ -6,17 +6,14 @@ import dataclasses
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import RuleError, StackSyntaxError, nearest, shown
 from ..fields import parameters
-from ..query import Query
-from ..rule import Rule
-from ..stack import Stack
+from ..rule import STACK, Rule, Stack, literal
 
-STACK = "stack"  # the name of the empty or nested stack in text
 RULES = "rules"  # the key of a stack's list of rules in mappings
 WORDS: dict[str, Any] = {"inf": math.inf}  # names that stand for values in text
 
@@ -85,6 +82,7 @@ def register(
         _ENTRIES[name] = Entry(
             name, rule, cost, tuple(references), (example,) if isinstance(example, str) else tuple(example)
         )
+        rule._name = name
         return rule
 
     return decorate
@@ -106,27 +104,6 @@ def entry_of(rule: Rule) -> Entry:
         if entry.rule is type(rule):
             return entry
     raise RuleError(f"{type(rule).__name__} has no name; decorate the class with @register")
-
-
-def given(rule: Rule) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
-    """The fields that must be written down to make `rule` again, with their values."""
-    for field in parameters(rule):
-        value = getattr(rule, field.name)
-        if field.default is dataclasses.MISSING or value != field.default:
-            yield field, value
-
-
-def literal(value: Any) -> str:
-    """The text of a parameter's value."""
-    if isinstance(value, Rule):
-        return str(value)
-    if isinstance(value, Query):
-        return repr(str(value))
-    if isinstance(value, float):
-        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    if isinstance(value, tuple):
-        return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
-    return repr(value)
 
 
 def make(name: str, positional: Sequence[Any], named: Mapping[str, Any]) -> Rule:

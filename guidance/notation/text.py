@@ -6,32 +6,19 @@ Text is parsed with `ast` and never evaluated: what is not a rule, a literal, or
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 import warnings
 from typing import Any
 
 from ..errors import StackSyntaxError, nearest, reason, shown
 from ..reading import check_plain
-from ..rule import Rule
-from ..stack import Stack
-from .registry import STACK, WORDS, entry_of, given, literal, make, rules
+from ..rule import STACK, Rule, Stack, literal
+from .registry import WORDS, make, rules
 
 MAX_TEXT = 10_000  # characters; longer input is no stack, and the parser's recursion stays bounded
 DEEPEST = 100  # calls, tuples and signs inside one another
 PRESET = "@"
 """What the name or path of a preset begins with; `as_stack` reads it."""
-
-
-def to_text(rule: Rule) -> str:
-    """The text that `parse` reads back as an equal rule. ``str(rule)`` is this."""
-    if isinstance(rule, Stack):
-        return " | ".join(map(str, rule.rules)) or f"{STACK}()"
-    arguments = [
-        literal(value) if field.default is dataclasses.MISSING else f"{field.name}={literal(value)}"
-        for field, value in given(rule)
-    ]
-    return f"{entry_of(rule).name}({', '.join(arguments)})"
 
 
 def bounded(stack: Stack) -> Stack:

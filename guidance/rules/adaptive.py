@@ -15,8 +15,8 @@ from ..notation.registry import register
 from ..per_sample import norm
 from ..prediction import SPACES, Prediction, Space
 from ..query import POSITIVE, Predictions, Queries, Query, RowMask, covered
-from ..rule import Estimate, Run, State, Step
-from ..stack import Wrapper
+from ..rule import Wrapper
+from ..step import Estimate, Run, State, Step
 
 CASTILLO_2023 = """@inproceedings{castillo2025adaptive,
   title     = {Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models},

@@ -16,7 +16,8 @@ from ..notation.registry import register
 from ..per_sample import dot, norm, ratio
 from ..prediction import X0, weights, wide
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
-from ..rule import Estimate, Rule, Run, State, Step
+from ..rule import Rule
+from ..step import Estimate, Run, State, Step
 
 SADAT_2024 = """@inproceedings{sadat2025eliminating,
   title     = {Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models},

@@ -10,7 +10,8 @@ from ..fields import number, set_field
 from ..notation.registry import register
 from ..prediction import Prediction
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
-from ..rule import Estimate, Rule, State, Step
+from ..rule import Rule
+from ..step import Estimate, State, Step
 
 HO_SALIMANS_2022 = """@article{ho2022classifier,
   title   = {Classifier-Free Diffusion Guidance},

@@ -12,7 +12,8 @@ from ..errors import RuleError
 from ..fields import choice, number, set_field
 from ..notation.registry import register
 from ..query import NEGATIVE, NULL, POSITIVE, Predictions, Query
-from ..rule import Estimate, Rule, State, Step
+from ..rule import Rule
+from ..step import Estimate, State, Step
 from .cfg import extrapolated
 
 CHUNG_2024 = """@inproceedings{chung2025cfgpp,

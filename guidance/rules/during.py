@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ..errors import RuleError, shown
 from ..fields import flag, interval
 from ..notation.registry import register
-from ..rule import State, Step
-from ..stack import Wrapper
+from ..rule import Wrapper
+from ..step import State, Step
 
 KYNKAANNIEMI_2024 = """@inproceedings{kynkaanniemi2024applying,
   title     = {Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models},

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from ..fields import choice, number
 from ..notation.registry import register
 from ..query import POSITIVE, Predictions, Query
-from ..rule import Estimate, Rule, State, Step
+from ..rule import Rule
+from ..step import Estimate, State, Step
 from .cfg import extrapolated
 
 SADAT_2024_ICG = """@inproceedings{sadat2025no,

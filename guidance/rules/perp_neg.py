@@ -15,7 +15,8 @@ from ..notation.registry import register
 from ..per_sample import dot, norm, ratio
 from ..prediction import wide
 from ..query import NULL, POSITIVE, Predictions, Queries, Query
-from ..rule import Estimate, Rule, Run, State, Step
+from ..rule import Rule
+from ..step import Estimate, Run, State, Step
 
 ARMANDPOUR_2023 = """@article{armandpour2023reimagine,
   title   = {Re-imagine the Negative Prompt Algorithm: Transform 2D Diffusion into 3D, alleviate Janus problem and

@@ -12,7 +12,8 @@ from ..fields import axes_in, choice, sample_axes
 from ..notation.registry import register
 from ..prediction import SPACES, Space
 from ..query import POSITIVE, Predictions, Query
-from ..rule import Estimate, Rule, Run, State, Step
+from ..rule import Rule
+from ..step import Estimate, Run, State, Step
 
 QIN_2025 = """@article{qin2025lumina,
   title   = {Lumina-Image 2.0: A Unified and Efficient Image Generative Framework},

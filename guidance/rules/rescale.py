@@ -13,7 +13,8 @@ from ..fields import choice, number
 from ..notation.registry import register
 from ..prediction import SPACES, Space
 from ..query import POSITIVE, Predictions, Query
-from ..rule import Estimate, Rule, State, Step
+from ..rule import Rule
+from ..step import Estimate, State, Step
 
 LIN_2023 = """@inproceedings{lin2024common,
   title     = {Common Diffusion Noise Schedules and Sample Steps are Flawed},

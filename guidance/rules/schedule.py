@@ -18,8 +18,8 @@ from ..fields import choice, set_field, whole
 from ..notation.registry import register
 from ..prediction import SPACES, Level, Prediction, Space
 from ..query import Predictions, RowMask
-from ..rule import Estimate, Run, State, Step
-from ..stack import Wrapper
+from ..rule import Wrapper
+from ..step import Estimate, Run, State, Step
 from .adaptive import CASTILLO_2023
 
 GUIDED, CONDITIONAL, REUSED, SKIPPED = "g", "c", "r", "s"

@@ -10,7 +10,8 @@ from ..errors import RuleError
 from ..fields import choice, interval, number, whole
 from ..notation.registry import register
 from ..query import POSITIVE, Perturbation, Predictions, Query
-from ..rule import Estimate, Rule, State, Step
+from ..rule import Rule
+from ..step import Estimate, State, Step
 from .cfg import extrapolated
 from .icg import SADAT_2024_ICG
 

@@ -27,10 +27,10 @@ from ..notation.presets import as_stack
 from ..notation.text import parse
 from ..prediction import EPSILON, FLOW, X0, Level, Parameterization, Space, V
 from ..query import POSITIVE, Predictions, Query, covered, evaluate
-from ..rule import Estimate, Rule, Run, Step
+from ..rule import Rule, Stack
 from ..rules.during import During
 from ..run import GuidedRun
-from ..stack import Stack
+from ..step import Estimate, Run, Step
 from .mixture import Gaussian1D, GaussianMixture, MixtureDenoiser, gaussian_1d
 
 __all__ = ["Gaussian1D", "GaussianMixture", "MixtureDenoiser", "check_rule", "gaussian_1d", "guide_once", "oracle_run"]

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from ..errors import CompositionError
 from ..notation.registry import rules
 from ..notation.text import parse
-from ..rule import Rule
-from ..stack import Wrapper
+from ..rule import Rule, Wrapper
 from .checks import Oracle, oracle_run
 
 BEHIND = "cfg(3)"

@@ -18,7 +18,8 @@ from ...guidance.notation.presets import as_stack
 from ...guidance.observe import Observer
 from ...guidance.plan import SHAPE
 from ...guidance.report import Report
-from ...guidance.rule import Rule, Run
+from ...guidance.rule import Rule
+from ...guidance.step import Run
 from ...samplers import Grid, by_name, grid, scheduled, scheduler_identity
 from ...samplers.noise import generators, seeded
 from ...samplers.renoise import Renoising

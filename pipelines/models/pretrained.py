@@ -19,8 +19,7 @@ from ...guidance.files import RuleFile
 from ...guidance.notation.config import to_config
 from ...guidance.notation.presets import as_stack, mapping_of, stack_in
 from ...guidance.reading import exists, is_folder
-from ...guidance.rule import Rule
-from ...guidance.stack import Stack
+from ...guidance.rule import Rule, Stack
 from .hub import reachable, why
 
 NAME = "guidance.yaml"

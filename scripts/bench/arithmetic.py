@@ -14,8 +14,8 @@ from torch import Tensor
 from ...guidance.notation.presets import as_stack
 from ...guidance.prediction import EPSILON, Level, Prediction
 from ...guidance.query import POSITIVE, Predictions, Query
-from ...guidance.rule import Estimate, Rule, Run, Step
-from ...guidance.stack import sole
+from ...guidance.rule import Rule, sole
+from ...guidance.step import Estimate, Run, Step
 from ...samplers import grid
 from ...samplers.renoise import Renoising
 from .timing import Timing, interleaved

@@ -14,7 +14,7 @@ from typing import Any
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.registry import rules
 from ...guidance.notation.text import parse
-from ...guidance.stack import Wrapper
+from ...guidance.rule import Wrapper
 from ...pipelines.doctor.trials import trial
 
 Arguments = Callable[[], dict[str, Any]]

@@ -12,8 +12,9 @@ import torch
 import guidestack as gs
 from guidestack.evaluation.effective_scale import Traces, gathered, lever, mean, strength
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, V, convert
-from guidestack.guidance.rule import Estimate, Rule
+from guidestack.guidance.rule import Rule
 from guidestack.guidance.rules.linear_ag import fit as linear
+from guidestack.guidance.step import Estimate
 from guidestack.guidance.testing.checks import IDENTITY, LEVELS, Oracle, OracleRun, oracle_run
 from guidestack.pipelines import guide
 

@@ -13,7 +13,7 @@ from guidestack import APG, parse
 from guidestack.guidance.per_sample import ratio
 from guidestack.guidance.prediction import EPSILON, SPACES, X0, Level, Prediction
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Predictions, Query
-from guidestack.guidance.rule import Estimate, Run, State, Step
+from guidestack.guidance.step import Estimate, Run, State, Step
 
 SHAPE = (2, 4, 8, 8)
 LEVEL = Level.ve(2.0)

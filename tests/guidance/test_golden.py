@@ -20,8 +20,8 @@ import guidestack as gs
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, V
 from guidestack.guidance.report import Report
-from guidestack.guidance.rule import Run
 from guidestack.guidance.run import GuidedRun
+from guidestack.guidance.step import Run
 from guidestack.guidance.testing.mixture import GaussianMixture, MixtureDenoiser
 
 # --- the data: three samples of shape (2, 3, 4), four Gaussians, different classes for every sample ----------------

@@ -23,10 +23,11 @@ from guidestack.guidance.errors import CompositionError, GuidanceNotAppliedError
 from guidestack.guidance.plan import When, plan
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Network, Queries, Request
-from guidestack.guidance.rule import Rule, Run, State, Step
+from guidestack.guidance.rule import Rule
 from guidestack.guidance.rules.linear_ag import fit as linear
 from guidestack.guidance.rules.linear_ag.rule import Recorded, Recording, letters
 from guidestack.guidance.run import GuidedRun
+from guidestack.guidance.step import Run, State, Step
 from guidestack.guidance.testing import composition
 from guidestack.guidance.testing.checks import IDENTITY, LEVELS, Oracle, check_rule, oracle_run
 

@@ -19,7 +19,7 @@ from guidestack.guidance.fields import LARGEST, SMALLEST
 from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.prediction import EPSILON, FLOW, Level, Parameterization, Prediction
 from guidestack.guidance.query import POSITIVE, Predictions, Query
-from guidestack.guidance.rule import Estimate, Run, Step
+from guidestack.guidance.step import Estimate, Run, Step
 from guidestack.guidance.views import ShiftedDecay, wrap_azimuth
 
 EXAMPLES: tuple[gs.Rule, ...] = (

@@ -16,8 +16,8 @@ from guidestack.guidance.keyed import Keys, keyed, normal
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, V
 from guidestack.guidance.report import Report
-from guidestack.guidance.rule import Run
 from guidestack.guidance.run import GuidedRun
+from guidestack.guidance.step import Run
 from guidestack.guidance.testing.checks import Oracle, oracle_run
 from guidestack.guidance.testing.mixture import GaussianMixture, MixtureDenoiser
 from guidestack.samplers.noise import initial_noise
@@ -232,7 +232,7 @@ def test_where_time_step_guidance_does_nothing_it_costs_nothing(rule: gs.Rule) -
 
 def test_at_time_0_a_power_schedule_is_over() -> None:
     network_time = Run((3, *SHAPE), torch.float64, steps=STEPS, seeds=SEEDS)
-    from guidestack.guidance.rule import Step
+    from guidestack.guidance.step import Step
 
     step = Step(network_time, STEPS - 1, Level.vp(0.99), time=0.0)
     assert gs.TSG(3.0, power=1).queries(step, ()) == {}

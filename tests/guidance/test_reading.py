@@ -21,7 +21,7 @@ from guidestack.guidance.notation.presets import LARGEST, as_stack, load_preset,
 from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.notation.text import MAX_TEXT
 from guidestack.guidance.reading import DEEPEST, check_plain, json_of, read_bytes, yaml_of
-from guidestack.guidance.stack import DEEPEST as NESTED
+from guidestack.guidance.rule import DEEPEST as NESTED
 from guidestack.guidance.testing.composition import STACKS, standing
 
 FUZZ = settings(max_examples=150, deadline=None, derandomize=True)

@@ -15,7 +15,8 @@ from guidestack.guidance.errors import RuleCheckError, RuleError
 from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.prediction import Level
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Predictions, Query
-from guidestack.guidance.rule import Estimate, Rule, Run, State, Step
+from guidestack.guidance.rule import Rule
+from guidestack.guidance.step import Estimate, Run, State, Step
 from guidestack.guidance.testing.checks import LEVELS, Oracle, check_rule, oracle_run
 
 

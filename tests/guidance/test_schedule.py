@@ -17,8 +17,8 @@ from guidestack.guidance.errors import CompositionError, RuleError
 from guidestack.guidance.plan import When, plan
 from guidestack.guidance.prediction import EPSILON, Level, Prediction
 from guidestack.guidance.query import POSITIVE, Predictions, evaluate
-from guidestack.guidance.rule import Estimate, Run, Step
 from guidestack.guidance.rules.schedule import read_plan, written_plan
+from guidestack.guidance.step import Estimate, Run, Step
 from guidestack.guidance.testing import composition
 from guidestack.guidance.testing.checks import LEVELS, Oracle, check_rule, oracle_run
 

@@ -15,13 +15,12 @@ from guidestack.guidance import fetched
 from guidestack.guidance.errors import NonFiniteError
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.notation.presets import as_stack
-from guidestack.guidance.notation.text import to_text
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import Query
-from guidestack.guidance.rule import Run
+from guidestack.guidance.rule import Stack
 from guidestack.guidance.rules import Schedule
 from guidestack.guidance.run import GuidedRun
-from guidestack.guidance.stack import Stack
+from guidestack.guidance.step import Run
 
 from ..spoiling import Spoil
 from .elsewhere import Device, Elsewhere
@@ -192,4 +191,4 @@ def test_the_device_counts_what_waits() -> None:
 
 def test_a_lag_is_written() -> None:
     text = "adaptive(cfg(4), threshold=0.9, lag=1)"
-    assert to_text(parse(text)) == text
+    assert str(parse(text)) == text

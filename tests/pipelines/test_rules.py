@@ -401,8 +401,8 @@ def test_flow_matching_is_its_samples_by_hand(pipe: Any, name: str) -> None:
 def test_momentum_begins_at_zero_wherever_the_run_begins(pipe: Any) -> None:
     """A run that begins at step 2 of 6, as image-to-image does."""
     from guidestack.guidance.network import CallableNetwork
-    from guidestack.guidance.rule import Run
     from guidestack.guidance.run import GuidedRun
+    from guidestack.guidance.step import Run
 
     case, scheduler = CASES["apg"], flow_scheduler()
     scheduler.set_timesteps(STEPS)

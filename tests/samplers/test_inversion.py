@@ -14,7 +14,7 @@ import guidestack as gs
 from guidestack.guidance.errors import CompositionError, InputError, UnsupportedSchedulerError
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, Prediction, V, convert
 from guidestack.guidance.query import Query
-from guidestack.guidance.rule import Estimate
+from guidestack.guidance.step import Estimate
 from guidestack.guidance.testing.mixture import GaussianMixture, MixtureDenoiser
 from guidestack.samplers import grid, invert, parameterization, supported
 from guidestack.samplers.inversion import FIRST_ORDER, placed, undone

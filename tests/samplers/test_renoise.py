@@ -22,8 +22,8 @@ from torch import Tensor
 import guidestack as gs
 from guidestack.guidance.errors import RuleError, UnsupportedSchedulerError
 from guidestack.guidance.prediction import X0, Level, Prediction, convert
-from guidestack.guidance.rule import Estimate
 from guidestack.guidance.rules.cfg_pp import MATCHED, matching_cfg_scale
+from guidestack.guidance.step import Estimate
 from guidestack.guidance.testing.mixture import GaussianMixture, MixtureDenoiser
 from guidestack.samplers import Grid, grid, parameterization, supported
 from guidestack.samplers.levels import remembers

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import guidestack as gs
 from guidestack.guidance.prediction import X0, Level, Prediction
 from guidestack.guidance.query import POSITIVE, Predictions, Query
-from guidestack.guidance.rule import Estimate, Run, Step
+from guidestack.guidance.step import Estimate, Run, Step
 from guidestack.scripts.bench import __main__ as bench
 from guidestack.scripts.bench import arithmetic, cli, memory, models, page
 from guidestack.scripts.bench.measure import Found, Timed, Watched, _found, measured

@@ -17,8 +17,8 @@ from ...files import RuleFile
 from ...notation.registry import register
 from ...prediction import Prediction
 from ...query import NEGATIVE, NULL, POSITIVE, Predictions, Queries, Query, RowMask
-from ...rule import Estimate, Rule, Run, State, Step
-from ...stack import Wrapper, sole
+from ...rule import Rule, Wrapper, sole
+from ...step import Estimate, Run, State, Step
 from ..adaptive import CASTILLO_2023
 from . import fit as linear
 

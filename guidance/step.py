@@ -1,0 +1,111 @@
+"""Run, Step, Estimate and State: what a rule is told, what it improves, and what it remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .prediction import Level, Prediction, Space
+
+State = tuple[Any, ...]
+"""What a rule remembers between evaluations: a NamedTuple of tensors, or ``()``."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known before the first step of a run.
+
+    Args:
+        shape: shape of x, batch first.
+        dtype: type of the network's outputs.
+        device: where they are.
+        steps: steps of the scheduler's whole schedule.
+        seeds: one number for each sample, from which all randomness of the run is derived; empty if none was given.
+        negatives: how many negative prompts each sample has, which answer ``"negative:0"`` and on; empty if it is 1.
+        positives: how many positives each sample has beside its prompt, ``"positive:1"`` and on; empty if none has any.
+        identity: what a fitted rule is held to, by name: the model's fingerprint, the scheduler, ... Filled where a
+            rule has `needs_identity`; None where nothing will run and there is nothing to hold it to: a plan. A value
+            is None where it is not known yet and is not to be checked.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    steps: int = 1
+    seeds: tuple[int, ...] = ()
+    negatives: tuple[int, ...] = ()
+    positives: tuple[int, ...] = ()
+    identity: Mapping[str, str | None] | None = field(default_factory=dict)
+
+    @property
+    def batch(self) -> int:
+        """Number of samples B."""
+        return self.shape[0]
+
+    def mask(self, samples: Iterable[bool]) -> Tensor:
+        """A row mask of these booleans, on the host: no device need be waited for to read it."""
+        return torch.tensor(list(samples), dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a run stands at one evaluation.
+
+    Args:
+        run: the run.
+        index: step of the sampler, 0 <= index < run.steps. Image-to-image starts in the middle.
+        level: level of the samples at this evaluation.
+        evaluation: 0 for the first evaluation of a step; solvers such as Heun's have a second one.
+        step_level: level at the first evaluation of this step.
+        time: the network's time as a share of its training schedule, t/T in [0, 1]; None where the sampler has none.
+    """
+
+    run: Run
+    index: int
+    level: Level
+    evaluation: int = 0
+    step_level: Level | None = None
+    time: float | None = None
+
+    @property
+    def progress(self) -> float:
+        """``index / steps``, in [0, 1): the share of the schedule that is done when the step begins."""
+        return self.index / self.run.steps
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What the sampler will be told.
+
+    Args:
+        prediction: where to jump.
+        renoise: what to re-noise with; None for the noise that `prediction` implies.
+        traces: numbers worth reporting, by name: one for each sample, shape ``(B,)``, left on their device.
+    """
+
+    prediction: Prediction
+    renoise: Prediction | None = None
+    traces: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def read(self, space: Space | Literal["any"]) -> Tensor:
+        """The prediction in `space`; see `Prediction.read`."""
+        return self.prediction.read(space)
+
+    def replace(self, space: Space | Literal["any"], value: Tensor, **traces: Tensor) -> Estimate:
+        """The estimate whose prediction reads `value` in `space`, with `traces` added."""
+        return Estimate(self.prediction.replace(space, value), self.renoise, {**self.traces, **traces})
+
+    def without_traces(self) -> Estimate:
+        """The estimate with nothing reported yet."""
+        return Estimate(self.prediction, self.renoise) if self.traces else self
+
+    def where(self, samples: Tensor, other: Estimate) -> Estimate:
+        """Take this estimate for `samples`, booleans of shape ``(B,)``, `other` for the rest; traces are both's."""
+        renoise = None
+        if self.renoise is not None or other.renoise is not None:
+            renoise = (self.renoise or self.prediction).where(samples, other.renoise or other.prediction)
+        return Estimate(self.prediction.where(samples, other.prediction), renoise, {**other.traces, **self.traces})
