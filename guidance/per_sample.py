@@ -1,4 +1,4 @@
-"""Reductions of each sample by itself. There is no reduction over the batch anywhere in this project."""
+"""Arithmetic of each sample by itself. There is no reduction over the batch anywhere in this project."""
 
 from __future__ import annotations
 
@@ -31,3 +31,24 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, and 0 where the denominator is 0."""
     zero = denominator == 0
     return (numerator / denominator.masked_fill(zero, 1)).masked_fill(zero, 0)
+
+
+def share(value: Tensor, along: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """The coefficient of the part of `value` that is parallel to `along`, ``<value, along> / <along, along>``.
+
+    0 where `along` is 0; over `axes` (all but the first unless told), which stay with size 1.
+    """
+    return ratio(dot(value, along, axes), norm(along, axes).square())
+
+
+def projected(value: Tensor, along: Tensor, keep: float, axes: Sequence[int] | None = None) -> Tensor:
+    """`value` with `keep` times the part of it that is parallel to `along`; 0 leaves the perpendicular part alone."""
+    return torch.addcmul(value, along, (keep - 1) * share(value, along, axes))
+
+
+def added(base: Tensor, change: Tensor, scale: float) -> Tensor:
+    """``base + scale * change``, rounded as written, in the memory of `change`, which must be the caller's own.
+
+    Rules run at every step: what they cost is passes over memory, and this makes no new tensor.
+    """
+    return change.mul_(scale).add_(base)

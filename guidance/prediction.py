@@ -264,6 +264,32 @@ class Prediction:
             value = convert(value, self.x, self.level, target, self.parameterization)
         return Prediction(value.to(self.native.dtype), self.x, self.level, self.parameterization)
 
+    def minus(self, other: Prediction, space: Space | Literal["any"]) -> Tensor:
+        """The answer minus `other`, of the same x, in `space`: a new tensor, in float32 or better.
+
+        x cancels, so that neither answer has to be converted by itself.
+        """
+        difference = self.native - other.native.to(wide(self.native.dtype))
+        if space == "any":
+            return difference
+        target = _spelled(space, self.level, self.parameterization)
+        return difference.mul_(weights(self.level, self.parameterization, target)[1])
+
+    def plus(self, space: Space, change: Tensor, weight: float, factor: Tensor | None = None) -> Prediction:
+        """The prediction with ``weight * factor * change`` added to its reading in `space`.
+
+        Args:
+            space: any but the network's own, see `read`.
+            change: a difference in `space`, shape ``(B, ...)``, in float32 or better.
+            weight: for all samples.
+            factor: for each sample, or for what else it has an axis; None for 1.
+        """
+        target = _spelled(space, self.level, self.parameterization)
+        weight *= weights(self.level, target, self.parameterization)[1]
+        by = change.new_full((), weight) if factor is None else weight * factor
+        moved = torch.addcmul(self.native.to(change.dtype), change, by)
+        return Prediction(moved.to(self.native.dtype), self.x, self.level, self.parameterization)
+
     def where(self, samples: Tensor, other: Prediction) -> Prediction:
         """Take this answer for `samples`, booleans of shape ``(B,)``, and `other`, of the same x, for the rest."""
         wanted = samples.to(self.native.device, non_blocking=True).reshape(-1, *[1] * (self.native.ndim - 1))

@@ -99,6 +99,17 @@ class Estimate:
         """The estimate whose prediction reads `value` in `space`, with `traces` added."""
         return Estimate(self.prediction.replace(space, value), self.renoise, {**self.traces, **traces})
 
+    def plus(
+        self, space: Space, change: Tensor, weight: float, factor: Tensor | None = None, **traces: Tensor
+    ) -> Estimate:
+        """The estimate with a change added in `space`, see `Prediction.plus`, and with `traces` added."""
+        prediction = self.prediction.plus(space, change, weight, factor)
+        return Estimate(prediction, self.renoise, {**self.traces, **traces})
+
+    def is_base(self, prompt: Prediction) -> bool:
+        """Whether the estimate is still the prompt's own prediction, which no rule has improved yet."""
+        return self.prediction is prompt
+
     def without_traces(self) -> Estimate:
         """The estimate with nothing reported yet."""
         return Estimate(self.prediction, self.renoise) if self.traces else self

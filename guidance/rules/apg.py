@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import RuleError
 from ..fields import SMALLEST, axes_in, choice, number, sample_axes, set_field
 from ..notation.registry import register
-from ..per_sample import dot, norm, ratio
-from ..prediction import X0, weights, wide
+from ..per_sample import norm, projected
+from ..prediction import wide
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
 from ..rule import Rule
 from ..step import Estimate, Run, State, Step
@@ -124,32 +124,24 @@ class APG(Rule):
         """The equations above. Trace ``apg_clip``: the factor of the clip (the smallest, if `axes` leave several)."""
         if self.scale == 1:
             return estimate, state
-        prompt, contrast = predictions[POSITIVE], predictions[self.contrast]
-        level, native = prompt.level, prompt.parameterization
-        (_, to_denoised), (_, to_native) = weights(level, native, X0), weights(level, X0, native)
-        denoised = prompt.denoised
-        computed = denoised.dtype
-        # D_c - D_u, from which x cancels: nothing but the prompt's own prediction has to be converted. The tensor is
-        # new and ours until it is the state; what a step costs is passes over memory.
-        difference = (prompt.native.to(computed) - contrast.native.to(computed)).mul_(to_denoised)
-        if isinstance(state, Momentum):
-            # At the first evaluation the sum is 0: nothing of the momentum is in it yet.
-            difference.add_(state.average, alpha=self.momentum)
-            state = Momentum(difference)
-        weight = (self.scale - 1) * to_native
-        factor, traces = difference.new_full((), weight), {}
-        if self.radius is not None:
-            clip = self._clip(difference)
-            traces["apg_clip"] = clip.flatten(1).amin(1)
-            factor = weight * clip  # one number for all that is projected together: projection is linear
-        # d_perp + eta*d_par = d + (eta - 1)*d_par
-        along = (self.eta - 1) * ratio(dot(difference, denoised, self.axes), norm(denoised, self.axes).square())
-        update = torch.addcmul(difference, denoised, along)
-        guided = torch.addcmul(estimate.read("any").to(computed), update, factor)
-        return estimate.replace("any", guided, **traces), state
+        c, u = predictions[POSITIVE], predictions[self.contrast]
+        m, state = self._with_momentum(c.minus(u, "denoised"), state)
+        clip = self._clip(m)
+        # The clip multiplies all that is projected together by one number, and projection is linear: it comes last.
+        update = projected(m, c.denoised, keep=self.eta, axes=self.axes)
+        traces = {} if clip is None else {"apg_clip": clip.flatten(1).amin(1)}
+        return estimate.plus("denoised", update, self.scale - 1, clip, **traces), state
 
-    def _clip(self, difference: Tensor) -> Tensor:
-        assert self.radius is not None  # asked for only then
+    def _with_momentum(self, difference: Tensor, state: State) -> tuple[Tensor, State]:
+        """The running sum with this difference, in its memory, and the state that keeps it."""
+        if isinstance(state, Momentum):
+            state = Momentum(difference.add_(state.average, alpha=self.momentum))
+        return difference, state
+
+    def _clip(self, difference: Tensor) -> Tensor | None:
+        """The factor that brings the norm down to the radius; None without a radius."""
+        if self.radius is None:
+            return None
         size = norm(difference, self.axes)
         elements = difference.numel() / size.numel()
         radius = self.radius * (math.sqrt(elements) if self.radius_unit == "per_sqrt_dim" else 1.0)

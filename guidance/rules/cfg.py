@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ..fields import number, set_field
 from ..notation.registry import register
+from ..per_sample import added
 from ..prediction import Prediction
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
 from ..rule import Rule
@@ -23,11 +24,11 @@ HO_SALIMANS_2022 = """@article{ho2022classifier,
 
 def extrapolated(estimate: Estimate, c: Prediction, u: Prediction, scale: float) -> Estimate:
     """``u + scale*(c - u)``; on an estimate that earlier rules already improved, ``estimate + (scale - 1)*(c - u)``."""
-    difference = c.native - u.native  # new and ours: what follows is written into it, and rounded as without
-    if estimate.prediction is c:
+    difference = c.native - u.native  # in the network's type, as the pipelines compute it
+    if estimate.is_base(c):
         # Equal to the other branch but for rounding, and rounded as the field's implementations round.
-        return estimate.replace("any", difference.mul_(scale).add_(u.native))
-    return estimate.replace("any", difference.mul_(scale - 1).add_(estimate.read("any")))
+        return estimate.replace("any", added(u.native, difference, scale))
+    return estimate.replace("any", added(estimate.read("any"), difference, scale - 1))
 
 
 @register("cfg", cost="2; 1 at scale 1", references=(HO_SALIMANS_2022,), example=("cfg(3)", "cfg(3, against='null')"))

@@ -12,8 +12,7 @@ from torch import Tensor
 from ..errors import RuleError
 from ..fields import number, strengths
 from ..notation.registry import register
-from ..per_sample import dot, norm, ratio
-from ..prediction import wide
+from ..per_sample import added, share
 from ..query import NULL, POSITIVE, Predictions, Queries, Query
 from ..rule import Rule
 from ..step import Estimate, Run, State, Step
@@ -142,19 +141,18 @@ class PerpNeg(Rule):
         """The equation above. A sample without a negative reads the prompt there, whose perpendicular part is 0."""
         if self._is_neutral():
             return estimate, state
-        c, u = predictions[POSITIVE], predictions[ORIGIN]
-        computed = wide(c.native.dtype)
-        u_native = u.native.to(computed)
-        e_p = c.native.to(computed) - u_native
-        guided = e_p
-        # Projection is linear: the weighted sum of the others is projected once.
-        others: Tensor | None = None
-        for query, (weight, _) in self._named(step.run).items():
-            away = predictions[query].native.to(computed) - u_native
-            others = away.mul_(weight) if others is None else others.add_(away, alpha=weight)  # both are new, and ours
-        if others is not None:
-            # e_p + others - (share of others along e_p) * e_p
-            guided = torch.addcmul(others, e_p, 1 - ratio(dot(others, e_p), norm(e_p).square()))
-        if estimate.prediction is c:
-            return estimate.replace("any", guided.mul_(self.scale).add_(u_native)), state  # `guided` is new, and ours
-        return estimate.replace("any", estimate.read("any").to(computed) + self.scale * guided - e_p), state
+        p, u = predictions[POSITIVE], predictions[ORIGIN]
+        e_p, others = p.minus(u, "any"), self._others(predictions, step.run)
+        # e_p + others - share * e_p, the bracket of the equation: projection is linear, the sum is projected once
+        bracket = e_p if others is None else torch.addcmul(others, e_p, 1 - share(others, e_p))
+        if estimate.is_base(p):
+            return estimate.replace("any", added(u.native, bracket, self.scale)), state
+        return estimate.replace("any", estimate.read("any").to(e_p.dtype) + self.scale * bracket - e_p), state
+
+    def _others(self, predictions: Predictions, run: Run) -> Tensor | None:
+        """The weighted sum of e over the further positives and the negatives; None where the run has none."""
+        total: Tensor | None = None
+        for query, (weight, _) in self._named(run).items():
+            e = predictions[query].minus(predictions[ORIGIN], "any")
+            total = e.mul_(weight) if total is None else total.add_(e, alpha=weight)
+        return total

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..fields import choice, number
 from ..notation.registry import register
+from ..per_sample import added
 from ..prediction import SPACES, Space
 from ..query import POSITIVE, Predictions, Query
 from ..rule import Rule
@@ -83,6 +84,5 @@ class Rescale(Rule):
         guided, std_c = estimate.read(self.space), _std(predictions[POSITIVE].read(self.space))
         std = _std(guided)
         ratio = torch.where(std > 0, std_c / std, torch.ones_like(std))
-        # phi * (guided * ratio) + (1 - phi) * guided, rounded as this is written
-        rescaled = (guided * ratio).mul_(self.phi).add_((1 - self.phi) * guided)
+        rescaled = added((1 - self.phi) * guided, guided * ratio, self.phi)
         return estimate.replace(self.space, rescaled, rescale=ratio.flatten()), state
