@@ -16,7 +16,7 @@ from .errors import CompositionError, RuleError, shown
 from .fields import parameters, set_field
 from .files import RuleFile
 from .prediction import Prediction, Space
-from .query import NEGATIVE, NULL, Predictions, Queries, Query, RowMask, covered, united
+from .query import ANY, NEGATIVE, NULL, Predictions, Queries, Query, RowMask, covered, united
 from .step import Estimate, Run, State, Step
 
 DEEPEST = 30
@@ -75,6 +75,11 @@ class Rule:
     def skips(self) -> bool:
         """Whether the rule may answer a step without any prediction: see `unasked`. Such a rule is the whole stack."""
         return False
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether the rule asks for each of several negative prompts; other rules take one."""
+        return any(query.condition == "negative" + ANY for query in self.asks())
 
     @property
     def weight_counts(self) -> Mapping[str, int]:

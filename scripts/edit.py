@@ -23,7 +23,7 @@ from ..pipelines.families.lookup import family_of
 from ..pipelines.latents import on_white
 from ..pipelines.models.files import check_out, make_folder, opened, read_recipe, write
 from ..pipelines.models.generator import Generator
-from ..pipelines.models.recipe import DTYPES, LAST_SEED, check_text, note_bars, split, takes_several
+from ..pipelines.models.recipe import DTYPES, LAST_SEED, check_text, note_bars, split
 from ..pipelines.size import own_size
 from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
@@ -226,7 +226,7 @@ def _edit(options: dict[str, Any]) -> str:
         return f"{to} was there already"
     note_cut(generator, [recipe.prompt, recipe.source, recipe.negative])
     began = time.monotonic()
-    several = takes_several(guidance) or takes_several(inversion)
+    several = guidance.takes_several or inversion.takes_several
     if not several:
         note_bars(guidance, [recipe.negative])
     more = {"negative_prompt": split(recipe.negative) if several else recipe.negative} if recipe.negative else {}

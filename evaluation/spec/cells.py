@@ -56,7 +56,7 @@ class Cell:
     @property
     def several(self) -> bool:
         """Whether the stack takes each of several negatives."""
-        return any(query.condition == "negative:each" for query in self.parsed.asks())
+        return self.parsed.takes_several
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Recipe:
     @property
     def several(self) -> bool:
         """Whether the stack takes several negatives, and positives beside the prompt."""
-        return takes_several(as_stack(self.guidance))
+        return as_stack(self.guidance).takes_several
 
     @property
     def texts(self) -> list[str]:
@@ -145,11 +145,6 @@ class Recipe:
         return given
 
 
-def takes_several(stack: Rule) -> bool:
-    """Whether a rule of `stack` asks for each of several negatives."""
-    return any(query.condition == "negative:each" for query in stack.asks())
-
-
 def split(text: str) -> list[str]:
     """The texts between the bars of ``"a | b"``."""
     return [part.strip() for part in text.split("|") if part.strip()]
@@ -189,7 +184,7 @@ def check_several(
     Raises:
         InputError: positives that no rule uses, or another number of weights than of negatives.
     """
-    if any(extras) and not takes_several(stack):
+    if any(extras) and not stack.takes_several:
         raise InputError(f"{names[1]} was given, and no rule of {stack} uses it; perpneg(scale) does")
     given = {"negative": (names[0], negatives), "positive": (names[1], extras)}
     for rule in stack.parts():
@@ -205,7 +200,7 @@ def check_several(
 
 def note_bars(stack: Rule, negatives: Sequence[str]) -> None:
     """Warn of negatives that are written as several for a stack that takes one."""
-    if not takes_several(stack):
+    if not stack.takes_several:
         for text in dict.fromkeys(negatives):
             if len(split(text)) > 1:
                 warnings.warn(
