@@ -28,7 +28,7 @@ from ..families.lookup import family_of
 from ..session import model_identity
 from ..size import factor
 from .loading import chosen_device, identity_of, load, made_with, memory
-from .recipe import split, takes_several
+from .recipe import split
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Generator:
         guided = guide(self.pipe, stack, observe=observe)
         with self.running(seeds):
             try:
-                images = guided(**options, **self._conditions(filled, takes_several(stack))).images
+                images = guided(**options, **self._conditions(filled, stack.takes_several)).images
             except NonFiniteError as error:
                 lost, images = error, error.output.images if error.output else []
         report, gone = guided.report, lost.samples if lost else ()
