@@ -8,6 +8,7 @@ from .fields import set_field as set_field
 from .fields import whole as whole
 from .files import RuleFile as RuleFile
 from .keyed import Keys as Keys
+from .notation.plugins import load_rules as load_rules
 from .notation.registry import register as register
 from .per_sample import dot as dot
 from .per_sample import norm as norm

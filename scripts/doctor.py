@@ -15,7 +15,7 @@ from ..pipelines import doctor
 from ..pipelines.doctor import Diagnosis, unrecorded
 from ..pipelines.families.record import FAMILIES
 from ..pipelines.models.loading import chosen_device, class_of, components_of, first_line, load, pipeline_class
-from .options import device_option, notices, threads_option
+from .options import device_option, notices, rules_option, threads_option
 
 
 @click.command()
@@ -23,7 +23,8 @@ from .options import device_option, notices, threads_option
 @click.option(
     "--pipeline", metavar="CLASS", help="Test this pipeline on the model's components, e.g. one from pictures."
 )
-@click.option("--rules/--no-rules", default=True, show_default=True, help="Also run every rule, for the table.")
+@click.option("--no-rules", is_flag=True, help="Do not run every rule: leave out the table.")
+@rules_option
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @device_option
 @threads_option
@@ -51,7 +52,7 @@ def _diagnosed(options: dict[str, Any]) -> Diagnosis:
             name, pipeline_class(name), components_of(Path(model))
         )  # it may be one that cannot be loaded here
     pipe, _ = load(model, getattr(torch, options["dtype"]), device, options["allow_pickle"], doctored=True)
-    return doctor(_as(pipe, options["pipeline"]) if options["pipeline"] else pipe, rules=options["rules"])
+    return doctor(_as(pipe, options["pipeline"]) if options["pipeline"] else pipe, rules=not options["no_rules"])
 
 
 def _as(pipe: Any, name: str) -> Any:

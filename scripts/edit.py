@@ -23,14 +23,14 @@ from ..pipelines.families.lookup import family_of
 from ..pipelines.latents import on_white
 from ..pipelines.models.files import check_out, make_folder, opened, read_recipe, write
 from ..pipelines.models.generator import Generator
-from ..pipelines.models.recipe import DTYPES, LAST_SEED, check_text, note_bars, split
+from ..pipelines.models.recipe import DTYPES, LAST_SEED, check_text, note_bars, split, with_rules
 from ..pipelines.size import own_size
 from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
-from .options import device_option, notices, offload_option, threads_option
+from .options import device_option, notices, offload_option, rules_option, threads_option
 from .studio import note_cut
 
 
@@ -73,10 +73,14 @@ class Edit:
     @property
     def filename(self) -> str:
         """Words of the prompt, and a digest of everything that decides the picture."""
-        decisive = {name: value for name, value in dataclasses.asdict(self).items() if name != "versions"}
+        decisive = {name: value for name, value in self.written().items() if name != "versions"}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
         words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:48].rstrip("-") or "image"
         return f"{words}-edit-{digest}.png"
+
+    def written(self) -> dict[str, Any]:
+        """The mapping to write into the image."""
+        return with_rules(dataclasses.asdict(self), self.guidance, self.inversion)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -176,6 +180,7 @@ def check_sampler(name: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
 @click.option("--overwrite", is_flag=True, help="Make the image again if it exists.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
+@rules_option
 def command(**options: Any) -> None:
     """Change IMAGE to what PROMPT says.
 
@@ -241,6 +246,6 @@ def _edit(options: dict[str, Any]) -> str:
             **more,
         ).images[0]
     make_folder(options["out"])
-    write(made, to, dataclasses.asdict(recipe))
+    write(made, to, recipe.written())
     spent = counted(sum(editing.evaluations), "network evaluation")
     return f"{to}: {spent}, {time.monotonic() - began:.1f} s"

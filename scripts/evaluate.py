@@ -11,7 +11,7 @@ import click
 from ..guidance.errors import InputError
 from ..guidance.words import counted
 from ..pipelines.models.loading import chosen_device
-from .options import device_option, notices, threads_option
+from .options import device_option, notices, rules_option, threads_option
 
 
 @click.command()
@@ -25,6 +25,7 @@ from .options import device_option, notices, threads_option
 @device_option
 @threads_option
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
+@rules_option
 def command(**options: Any) -> None:
     """Run a sweep: every cell of its axes, on every prompt, with every seed.
 

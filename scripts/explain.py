@@ -15,6 +15,7 @@ from ..guidance.words import SAMPLER, counted
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import scheduler_of
 from ..samplers import canonical, grid, scheduled
+from .options import rules_option
 
 BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
 """Of the bundled model."""
@@ -47,6 +48,7 @@ def line(planned: Planned) -> str:
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
 @click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the bundled emoji model]")
+@rules_option
 def command(stack: str, steps: int, sampler: str, model: Path | None) -> None:
     """Print what STACK asks for at each step, the evaluations of a sample, and the papers.
 

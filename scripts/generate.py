@@ -24,7 +24,7 @@ from ..pipelines.models.pretrained import from_pretrained, stored_beside
 from ..pipelines.models.recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
 from ..samplers import by_name, canonical
 from .explain import schedule
-from .options import device_option, notices, offload_option, threads_option
+from .options import device_option, notices, offload_option, rules_option, threads_option
 from .studio import ADVICE, Studio
 
 LARGEST = 10_000_000  # bytes of a file of prompts
@@ -172,6 +172,7 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
 @click.option("--like", type=click.Path(path_type=Path), help="Make this image again, from what is written in it.")
 @click.option("--overwrite", is_flag=True, help="Make images again that exist.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
+@rules_option
 def command(**options: Any) -> None:
     """Make images from PROMPTS.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,3 +49,24 @@ threads_option = click.option(
     expose_value=False,
     help="Threads of the network on a CPU.  [default: torch's own, one for each core]",
 )
+
+
+def _load(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
+    from ..guidance.notation.plugins import load_rules
+
+    ctx.with_resource(notices())  # what a file or an installed package warns of, while the command runs
+    for path in paths:
+        load_rules(path)
+
+
+rules_option = click.option(
+    "--rules",
+    "rules_files",
+    multiple=True,
+    metavar="FILE.py",
+    type=click.Path(path_type=Path),
+    callback=_load,
+    expose_value=False,
+    help="Python file with rules of your own, which is run; may be repeated (docs/write-a-rule.md).",
+)
+"""Imports rules before a command reads a stack. A file that an image, a preset or a folder names is not imported."""

@@ -11,6 +11,7 @@ import click
 from ..guidance.notation.presets import load_preset, names, path_of
 from ..guidance.notation.registry import Entry
 from ..guidance.notation.registry import rules as registered
+from .options import rules_option
 
 
 def paper(entry: Entry) -> str:
@@ -47,6 +48,7 @@ def listed() -> str:
 @click.option("--markdown", "as_markdown", is_flag=True, help="As the table of the README.")
 @click.option("--presets", is_flag=True, help="The presets that come with guidestack: --guidance @NAME.")
 @click.option("--compositions", is_flag=True, help="Which rules go with which, as docs/compositions.md.")
+@rules_option
 def command(as_markdown: bool, presets: bool, compositions: bool) -> None:
     """List the guidance rules: parameters, cost in evaluations a step, paper."""
     if presets:

@@ -13,7 +13,7 @@ from ..guidance.words import SAMPLER, counted
 from ..pipelines.models.loading import chosen_device
 from ..samplers import canonical
 from .generate import read_size
-from .options import device_option, notices, threads_option
+from .options import device_option, notices, rules_option, threads_option
 
 if TYPE_CHECKING:
     from ..evaluation.tune.progress import Bar
@@ -56,6 +56,7 @@ APART = 1_000_000
 @threads_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
+@rules_option
 def command(**options: Any) -> None:
     """Search the cheapest schedule of a stack: what to evaluate at which step.
 

@@ -170,3 +170,15 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, _shared_pipe: Any) ->
     folder = tmp_path_factory.mktemp("tiny")
     _shared_pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def own_rules() -> Iterator[None]:
+    """The rules that a test registers are forgotten after it."""
+    from guidestack.guidance.notation.registry import _ENTRIES, rules
+
+    rules()
+    before = dict(_ENTRIES)
+    yield
+    _ENTRIES.clear()
+    _ENTRIES.update(before)

@@ -9,7 +9,7 @@ from ..errors import StackSyntaxError, nearest, shown
 from ..query import Query
 from ..reading import check_plain
 from ..rule import Rule, Stack, given
-from .registry import RULES, entry_of, make, rules
+from .registry import RULES, entry_of, find, make, rules
 from .text import bounded
 
 
@@ -64,11 +64,12 @@ def _rule_from(item: Any) -> Rule:
     if not isinstance(item, Mapping) or len(item) != 1:
         raise StackSyntaxError(f"a rule is a mapping {{name: {{argument: value}}}} with one name; got {shown(item)}")
     ((name, arguments),) = item.items()
-    known = {entry.name: entry for entry in rules()}
-    if name not in known:
+    entry = find(name)
+    if entry is None:
+        known = [one.name for one in rules()]
         raise StackSyntaxError(f"unknown rule {shown(name)}{nearest(str(name), known)}")
     if not isinstance(arguments, Mapping):
-        wanted = known[name].signature
+        wanted = entry.signature
         raise StackSyntaxError(f"{name}: expected a mapping of arguments, {wanted}; got {shown(arguments)}")
     return make(name, [], {key: _value_from(value) for key, value in arguments.items()})
 

@@ -16,7 +16,7 @@ from ..fields import is_number, parameters, plain
 from ..reading import read_bytes, yaml_of
 from ..rule import Rule, Stack
 from .config import from_config
-from .registry import rules
+from .registry import RULES, find
 from .text import PRESET, parse
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -186,7 +186,6 @@ def as_stack(stack: Rule | str | Mapping[str, Any]) -> Stack:
 
 def _instead(given: Any) -> str:
     """What was probably meant by something that is no stack, as it is written; "" where nobody can tell."""
-    known = {entry.name: entry.rule for entry in rules()}
     if given is None:
         return "stack() for the unguided model"
     if is_number(given):
@@ -198,8 +197,9 @@ def _instead(given: Any) -> str:
             return shown(" | ".join(given))
     if isinstance(given, type) and issubclass(given, Rule):
         return f"{given.__name__}(...) with its parameters"
-    if isinstance(given, Mapping) and len(given) == 1 and set(given) <= set(known):
+    if isinstance(given, Mapping) and len(given) == 1 and set(given) != {RULES}:
         ((name, value),) = given.items()
-        arguments = value if isinstance(value, Mapping) else {parameters(known[name])[0].name: value}
-        return f"{{'rules': [{{{name!r}: {shown(dict(arguments))}}}]}}"
+        if entry := find(name):
+            arguments = value if isinstance(value, Mapping) else {parameters(entry.rule)[0].name: value}
+            return f"{{'rules': [{{{name!r}: {shown(dict(arguments))}}}]}}"
     return ""

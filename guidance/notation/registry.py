@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import RuleError, StackSyntaxError, nearest, shown
@@ -16,6 +17,24 @@ from ..rule import STACK, Rule, Stack, literal
 
 RULES = "rules"  # the key of a stack's list of rules in mappings
 WORDS: dict[str, Any] = {"inf": math.inf}  # names that stand for values in text
+
+
+@dataclass(frozen=True)
+class RulesFile:
+    """A Python file with rules, as `load_rules` imported it.
+
+    Args:
+        path: absolute path of the file.
+        digest: the first 16 hexadecimal digits of the SHA-256 of its contents.
+    """
+
+    path: Path
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return self.path.name
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,7 @@ class Entry:
         cost: network evaluations a step, in words.
         references: BibTeX entries.
         examples: texts of stacks that show the rule.
+        source: the file that registered it; None for a rule of guidestack, of a package or of a program.
     """
 
     name: str
@@ -35,6 +55,7 @@ class Entry:
     cost: str
     references: tuple[str, ...]
     examples: tuple[str, ...] = ()
+    source: RulesFile | None = None
 
     @property
     def summary(self) -> str:
@@ -76,7 +97,9 @@ def register(
         if not name.isidentifier() or name in (STACK, RULES, *WORDS):
             raise RuleError(f"a rule's name is an identifier, and not a word of the grammar; got {name!r}")
         if name in _ENTRIES:
-            raise RuleError(f"the rule name {name!r} is taken by {_ENTRIES[name].rule.__name__}")
+            taken = _ENTRIES[name]
+            where = f" of {taken.source.name}" if taken.source else ""
+            raise RuleError(f"the rule name {name!r} is taken by {taken.rule.__name__}{where}; choose another name")
         if not getattr(getattr(rule, "__dataclass_params__", None), "frozen", False):
             raise RuleError(f"{rule.__name__} must be a frozen dataclass: put @register above @dataclass(frozen=True)")
         _ENTRIES[name] = Entry(
@@ -89,9 +112,21 @@ def register(
 
 
 def rules() -> tuple[Entry, ...]:
-    """Every registered rule, by name."""
+    """Every registered rule, by name; the rules of installed packages are imported first."""
     importlib.import_module("..rules", __package__)  # the rules import this file to register themselves
+    importlib.import_module(".plugins", __package__).load_installed()  # it imports this file as well
     return tuple(_ENTRIES[name] for name in sorted(_ENTRIES))
+
+
+def find(name: object) -> Entry | None:
+    """The rule of that name; None where there is none.
+
+    Installed packages are imported only for a name that is not known without them.
+    """
+    importlib.import_module("..rules", __package__)
+    if name not in _ENTRIES:
+        rules()
+    return _ENTRIES.get(name) if isinstance(name, str) else None
 
 
 def entry_of(rule: Rule) -> Entry:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from functools import cached_property
 from typing import Any
 
 from ..errors import StackSyntaxError, nearest, reason, shown
 from ..reading import check_plain
 from ..rule import STACK, Rule, Stack, literal
-from .registry import WORDS, make, rules
+from .registry import WORDS, find, make, rules
 
 MAX_TEXT = 10_000  # characters; longer input is no stack, and the parser's recursion stays bounded
 DEEPEST = 100  # calls, tuples and signs inside one another
@@ -106,7 +107,11 @@ class _Reader:
 
     def __init__(self, line: str) -> None:
         self.line, self.depth = line, 0
-        self.signatures = {entry.name: entry.signature for entry in rules()}
+
+    @cached_property
+    def signatures(self) -> dict[str, str]:
+        """Of every rule, for hints: what is written right needs no list of them."""
+        return {entry.name: entry.signature for entry in rules()}
 
     def error(self, node: ast.expr, message: str) -> StackSyntaxError:
         column = len(self.line.encode()[: node.col_offset].decode()) + 1  # ast counts bytes
@@ -170,7 +175,7 @@ class _Reader:
         return Stack(*rules)  # at once: a rule may need one that stands further on
 
     def _called(self, node: ast.Call, name: str) -> Rule:
-        if name not in self.signatures and name != STACK:
+        if name != STACK and find(name) is None:
             raise self.error(node, f"unknown rule {shown(name)}{self._hint(name)}")
         positional = [self.value(argument) for argument in node.args]
         named: dict[str, Any] = {}

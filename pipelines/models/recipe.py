@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...guidance.errors import GuidestackError, GuidestackWarning, InputError
+from ...guidance.errors import GuidestackError, GuidestackWarning, InputError, shown, warn
+from ...guidance.notation.plugins import files_of, loaded_files
 from ...guidance.notation.presets import as_stack, read
 from ...guidance.notation.text import parse
 from ...guidance.rule import Rule
@@ -72,22 +73,24 @@ class Recipe:
     @property
     def filename(self) -> str:
         """Words of the prompt, the seed, and a digest of everything that decides the picture."""
-        decisive = {k: v for k, v in dataclasses.asdict(self).items() if k not in {"batch", "versions"}}
+        decisive = {k: v for k, v in self.written().items() if k not in {"batch", "versions"}}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
         words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:48].rstrip("-") or "image"
         return f"{words}-{self.seed}-{digest}.png"
 
     def written(self) -> dict[str, Any]:
         """The mapping to write into the image."""
-        return dataclasses.asdict(self)
+        return with_rules(dataclasses.asdict(self), self.guidance)
 
     @classmethod
     def read(cls, mapping: Mapping[str, Any], path: Path) -> Recipe:
         """The recipe in an image, which anybody may have written.
 
         Raises:
-            InputError: a value is missing or of another kind.
+            InputError: a value is missing or of another kind, or a rule is not known here.
         """
+        mapping = dict(mapping)
+        files = _files_in(mapping.pop("rules", []), path)
         kinds = {
             "prompt": str,
             "negative": str,
@@ -121,7 +124,13 @@ class Recipe:
         try:
             stack = parse(mapping["guidance"])  # an image names no preset's file
         except GuidestackError as error:
+            here = {file.name for file in loaded_files()}
+            if lacking := [name for name, _ in files if name not in here]:
+                raise InputError(
+                    f"{path} was made with a rule of the file {shown(lacking[0])}; give that file with --rules FILE.py"
+                ) from error
             raise InputError(f"{path}: {error}") from None
+        _note_changed(files, stack, path)
         for part in stack.parts():
             for name, file in part.files().items():
                 if not file.bundled:
@@ -143,6 +152,40 @@ class Recipe:
         if given is None and name != "bundled":
             raise InputError(f"the image was made with the model {name!r}; say where that is with --model")
         return given
+
+
+def with_rules(recipe: dict[str, Any], *stacks: str) -> dict[str, Any]:
+    """A recipe with the names and digests of the files that its stacks' rules are from, if they are from files."""
+    files = dict.fromkeys(file for stack in stacks for file in files_of(as_stack(stack)))
+    listed = [{"file": file.name, "digest": file.digest} for file in files]
+    return {**recipe, "rules": listed} if listed else recipe
+
+
+def _files_in(listed: Any, path: Path) -> list[tuple[str, str]]:
+    """Names and digests of the files of rules that an image says it was made with; nothing is imported.
+
+    Raises:
+        InputError: it says something else there.
+    """
+    good = isinstance(listed, list) and all(
+        isinstance(one, dict)
+        and set(one) == {"file", "digest"}
+        and all(isinstance(value, str) and len(value) <= LONGEST for value in one.values())
+        for one in listed
+    )
+    if not good:
+        raise InputError(f"{path} does not say how it was made in a form that this version reads")
+    return [(one["file"], one["digest"]) for one in listed]
+
+
+def _note_changed(files: Sequence[tuple[str, str]], stack: Rule, path: Path) -> None:
+    """Warn where the rules of a stack are from other files here than those an image was made with."""
+    there = {digest for _, digest in files}
+    here = {file.digest for file in files_of(stack)}
+    if there != here:
+        told = ", ".join(f"{shown(name)} ({shown(digest)})" for name, digest in files) or "no rules file"
+        given = ", ".join(f"{file.name!r} ({file.digest!r})" for file in files_of(stack)) or "no rules file"
+        warn(f"{path} was made with {told}, and its rules are from {given} here; the picture may be another one")
 
 
 def split(text: str) -> list[str]:

@@ -1,0 +1,156 @@
+"""Rules of one's own: in a Python file that the user names, or in an installed package.
+
+Importing either runs it. A file is therefore imported only where the user names it himself: on the command line
+(``--rules``), in a sweep that he runs (``rules:``), or to `load_rules`. A file that an image, a preset or a model's
+folder names is never imported, and a report imports none. Packages are those that the user has installed; their modules
+are imported when the rules are listed, or when a name is not known without them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import GuidestackError, InputError, cut, reason, warn
+from ..reading import read_bytes
+from ..rule import Rule
+from .registry import _ENTRIES, Entry, RulesFile, rules
+
+GROUP = "guidestack.rules"
+"""The entry-point group of installed packages; each entry point names a module whose import registers rules."""
+LARGEST = 1_000_000  # bytes of a rules file
+_LOCK = threading.RLock()  # one import at a time, which may ask for the list of rules itself
+_looked = False  # whether installed packages have been imported
+
+
+def load_rules(path: str | Path) -> RulesFile:
+    """Import a Python file that registers rules; its rules are then known by name in text, YAML and `guidestack rules`.
+
+    A file is imported once: the same contents again do nothing, also under another path. A file that has changed since
+    replaces the rules that it registered before.
+
+    Args:
+        path: path of the file, which ends in ``.py``. It is imported by itself: its folder does not get onto
+            ``sys.path``.
+
+    Returns:
+        The file with the digest of its contents, which tells samples apart that were made with different versions.
+
+    Raises:
+        InputError: the file cannot be read, has another ending, raises an exception, registers no rule, or takes a name
+            that is taken. No rule is registered then.
+    """
+    if Path(path).suffix != ".py":
+        raise InputError(f"a rules file is a Python file, whose name ends in .py; got {cut(repr(str(path)), 300)}")
+    data = read_bytes(path, "rules file", LARGEST)
+    file = RulesFile(Path(path).resolve(), hashlib.sha256(data).hexdigest()[:16])
+    with _LOCK:
+        rules()  # those of packages first: whose name is taken does not depend on the order
+        if same := next((one for one in loaded_files() if one.digest == file.digest), None):
+            return same
+        with _undone_on_error() as before:
+            for name, entry in before.items():
+                if entry.source is not None and entry.source.path == file.path:
+                    del _ENTRIES[name]
+            with _module(file) as module:
+                _execute(file, data, module)
+                new = {name: entry for name, entry in _ENTRIES.items() if entry is not before.get(name)}
+                if not new:
+                    raise InputError(f"{_called(file)} registers no rule; decorate the class of a rule with @register")
+            _ENTRIES.update({name: dataclasses.replace(entry, source=file) for name, entry in new.items()})
+    return file
+
+
+def loaded_files() -> tuple[RulesFile, ...]:
+    """The files that rules were imported from, in the order of their import."""
+    return tuple(dict.fromkeys(entry.source for entry in _ENTRIES.values() if entry.source is not None))
+
+
+def files_of(stack: Rule) -> tuple[RulesFile, ...]:
+    """The files that the rules of `stack` were imported from, sorted; none for a stack of other rules."""
+    kinds = {type(part) for part in stack.parts()}
+    found = {entry.source for entry in _ENTRIES.values() if entry.source is not None and entry.rule in kinds}
+    return tuple(sorted(found, key=lambda file: (file.name, file.digest)))
+
+
+def load_installed() -> None:
+    """Import the rules of installed packages, once a process; one that cannot be imported is a warning."""
+    global _looked
+    with _LOCK:
+        if _looked:
+            return
+        _looked = True  # before the first import: a module that lists the rules comes here again
+        for point in importlib.metadata.entry_points(group=GROUP):
+            try:
+                with _undone_on_error():
+                    point.load()
+            except (Exception, SystemExit) as error:  # of whatever kind: the package is not ours
+                package = point.dist.name if point.dist else point.name
+                warn(
+                    f"the rules of the package {package} are left out, since importing {point.value} raises "
+                    f"{_told(error)}; update or remove the package"
+                )
+
+
+@contextmanager
+def _undone_on_error() -> Iterator[Mapping[str, Entry]]:
+    """The rules as they are before the block, and again after an error in it."""
+    before = dict(_ENTRIES)
+    try:
+        yield before
+    except BaseException:
+        _ENTRIES.clear()
+        _ENTRIES.update(before)
+        raise
+
+
+@contextmanager
+def _module(file: RulesFile) -> Iterator[types.ModuleType]:
+    """A module for the file, where dataclasses and pickle look for it; it goes after an error in the block."""
+    module = types.ModuleType(f"guidestack_rules_{file.digest}")
+    module.__file__ = str(file.path)
+    sys.modules[module.__name__] = module
+    try:
+        yield module
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+
+
+def _execute(file: RulesFile, data: bytes, module: types.ModuleType) -> None:
+    """Run a rules file: what was hashed is what runs, and no bytecode is written.
+
+    Raises:
+        InputError: it raises an exception.
+    """
+    try:
+        exec(compile(data, str(file.path), "exec", dont_inherit=True), vars(module))
+    except (Exception, SystemExit) as error:
+        line = _line(error, str(file.path))
+        at = f", line {line}" if line else ""
+        raise InputError(f"{_called(file)} cannot be imported{at}: {_told(error)}") from error
+
+
+def _called(file: RulesFile) -> str:
+    return f"the rules file {cut(repr(str(file.path)), 300)}"
+
+
+def _told(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else reason(error)
+    return text if isinstance(error, GuidestackError) else f"{type(error).__name__}: {text}"
+
+
+def _line(error: BaseException, path: str) -> int | None:
+    """The last line of the file at `path` that ran before the error, or that cannot be read."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return error.lineno
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return lines[-1] if lines else None
