@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...guidance.errors import InputError, NonFiniteError
+from ...guidance.notation.plugins import files_of, load_rules
 from ...guidance.words import counted_are
 from ...pipelines.models.generator import Asked, Generator, Made
 from ...pipelines.prompts import uses_negative
@@ -78,7 +80,7 @@ class Outcome:
 
 
 class Prepared:
-    """A sweep with its model, checked: nothing of it can be refused any more.
+    """A sweep with its model, checked: nothing of it can be refused any more. Its files of rules are imported.
 
     Args:
         sweep: the sweep.
@@ -86,12 +88,17 @@ class Prepared:
         generator: its model, where that is there already.
 
     Raises:
-        GuidestackError: a cell is refused, or the model cannot be loaded.
+        GuidestackError: a cell is refused, or the model or a file of rules cannot be loaded.
     """
 
     def __init__(self, sweep: Sweep, options: Options, generator: Generator | None = None) -> None:
-        self.sweep, self.options = sweep, options
+        for path in sweep.rules:
+            load_rules(path)
         self.cells: tuple[Cell, ...] = expand(sweep)
+        # The folder's own sweep then names every file of rules that it needs, also those of the command line.
+        used = [str(file.path) for cell in self.cells for file in files_of(cell.parsed)]
+        sweep = dataclasses.replace(sweep, rules=tuple(dict.fromkeys([*sweep.rules, *used])))
+        self.sweep, self.options = sweep, options
         self.generator = generator or generator_of(sweep.model, self.cells[0].dtype, options)
         baseline_of(sweep, self.cells)
         self.costs: dict[Cell, Cost] = check(self.generator, self.cells, sweep.prompts)

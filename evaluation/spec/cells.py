@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...guidance.errors import GuidestackError, InputError
+from ...guidance.notation.plugins import files_of
 from ...guidance.notation.presets import as_stack, read
 from ...guidance.rule import Stack
 from .. import values
@@ -60,8 +61,8 @@ class Cell:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells it from other cells of one model; the files that its rules read by their contents."""
-        files = [one for part in self.parsed.parts() for one in part.files().items()]
+        """What tells it from other cells of one model; files that rules are from, or read, by their contents."""
+        fits = [one for part in self.parsed.parts() for one in part.files().items()]
         found: dict[str, Any] = {
             "stack": self.stack,
             "sampler": self.sampler,
@@ -69,7 +70,9 @@ class Cell:
             "size": list(self.size) if self.size else None,
             "dtype": self.dtype,
         }
-        return found | ({"fits": [_contents(name, file.path) for name, file in files]} if files else {})
+        own = [file.digest for file in files_of(self.parsed)]
+        found |= {"fits": [_contents(name, file.path) for name, file in fits]} if fits else {}
+        return found | ({"rules": sorted(own)} if own else {})
 
     def __str__(self) -> str:
         given = ", ".join(f"{name}={value}" for name, value in self.axes if value is not None and name != STACK)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 FOLDERS = tuple(Path(__file__).parents[2] / "configs" / name for name in ("sweeps", "claims"))
 KEYS = (
-    "model", "prompts", "negatives", "extras", "seeds", "stack", "axes", "zip", "sampler", "steps", "size", "dtype",
-    "batch", "metrics", "images", "traces", "baseline", "claim",
+    "model", "rules", "prompts", "negatives", "extras", "seeds", "stack", "axes", "zip", "sampler", "steps", "size",
+    "dtype", "batch", "metrics", "images", "traces", "baseline", "claim",
 )  # fmt: skip
 FIELDS = ("sampler", "steps", "size", "dtype", "batch")
 """What may be fixed or an axis without a template's naming it."""
@@ -35,7 +35,7 @@ DTYPES, IMAGES = ("float32", "float16", "bfloat16"), ("png", "webp", "none")
 DEFAULTS: dict[str, Any] = {"sampler": "dpm++2m", "steps": 25, "size": None, "dtype": "float32", "batch": 8}
 BUNDLED = "bundled"
 STACK = "stack"  # the axis of the templates
-MOST_AXES = 100  # and as many metrics, expectations, and labels of prompts
+MOST_AXES = 100  # and as many metrics, expectations, labels of prompts, and rules files
 MOST_OF_A_CELL = 1_000_000  # samples of a cell, and so prompts, and seeds of a prompt
 MOST_SAMPLES = 10_000_000
 INLINE = 100  # prompts that are written into a resolved sweep; more go into a file beside it
@@ -119,6 +119,7 @@ class Sweep:
         traces: whether each sample's steps are kept.
         baseline: the stack's text, or values of axes, of the one cell that others are compared with; or None.
         claim: what a paper says of the cells; or None. Its metrics are computed beside `metrics`.
+        rules: paths of Python files with rules of one's own. Reading a sweep does not import them; running it does.
     """
 
     model: str | None
@@ -134,6 +135,7 @@ class Sweep:
     traces: bool = False
     baseline: str | Mapping[str, str] | None = None
     claim: Claim | None = None
+    rules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seeds = self.seeds
@@ -163,6 +165,7 @@ class Sweep:
             prompts_file: name of the file that holds the prompts; None where they stand in the sweep.
         """
         whole: dict[str, Any] = {"model": located(self.model) if self.model else BUNDLED}
+        whole |= {"rules": [located(path) for path in self.rules]} if self.rules else {}
         if prompts_file:
             whole["prompts"] = prompts_file
         elif self.drawn:
@@ -292,7 +295,14 @@ def parse_sweep(data: bytes, name: str, files: Files | None = None, folder: Path
         traces=values.flag(given.get("traces", False), f"{name}: traces"),
         baseline=_baseline(given.get("baseline"), stacks, axes, f"{name}: baseline"),
         claim=claim,
+        rules=_rules(given.get("rules"), f"{name}: rules", folder),
     )
+
+
+def _rules(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
+    listed = [] if given is None else given if isinstance(given, list) else [given]
+    _check_count(len(listed), "rules files", MOST_AXES)
+    return tuple(dict.fromkeys(located(values.file(one, where), folder) for one in listed))
 
 
 def _stacks(given: Any, where: str) -> dict[str, str]:
