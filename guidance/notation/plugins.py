@@ -22,7 +22,7 @@ from pathlib import Path
 from ..errors import GuidestackError, InputError, cut, reason, warn
 from ..reading import read_bytes
 from ..rule import Rule
-from .registry import _ENTRIES, Entry, RulesFile, rules
+from .registry import _ENTRIES, Entry, Source, rules
 
 GROUP = "guidestack.rules"
 """The entry-point group of installed packages; each entry point names a module whose import registers rules."""
@@ -31,7 +31,7 @@ _LOCK = threading.RLock()  # one import at a time, which may ask for the list of
 _looked = False  # whether installed packages have been imported
 
 
-def load_rules(path: str | Path) -> RulesFile:
+def load_rules(path: str | Path) -> Source:
     """Import a Python file that registers rules; its rules are then known by name in text, YAML and `guidestack rules`.
 
     A file is imported once: the same contents again do nothing, also under another path. A file that has changed since
@@ -51,7 +51,7 @@ def load_rules(path: str | Path) -> RulesFile:
     if Path(path).suffix != ".py":
         raise InputError(f"a rules file is a Python file, whose name ends in .py; got {cut(repr(str(path)), 300)}")
     data = read_bytes(path, "rules file", LARGEST)
-    file = RulesFile(Path(path).resolve(), hashlib.sha256(data).hexdigest()[:16])
+    file = Source(Path(path).resolve(), hashlib.sha256(data).hexdigest()[:16])
     with _LOCK:
         rules()  # those of packages first: whose name is taken does not depend on the order
         if same := next((one for one in loaded_files() if one.digest == file.digest), None):
@@ -69,12 +69,12 @@ def load_rules(path: str | Path) -> RulesFile:
     return file
 
 
-def loaded_files() -> tuple[RulesFile, ...]:
+def loaded_files() -> tuple[Source, ...]:
     """The files that rules were imported from, in the order of their import."""
     return tuple(dict.fromkeys(entry.source for entry in _ENTRIES.values() if entry.source is not None))
 
 
-def files_of(stack: Rule) -> tuple[RulesFile, ...]:
+def files_of(stack: Rule) -> tuple[Source, ...]:
     """The files that the rules of `stack` were imported from, sorted; none for a stack of other rules."""
     kinds = {type(part) for part in stack.parts()}
     found = {entry.source for entry in _ENTRIES.values() if entry.source is not None and entry.rule in kinds}
@@ -113,7 +113,7 @@ def _undone_on_error() -> Iterator[Mapping[str, Entry]]:
 
 
 @contextmanager
-def _module(file: RulesFile) -> Iterator[types.ModuleType]:
+def _module(file: Source) -> Iterator[types.ModuleType]:
     """A module for the file, where dataclasses and pickle look for it; it goes after an error in the block."""
     module = types.ModuleType(f"guidestack_rules_{file.digest}")
     module.__file__ = str(file.path)
@@ -125,7 +125,7 @@ def _module(file: RulesFile) -> Iterator[types.ModuleType]:
         raise
 
 
-def _execute(file: RulesFile, data: bytes, module: types.ModuleType) -> None:
+def _execute(file: Source, data: bytes, module: types.ModuleType) -> None:
     """Run a rules file: what was hashed is what runs, and no bytecode is written.
 
     Raises:
@@ -139,7 +139,7 @@ def _execute(file: RulesFile, data: bytes, module: types.ModuleType) -> None:
         raise InputError(f"{_called(file)} cannot be imported{at}: {_told(error)}") from error
 
 
-def _called(file: RulesFile) -> str:
+def _called(file: Source) -> str:
     return f"the rules file {cut(repr(str(file.path)), 300)}"
 
 

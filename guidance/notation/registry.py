@@ -20,8 +20,8 @@ WORDS: dict[str, Any] = {"inf": math.inf}  # names that stand for values in text
 
 
 @dataclass(frozen=True)
-class RulesFile:
-    """A Python file with rules, as `load_rules` imported it.
+class Source:
+    """Where rules are from: a Python file, as `load_rules` imported it.
 
     Args:
         path: absolute path of the file.
@@ -55,7 +55,7 @@ class Entry:
     cost: str
     references: tuple[str, ...]
     examples: tuple[str, ...] = ()
-    source: RulesFile | None = None
+    source: Source | None = None
 
     @property
     def summary(self) -> str:
