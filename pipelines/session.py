@@ -30,9 +30,9 @@ from .caches import Caches
 from .families.lookup import denoisers_of
 from .families.record import Call, Family, Pipeline, Rows
 from .hooks import Caller, Mine, Watch
+from .network import Branch, PipelineNetwork
 from .prepared import Prepared
 from .prompts import Prompts, uses_negative
-from .rows import Branch, PipelineNetwork
 
 ASKED, PIPELINES = "asked", "pipeline"
 """Which rows a network call has: those that the stack asks for, or always those of the pipeline's own call."""

@@ -1,4 +1,4 @@
-"""The checks: each a question with an answer in a line, on runs of the bench."""
+"""The checks: each a question with an answer in a line, on runs of the pipeline."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rows import take
-from .bench import SCALE, Bench
+from ..network import take
 from .diagnosis import FAIL, NOT_MADE, PASS, Outcome
+from .runs import SCALE, Runs
 from .watch import Seen
 
 Answer = tuple[Outcome, str]
 
 
-def gate(bench: Bench) -> Answer:
+def gate(runs: Runs) -> Answer:
     """`guided`, `unguided` and `branches`: is the record right about when all halves are evaluated?"""
-    halves = len(bench.family.halves)
+    halves = len(runs.family.halves)
     for run, evaluated, arguments in (
-        (bench.plain, 1, "`unguided`"),
-        (bench.gated, halves, "`guided`"),
-        (bench.own, halves, f"{bench.family.scale}={SCALE:g}"),
+        (runs.plain, 1, "`unguided`"),
+        (runs.gated, halves, "`guided`"),
+        (runs.own, halves, f"{runs.family.scale}={SCALE:g}"),
     ):
         if run is None:
             continue
         rows = sum(one.rows for one in run.calls if one.step == 0)
-        if rows != evaluated * bench.samples:
+        if rows != evaluated * runs.samples:
             return FAIL, (
                 f"with {arguments} the denoiser gets {rows} rows in the first step for "
-                f"{bench.samples} samples, expected {evaluated} for each"
+                f"{runs.samples} samples, expected {evaluated} for each"
             )
         if any(one.both != (evaluated > 1) for one in run.calls):
             return FAIL, (
                 f"`branches` says {evaluated == 1} while the pipeline evaluates {evaluated} of {halves} halves"
             )
-    if bench.own is None:
+    if runs.own is None:
         return PASS, "1 row for each sample"
     return PASS, f"{halves} rows for each sample with guidance, 1 without, and the record knows which"
 
 
-def calls(bench: Bench) -> Answer:
+def calls(runs: Runs) -> Answer:
     """Does the pipeline call its denoiser as often as guide() expects?"""
-    for run, wanted in ((bench.plain, 1), (bench.own, len(bench.family.halves) if bench.family.sequential else 1)):
+    for run, wanted in ((runs.plain, 1), (runs.own, len(runs.family.halves) if runs.family.sequential else 1)):
         if run is None:
             continue
         counts = [sum(one.step == step for one in run.calls) for step in range(len(run.told))]
@@ -52,21 +52,21 @@ def calls(bench: Bench) -> Answer:
                 f"the pipeline calls its denoiser {' + '.join(map(str, counts))} times in {len(counts)} steps, "
                 f"expected {wanted} a step: `denoiser`, `others` or `sequential` is wrong, or it does more than a step"
             )
-    return PASS, f"{len((bench.own or bench.plain).calls)} calls of the denoiser in {len(bench.plain.told)} steps"
+    return PASS, f"{len((runs.own or runs.plain).calls)} calls of the denoiser in {len(runs.plain.told)} steps"
 
 
-def halves(bench: Bench) -> Answer:
+def halves(runs: Runs) -> Answer:
     """Is the prompt where `halves` says?"""
-    if bench.own is None:
-        return NOT_MADE, bench.cannot
-    family, batch = bench.family, bench.samples
-    wanted = bench.plain.calls[0].arguments
+    if runs.own is None:
+        return NOT_MADE, runs.cannot
+    family, batch = runs.family, runs.samples
+    wanted = runs.plain.calls[0].arguments
     parts: list[Mapping[str, Any]] = []
     if family.sequential:
-        parts = [one.arguments for one in bench.own.calls if one.step == 0]
+        parts = [one.arguments for one in runs.own.calls if one.step == 0]
     else:
-        rows = bench.own.calls[0].arguments
-        parts = [_chunk(bench, rows, slice(start * batch, (start + 1) * batch)) for start in range(len(family.halves))]
+        rows = runs.own.calls[0].arguments
+        parts = [_chunk(runs, rows, slice(start * batch, (start + 1) * batch)) for start in range(len(family.halves))]
     found = [place for place, part in enumerate(parts) if all(_alike(wanted[name], part[name]) for name in wanted)]
     if len(found) != 1:
         return NOT_MADE, "the prompt's rows are not told from the others': their lengths or values depend on these"
@@ -78,8 +78,8 @@ def halves(bench: Bench) -> Answer:
     return PASS, f"the prompt is half {place}, as in {family.halves!r}"
 
 
-def _chunk(bench: Bench, rows: Mapping[str, Any], index: slice) -> dict[str, Any]:
-    family = bench.family
+def _chunk(runs: Runs, rows: Mapping[str, Any], index: slice) -> dict[str, Any]:
+    family = runs.family
     return {name: take(value, index, family.axes.get(name, 0), name in family.listed) for name, value in rows.items()}
 
 
@@ -94,9 +94,9 @@ def _alike(one: Any, two: Any) -> bool:
     return one is None and two is None
 
 
-def time(bench: Bench) -> Answer:
+def time(runs: Runs) -> Answer:
     """`timestep` and `clock`: do they give the scheduler's timestep?"""
-    run, family = bench.own or bench.plain, bench.family
+    run, family = runs.own or runs.plain, runs.family
     table = run.timesteps
     for one in run.calls:
         if one.time is None:
@@ -106,7 +106,7 @@ def time(bench: Bench) -> Answer:
             )
         if table is None or one.step >= len(run.times):
             return NOT_MADE, "the scheduler has no table of timesteps"
-        told = family.clock(bench.pipe, one.time)
+        told = family.clock(runs.pipe, one.time)
         nearest = float(table[int((table.float() - told).abs().argmin())])
         far = abs(nearest - told) > 0.02 * max(1.0, abs(nearest))  # the time may have been rounded to half precision
         if far or abs(nearest - run.times[one.step]) > 1e-3:
@@ -117,9 +117,9 @@ def time(bench: Bench) -> Answer:
     return PASS, "the time that the denoiser is told is the scheduler's"
 
 
-def sign(bench: Bench) -> Answer:
+def sign(runs: Runs) -> Answer:
     """`negates`: does what the denoiser returns reach the scheduler with its sign?"""
-    run, negates = bench.plain, bench.family.negates
+    run, negates = runs.plain, runs.family.negates
     outputs = [one.output for one in run.calls if one.step == 0]
     told = run.told[0]
     if len(outputs) != 1 or not isinstance(told, Tensor) or outputs[0].ndim != told.ndim:
@@ -137,28 +137,28 @@ def sign(bench: Bench) -> Answer:
     return NOT_MADE, "the pipeline changes what its denoiser returns before the scheduler gets it"
 
 
-def unguided(bench: Bench) -> Answer:
+def unguided(runs: Runs) -> Answer:
     """Is the empty stack the pipeline without guidance?"""
-    guided, _ = bench.run("stack()", bench.without_negative)
-    return _equal(bench, guided, bench.plain, "stack()", "the pipeline without guidance", bench.plain_call)
+    guided, _ = runs.run("stack()", runs.without_negative)
+    return _equal(runs, guided, runs.plain, "stack()", "the pipeline without guidance", runs.plain_call)
 
 
-def cfg(bench: Bench) -> Answer:
+def cfg(runs: Runs) -> Answer:
     """Is the pipeline's own guidance the same through guide()?"""
-    if bench.own is None:
-        return NOT_MADE, bench.cannot
-    what = f"its own guidance, {bench.family.scale}={SCALE:g}"
-    if bench.exact:
-        if bench.own.away(bench.plain) <= bench.least * bench.plain.size():
+    if runs.own is None:
+        return NOT_MADE, runs.cannot
+    what = f"its own guidance, {runs.family.scale}={SCALE:g}"
+    if runs.exact:
+        if runs.own.away(runs.plain) <= runs.least * runs.plain.size():
             return NOT_MADE, f"{what}, gives the same as none on these inputs: there is nothing to compare"
-        return _equal(bench, bench.guided, bench.own, bench.stack, what, bench.own_call)
-    return _near(bench, bench.guided, bench.own, bench.plain, f"{bench.stack} is {what},")
+        return _equal(runs, runs.guided, runs.own, runs.stack, what, runs.own_call)
+    return _near(runs, runs.guided, runs.own, runs.plain, f"{runs.stack} is {what},")
 
 
-def _equal(bench: Bench, ours: Seen, stock: Seen, stack: str, what: str, call: Mapping[str, Any]) -> Answer:
+def _equal(runs: Runs, ours: Seen, stock: Seen, stack: str, what: str, call: Mapping[str, Any]) -> Answer:
     if (away := ours.away(stock)) == 0:
         return PASS, f"{stack} is {what}, to the bit"
-    again = bench.stock(call).away(stock)
+    again = runs.stock(call).away(stock)
     if again:
         return (
             NOT_MADE,
@@ -167,9 +167,9 @@ def _equal(bench: Bench, ours: Seen, stock: Seen, stack: str, what: str, call: M
     return FAIL, f"{stack} is not {what}: {_apart(away, stock)}"
 
 
-def _near(bench: Bench, ours: Seen, wanted: Seen, without: Seen, what: str) -> Answer:
+def _near(runs: Runs, ours: Seen, wanted: Seen, without: Seen, what: str) -> Answer:
     """Whether two runs agree to rounding, if that is far less than what they share moves."""
-    allowed, away, moved = bench.rounding * wanted.size(), ours.away(wanted), without.away(wanted)
+    allowed, away, moved = runs.rounding * wanted.size(), ours.away(wanted), without.away(wanted)
     if away > allowed:
         return FAIL, f"{what} does not hold: {_apart(away, wanted)}"
     if moved < 4 * allowed:
@@ -186,108 +186,108 @@ def _apart(away: float, of: Seen) -> str:
     return f"{away:.3g} apart, where samples reach {of.size():.3g}"
 
 
-def hook(bench: Bench) -> Answer:
+def hook(runs: Runs) -> Answer:
     """Does guide() see every call?"""
-    seen, report = bench.guided, bench.report
+    seen, report = runs.guided, runs.report
     if len(report.steps) != len(seen.told):
         return FAIL, f"the stack was evaluated {len(report.steps)} times in {len(seen.told)} steps"
-    own = bench.own or bench.plain
-    if bench.exact and len(seen.calls) != len(own.calls):
+    own = runs.own or runs.plain
+    if runs.exact and len(seen.calls) != len(own.calls):
         return FAIL, f"the network was called {len(seen.calls)} times, {len(own.calls)} times by the pipeline itself"
     return PASS, f"the stack was evaluated in every one of {len(seen.told)} steps"
 
 
-def evaluations(bench: Bench) -> Answer:
+def evaluations(runs: Runs) -> Answer:
     """Is what the report counts what the network did?"""
-    runs = [(bench.stack, bench.guided, bench.report)]
-    if bench.own is not None:
-        runs.append(("prefix(cfg(3), 1)", *bench.run("prefix(cfg(3), 1)")))  # two in the first step, then one
+    made = [(runs.stack, runs.guided, runs.report)]
+    if runs.own is not None:
+        made.append(("prefix(cfg(3), 1)", *runs.run("prefix(cfg(3), 1)")))  # two in the first step, then one
     said = []
-    for stack, seen, report in runs:
+    for stack, seen, report in made:
         calls, rows = len(seen.calls), sum(one.rows for one in seen.calls)
         if (report.calls, report.rows) != (calls, rows):
             return FAIL, (
                 f"{stack}: the report has {report.calls} calls and {report.rows} rows, "
                 f"the network had {calls} and {rows}"
             )
-        if sum(report.evaluations) != rows or len(report.evaluations) != bench.samples:
+        if sum(report.evaluations) != rows or len(report.evaluations) != runs.samples:
             return (
                 FAIL,
-                f"{stack}: evaluations {report.evaluations} of {bench.samples} samples, the network had {rows} rows",
+                f"{stack}: evaluations {report.evaluations} of {runs.samples} samples, the network had {rows} rows",
             )
         said.append(f"{stack} {rows}")
-    steps, each = len(bench.guided.told), len(bench.family.halves) if bench.own is not None else 1
-    begun = [record.index for record in bench.report.steps]
+    steps, each = len(runs.guided.told), len(runs.family.halves) if runs.own is not None else 1
+    begun = [record.index for record in runs.report.steps]
     first = begun.count(begun[0])  # some schedulers evaluate twice in a step
-    for (stack, seen, _), wanted in zip(runs, (each * steps, first + steps), strict=False):
-        if (rows := sum(one.rows for one in seen.calls)) != wanted * bench.samples:
-            return FAIL, f"{stack}: {rows} rows in {steps} steps of {bench.samples} samples, expected {wanted} for each"
+    for (stack, seen, _), wanted in zip(made, (each * steps, first + steps), strict=False):
+        if (rows := sum(one.rows for one in seen.calls)) != wanted * runs.samples:
+            return FAIL, f"{stack}: {rows} rows in {steps} steps of {runs.samples} samples, expected {wanted} for each"
     return PASS, f"rows counted and seen: {', '.join(said)}"
 
 
-def rows(bench: Bench) -> Answer:
+def rows(runs: Runs) -> Answer:
     """`rows`, `axes`, `listed`: does each condition of each sample, evaluated alone, give the same?"""
-    alone, _ = bench.run(bench.stack, bench.stack_call, max_rows=1)
-    without = _still(bench.plain) if bench.own is None else bench.plain
-    return _near(bench, alone, bench.guided, without, "one row in each call gives the same")
+    alone, _ = runs.run(runs.stack, runs.stack_call, max_rows=1)
+    without = _still(runs.plain) if runs.own is None else runs.plain
+    return _near(runs, alone, runs.guided, without, "one row in each call gives the same")
 
 
 def _still(run: Seen) -> Seen:
     return Seen(reached=[torch.zeros_like(one) for one in run.reached], result=run.result)
 
 
-def prompts(bench: Bench) -> Answer:
+def prompts(runs: Runs) -> Answer:
     """`encode`, `completed`: are other prompts encoded as the pipeline encodes its own?"""
-    if bench.own is None:
-        return NOT_MADE, bench.cannot
-    if bench.family.encode is None:
+    if runs.own is None:
+        return NOT_MADE, runs.cannot
+    if runs.family.encode is None:
         return NOT_MADE, "its record has no `encode`: rules that ask for further prompts are refused"
-    if bench.call.get("prompt") is None:
+    if runs.call.get("prompt") is None:
         return NOT_MADE, "the call has embeddings and no texts"
     against = f"cfg({SCALE:g}, against='null')"
-    empty, _ = bench.run(against, bench.without_negative)
+    empty, _ = runs.run(against, runs.without_negative)
     said = "further prompts, empty or not, are encoded as the pipeline's own"
-    if any("residual" in name or "controlnet" in name for name in bench.family.rows):
+    if any("residual" in name or "controlnet" in name for name in runs.family.rows):
         said = "a further prompt is encoded as the pipeline's own (not the empty one: all get the prompt's residuals)"
-    elif bench.call.get("negative_prompt") is not None:
-        beside, _ = bench.run(against)
-        negative, _ = bench.run(f"cfg({SCALE:g})")
+    elif runs.call.get("negative_prompt") is not None:
+        beside, _ = runs.run(against)
+        negative, _ = runs.run(f"cfg({SCALE:g})")
         answer = _near(
-            bench, beside, empty, negative, "the empty prompt beside a negative one is the pipeline's empty one"
+            runs, beside, empty, negative, "the empty prompt beside a negative one is the pipeline's empty one"
         )
         if answer[0] != PASS:
             return answer
     # Of a further prompt Perp-Neg adds what is perpendicular to the prompt: of the prompt once more, nothing.
-    again = {**bench.without_negative, "extra_prompt": bench.call["prompt"]}
-    twice, _ = bench.run(f"perpneg({SCALE:g})", again)
-    return _near(bench, twice, empty, bench.plain, said)
+    again = {**runs.without_negative, "extra_prompt": runs.call["prompt"]}
+    twice, _ = runs.run(f"perpneg({SCALE:g})", again)
+    return _near(runs, twice, empty, runs.plain, said)
 
 
-def untouched(bench: Bench) -> Answer:
+def untouched(runs: Runs) -> Answer:
     """Is the pipeline left as its own call leaves it?"""
-    if left := bench.left:
+    if left := runs.left:
         return (
             FAIL,
             f"a guided call leaves {', '.join(left[:4])}{' ...' * (len(left) > 4)} otherwise than the pipeline's own",
         )
-    index = " and what is saved as model_index.json" * hasattr(bench.pipe, "to_json_string")
+    index = " and what is saved as model_index.json" * hasattr(runs.pipe, "to_json_string")
     return PASS, f"components, types, methods, hooks, weights, attributes, scheduler{index}"
 
 
-def exception(bench: Bench) -> Answer:
+def exception(runs: Runs) -> Answer:
     """And by a call that fails in the middle?"""
-    first = sum(one.step == 0 for one in bench.guided.calls)
-    if left := bench.broken(first):
+    first = sum(one.step == 0 for one in runs.guided.calls)
+    if left := runs.broken(first):
         return FAIL, f"a guided call that fails at the second step leaves {', '.join(left[:4])} otherwise"
-    again, _ = bench.run(bench.stack, bench.stack_call)
-    if away := again.away(bench.guided):
-        return FAIL, f"after a call that failed, the next is another: {_apart(away, bench.guided)}"
+    again, _ = runs.run(runs.stack, runs.stack_call)
+    if away := again.away(runs.guided):
+        return FAIL, f"after a call that failed, the next is another: {_apart(away, runs.guided)}"
     return PASS, "a call that fails at the second step leaves nothing behind, and the next is the same to the bit"
 
 
 GUIDED = ("hook", "evaluations", "untouched", "exception", "rows", "prompts")
 """Those that look at guided runs."""
-CHECKS: dict[str, Callable[[Bench], Answer]] = {
+CHECKS: dict[str, Callable[[Runs], Answer]] = {
     "gate": gate,
     "calls": calls,
     "halves": halves,

@@ -16,9 +16,9 @@ from ..families.record import FAMILIES, Family, Pipeline
 from ..families.suggest import nearest_records
 from ..surface import bare
 from . import example
-from .bench import Bench
 from .checks import CHECKS, GUIDED, Answer
 from .diagnosis import FAIL, NOT_MADE, PASS, Check, Diagnosis
+from .runs import Runs
 from .state import kept
 from .trials import trials
 from .watch import RecordError
@@ -115,17 +115,17 @@ def _there(pipe: Pipeline, family: Family) -> bool:
 
 def _examined(pipe: Pipeline, family: Family, found: list[Check], given: dict[str, Any], rules: bool) -> Diagnosis:
     name = type(pipe).__name__
-    bench, answer = _bench(pipe, family, given)
+    runs, answer = _first_runs(pipe, family, given)
     found.append(Check("inputs", *answer))
-    if bench is None:
+    if runs is None:
         return Diagnosis(name, "", (*found, *_not_made("the pipeline itself does not run")))
-    refused = _answer(_runs, bench)
+    refused = _answer(_report, runs)
     for one, check in CHECKS.items():
         if refused[0] == FAIL and one in GUIDED:
             found.append(Check(one, NOT_MADE, f"there is no guided run: {refused[1]}"))
         else:
-            found.append(Check(one, *_answer(check, bench)))
-    tried = tuple(trials(pipe, family, lambda: example.fresh(bench.call))) if rules else ()
+            found.append(Check(one, *_answer(check, runs)))
+    tried = tuple(trials(pipe, family, lambda: example.fresh(runs.call))) if rules else ()
     if rules:
         broken = [trial.rule for trial in tried if trial.broken]
         run = sum(trial.evaluations is not None for trial in tried)
@@ -133,25 +133,25 @@ def _examined(pipe: Pipeline, family: Family, found: list[Check], given: dict[st
             f"{', '.join(broken)}: see the table" if broken else f"{run} of {len(tried)} run; the others say why not"
         )
         found.append(Check("rules", FAIL if broken else PASS, reason))
-    size = tuple(bench.plain.reached[0].shape)
-    words = example.described(pipe, family, len(bench.plain.told), size)
+    size = tuple(runs.plain.reached[0].shape)
+    words = example.described(pipe, family, len(runs.plain.told), size)
     return Diagnosis(name, words, tuple(found), tried, tuple(_notes(pipe, family)))
 
 
-def _bench(pipe: Pipeline, family: Family, given: Mapping[str, Any]) -> tuple[Bench | None, Answer]:
+def _first_runs(pipe: Pipeline, family: Family, given: Mapping[str, Any]) -> tuple[Runs | None, Answer]:
     """The pipeline on the smallest inputs on which it runs by itself."""
     reason = "it makes no steps"
     for call in example.examples(pipe, family, given):
         try:
-            bench = Bench(pipe, family, call)
+            runs = Runs(pipe, family, call)
         except RecordError as error:
             return None, (FAIL, _line(error))
         except Exception as error:  # whatever the pipeline says about arguments that it does not take
             reason = f"{type(error).__name__}: {_line(error)}"
             continue
-        if bench.plain.finite() and bench.plain.calls and (bench.own is None or bench.own.finite()):
-            return bench, (PASS, f"the pipeline runs by itself on {', '.join(sorted(call))}")
-        steps, calls = len(bench.plain.told), len(bench.plain.calls)
+        if runs.plain.finite() and runs.plain.calls and (runs.own is None or runs.own.finite()):
+            return runs, (PASS, f"the pipeline runs by itself on {', '.join(sorted(call))}")
+        steps, calls = len(runs.plain.told), len(runs.plain.calls)
         idle = f"it made {steps} steps and called its {family.denoiser} {calls} times"
         reason = f"its samples are not finite, and its weights are{_types(pipe, family)}" if steps and calls else idle
     return None, (
@@ -166,15 +166,15 @@ def _types(pipe: Pipeline, family: Family) -> str:
     return ": numbers were too large for float16, try bfloat16 or float32" if half else ""
 
 
-def _answer(check: Callable[[Bench], Answer], bench: Bench) -> Answer:
+def _answer(check: Callable[[Runs], Answer], runs: Runs) -> Answer:
     try:
-        return check(bench)
+        return check(runs)
     except Exception as error:  # a wrong record can make anything happen, which is what is to be reported
         return FAIL, f"{type(error).__name__}: {_line(error)}"
 
 
-def _runs(bench: Bench) -> Answer:
-    return PASS, str(bench.report)
+def _report(runs: Runs) -> Answer:
+    return PASS, str(runs.report)
 
 
 def _not_made(reason: str) -> list[Check]:

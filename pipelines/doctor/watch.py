@@ -15,7 +15,7 @@ from torch import Tensor
 from ..families.lookup import denoisers_of
 from ..families.record import Family, Pipeline
 from ..hooks import calling, hooks_on, in_this_thread, methods
-from ..rows import Branch, look_up
+from ..network import Branch, look_up
 
 
 @dataclass(frozen=True)

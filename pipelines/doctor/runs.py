@@ -1,4 +1,4 @@
-"""A pipeline on the bench: runs of itself and of guide() on the same small call, watched."""
+"""Runs of a pipeline on the same small call, by itself and through guide(), watched."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .watch import OnPurpose, Seen, failing, watching
 SCALE, IMAGE_SCALE = 3.0, 2.0  # far from the values of `guided` in records, so that these cannot stand in for them
 
 
-class Bench:
+class Runs:
     """Runs of one pipeline.
 
     Args:
