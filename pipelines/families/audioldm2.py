@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...guidance.errors import UnsupportedPipelineError
-from .record import FAMILIES, Call, Family, Pipeline, Rows
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -40,21 +40,19 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
     return {name: value[: len(texts)] for name, value in zip(names, encoded, strict=True)}
 
 
-FAMILIES["AudioLDM2Pipeline"] = Family(
-    pipeline="AudioLDM2Pipeline",
-    denoiser="unet",
-    positional=("sample", "timestep"),
-    sample="sample",
-    rows=("encoder_hidden_states", "encoder_hidden_states_1", "encoder_attention_mask_1"),
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)"},
-    branches=lambda pipe, call: call["guidance_scale"] > 1,
-    encode=_encode,
-    embeds={
-        "prompt_embeds": "encoder_hidden_states_1",
-        "attention_mask": "encoder_attention_mask_1",
-        "generated_prompt_embeds": "encoder_hidden_states",
-    },
-    cannot=lambda pipe: "",
+register_family(
+    Family(
+        pipeline="AudioLDM2Pipeline",
+        denoiser="unet",
+        positional=("sample", "timestep"),
+        sample="sample",
+        rows=("encoder_hidden_states", "encoder_hidden_states_1", "encoder_attention_mask_1"),
+        branches=lambda pipe, call: call["guidance_scale"] > 1,
+        encode=_encode,
+        embeds={
+            "prompt_embeds": "encoder_hidden_states_1",
+            "attention_mask": "encoder_attention_mask_1",
+            "generated_prompt_embeds": "encoder_hidden_states",
+        },
+    )
 )

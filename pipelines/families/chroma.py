@@ -11,17 +11,16 @@ from typing import Any
 
 import torch
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows, tokens
+from .encoding import encode_prompt, lora_scale, tokens
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
-    embeddings, _, mask, *_ = pipe.encode_prompt(
-        list(texts),
-        do_classifier_free_guidance=False,
-        device=pipe._execution_device,
-        num_images_per_prompt=1,
+    embeddings, _, mask, *_ = encode_prompt(
+        pipe,
+        texts,
         max_sequence_length=tokens(call, 512, as_prompt, alone=True),
-        lora_scale=(call.get("joint_attention_kwargs") or {}).get("scale"),
+        lora_scale=lora_scale(call, "joint_attention_kwargs"),
     )
     return {"encoder_hidden_states": embeddings, "attention_mask": mask}
 
@@ -33,29 +32,23 @@ def _completed(arguments: Mapping[str, Any], rows: Rows) -> Rows:
     return {**rows, "attention_mask": torch.cat([mask, pictures], 1)}
 
 
-FAMILIES["ChromaPipeline"] = Family(
-    pipeline="ChromaPipeline",
-    denoiser="transformer",
-    positional=(),
-    sample="hidden_states",
-    rows=(
-        "timestep",
-        "encoder_hidden_states",
-        "attention_mask",
-        "joint_attention_kwargs.ip_adapter_image_embeds",
-    ),
-    halves=("positive", "negative"),
-    sequential=True,
-    clock=lambda pipe, timestep: 1000 * timestep,
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)"},
-    scratch=("_guidance_scale", "_joint_attention_kwargs"),
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "attention_mask"},
-    completed=_completed,
-    cannot=lambda pipe: "",
+CHROMA = register_family(
+    Family(
+        pipeline="ChromaPipeline",
+        rows=(
+            "timestep",
+            "encoder_hidden_states",
+            "attention_mask",
+            "joint_attention_kwargs.ip_adapter_image_embeds",
+        ),
+        halves=("positive", "negative"),
+        sequential=True,
+        clock=lambda pipe, timestep: 1000 * timestep,
+        scratch=("_guidance_scale", "_joint_attention_kwargs"),
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "attention_mask"},
+        completed=_completed,
+    )
 )
 
-FAMILIES["ChromaImg2ImgPipeline"] = replace(FAMILIES["ChromaPipeline"], pipeline="ChromaImg2ImgPipeline")
+register_family(replace(CHROMA, pipeline="ChromaImg2ImgPipeline"))

@@ -5,25 +5,27 @@ Read in diffusers 0.42.1, ``pipelines/ddpm/pipeline_ddpm.py`` and ``pipelines/dd
 
 from __future__ import annotations
 
-from .record import FAMILIES, Family, Pipeline
+from .record import Family, Pipeline, register_family
 
 
 def _cannot(pipe: Pipeline) -> str:
     return "it is unconditional; tsg(scale) guides such a model"
 
 
-for _name in ("DDPMPipeline", "DDIMPipeline"):
-    FAMILIES[_name] = Family(
-        pipeline=_name,
-        denoiser="unet",
-        positional=("sample", "timestep"),
-        sample="sample",
-        rows=(),
-        guided={},
-        unguided={},
-        owned={},
-        branches=lambda pipe, call: False,
-        cannot=_cannot,
-        halves=("positive",),
-        example=lambda pipe, batch: {"batch_size": batch},
+for name in ("DDPMPipeline", "DDIMPipeline"):
+    register_family(
+        Family(
+            pipeline=name,
+            denoiser="unet",
+            positional=("sample", "timestep"),
+            sample="sample",
+            rows=(),
+            guided={},
+            unguided={},
+            owned={},
+            branches=lambda pipe, call: False,
+            cannot=_cannot,
+            halves=("positive",),
+            example=lambda pipe, batch: {"batch_size": batch},
+        )
     )

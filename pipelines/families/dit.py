@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .record import FAMILIES, Family, Pipeline, Rows
+from .record import Family, Pipeline, Rows, register_family
 
 
 def _class(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator]) -> Rows:
@@ -28,18 +28,15 @@ def _cannot(pipe: Pipeline) -> str:
     return ""
 
 
-FAMILIES["DiTPipeline"] = Family(
-    pipeline="DiTPipeline",
-    denoiser="transformer",
-    positional=("hidden_states",),
-    sample="hidden_states",
-    rows=("timestep", "class_labels"),
-    halves=("positive", "negative"),
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)"},
-    branches=lambda pipe, call: call["guidance_scale"] > 1,
-    random={"class": _class},
-    example=lambda pipe, batch: {"class_labels": list(range(1, batch + 1))},
-    cannot=_cannot,
+register_family(
+    Family(
+        pipeline="DiTPipeline",
+        positional=("hidden_states",),
+        rows=("timestep", "class_labels"),
+        halves=("positive", "negative"),
+        branches=lambda pipe, call: call["guidance_scale"] > 1,
+        random={"class": _class},
+        example=lambda pipe, batch: {"class_labels": list(range(1, batch + 1))},
+        cannot=_cannot,
+    )
 )

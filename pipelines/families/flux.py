@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows, tokens
+from .encoding import lora_scale, tokens
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -21,7 +22,7 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
         device=pipe._execution_device,
         num_images_per_prompt=1,
         max_sequence_length=tokens(call, 512, as_prompt, alone=True),
-        lora_scale=(call.get("joint_attention_kwargs") or {}).get("scale"),
+        lora_scale=lora_scale(call, "joint_attention_kwargs"),
     )
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
 
@@ -30,40 +31,35 @@ def _embedded(pipe: Pipeline) -> str:
     return "guidance_scale" if pipe.transformer.config.guidance_embeds else ""
 
 
-FAMILIES["FluxPipeline"] = Family(
-    pipeline="FluxPipeline",
-    denoiser="transformer",
-    positional=(),
-    sample="hidden_states",
-    rows=(
-        "timestep",
-        "guidance",
-        "pooled_projections",
-        "encoder_hidden_states",
-        "joint_attention_kwargs.ip_adapter_image_embeds",
-    ),
-    halves=("positive", "negative"),
-    sequential=True,
-    clock=lambda pipe, timestep: 1000 * timestep,
-    guided={"true_cfg_scale": 2.0},
-    filled={"negative_prompt": ""},
-    unguided={"true_cfg_scale": 1.0},
-    owned={"true_cfg_scale": "cfg(scale)"},
-    scratch=("_guidance_scale", "_joint_attention_kwargs"),
-    branches=lambda pipe, call: call["true_cfg_scale"] > 1,
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
-    cannot=lambda pipe: "",
-    embedded=_embedded,
+FLUX = register_family(
+    Family(
+        pipeline="FluxPipeline",
+        rows=(
+            "timestep",
+            "guidance",
+            "pooled_projections",
+            "encoder_hidden_states",
+            "joint_attention_kwargs.ip_adapter_image_embeds",
+        ),
+        halves=("positive", "negative"),
+        sequential=True,
+        clock=lambda pipe, timestep: 1000 * timestep,
+        guided={"true_cfg_scale": 2.0},
+        filled={"negative_prompt": ""},
+        unguided={"true_cfg_scale": 1.0},
+        owned={"true_cfg_scale": "cfg(scale)"},
+        scratch=("_guidance_scale", "_joint_attention_kwargs"),
+        branches=lambda pipe, call: call["true_cfg_scale"] > 1,
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
+        embedded=_embedded,
+    )
 )
 
-for _name in ("FluxImg2ImgPipeline", "FluxInpaintPipeline"):
-    FAMILIES[_name] = replace(FAMILIES["FluxPipeline"], pipeline=_name)
-FAMILIES["FluxControlNetPipeline"] = replace(
-    FAMILIES["FluxPipeline"],
-    pipeline="FluxControlNetPipeline",
-    rows=(*FAMILIES["FluxPipeline"].rows, "controlnet_block_samples", "controlnet_single_block_samples"),
-)
+for name in ("FluxImg2ImgPipeline", "FluxInpaintPipeline"):
+    register_family(replace(FLUX, pipeline=name))
+CONTROLNET = (*FLUX.rows, "controlnet_block_samples", "controlnet_single_block_samples")
+register_family(replace(FLUX, pipeline="FluxControlNetPipeline", rows=CONTROLNET))
 
 
 def _painted(pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[slice, ...]:
@@ -71,9 +67,4 @@ def _painted(pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[slice, ...]:
     return (slice(int((arguments["img_ids"][..., 0] == 0).sum())),)
 
 
-FAMILIES["FluxKontextPipeline"] = replace(
-    FAMILIES["FluxPipeline"],
-    pipeline="FluxKontextPipeline",
-    part=_painted,
-    keywords=(),
-)
+register_family(replace(FLUX, pipeline="FluxKontextPipeline", part=_painted))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -22,21 +22,15 @@ def _cannot(pipe: Pipeline) -> str:
     return ""
 
 
-FAMILIES["Flux2KleinPipeline"] = Family(
-    pipeline="Flux2KleinPipeline",
-    denoiser="transformer",
-    positional=(),
-    sample="hidden_states",
-    rows=("timestep", "guidance", "encoder_hidden_states", "txt_ids", "img_ids"),
-    halves=("positive", "negative"),
-    sequential=True,
-    clock=lambda pipe, timestep: 1000 * timestep,
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)"},
-    scratch=("_guidance_scale",),
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states"},
-    cannot=_cannot,
+register_family(
+    Family(
+        pipeline="Flux2KleinPipeline",
+        rows=("timestep", "guidance", "encoder_hidden_states", "txt_ids", "img_ids"),
+        halves=("positive", "negative"),
+        sequential=True,
+        clock=lambda pipe, timestep: 1000 * timestep,
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states"},
+        cannot=_cannot,
+    )
 )

@@ -12,13 +12,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows
+from .encoding import encode_prompt
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
-    embeddings, _, mask, _ = pipe.encode_prompt(
-        list(texts), do_classifier_free_guidance=False, num_images_per_prompt=1, device=pipe._execution_device
-    )
+    embeddings, _, mask, _ = encode_prompt(pipe, texts)
     return {"encoder_hidden_states": embeddings * mask.unsqueeze(2), "encoder_attention_mask": mask.bool()}
 
 
@@ -31,21 +30,19 @@ def _completed(arguments: Mapping[str, Any], rows: Rows) -> Rows:
 # (s + 1) g - s g is g to the bit where s is 1 in the tensors' type; the pipeline guides where s > 1 in Python's.
 JUST_ABOVE_ONE = math.nextafter(1, 2)
 
-FAMILIES["Kandinsky3Pipeline"] = Family(
-    pipeline="Kandinsky3Pipeline",
-    denoiser="unet",
-    positional=("sample", "timestep"),
-    sample="sample",
-    rows=("encoder_hidden_states", "encoder_attention_mask"),
-    guided={"guidance_scale": JUST_ABOVE_ONE},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale + 1)"},
-    scratch=("_guidance_scale",),
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    offset=1.0,
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states", "attention_mask": "encoder_attention_mask"},
-    zeros=lambda pipe: True,
-    completed=_completed,
-    cannot=lambda pipe: "",
+register_family(
+    Family(
+        pipeline="Kandinsky3Pipeline",
+        denoiser="unet",
+        positional=("sample", "timestep"),
+        sample="sample",
+        rows=("encoder_hidden_states", "encoder_attention_mask"),
+        guided={"guidance_scale": JUST_ABOVE_ONE},
+        owned={"guidance_scale": "cfg(scale + 1)"},
+        offset=1.0,
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states", "attention_mask": "encoder_attention_mask"},
+        zeros=lambda pipe: True,
+        completed=_completed,
+    )
 )

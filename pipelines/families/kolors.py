@@ -8,33 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .record import FAMILIES, Call, Pipeline, Rows, tokens
-from .stable_diffusion_xl import POOLED
+from .encoding import encode_prompt, tokens
+from .record import Call, Pipeline, Rows, register_family
+from .stable_diffusion_xl import PLAIN, POOLED
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
     # The pipelines take `max_sequence_length` and do not hand it on.
     length = tokens({**call, "max_sequence_length": 256}, 256, as_prompt)
-    embeddings, _, pooled, _ = pipe.encode_prompt(
-        list(texts),
-        device=pipe._execution_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
-        max_sequence_length=length,
-    )
+    embeddings, _, pooled, _ = encode_prompt(pipe, texts, max_sequence_length=length)
     return {"encoder_hidden_states": embeddings, POOLED: pooled}
 
 
-FAMILIES["KolorsPipeline"] = replace(
-    FAMILIES["StableDiffusionXLPipeline"],
-    pipeline="KolorsPipeline",
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)"},
-    keywords=(),
-    scratch=("_guidance_scale",),
-    encode=_encode,
-    random={},
-)
-
-FAMILIES["KolorsImg2ImgPipeline"] = replace(FAMILIES["KolorsPipeline"], pipeline="KolorsImg2ImgPipeline")
+KOLORS = register_family(replace(PLAIN, pipeline="KolorsPipeline", keywords=(), encode=_encode, random={}))
+register_family(replace(KOLORS, pipeline="KolorsImg2ImgPipeline"))

@@ -11,35 +11,24 @@ from typing import Any
 
 import torch
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows, tokens
+from .encoding import encode_prompt, tokens
+from .record import WITH_RESCALE, Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
-    embeddings, mask, *_ = pipe.encode_prompt(
-        list(texts),
-        do_classifier_free_guidance=False,
-        num_videos_per_prompt=1,
-        max_sequence_length=tokens(call, 128, as_prompt),
-        device=pipe._execution_device,
-    )
+    embeddings, mask, *_ = encode_prompt(pipe, texts, per="video", max_sequence_length=tokens(call, 128, as_prompt))
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
 
 
-FAMILIES["LTXPipeline"] = Family(
-    pipeline="LTXPipeline",
-    denoiser="transformer",
-    positional=(),
-    sample="hidden_states",
-    rows=("encoder_hidden_states", "encoder_attention_mask", "timestep"),
-    guided={"guidance_scale": 2.0, "guidance_rescale": 0.0},
-    unguided={"guidance_scale": 1.0, "guidance_rescale": 0.0},
-    owned={"guidance_scale": "cfg(scale)", "guidance_rescale": "rescale(phi)"},
-    scratch=("_guidance_scale", "_guidance_rescale"),
-    upcasts=True,
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
-    cannot=lambda pipe: "",
+LTX = register_family(
+    Family(
+        pipeline="LTXPipeline",
+        rows=("encoder_hidden_states", "encoder_attention_mask", "timestep"),
+        **WITH_RESCALE,
+        upcasts=True,
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
+    )
 )
 
 
@@ -60,9 +49,4 @@ def _frames(pipe: Pipeline, arguments: Mapping[str, Any], samples: torch.Tensor)
     return unpacked
 
 
-FAMILIES["LTXImageToVideoPipeline"] = replace(
-    FAMILIES["LTXPipeline"],
-    pipeline="LTXImageToVideoPipeline",
-    part=_after_the_picture,
-    handed=_frames,
-)
+register_family(replace(LTX, pipeline="LTXImageToVideoPipeline", part=_after_the_picture, handed=_frames))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -28,27 +28,22 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
 
 
-FAMILIES["Lumina2Pipeline"] = Family(
-    pipeline="Lumina2Pipeline",
-    denoiser="transformer",
-    positional=(),
-    sample="hidden_states",
-    rows=("timestep", "encoder_hidden_states", "encoder_attention_mask"),
-    halves=("positive", "negative"),
-    sequential=True,
-    negates=True,
-    clock=lambda pipe, timestep: 1000 * (1 - timestep),
-    guided={"guidance_scale": 2.0, "cfg_trunc_ratio": 1.0, "cfg_normalization": False},
-    unguided={"guidance_scale": 1.0},
-    owned={
-        "guidance_scale": "cfg(scale)",
-        "cfg_trunc_ratio": "during(rule, progress=(0, ratio))",
-        "cfg_normalization": "renorm()",
-    },
-    own="renorm()",
-    scratch=("_guidance_scale",),
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
-    cannot=lambda pipe: "",
+register_family(
+    Family(
+        pipeline="Lumina2Pipeline",
+        rows=("timestep", "encoder_hidden_states", "encoder_attention_mask"),
+        halves=("positive", "negative"),
+        sequential=True,
+        negates=True,
+        clock=lambda pipe, timestep: 1000 * (1 - timestep),
+        guided={"guidance_scale": 2.0, "cfg_trunc_ratio": 1.0, "cfg_normalization": False},
+        owned={
+            "guidance_scale": "cfg(scale)",
+            "cfg_trunc_ratio": "during(rule, progress=(0, ratio))",
+            "cfg_normalization": "renorm()",
+        },
+        own="renorm()",
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
+    )
 )

@@ -1,6 +1,7 @@
-"""Family records: the few facts about a diffusers pipeline that guiding it needs. One place a family.
+"""Family records: the few facts about a diffusers pipeline that guiding it needs.
 
-A record says how the pipeline's own loop calls its denoiser and its scheduler. It holds no guidance.
+A record says how the pipeline's own loop calls its denoiser and its scheduler. It holds no guidance. Defaults are what
+most pipelines of diffusers do, so that a record states only what is special about its pipeline.
 """
 
 from __future__ import annotations
@@ -20,83 +21,40 @@ Rows = Mapping[str, Any]
 """Row arguments of a denoiser, by name."""
 Draw = Callable[[Rows, Sequence[torch.Generator]], Rows]
 """Makes the row arguments of a random condition."""
+SCALE = "guidance_scale"
 
 
-@dataclass(frozen=True)
-class Family:
-    """How one pipeline class calls its denoiser and its scheduler.
+@dataclass(frozen=True, kw_only=True)
+class DenoiserCall:
+    """How a pipeline calls its denoiser, and what it does with the answer.
 
     Args:
-        pipeline: name of the diffusers class.
         denoiser: name of the component that predicts.
         others: names of components that may be there and predict in its place in a part of a run (Wan 2.2).
         positional: names of the denoiser's arguments that the pipeline gives by position.
-        sample: name of the one that holds the noisy samples.
-        rows: the denoiser's other arguments that have one row for each row of the batch: the only ones that are sliced.
-            A dot goes into a dictionary: ``"added_cond_kwargs.image_embeds"``. A list in one is sliced item by item.
-        axes: the axis of the rows, of those of `rows` that do not have them on axis 0.
+        sample: name of the argument that holds the noisy samples.
+        rows: the other arguments that have one row for each row of the batch: only these are ever sliced. A dot goes
+            into a dictionary: ``"added_cond_kwargs.image_embeds"``. A list in one is sliced item by item.
+        axes: the axis of the rows, for those of `rows` that do not have them on axis 0.
         listed: those of `rows` that are lists with an entry for each row; other lists hold tensors that have rows.
-        unpack: from what the denoiser is handed as samples, and returns, to a tensor ``(B, ...)``.
-        pack: and back.
-        part: where, on the axes behind the batch, the noisy samples are in what the denoiser returns, and, under a
-            scheduler that is not asked to scale them, in what it is handed: given the pipeline and the denoiser's
-            arguments. () for all of it but learned variances. Rules see this part; the rest is as for the prompt.
-        handed: ``handed(pipe, arguments, samples)``: that part of samples in the form in which the scheduler is handed
-            it, where this is another.
-        halves: the conditions of the pipeline's own guidance, in order; ``"negative"`` stands for its unconditional
-            one.
-        sequential: whether it evaluates them in one call each, one after the other, instead of in one batch.
-        timestep: name of the denoiser's argument with the time.
-        clock: from that argument to the scheduler's timestep, given the pipeline.
-        negates: whether it negates what the denoiser returns before the scheduler gets it.
-        upcasts: whether it casts what the denoiser returns to float32 before it combines the conditions; so do the
-            rules then, in half precision as well.
-        guided: the arguments with which the pipeline evaluates all halves. The values do not matter beyond that: what
-            it gets back makes its own combination the identity.
-        unguided: the arguments with which it evaluates the positive half only.
-        filled: the arguments that it needs beside `guided` where the user gives none: an empty negative prompt.
-        own: text of the rules that its own guidance applies behind its combination of two predictions.
-        completed: ``completed(arguments, rows)``: those of `encode` with what depends on the samples, given the
-            arguments of the pipeline's call for the prompt.
-        owned: arguments that a user may not give, since rules replace them: name to the rule that does, "" where
-            none does yet. The pipeline's default for them is not what the user asked for.
-        halved: arguments that, with its own guidance on, it takes with a row for each of `halves`, in their order, and
-            without it with one row: an IP-Adapter's pictures.
-        keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
-        scratch: attributes that the pipeline sets on itself from those arguments; restored after the call.
-        branches: whether the pipeline, in the middle of a call, is evaluating all halves; given it and the call.
-        encode: ``encode(pipe, call, texts, as_prompt)``: the row arguments, one row a text, of other prompts, made by
-            the pipeline's own encoders with the call's own options, as it does for prompts or as for negative ones.
-            None where there are no texts.
-        embeds: the pipeline's arguments for the embeddings of a prompt, each with the row argument that it becomes, or
-            "" where the denoiser is not given it. With ``negative_`` before it each is that of a negative prompt.
-        zeros: whether the pipeline evaluates zeros where it is given no ``negative_prompt``, and the encoded text where
-            it is given an empty one. Zeros are then its empty condition.
-        random: for each source that `ICG` may name: ``draw(pipe, rows, generators)``, the row arguments of a random
-            condition, one row a sample, given those of the prompt and a generator for each sample.
-        cannot: why this pipeline has no unconditional branch, or "".
-        embedded: name of the argument with the guidance scale that this pipeline's network takes as an input, having
-            been distilled from guided runs, or "". It stays the user's.
-        offset: what its own scale lacks of that of `cfg`: 1 where it counts from 0. The two then agree to rounding.
-        example: ``example(pipe, batch)``: the arguments of a small call for so many samples that the names of the
-            pipeline's arguments do not give away; for `doctor`.
+        unpack: from the form in which the denoiser takes and returns samples to a tensor ``(B, ...)``.
+        pack: from a tensor ``(B, ...)`` to the form in which the denoiser takes and returns samples.
+        part: ``part(pipe, arguments)``: the slices, on the axes behind the batch, of what is denoised in what the
+            denoiser returns, given its arguments; () for all of it but learned variances. Rules see this part only; the
+            rest is as for the prompt. Where the scheduler is not asked to scale them, the samples are sliced likewise.
+        handed: ``handed(pipe, arguments, samples)``: that part in the form in which the scheduler is handed it.
+        timestep: name of the argument with the time.
+        clock: ``clock(pipe, time)``: the scheduler's timestep for that argument.
+        negates: whether the pipeline negates what the denoiser returns before the scheduler gets it.
+        upcasts: whether the pipeline casts what the denoiser returns to float32 before it combines the conditions; the
+            rules then compute in float32 as well.
     """
 
-    pipeline: str
-    denoiser: str
-    positional: tuple[str, ...]
-    sample: str
     rows: tuple[str, ...]
-    guided: Mapping[str, Any]
-    unguided: Mapping[str, Any]
-    owned: Mapping[str, str]
-    branches: Callable[[Pipeline, Call], bool]
-    cannot: Callable[[Pipeline], str]
-    encode: Callable[[Pipeline, Call, Sequence[str], bool], Rows] | None = None
-    embeds: Mapping[str, str] = field(default_factory=dict)
-    zeros: Callable[[Pipeline], bool] = lambda pipe: False
-    random: Mapping[str, Callable[[Pipeline, Rows, Sequence[torch.Generator]], Rows]] = field(default_factory=dict)
-    halves: tuple[str, ...] = ("negative", "positive")
+    denoiser: str = "transformer"
+    others: tuple[str, ...] = ()
+    positional: tuple[str, ...] = ()
+    sample: str = "hidden_states"
     axes: Mapping[str, int] = field(default_factory=dict)
     listed: tuple[str, ...] = ()
     unpack: Callable[[Any], torch.Tensor] = lambda samples: samples
@@ -105,21 +63,103 @@ class Family:
     handed: Callable[[Pipeline, Mapping[str, Any], torch.Tensor], torch.Tensor] = lambda pipe, arguments, samples: (
         samples
     )
-    own: str = ""
-    completed: Callable[[Mapping[str, Any], Rows], Rows] = lambda arguments, rows: rows
-    filled: Mapping[str, Any] = field(default_factory=dict)
-    others: tuple[str, ...] = ()
-    sequential: bool = False
     timestep: str = "timestep"
     clock: Callable[[Pipeline, float], float] = lambda pipe, timestep: timestep
     negates: bool = False
     upcasts: bool = False
-    embedded: Callable[[Pipeline], str] = lambda pipe: ""
-    halved: tuple[str, ...] = ()
-    keywords: tuple[str, ...] = ()
-    scratch: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnGuidance:
+    """What a pipeline's own guidance does, and how it is turned on and off.
+
+    Args:
+        halves: the conditions that it evaluates, in order; ``"negative"`` stands for the unconditional one.
+        sequential: whether it evaluates them in one call each, one after the other, instead of in one batch.
+        guided: the arguments with which the pipeline evaluates all halves. The values do not matter beyond that: what
+            the pipeline gets back makes its own combination the identity.
+        unguided: the arguments with which it evaluates the positive half only.
+        owned: arguments that a user may not give, since rules replace them: name to the rule that does, "" where none
+            does yet. The pipeline's default for them is not what the user asked for.
+        branches: ``branches(pipe, call)``: whether the pipeline, in the middle of a call, is evaluating all halves.
+        cannot: ``cannot(pipe)``: why this pipeline has no unconditional branch, or "".
+        filled: the arguments that it needs beside `guided` where the user gives none: an empty negative prompt.
+        own: text of the rules that its own guidance applies behind its combination of two predictions.
+        offset: what its own scale lacks of that of `cfg`: 1 where it counts from 0. The two then agree to rounding.
+        embedded: ``embedded(pipe)``: name of the argument with the guidance scale that this pipeline's network takes
+            as an input, having been distilled from guided runs, or "". It stays the user's.
+    """
+
+    halves: tuple[str, ...] = ("negative", "positive")
+    sequential: bool = False
+    guided: Mapping[str, Any] = field(default_factory=lambda: {SCALE: 2.0})
+    unguided: Mapping[str, Any] = field(default_factory=lambda: {SCALE: 1.0})
+    owned: Mapping[str, str] = field(default_factory=lambda: {SCALE: "cfg(scale)"})
+    branches: Callable[[Pipeline, Call], bool] = lambda pipe, call: bool(pipe.do_classifier_free_guidance)
+    cannot: Callable[[Pipeline], str] = lambda pipe: ""
+    filled: Mapping[str, Any] = field(default_factory=dict)
+    own: str = ""
     offset: float = 0.0
+    embedded: Callable[[Pipeline], str] = lambda pipe: ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """How a pipeline encodes its conditions, and which others there are.
+
+    Args:
+        encode: ``encode(pipe, call, texts, as_prompt)``: the row arguments, one row a text, of other prompts, made by
+            the pipeline's own encoders with the call's own options, as it does for prompts or as for negative ones.
+            None where there are no texts.
+        completed: ``completed(arguments, rows)``: the rows of `encode` with what depends on the samples, given the
+            arguments of the pipeline's call for the prompt.
+        embeds: the pipeline's arguments for the embeddings of a prompt, each with the row argument that it becomes, or
+            "" where the denoiser is not given it. With ``negative_`` before it each is that of a negative prompt.
+        zeros: ``zeros(pipe)``: whether the pipeline evaluates zeros where it is given no ``negative_prompt``, and the
+            encoded text where it is given an empty one. Zeros are then its empty condition.
+        random: for each source that `ICG` may name: ``draw(pipe, rows, generators)``, the row arguments of a random
+            condition, one row a sample, given those of the prompt and a generator for each sample.
+        halved: arguments that, with its own guidance on, it takes with a row for each of `halves`, in their order, and
+            without it with one row: an IP-Adapter's pictures.
+    """
+
+    encode: Callable[[Pipeline, Call, Sequence[str], bool], Rows] | None = None
+    completed: Callable[[Mapping[str, Any], Rows], Rows] = lambda arguments, rows: rows
+    embeds: Mapping[str, str] = field(default_factory=dict)
+    zeros: Callable[[Pipeline], bool] = lambda pipe: False
+    random: Mapping[str, Callable[[Pipeline, Rows, Sequence[torch.Generator]], Rows]] = field(default_factory=dict)
+    halved: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quirks:
+    """What else to know of a pipeline's calls.
+
+    Args:
+        keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
+        scratch: attributes that the pipeline sets on itself from its guidance arguments; restored after the call.
+        example: ``example(pipe, batch)``: the arguments of a small call for so many samples that the names of the
+            pipeline's arguments do not give away; for `doctor`.
+    """
+
+    keywords: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = (f"_{SCALE}",)
     example: Callable[[Pipeline, int], Call] = lambda pipe, batch: {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(DenoiserCall, OwnGuidance, Conditions, Quirks):
+    """How one pipeline class calls its denoiser and its scheduler.
+
+    A record is made with keywords: `pipeline`, and the fields of its parts, `DenoiserCall`, `OwnGuidance`, `Conditions`
+    and `Quirks`. Only `pipeline` and `rows` are always needed. The defaults are those of a pipeline of diffusers that
+    evaluates ``[unconditional, conditional]`` in one batch.
+
+    Args:
+        pipeline: name of the pipeline class.
+    """
+
+    pipeline: str
 
     @property
     def scale(self) -> str:
@@ -131,29 +171,16 @@ class Family:
         return (_entered, (self.pipeline,)) if FAMILIES.get(self.pipeline) is self else super().__reduce_ex__(protocol)
 
 
+WITH_RESCALE: Mapping[str, Any] = {
+    "guided": {SCALE: 2.0, "guidance_rescale": 0.0},
+    "unguided": {SCALE: 1.0, "guidance_rescale": 0.0},
+    "owned": {SCALE: "cfg(scale)", "guidance_rescale": "rescale(phi)"},
+    "scratch": (f"_{SCALE}", "_guidance_rescale"),
+}
+"""The fields of a record whose pipeline rescales what it guided, by an argument of its own."""
+
 FAMILIES: dict[str, Family] = {}
-
-
-def tokens(call: Call, default: int, as_prompt: bool, *, alone: bool = False, more: int = 0) -> int:
-    """How many tokens the embeddings of another prompt of a call must have, where the pipeline pads all prompts alike.
-
-    Args:
-        call: the pipeline's arguments.
-        default: the pipeline's own `max_sequence_length`.
-        as_prompt: whether they stand beside the prompt, not beside the negative one.
-        alone: whether prompt and negative prompt are evaluated by calls of their own, and may differ in length.
-        more: tokens of the embeddings that `max_sequence_length` does not count.
-
-    Returns:
-        What `max_sequence_length` is, or has to be so that they are as long as the embeddings that were given.
-    """
-    own, other = "prompt_embeds", "negative_prompt_embeds"
-    if not as_prompt:
-        own, other = other, own
-    for name in (own,) if alone else (own, other):
-        if call.get(name) is not None:
-            return int(call[name].shape[1]) - more
-    return int(call.get("max_sequence_length", default))
+"""All records by the name of their pipeline; `register_family` enters one."""
 
 
 def _entered(name: str) -> Family:
@@ -193,16 +220,12 @@ def _problem(record: Any) -> str:
         return f"{record.pipeline}: halves must be different conditions with 'positive' among them, got {record.halves}"
     if record.sequential and len(record.halves) < 2:
         return f"{record.pipeline}: sequential=True needs two halves, got {record.halves}"
-    if unknown := sorted({*record.embeds.values()} - {"", *record.rows}):
-        return f"{record.pipeline}: embeds has {unknown[0]!r}, which is none of rows: {', '.join(record.rows)}"
-    for field_name in ("axes", "listed"):
-        if unknown := sorted(set(getattr(record, field_name)) - set(record.rows)):
-            return (
-                f"{record.pipeline}: {field_name} has {unknown[0]!r}, which is none of rows: {', '.join(record.rows)}"
-            )
+    for name, named in (("embeds", record.embeds.values()), ("axes", record.axes), ("listed", record.listed)):
+        if unknown := sorted({*named} - {"", *record.rows}):
+            return f"{record.pipeline}: {name} has {unknown[0]!r}, which is none of rows: {', '.join(record.rows)}"
     if record.sample in record.rows:
         return f"{record.pipeline}: rows has {record.sample!r}, which is the sample; leave it out there"
-    for field_name in ("guided", "unguided"):
-        if unknown := sorted(set(getattr(record, field_name)) - set(record.owned)):
-            return f"{record.pipeline}: {field_name} sets {unknown[0]!r}; name the rule that replaces it in owned"
+    for name in ("guided", "unguided"):
+        if unknown := sorted(set(getattr(record, name)) - set(record.owned)):
+            return f"{record.pipeline}: {name} sets {unknown[0]!r}; name the rule that replaces it in owned"
     return ""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .encoding import tokens
 from .lookup import signature_of
-from .record import FAMILIES, Call, Family, Pipeline, Rows, tokens
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -28,20 +29,14 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
     return {"encoder_hidden_states": embeddings.to(pipe.transformer.dtype), "encoder_attention_mask": mask}
 
 
-FAMILIES["SanaPipeline"] = Family(
-    pipeline="SanaPipeline",
-    denoiser="transformer",
-    positional=("hidden_states",),
-    sample="hidden_states",
-    rows=("encoder_hidden_states", "encoder_attention_mask", "timestep"),
-    clock=lambda pipe, timestep: timestep / pipe.transformer.config.timestep_scale,
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)"},
-    scratch=("_guidance_scale",),
-    upcasts=True,
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
-    cannot=lambda pipe: "",
+register_family(
+    Family(
+        pipeline="SanaPipeline",
+        positional=("hidden_states",),
+        rows=("encoder_hidden_states", "encoder_attention_mask", "timestep"),
+        clock=lambda pipe, timestep: timestep / pipe.transformer.config.timestep_scale,
+        upcasts=True,
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
+    )
 )

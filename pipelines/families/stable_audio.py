@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -23,17 +23,13 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
     return {"encoder_hidden_states": torch.cat([embeddings, *durations], 1)}
 
 
-FAMILIES["StableAudioPipeline"] = Family(
-    pipeline="StableAudioPipeline",
-    denoiser="transformer",
-    positional=("hidden_states", "timestep"),
-    sample="hidden_states",
-    rows=("encoder_hidden_states", "global_hidden_states"),
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)"},
-    branches=lambda pipe, call: call["guidance_scale"] > 1,
-    encode=_encode,
-    zeros=lambda pipe: True,
-    cannot=lambda pipe: "",
+register_family(
+    Family(
+        pipeline="StableAudioPipeline",
+        positional=("hidden_states", "timestep"),
+        rows=("encoder_hidden_states", "global_hidden_states"),
+        branches=lambda pipe, call: call["guidance_scale"] > 1,
+        encode=_encode,
+        zeros=lambda pipe: True,
+    )
 )

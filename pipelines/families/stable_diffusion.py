@@ -14,17 +14,16 @@ from torch import Tensor
 
 from ...guidance.errors import UnsupportedPipelineError
 from ...guidance.keyed import normal
-from .record import FAMILIES, Call, Family, Pipeline, Rows, tokens
+from .encoding import encode_prompt, lora_scale, tokens
+from .record import WITH_RESCALE, Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
     def encoded(texts: list[str]) -> Tensor:
-        embeddings, _ = pipe.encode_prompt(
+        embeddings, _ = encode_prompt(
+            pipe,
             texts,
-            pipe._execution_device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-            lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"),
+            lora_scale=lora_scale(call, "cross_attention_kwargs"),
             clip_skip=call.get("clip_skip") if as_prompt else None,
         )
         return cast(Tensor, embeddings)
@@ -88,42 +87,32 @@ def _gaussian(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator])
     return {"encoder_hidden_states": (drawn * prompt.float().std(dim=(1, 2), keepdim=True)).to(prompt.dtype)}
 
 
-FAMILIES["StableDiffusionPipeline"] = Family(
-    pipeline="StableDiffusionPipeline",
-    denoiser="unet",
-    positional=("sample", "timestep"),
-    sample="sample",
-    rows=("encoder_hidden_states", "timestep_cond", "added_cond_kwargs.image_embeds"),
-    guided={"guidance_scale": 2.0, "guidance_rescale": 0.0},
-    unguided={"guidance_scale": 1.0, "guidance_rescale": 0.0},
-    owned={"guidance_scale": "cfg(scale)", "guidance_rescale": "rescale(phi)"},
-    keywords=("callback", "callback_steps"),
-    halved=("ip_adapter_image_embeds",),
-    scratch=("_guidance_scale", "_guidance_rescale"),
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states"},
-    random={"tokens": _tokens, "gaussian": _gaussian},
-    cannot=cannot,
-    embedded=embedded,
+PLAIN = register_family(
+    Family(
+        pipeline="StableDiffusionImg2ImgPipeline",
+        denoiser="unet",
+        positional=("sample", "timestep"),
+        sample="sample",
+        rows=("encoder_hidden_states", "timestep_cond", "added_cond_kwargs.image_embeds"),
+        keywords=("callback", "callback_steps"),
+        halved=("ip_adapter_image_embeds",),
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states"},
+        random={"tokens": _tokens, "gaussian": _gaussian},
+        cannot=cannot,
+        embedded=embedded,
+    )
 )
 
-_VARIANT = replace(
-    FAMILIES["StableDiffusionPipeline"],
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)"},
-    scratch=("_guidance_scale",),
-)
-for _name in ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"):
-    FAMILIES[_name] = replace(_VARIANT, pipeline=_name)
+register_family(replace(PLAIN, pipeline="StableDiffusionInpaintPipeline"))
+register_family(replace(PLAIN, pipeline="StableDiffusionPipeline", **WITH_RESCALE))
 RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
-for _name in (
+for name in (
     "StableDiffusionControlNetPipeline",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
 ):
-    FAMILIES[_name] = replace(_VARIANT, pipeline=_name, rows=(*_VARIANT.rows, *RESIDUALS))
+    register_family(replace(PLAIN, pipeline=name, rows=(*PLAIN.rows, *RESIDUALS)))
 
 
 def _encode_to_edit(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -136,13 +125,14 @@ def _encode_to_edit(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt:
 
 # Its own guidance is u + s_t (c - i) + s_i (i - u), where i has the picture and no text and u neither: as a stack
 # cfg(s_i, against='negative') | cfg(1 + s_t - s_i, against='image').
-FAMILIES["StableDiffusionInstructPix2PixPipeline"] = replace(
-    _VARIANT,
-    pipeline="StableDiffusionInstructPix2PixPipeline",
-    halves=("positive", "image", "negative"),
-    guided={"guidance_scale": 2.0, "image_guidance_scale": 1.5},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)", "image_guidance_scale": "cfg(scale, against='image')"},
-    scratch=("_guidance_scale", "_image_guidance_scale"),
-    encode=_encode_to_edit,
+register_family(
+    replace(
+        PLAIN,
+        pipeline="StableDiffusionInstructPix2PixPipeline",
+        halves=("positive", "image", "negative"),
+        guided={"guidance_scale": 2.0, "image_guidance_scale": 1.5},
+        owned={"guidance_scale": "cfg(scale)", "image_guidance_scale": "cfg(scale, against='image')"},
+        scratch=("_guidance_scale", "_image_guidance_scale"),
+        encode=_encode_to_edit,
+    )
 )

@@ -8,53 +8,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows, tokens
+from .encoding import encode_prompt, lora_scale, tokens
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
     # The tokens of T5 stand behind those of the CLIP encoders, of which there are always as many.
-    embeddings, _, pooled, _ = pipe.encode_prompt(
-        list(texts),
-        None,
-        None,
-        device=pipe._execution_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
+    embeddings, _, pooled, _ = encode_prompt(
+        pipe,
+        texts,
+        prompt_2=None,
+        prompt_3=None,
         clip_skip=call.get("clip_skip") if as_prompt else None,
         max_sequence_length=tokens(call, 256, as_prompt, more=pipe.tokenizer_max_length),
-        lora_scale=(call.get("joint_attention_kwargs") or {}).get("scale"),
+        lora_scale=lora_scale(call, "joint_attention_kwargs"),
     )
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
 
 
-FAMILIES["StableDiffusion3Pipeline"] = Family(
-    pipeline="StableDiffusion3Pipeline",
-    denoiser="transformer",
-    positional=(),
-    sample="hidden_states",
-    rows=(
-        "timestep",
-        "encoder_hidden_states",
-        "pooled_projections",
-        "joint_attention_kwargs.ip_adapter_image_embeds",
-    ),
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)", "skip_guidance_layers": ""},
-    halved=("ip_adapter_image_embeds",),
-    scratch=("_guidance_scale",),
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
-    cannot=lambda pipe: "",
+SD3 = register_family(
+    Family(
+        pipeline="StableDiffusion3Pipeline",
+        rows=(
+            "timestep",
+            "encoder_hidden_states",
+            "pooled_projections",
+            "joint_attention_kwargs.ip_adapter_image_embeds",
+        ),
+        owned={"guidance_scale": "cfg(scale)", "skip_guidance_layers": ""},
+        halved=("ip_adapter_image_embeds",),
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
+    )
 )
 
-_VARIANT = replace(FAMILIES["StableDiffusion3Pipeline"], owned={"guidance_scale": "cfg(scale)"})
-FAMILIES["StableDiffusion3Img2ImgPipeline"] = replace(_VARIANT, pipeline="StableDiffusion3Img2ImgPipeline")
-FAMILIES["StableDiffusion3InpaintPipeline"] = replace(
-    _VARIANT,
-    pipeline="StableDiffusion3InpaintPipeline",
-    part=lambda pipe, arguments: (slice(pipe.vae.config.latent_channels),),  # behind them, mask and picture
+_VARIANT = replace(SD3, owned={"guidance_scale": "cfg(scale)"})
+register_family(replace(_VARIANT, pipeline="StableDiffusion3Img2ImgPipeline"))
+register_family(
+    replace(
+        _VARIANT,
+        pipeline="StableDiffusion3InpaintPipeline",
+        part=lambda pipe, arguments: (slice(pipe.vae.config.latent_channels),),  # behind them, mask and picture
+    )
 )
-for _name in ("StableDiffusion3ControlNetPipeline", "StableDiffusion3ControlNetInpaintingPipeline"):
-    FAMILIES[_name] = replace(_VARIANT, pipeline=_name, rows=(*_VARIANT.rows, "block_controlnet_hidden_states"))
+for name in ("StableDiffusion3ControlNetPipeline", "StableDiffusion3ControlNetInpaintingPipeline"):
+    register_family(replace(_VARIANT, pipeline=name, rows=(*_VARIANT.rows, "block_controlnet_hidden_states")))

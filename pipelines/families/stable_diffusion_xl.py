@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ...guidance.keyed import normal
-from .record import FAMILIES, Call, Family, Pipeline, Rows
+from .encoding import encode_prompt, lora_scale
+from .record import WITH_RESCALE, Call, Family, Pipeline, Rows, register_family
 from .stable_diffusion import RESIDUALS, cannot, embedded, in_chunks, of_random_tokens
 
 POOLED = "added_cond_kwargs.text_embeds"
@@ -24,12 +25,10 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
     skip = {"clip_skip": call["clip_skip"]} if as_prompt and call.get("clip_skip") is not None else {}
 
     def encoded(texts: list[str]) -> tuple[Tensor, Tensor]:
-        embeddings, _, pooled, _ = pipe.encode_prompt(
+        embeddings, _, pooled, _ = encode_prompt(
+            pipe,
             texts,
-            device=pipe._execution_device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-            lora_scale=(call.get("cross_attention_kwargs") or {}).get("scale"),
+            lora_scale=lora_scale(call, "cross_attention_kwargs"),
             **skip,
         )
         return embeddings, pooled
@@ -58,8 +57,8 @@ def _gaussian(pipe: Pipeline, rows: Rows, generators: Sequence[torch.Generator])
     return drawn
 
 
-_SDXL = Family(
-    pipeline="StableDiffusionXLPipeline",
+PLAIN = Family(
+    pipeline="StableDiffusionXLControlNetPipeline",
     denoiser="unet",
     positional=("sample", "timestep"),
     sample="sample",
@@ -70,44 +69,30 @@ _SDXL = Family(
         "added_cond_kwargs.time_ids",
         "added_cond_kwargs.image_embeds",
     ),
-    guided={"guidance_scale": 2.0, "guidance_rescale": 0.0},
-    unguided={"guidance_scale": 1.0, "guidance_rescale": 0.0},
-    owned={"guidance_scale": "cfg(scale)", "guidance_rescale": "rescale(phi)"},
-    keywords=("callback", "callback_steps"),
-    halved=("ip_adapter_image_embeds",),
-    scratch=("_guidance_scale", "_guidance_rescale"),
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
+    cannot=cannot,
+    embedded=embedded,
     encode=_encode,
     embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": POOLED},
     zeros=lambda pipe: bool(pipe.config.force_zeros_for_empty_prompt),
     random={"tokens": _tokens, "gaussian": _gaussian},
-    cannot=cannot,
-    embedded=embedded,
+    halved=("ip_adapter_image_embeds",),
+    keywords=("callback", "callback_steps"),
 )
-for _name in ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"):
-    FAMILIES[_name] = replace(_SDXL, pipeline=_name)
-FAMILIES["StableDiffusionXLInstructPix2PixPipeline"] = replace(
-    _SDXL,
-    pipeline="StableDiffusionXLInstructPix2PixPipeline",
-    halves=("positive", "image", "negative"),
-    halved=(),
-    guided={"guidance_scale": 2.0, "image_guidance_scale": 1.5, "guidance_rescale": 0.0},
-    unguided={"guidance_scale": 1.0, "guidance_rescale": 0.0},
-    owned={**_SDXL.owned, "image_guidance_scale": "cfg(scale, against='image')"},
-    branches=lambda pipe, call: call["guidance_scale"] > 1 and call.get("image_guidance_scale", 1.5) >= 1,
-)
-FAMILIES["StableDiffusionXLControlNetInpaintPipeline"] = replace(
-    _SDXL,
-    pipeline="StableDiffusionXLControlNetInpaintPipeline",
-    rows=(*_SDXL.rows, *RESIDUALS),
-)
-for _name in ("StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNetImg2ImgPipeline"):
-    FAMILIES[_name] = replace(
-        _SDXL,
-        pipeline=_name,
-        rows=(*_SDXL.rows, *RESIDUALS),
-        guided={"guidance_scale": 2.0},
-        unguided={"guidance_scale": 1.0},
-        owned={"guidance_scale": "cfg(scale)"},
-        scratch=("_guidance_scale",),
+XL = register_family(replace(PLAIN, pipeline="StableDiffusionXLPipeline", **WITH_RESCALE))
+for name in ("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"):
+    register_family(replace(XL, pipeline=name))
+CONTROLNET = (*PLAIN.rows, *RESIDUALS)
+register_family(replace(XL, pipeline="StableDiffusionXLControlNetInpaintPipeline", rows=CONTROLNET))
+for name in ("StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNetImg2ImgPipeline"):
+    register_family(replace(PLAIN, pipeline=name, rows=CONTROLNET))
+register_family(
+    replace(
+        XL,
+        pipeline="StableDiffusionXLInstructPix2PixPipeline",
+        halves=("positive", "image", "negative"),
+        halved=(),
+        guided={**XL.guided, "image_guidance_scale": 1.5},
+        owned={**XL.owned, "image_guidance_scale": "cfg(scale, against='image')"},
+        branches=lambda pipe, call: call["guidance_scale"] > 1 and call.get("image_guidance_scale", 1.5) >= 1,
     )
+)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows, tokens
+from .encoding import encode_prompt, tokens
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _transformer(pipe: Pipeline) -> Any:
@@ -22,33 +23,24 @@ def _transformer(pipe: Pipeline) -> Any:
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
-    embeddings, _ = pipe.encode_prompt(
-        list(texts),
-        do_classifier_free_guidance=False,
-        num_videos_per_prompt=1,
-        max_sequence_length=tokens(call, 512, as_prompt, alone=True),
-        device=pipe._execution_device,
+    embeddings, _ = encode_prompt(
+        pipe, texts, per="video", max_sequence_length=tokens(call, 512, as_prompt, alone=True)
     )
     return {"encoder_hidden_states": embeddings.to(_transformer(pipe).dtype)}
 
 
-FAMILIES["WanPipeline"] = Family(
-    pipeline="WanPipeline",
-    denoiser="transformer",
-    others=("transformer_2",),
-    positional=(),
-    sample="hidden_states",
-    rows=("timestep", "encoder_hidden_states"),
-    halves=("positive", "negative"),
-    sequential=True,
-    guided={"guidance_scale": 2.0},
-    unguided={"guidance_scale": 1.0},
-    owned={"guidance_scale": "cfg(scale)", "guidance_scale_2": "during(cfg(scale), sigma=...)"},
-    scratch=("_guidance_scale", "_guidance_scale_2"),
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    encode=_encode,
-    embeds={"prompt_embeds": "encoder_hidden_states"},
-    cannot=lambda pipe: "",
+WAN = register_family(
+    Family(
+        pipeline="WanPipeline",
+        others=("transformer_2",),
+        rows=("timestep", "encoder_hidden_states"),
+        halves=("positive", "negative"),
+        sequential=True,
+        owned={"guidance_scale": "cfg(scale)", "guidance_scale_2": "during(cfg(scale), sigma=...)"},
+        scratch=("_guidance_scale", "_guidance_scale_2"),
+        encode=_encode,
+        embeds={"prompt_embeds": "encoder_hidden_states"},
+    )
 )
 
 
@@ -63,17 +55,21 @@ def _handed(pipe: Pipeline, arguments: Mapping[str, Any], samples: torch.Tensor)
     return torch.cat([torch.zeros_like(samples[:, :, :1]), samples], 2) if pipe.config.expand_timesteps else samples
 
 
-FAMILIES["WanImageToVideoPipeline"] = replace(
-    FAMILIES["WanPipeline"],
-    pipeline="WanImageToVideoPipeline",
-    rows=(*FAMILIES["WanPipeline"].rows, "encoder_hidden_states_image"),
-    part=_denoised,
-    handed=_handed,
+register_family(
+    replace(
+        WAN,
+        pipeline="WanImageToVideoPipeline",
+        rows=(*WAN.rows, "encoder_hidden_states_image"),
+        part=_denoised,
+        handed=_handed,
+    )
 )
-FAMILIES["WanVideoToVideoPipeline"] = replace(
-    FAMILIES["WanPipeline"],
-    pipeline="WanVideoToVideoPipeline",
-    others=(),
-    owned={"guidance_scale": "cfg(scale)"},
-    scratch=("_guidance_scale",),
+register_family(
+    replace(
+        WAN,
+        pipeline="WanVideoToVideoPipeline",
+        others=(),
+        owned={"guidance_scale": "cfg(scale)"},
+        scratch=("_guidance_scale",),
+    )
 )

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import torch
 
-from .record import FAMILIES, Call, Family, Pipeline, Rows
+from .record import Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
     embeddings, _ = pipe.encode_prompt(
-        prompt=list(texts),
+        list(texts),
         device=pipe._execution_device,
         do_classifier_free_guidance=False,
         max_sequence_length=call.get("max_sequence_length", 512),
@@ -33,33 +33,32 @@ def _pack(samples: torch.Tensor) -> list[torch.Tensor]:
     return list(samples.unsqueeze(2).unbind())
 
 
-FAMILIES["ZImagePipeline"] = Family(
-    pipeline="ZImagePipeline",
-    denoiser="transformer",
-    positional=("x", "t", "cap_feats"),
-    sample="x",
-    rows=("t", "cap_feats"),
-    listed=("cap_feats",),
-    unpack=_unpack,
-    pack=_pack,
-    halves=("positive", "negative"),
-    timestep="t",
-    clock=lambda pipe, timestep: 1000 * (1 - timestep),
-    negates=True,
-    upcasts=True,
-    guided={"guidance_scale": 1.0, "cfg_normalization": False, "cfg_truncation": 1.0},
-    unguided={"guidance_scale": 0.0},
-    owned={
-        "guidance_scale": "cfg(scale + 1)",
-        "cfg_normalization": "rescale(phi)",
-        "cfg_truncation": "during(rule, progress=...)",
-    },
-    scratch=("_guidance_scale", "_cfg_normalization", "_cfg_truncation"),
-    branches=lambda pipe, call: bool(pipe.do_classifier_free_guidance),
-    offset=1.0,
-    encode=_encode,
-    embeds={"prompt_embeds": "cap_feats"},
-    cannot=lambda pipe: "",
+Z_IMAGE = register_family(
+    Family(
+        pipeline="ZImagePipeline",
+        positional=("x", "t", "cap_feats"),
+        sample="x",
+        rows=("t", "cap_feats"),
+        listed=("cap_feats",),
+        unpack=_unpack,
+        pack=_pack,
+        halves=("positive", "negative"),
+        timestep="t",
+        clock=lambda pipe, timestep: 1000 * (1 - timestep),
+        negates=True,
+        upcasts=True,
+        guided={"guidance_scale": 1.0, "cfg_normalization": False, "cfg_truncation": 1.0},
+        unguided={"guidance_scale": 0.0},
+        owned={
+            "guidance_scale": "cfg(scale + 1)",
+            "cfg_normalization": "rescale(phi)",
+            "cfg_truncation": "during(rule, progress=...)",
+        },
+        scratch=("_guidance_scale", "_cfg_normalization", "_cfg_truncation"),
+        offset=1.0,
+        encode=_encode,
+        embeds={"prompt_embeds": "cap_feats"},
+    )
 )
 
-FAMILIES["ZImageImg2ImgPipeline"] = replace(FAMILIES["ZImagePipeline"], pipeline="ZImageImg2ImgPipeline")
+register_family(replace(Z_IMAGE, pipeline="ZImageImg2ImgPipeline"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,8 +14,10 @@ import torch
 
 import guidestack as gs
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
+from guidestack.pipelines import families
 from guidestack.pipelines.families.record import FAMILIES, Family
 
+RECORDS = Path(families.__file__).parent
 PAGE = Path(gs.__file__).parent / "docs" / "families.md"
 PROMPTS, NEGATIVES = ["cat", "a red sea"], ["dog", "land"]
 
@@ -142,6 +145,29 @@ def test_a_wrong_record_is_refused(record: Family, change: dict[str, Any], messa
     with pytest.raises(InputError, match=message):
         gs.register_family(replace(record, **{"pipeline": "Another", **change}))
     assert known == FAMILIES
+
+
+def test_a_record_states_only_what_is_special() -> None:
+    record = gs.Family(pipeline="Another", rows=("encoder_hidden_states",))
+    assert (record.denoiser, record.sample, record.scale) == ("transformer", "hidden_states", "guidance_scale")
+    assert not record.cannot(None)
+    known = dict(FAMILIES)
+    assert gs.register_family(record) is pickle.loads(pickle.dumps(record))
+    FAMILIES.clear()
+    FAMILIES.update(known)
+
+
+def test_the_built_in_records_come_through_the_same_door() -> None:
+    for name, record in FAMILIES.items():
+        assert gs.register_family(record) is record
+        with pytest.raises(InputError, match=f"there is a family record for '{name}' already"):
+            gs.register_family(replace(record))
+    for file in sorted(RECORDS.glob("*.py")):
+        text = file.read_text()
+        if file.name != "record.py":
+            assert not re.search(r"FAMILIES\[[^]]+\] =", text), f"{file.name} enters a record past register_family"
+        if re.search(r"^ *register_family\(|= register_family\(", text, re.MULTILINE):
+            assert file.stem in vars(families), f"{file.name} is not in families/__init__.py"
 
 
 def test_what_is_no_record_is_refused() -> None:
