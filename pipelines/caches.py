@@ -9,9 +9,8 @@ it anew where it cannot go on, and refuses what a cache without contexts cannot 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,60 +18,9 @@ from typing import Any
 from torch import nn
 
 from ..guidance.errors import UnsupportedPipelineError
-from ..guidance.query import Request
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How one cache works.
-
-    Args:
-        name: of the cache, as users know it.
-        counts: whether it counts calls, so that a context that was left out at a step cannot go on.
-        reused: whether the last call of a context reused what the cache held, given the context's state.
-        reuses: of a cache without contexts, whether the next call will, given its hook.
-        exact: whether it works with the pipeline's own calls only.
-    """
-
-    name: str
-    counts: bool = True
-    reused: Callable[[Any], bool] = lambda state: False
-    reuses: Callable[[Any], bool] = lambda hook: False
-    exact: bool = False
-
-
-def _left_out(state: Any) -> bool:
-    return not state.should_compute
-
-
-def _within(hook: Any, window: tuple[int, int]) -> bool:
-    return bool(window[0] < hook.current_timestep_callback() < window[1])
-
-
-def _broadcasts(hook: Any) -> bool:
-    state = hook.state
-    held = state.cache is not None and state.iteration % hook.block_skip_range != 0
-    return held and _within(hook, hook.timestep_skip_range)
-
-
-def _leaves_unconditional_out(hook: Any) -> bool:
-    held = hook.state.iteration > 0 and hook.state.iteration % hook.unconditional_batch_skip_range != 0
-    return held and not hook.is_guidance_distilled and _within(hook, hook.unconditional_batch_timestep_skip_range)
-
-
-MAG = "mag_cache_leader_block_hook"
-KINDS = {
-    "fbc_leader_block_hook": Kind("FirstBlockCache", counts=False, reused=_left_out),
-    MAG: Kind("MagCache", reused=_left_out),
-    "taylorseer_cache": Kind("TaylorSeer", reused=lambda state: state.current_step != state.last_update_step),
-    "sea_cache_root": Kind("SeaCache", counts=False, reused=lambda state: state.consecutive_cached > 0),
-    "text_kv_cache_transformer": Kind("TextKVCache", counts=False),
-    "text_kv_cache_block": Kind("TextKVCache", counts=False),
-    "pyramid_attention_broadcast": Kind("PyramidAttentionBroadcast", reuses=_broadcasts),
-    "faster_cache_denoiser": Kind("FasterCache", reuses=_leaves_unconditional_out, exact=True),
-    "faster_cache_block": Kind("FasterCache", exact=True),
-}
-"""diffusers' caches by the name under which they hook into a module."""
+from ..guidance.query import Query, Request
+from .cache_kinds import KINDS, MAG, Kind
+from .patches import replaced
 
 
 @dataclass
@@ -208,6 +156,20 @@ class Caches:
         if self._last is not None:
             self._reset()
 
+    def foresee(self, planned: Iterable[tuple[int, Set[Query]]], own: Set[Query]) -> None:
+        """Refuse before the first step a stack that will leave out what a cache needs at every step, or ask for more.
+
+        Args:
+            planned: the steps, each with what the denoiser is going to be asked.
+            own: what the pipeline by itself asks at each step.
+
+        Raises:
+            UnsupportedPipelineError: the two differ.
+        """
+        for step, asked in planned:
+            if asked != own:
+                raise self.not_exact(f"{', '.join(sorted(map(str, asked))) or 'nothing'} at step {step}")
+
     def not_exact(self, asked: str) -> UnsupportedPipelineError:
         """What to raise where `exact` is not empty and other calls were asked for than the pipeline's own."""
         return UnsupportedPipelineError(
@@ -269,40 +231,3 @@ def _renamed(context: Any, name: str) -> Any:
     from diffusers.hooks import hooks
 
     return hooks.CacheContext(name) if hasattr(hooks, "CacheContext") else name
-
-
-HARMLESS = ("accelerate.", "diffusers.hooks.")
-"""Whose replacements of `forward` are known: offload, and the hooks that are looked at one by one."""
-
-
-def replaced(part: nn.Module) -> str:
-    """The function that somebody put in the place of a module's ``forward``, or "".
-
-    Offload, diffusers' own hooks and compiled graphs do not count, nor does a function with ``remembers = False``.
-    """
-    function: Any = vars(part).get("forward", type(part).forward)
-    while getattr(function, "remembers", True):
-        inner = getattr(function, "_torchdynamo_orig_callable", None)
-        if inner is None and str(getattr(getattr(function, "func", None), "__module__", "")).startswith(HARMLESS):
-            inner = getattr(function, "__wrapped__", None)
-        if inner is None:
-            break
-        function = inner
-    else:
-        return ""
-    own = getattr(function, "__func__", function)  # put back by who had hidden it
-    if own in (type(part).forward, nn.Module.__call__):
-        own = type(part).forward
-        kind: Any = type(part)
-        if not getattr(own, "remembers", True) or own is nn.Module.forward or not _foreign(own, kind):
-            return ""
-    return getattr(function, "__qualname__", None) or type(function).__name__
-
-
-@functools.lru_cache(maxsize=1024)  # a network has thousands of parts of some dozens of classes
-def _foreign(function: Any, cls: Any) -> bool:
-    """Whether a class was given a method from elsewhere."""
-    qualname = str(getattr(function, "__qualname__", "")).rpartition(".")[0]
-    own = [(one.__module__, one.__qualname__) for one in cls.__mro__]
-    module = getattr(function, "__module__", None)
-    return module not in [name for name, _ in own] and qualname not in [name for _, name in own]

@@ -215,7 +215,7 @@ class GuidedPipeline(Surface):
                 output = session.caller.run(session.call)
             finally:
                 self.run = session.run
-                session.forget()
+                session.calls.forget()
         try:
             session.finish()
         except NonFiniteError as error:
@@ -239,7 +239,7 @@ class GuidedPipeline(Surface):
             for denoiser in denoisers:
                 answer = functools.partial(session.denoise, denoiser)
                 hooks.enter_context(calling(denoiser, answer, session.caller.owns))
-            hooks.enter_context(methods(scheduler, session.watched))
+            hooks.enter_context(methods(scheduler, session.steps.watched))
             yield
 
     @property

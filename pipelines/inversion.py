@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..guidance.errors import GuidanceNotAppliedError, InputError, NonFiniteError, UnsupportedPipelineError
+from ..guidance.errors import InputError, NonFiniteError, UnsupportedPipelineError
 from ..guidance.notation.presets import as_stack
 from ..guidance.report import Report
 from ..guidance.rule import Rule
-from ..samplers.inversion import placed, reversible, size, undoable, undone
-from ..samplers.levels import grid
+from ..samplers.inversion import reversible, undoable
 from .families.lookup import denoisers_of, signature_of
 from .families.record import Pipeline
 from .guide import GuidedPipeline, guide
-from .hooks import Mine, Watch
 from .latents import latents_of
+from .partial_steps import BackwardSteps, PartialSteps
 from .session import Session
 from .surface import Surface
 
@@ -144,22 +140,21 @@ class InvertingPipeline(GuidedPipeline):
         kwargs |= _size(self.pipe, latents, kwargs)
         call, prompts = self._call((), kwargs)
         call |= {"latents": latents, "output_type": "latent"}
-        session = Inversion(self.pipe, self.family, self.stack, call, prompts, self.max_rows)
-        session.strength = strength
+        steps = BackwardSteps(self.pipe, self.family, self.stack, call, strength)
         try:
-            self._run(session)
+            self._run(Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows, steps=steps))
         except NonFiniteError as error:
             if error.output is not None:
-                error.output = self._inverted(session)
+                error.output = self._inverted(steps)
             raise
         finally:
-            session.release()
-        return self._inverted(session)
+            steps.release()
+        return self._inverted(steps)
 
-    def _inverted(self, session: Inversion) -> Inverted:
+    def _inverted(self, steps: BackwardSteps) -> Inverted:
         assert self.run is not None  # a run without an evaluation is an error of its own
-        assert session.reached is not None
-        return Inverted(session.reached / session.unit, self.run.report)
+        assert steps.reached is not None
+        return Inverted(steps.reached / steps.unit, self.run.report)
 
 
 class ResumingPipeline(GuidedPipeline):
@@ -180,12 +175,11 @@ class ResumingPipeline(GuidedPipeline):
             as a guided call.
         """
         call, prompts = self._call(args, kwargs)
-        session = Part(self.pipe, self.family, self.stack, call, prompts, self.max_rows)
-        session.strength = strength
+        steps = PartialSteps(self.pipe, self.family, self.stack, call, strength)
         try:
-            return self._run(session)
+            return self._run(Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows, steps=steps))
         finally:
-            session.release()
+            steps.release()
 
 
 class EditingPipeline(Surface):
@@ -248,142 +242,6 @@ class EditingPipeline(Surface):
         """Network evaluations of each image in the last call, both halves together."""
         reports = [half.report for half in (self.inverting, self.sampling)]
         return [sum(each) for each in zip(*(report.evaluations for report in reports if report))]
-
-
-class Part(Session):
-    """A call that runs the last part of its schedule.
-
-    Attributes:
-        strength: share of the steps to run.
-        unit: what the pipeline multiplies latents by that it is given.
-    """
-
-    strength = 1.0
-    unit = 1.0
-    first = 0
-    whole: Tensor | None = None
-
-    @property
-    def watched(self) -> Mapping[str, tuple[Watch, Mine]]:
-        """Those of a session, and where the schedule is made, which pipelines leave to functions beside their class."""
-        mine = self._is_at_the_start
-        return {
-            **super().watched,
-            "set_timesteps": (self.watch_schedule, mine),
-            "set_begin_index": (self.watch_begin, mine),
-        }
-
-    def _is_at_the_start(self, frame: FrameType) -> bool:
-        return self.run is None and self.caller.within(frame)
-
-    def watch_schedule(self, set_timesteps: Callable[..., None]) -> Callable[..., None]:
-        """Let the pipeline find only what it is to run, once the scheduler has made all of it."""
-
-        def part(*args: Any, **kwargs: Any) -> None:
-            set_timesteps(*args, **kwargs)
-            scheduler = self.pipe.scheduler
-            self.grid, self.whole = grid(scheduler), scheduler.timesteps
-            steps = len(self.whole)
-            self.first = steps - int(steps * self.strength)
-            if self.first == steps:
-                raise InputError(f"strength={self.strength:g} of {steps} steps is none; give at least {1 / steps:g}")
-            self.unit = float(getattr(scheduler, "init_noise_sigma", 1.0))
-            scheduler.timesteps = self._taken(self.whole[self.first :])
-            if self.first and hasattr(scheduler, "set_begin_index"):
-                scheduler.set_begin_index(0)
-
-        return part
-
-    def watch_begin(self, set_begin_index: Callable[[int], None]) -> Callable[[int], None]:
-        """Count from the whole schedule, in which the scheduler looks up its levels."""
-
-        def begin(begin_index: int = 0) -> None:
-            set_begin_index(begin_index + self.first)
-
-        return begin
-
-    def _taken(self, timesteps: Tensor) -> Tensor:
-        return timesteps
-
-    def _position(self, *rest: Any) -> int:
-        return self.first
-
-    def release(self) -> None:
-        """Give the scheduler its whole schedule back."""
-        if self.whole is not None:
-            self.pipe.scheduler.timesteps = self.whole
-
-
-class Inversion(Part):
-    """A call that runs the schedule backwards, from data to noise.
-
-    Attributes:
-        reached: the samples after the last step, in the scheduler's scaling; None before the first.
-    """
-
-    reached: Tensor | None = None
-
-    def _taken(self, timesteps: Tensor) -> Tensor:
-        # The pipeline multiplies what it is given as if it were noise.
-        self.call["latents"].div_(self.unit)
-        return timesteps.flip(0)
-
-    def _position(self, *rest: Any) -> int:
-        assert self.grid is not None  # made with the schedule
-        return len(self.grid.points) - 1 - self.stepped
-
-    def watch_input(self, scale: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Hand the network x as it expects samples at the level that it is told."""
-
-        def scale_model_input(sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            assert self.grid is not None  # made with the schedule
-            position = self._position()
-            level, noisier = self.grid.after(position), self.grid.points[position].level
-            self.x = placed(sample, level, noisier, self.emitted)
-            return sample / size(level, self.emitted)
-
-        return scale_model_input
-
-    def watch_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Undo a step instead of taking it."""
-        names = list(inspect.signature(step).parameters)
-
-        def undo(*args: Any, **kwargs: Any) -> Any:
-            assert self.grid is not None  # made with the schedule
-            assert self.estimate is not None  # the denoiser was called before
-            self._undisturbed()
-            given = dict(zip(names, args, strict=False)) | kwargs
-            sample, batch = given["sample"], len(self.estimate.prediction.native)
-            if sample.shape[1:] != self.estimate.prediction.native.shape[1:]:
-                raise UnsupportedPipelineError(
-                    f"{type(self.pipe).__name__} hands its scheduler samples {tuple(sample.shape[1:])}, its network "
-                    f"{tuple(self.estimate.prediction.native.shape[1:])}: it cannot be run backwards"
-                )
-            self.reached = undone(self.estimate, sample[:batch], self.grid.after(self.position)).to(sample.dtype)
-            self.stepped += 1
-            self.position, self.left = self._position(), self._standing()
-            return _returned(torch.cat([self.reached] * (len(sample) // batch)), given.get("return_dict", True))
-
-        return undo
-
-    def finish(self) -> None:
-        """Check that the whole way was gone.
-
-        Raises:
-            GuidanceNotAppliedError: the pipeline stopped before.
-        """
-        super().finish()
-        if self.grid is None or self.stepped < len(self.grid.points) - self.first:
-            raise GuidanceNotAppliedError(
-                f"{type(self.pipe).__name__} stopped after {self.stepped} steps of an inversion; was it interrupted?"
-            )
-
-
-def _returned(sample: Tensor, as_object: bool) -> Any:
-    """What a scheduler's step returns."""
-    from diffusers.schedulers.scheduling_utils import SchedulerOutput
-
-    return SchedulerOutput(prev_sample=sample) if as_object else (sample,)
 
 
 def _share(strength: float) -> None:

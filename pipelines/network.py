@@ -1,9 +1,9 @@
-"""The rows of a denoiser's batch: which of its arguments have one row a sample, and how to take some of them."""
+"""A pipeline's denoiser as a network that answers the queries of a stack, in the middle of the pipeline's own call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,131 +13,15 @@ from ..guidance.errors import InputError, UnsupportedPipelineError
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
 from ..guidance.query import POSITIVE, Network, Perturbation, Query, Request, sent
-from .caches import Caches
+from .branch import Branch
 from .families.record import Draw, Family
-from .hooks import compiled
 from .prepared import Prepared
+from .rows import Index, alike, join, look_up, put, take
 from .time_embedding import KINDS
 
 TEXTS = "independent:tokens"
-Index = slice | Tensor
 Chosen = tuple[tuple[int, ...] | None, str, Mapping[str, Any]]
 """The rows of a request, the evaluated condition that they are taken from, and what is in its place."""
-
-
-def take(value: Any, index: Index, axis: int = 0, listed: bool = False) -> Any:
-    """The rows of a per-row argument: a tensor, None, a list of tensors, or a list with an entry a row (`listed`)."""
-    if value is None:
-        return None
-    if listed:
-        return value[index] if isinstance(index, slice) else [value[row] for row in index.tolist()]
-    if isinstance(value, list | tuple):
-        return type(value)(take(item, index) for item in value)
-    if axis:
-        return value[(slice(None),) * axis + (index,)]
-    return value[index]
-
-
-def join(values: Sequence[Any], axis: int = 0, listed: bool = False) -> Any:
-    """Per-row arguments one below the other."""
-    if values[0] is None:
-        return None
-    if listed:
-        return [row for value in values for row in value]
-    if isinstance(values[0], list | tuple):
-        return type(values[0])(join(items) for items in zip(*values, strict=True))
-    return torch.cat(list(values), axis) if len(values) > 1 else values[0]
-
-
-def look_up(arguments: Mapping[str, Any], path: str) -> Any:
-    """``arguments["a"]["b"]`` for the path ``"a.b"``; None where nothing is there."""
-    value: Any = arguments
-    for key in path.split("."):
-        if value is None or key not in value:
-            return None
-        value = value[key]
-    return value
-
-
-def put(arguments: dict[str, Any], path: str, value: Any) -> None:
-    """Set ``arguments["a"]["b"]`` for the path ``"a.b"``, copying the dictionaries on the way."""
-    *outer, last = path.split(".")
-    for key in outer:
-        arguments[key] = dict(arguments[key])
-        arguments = arguments[key]
-    arguments[last] = value
-
-
-def _own(value: Any) -> Any:
-    return type(value)(value) if type(value) in (dict, list) else value
-
-
-def _alike(value: Any, own: Any) -> Any:
-    """`value` in the type and on the device of `own`; of lists each entry."""
-    if isinstance(value, list | tuple) and own:
-        return [_alike(one, own[0]) for one in value]
-    return value.to(own) if isinstance(value, Tensor) and isinstance(own, Tensor) else value
-
-
-class Branch:
-    """One call that a pipeline makes of its denoiser.
-
-    Args:
-        family: the pipeline's record.
-        module: the denoiser.
-        original: its call, as it is without guidestack.
-        args: what the pipeline gives it by position.
-        kwargs: and by name.
-        last: what it returned at an earlier step, in whose form a step is answered that does not call it.
-        caches: the denoiser's feature caches, of a guided call.
-    """
-
-    def __init__(
-        self,
-        family: Family,
-        module: Any,
-        original: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        last: Any = None,
-        caches: Caches | None = None,
-    ) -> None:
-        self.module, self.caches = module, caches
-        self.original, self.given, self.named = original, family.positional[: len(args)], tuple(kwargs)
-        arguments = dict(zip(family.positional, args, strict=False)) | kwargs
-        # Pipelines and networks write into the dictionaries and lists that they hand on (Flux: an adapter's pictures;
-        # HunyuanDiT takes residuals out one by one).
-        self.arguments: dict[str, Any] = {name: _own(value) for name, value in arguments.items()}
-        self.sample = family.unpack(self.arguments[family.sample])
-        self.family = family
-        self.output: Any = last
-
-    def call(
-        self, arguments: Mapping[str, Any], requests: Sequence[Request] = (), own: bool = True, drawn: bool = False
-    ) -> Tensor:
-        """The denoiser's native output for other arguments of the same names.
-
-        Args:
-            arguments: what it is given.
-            requests: what they ask.
-            own: whether they are the pipeline's own.
-            drawn: whether some of them were drawn for this call.
-        """
-        positional = [_own(arguments[name]) for name in self.given]
-        named = {name: _own(arguments[name]) for name in self.named}
-        rows = len(arguments[self.family.sample])
-        with nullcontext() if self.caches is None else self.caches.asking(requests, rows, own, drawn):
-            output = self.original(*positional, **named)
-        self.output = output
-        answer = self.family.unpack(output[0])  # the prediction, of a tuple and of a model output alike
-        if self.family.upcasts:
-            answer = answer.float()
-        return answer.clone() if compiled(self.module) else answer  # the next run of a CUDA graph overwrites its output
-
-    def returned(self, value: Tensor) -> Any:
-        """`value` in the form in which the denoiser returns its prediction; after at least one `call` of the run."""
-        output, packed = self.output, self.family.pack(value)
-        return (packed, *output[1:]) if isinstance(output, tuple) else type(output)(packed)
 
 
 class PipelineNetwork(Network):
@@ -237,7 +121,7 @@ class PipelineNetwork(Network):
             whole = self.family.completed(self.branches["positive"].arguments, rows)
             for name, value in whole.items():
                 self._check_shape(condition, name, value, look_up(own, name))
-            self.extra[condition] = {name: _alike(value, look_up(own, name)) for name, value in rows.items()}
+            self.extra[condition] = {name: alike(value, look_up(own, name)) for name, value in rows.items()}
         return dict(self.extra)
 
     def _check_shape(self, condition: str, name: str, value: Any, own: Any) -> None:
@@ -320,38 +204,6 @@ class PipelineNetwork(Network):
         rows = [self._taken(name, *one) for one in chosen]
         return self.family.pack(join(rows)) if name == self.family.sample else join(rows, *self._how(name))
 
-    def checked(self, branch: Branch, name: str) -> Any:
-        """A row argument with all its rows, or with a single one, which some pipelines leave to the network to repeat.
-
-        Raises:
-            InputError: it has another number of rows.
-        """
-        if name == self.family.sample:
-            return branch.sample
-        value = look_up(branch.arguments, name)
-        axis, wanted = self.family.axes.get(name, 0), len(branch.sample)
-        for one in value if isinstance(value, list | tuple) and name not in self.family.listed else [value]:
-            if isinstance(one, Tensor) and one.shape[axis] not in (1, wanted):
-                raise InputError(
-                    f"the denoiser is given {name} with {one.shape[axis]} rows for a batch of {wanted}, so that it "
-                    "cannot be told whose they are; give the pipeline one for each prompt, or one for all"
-                )
-        return value
-
-    def _whole(self, branch: Branch, name: str) -> Any:
-        """A row argument with all its rows."""
-        value, wanted = self.checked(branch, name), len(branch.sample)
-
-        def each(one: Any) -> Any:
-            axis = self.family.axes.get(name, 0)
-            if isinstance(one, Tensor) and one.shape[axis] == 1 < wanted:
-                return one.expand(*one.shape[:axis], wanted, *one.shape[axis + 1 :])
-            return one
-
-        if isinstance(value, list | tuple) and name not in self.family.listed:
-            return type(value)(map(each, value))
-        return each(value)
-
     def _like(self, condition: str) -> str:
         """The evaluated condition that has what another prompt does not say: adapters' pictures, sizes, residuals."""
         if condition.partition(":")[0] in ("null", "negative"):
@@ -397,7 +249,7 @@ class PipelineNetwork(Network):
             if value is not None and (len(value) if listed else value.shape[axis]) == 1 < self.batch:
                 value = list(value) * self.batch if listed else value.repeat_interleave(self.batch, axis)
         else:
-            value = self._whole(branch, name)
+            value = branch.whole(name)
             start = [one for one, other in self.branches.items() if other is branch].index(like) * self.batch
         rows = tuple(range(self.batch)) if rows is None else rows
         index: Index = slice(start + rows[0], start + rows[-1] + 1)  # a view, where it can be one

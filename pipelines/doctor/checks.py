@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..network import take
+from ..rows import take
 from .diagnosis import FAIL, NOT_MADE, PASS, Outcome
 from .runs import SCALE, Runs
 from .watch import Seen

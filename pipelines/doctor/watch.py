@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..branch import Branch
 from ..families.lookup import denoisers_of
 from ..families.record import Family, Pipeline
 from ..hooks import calling, hooks_on, in_this_thread, methods
-from ..network import Branch, look_up
+from ..rows import look_up
 
 
 @dataclass(frozen=True)

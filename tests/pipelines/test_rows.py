@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import guidestack as gs
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
-from guidestack.pipelines.caches import replaced
+from guidestack.pipelines.patches import replaced
 
 from . import by_hand
 from .stock import Stock, recorded, trajectory

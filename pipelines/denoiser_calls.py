@@ -1,0 +1,75 @@
+"""The pipeline's calls of its denoisers during a guided call: their feature caches, and those calls that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from .branch import Branch
+from .caches import Caches
+from .families.record import Family
+
+
+class Waiting(NamedTuple):
+    """A call that was answered before the estimate was known.
+
+    Args:
+        branch: the call.
+        answer: the denoiser's own answer.
+        shell: the tensor that the pipeline was given, to be filled with the estimate.
+    """
+
+    branch: Branch
+    answer: Tensor
+    shell: Tensor
+
+
+class DenoiserCalls:
+    """The calls that a pipeline makes of its denoisers.
+
+    A pipeline that evaluates its conditions one after the other combines them after the last of its calls. All calls
+    but the last get their own answer, in a tensor that is filled with the estimate when the last one is there.
+
+    Args:
+        family: the pipeline's record.
+        stack: the stack's text, for messages.
+
+    Attributes:
+        last: what the denoiser returned at an earlier step, in whose form a step is answered that does not call it.
+    """
+
+    def __init__(self, family: Family, stack: str) -> None:
+        self.family, self.stack = family, stack
+        self.last: Any = None
+        self._caches: dict[nn.Module, Caches] = {}
+        self._waiting: list[Waiting] = []
+
+    def branch(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Branch:
+        """One call, given the denoiser, its call as it is without guidestack, and the pipeline's arguments."""
+        if module not in self._caches:
+            self._caches[module] = Caches(module, self.stack)
+        if not self._waiting:
+            self._caches[module].begin()
+        return Branch(self.family, module, original, args, kwargs, self.last, self._caches[module])
+
+    @property
+    def waiting(self) -> int:
+        """Calls of this evaluation that wait for the estimate."""
+        return len(self._waiting)
+
+    def wait(self, branch: Branch, answer: Tensor) -> Any:
+        """Answer a call with a copy of `answer`, to be filled later, in the form in which the denoiser returns it."""
+        self._waiting.append(Waiting(branch, answer, answer.clone()))
+        return branch.returned(self._waiting[-1].shell)
+
+    def taken(self) -> list[Waiting]:
+        """The calls that wait; none does any longer."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def forget(self) -> None:
+        """Leave nothing of the guided call in the feature caches."""
+        for caches in self._caches.values():
+            caches.forget()
