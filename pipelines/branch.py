@@ -52,7 +52,7 @@ class Branch:
     def call(
         self, arguments: Mapping[str, Any], requests: Sequence[Request] = (), own: bool = True, drawn: bool = False
     ) -> Tensor:
-        """The denoiser's native output for other arguments of the same names.
+        """Call the denoiser with other arguments of the same names, and return its native output.
 
         Args:
             arguments: what it is given.

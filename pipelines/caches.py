@@ -25,7 +25,7 @@ from .patches import replaced
 
 @dataclass
 class _Context:
-    """A context that was used.
+    """A context of a feature cache, and the last call that used it.
 
     Attributes:
         asked: the queries of its last call.
@@ -85,7 +85,7 @@ class Caches:
         return self.patched or next((kind.name for kind, _, _ in self.single if kind.exact), "")
 
     def begin(self) -> None:
-        """The next evaluation begins."""
+        """Begin an evaluation; a context that the last one did not use begins anew if its cache counts calls."""
         self.evaluation += 1
         self.cached = self._calls = self._own = 0
         self._asked.clear()
@@ -140,7 +140,7 @@ class Caches:
                 manager.set_context(told)
 
     def end(self, calls: int) -> None:
-        """The evaluation is done, in which the pipeline by itself makes so many calls.
+        """End an evaluation in which the pipeline by itself makes `calls` calls.
 
         Raises:
             UnsupportedPipelineError: some of them were left out, and a cache needs them.
@@ -149,7 +149,7 @@ class Caches:
             raise self.not_exact(f"{self._own} of its {calls} calls of this step")
 
     def forget(self) -> None:
-        """The guided call is over: nothing of it is kept for the next."""
+        """Drop all that a guided call left in the caches, at its end."""
         for name in self._contexts:
             self._drop(name)
         self._contexts.clear()
@@ -171,7 +171,7 @@ class Caches:
                 raise self.not_exact(f"{', '.join(sorted(map(str, asked))) or 'nothing'} at step {step}")
 
     def not_exact(self, asked: str) -> UnsupportedPipelineError:
-        """What to raise where `exact` is not empty and other calls were asked for than the pipeline's own."""
+        """The error for a stack that asks for other calls than the pipeline's own while `exact` is not empty."""
         return UnsupportedPipelineError(
             f"{self.exact} of {type(self.module).__name__} remembers the last call, whatever was asked, and works with "
             f"the pipeline's own calls only; {self.stack} asks for {asked} instead. Take rows='pipeline' of guide(), "

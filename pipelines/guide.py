@@ -244,7 +244,7 @@ class GuidedPipeline(Surface):
 
     @property
     def report(self) -> Report | None:
-        """The account of the last call, up to where it got; None before the first."""
+        """The report of the last call, up to where it got; None before the first."""
         return self.run.report if self.run else None
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Prompts]:

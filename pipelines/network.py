@@ -25,7 +25,7 @@ Chosen = tuple[tuple[int, ...] | None, str, Mapping[str, Any]]
 
 
 class PipelineNetwork(Network):
-    """A pipeline's denoiser in the middle of the pipeline's own call.
+    """The network that a stack asks: a pipeline's denoiser, in the middle of the pipeline's own call.
 
     When everything the pipeline itself would evaluate in a call is wanted, and nothing else, the denoiser gets the very
     arguments that the pipeline made. Otherwise the wanted rows are taken from them, and rows of other prompts added.
@@ -139,7 +139,7 @@ class PipelineNetwork(Network):
             )
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
-        """One call of the denoiser."""
+        """Answer requests of one perturbation by one call of the denoiser."""
         perturbation = requests[0].query.perturbation
         if perturbation is None:
             return self._run(requests)
@@ -162,14 +162,14 @@ class PipelineNetwork(Network):
         return samples
 
     def _keep(self, answer: Tensor, rows: tuple[int, ...] | None) -> None:
-        """The prompt's whole answer; under `max_rows` it comes in pieces."""
+        """Keep the prompt's whole answer, which comes in pieces under `max_rows`."""
         if rows is not None:
             before = answer.new_empty((self.batch, *answer.shape[1:])) if self.whole is None else self.whole
             answer = before.index_copy(0, sent(rows, answer.device), answer)
         self.whole = answer
 
     def completed(self, samples: Tensor) -> Tensor:
-        """`samples` as an answer: with what else the prompt's has."""
+        """The denoiser's answer with `samples` in it; the rest of it (learned variances, a picture) is the prompt's."""
         if self.whole is None:
             return samples
         answer = self.whole.clone()
@@ -177,7 +177,7 @@ class PipelineNetwork(Network):
         return answer
 
     def native(self, requests: Sequence[Request]) -> list[Tensor]:
-        """What the denoiser answers, all of it."""
+        """The denoiser's whole answer to each request, with what is no part of the samples."""
         first = requests[0].query
         branch = self.branches.get(first.condition, self.branches["positive"])
         if not first.perturbation and len(requests) == 1 and first.condition in self.answered:

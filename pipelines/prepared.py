@@ -17,7 +17,7 @@ MOST = 32
 
 
 class Prepared:
-    """What does not depend on the conditions of a step, which a callback may write into at any time.
+    """Values that the networks of one run share; none depends on the conditions, which callbacks may change.
 
     Attributes:
         drawn: random conditions by name and by the evaluation that they are for.
@@ -29,7 +29,7 @@ class Prepared:
         self.drawn: dict[tuple[str, Keys], Mapping[str, Any]] = {}
 
     def rows(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
-        """Row numbers on `device`."""
+        """The row numbers `rows` as a tensor on `device`, sent there once."""
         if (rows, device) not in self._rows:
             if len(self._rows) >= MOST:
                 self._rows.clear()
@@ -37,7 +37,7 @@ class Prepared:
         return self._rows[rows, device]
 
     def places(self, module: nn.Module) -> Places:
-        """Where `module` has the embedding of its time."""
+        """Where `module` embeds the time, looked up once."""
         if module not in self._places:
             self._places[module] = places(module)
         return self._places[module]

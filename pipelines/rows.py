@@ -25,7 +25,7 @@ def take(value: Any, index: Index, axis: int = 0, listed: bool = False) -> Any:
 
 
 def join(values: Sequence[Any], axis: int = 0, listed: bool = False) -> Any:
-    """Per-row arguments one below the other."""
+    """Join rows of one per-row argument into a batch; the values have one form, that of `take`."""
     if values[0] is None:
         return None
     if listed:
@@ -60,7 +60,7 @@ def copied(value: Any) -> Any:
 
 
 def alike(value: Any, own: Any) -> Any:
-    """`value` in the type and on the device of `own`; of lists each entry."""
+    """`value` in the type and on the device of `own`; a list is converted entry by entry."""
     if isinstance(value, list | tuple) and own:
         return [alike(one, own[0]) for one in value]
     return value.to(own) if isinstance(value, Tensor) and isinstance(own, Tensor) else value

@@ -35,7 +35,7 @@ TOGETHER = 8
 
 
 class Session:
-    """One guided call.
+    """One guided call of a pipeline, which answers the calls of its denoiser.
 
     Args:
         pipe: the pipeline.
@@ -89,13 +89,13 @@ class Session:
         return self._all_at_once(branch, both)
 
     def _all_at_once(self, branch: Branch, both: bool) -> Any:
-        """A call with all conditions in one batch: the estimate goes into every part of it."""
+        """Answer a call with all conditions in one batch: the estimate goes into every part of it."""
         names = self.networks.names if both else ("positive",)
         told = self._evaluated(dict.fromkeys(names, branch), branch, len(branch.sample) // len(names))
         return branch.returned(torch.cat([told] * len(names)) if len(names) > 1 else told)
 
     def _one_of_several(self, branch: Branch) -> Any:
-        """A call with one of the conditions that the pipeline evaluates one after the other."""
+        """Answer a call with one of the conditions that the pipeline evaluates one after the other."""
         names = self.networks.names
         if self.calls.waiting + 1 < len(names):
             name = names[self.calls.waiting]
@@ -131,7 +131,7 @@ class Session:
         return network.completed((estimate.renoise or estimate.prediction).native)
 
     def _begin(self, branch: Branch, x: Tensor) -> GuidedRun:
-        """The run; made at the first evaluation, when the pipeline has set its timesteps."""
+        """Begin the run at the first evaluation, when the pipeline has set its timesteps."""
         schedule, batch = self.steps.begin(branch.arguments), len(x)
         repeats = batch // len(self.prompts.negatives)
         identity = {}

@@ -22,7 +22,7 @@ SCALE, IMAGE_SCALE = 3.0, 2.0  # far from the values of `guided` in records, so 
 
 
 class Runs:
-    """Runs of one pipeline.
+    """Runs of one pipeline on a small call, by itself and guided, each made when it is first asked for.
 
     Args:
         pipe: the pipeline.
@@ -78,7 +78,7 @@ class Runs:
 
     @property
     def stack_call(self) -> dict[str, Any]:
-        """Those of the guided call."""
+        """The arguments of the guided call that is compared with the pipeline's own."""
         return self.without_negative if self.own is None else self.call
 
     @property
@@ -141,12 +141,12 @@ class Runs:
 
     @property
     def report(self) -> Report:
-        """Its account."""
+        """The report of the guided run."""
         return self._first[1]
 
     @property
     def left(self) -> list[str]:
-        """What it left otherwise than the pipeline by itself."""
+        """What the guided run left otherwise than the pipeline by itself."""
         return self._first[2]
 
     @cached_property

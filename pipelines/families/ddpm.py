@@ -5,12 +5,7 @@ Read in diffusers 0.42.1, ``pipelines/ddpm/pipeline_ddpm.py`` and ``pipelines/dd
 
 from __future__ import annotations
 
-from .record import Family, Pipeline, register_family
-
-
-def _cannot(pipe: Pipeline) -> str:
-    return "it is unconditional; tsg(scale) guides such a model"
-
+from .record import Family, register_family
 
 for name in ("DDPMPipeline", "DDIMPipeline"):
     register_family(
@@ -24,7 +19,7 @@ for name in ("DDPMPipeline", "DDIMPipeline"):
             unguided={},
             owned={},
             branches=lambda pipe, call: False,
-            cannot=_cannot,
+            cannot=lambda pipe: "it is unconditional; tsg(scale) guides such a model",
             halves=("positive",),
             example=lambda pipe, batch: {"batch_size": batch},
         )

@@ -27,10 +27,6 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
 
 
-def _embedded(pipe: Pipeline) -> str:
-    return "guidance_scale" if pipe.transformer.config.guidance_embeds else ""
-
-
 FLUX = register_family(
     Family(
         pipeline="FluxPipeline",
@@ -52,7 +48,7 @@ FLUX = register_family(
         branches=lambda pipe, call: call["true_cfg_scale"] > 1,
         encode=_encode,
         embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
-        embedded=_embedded,
+        embedded=lambda pipe: "guidance_scale" if pipe.transformer.config.guidance_embeds else "",
     )
 )
 

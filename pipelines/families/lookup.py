@@ -53,7 +53,7 @@ def signature_of(pipe: Pipeline) -> inspect.Signature:
 
 
 def denoisers_of(pipe: Pipeline, family: Family) -> list[torch.nn.Module]:
-    """The components of `pipe` that predict.
+    """The components of `pipe` that predict: the denoiser of its record, and others that are there.
 
     Raises:
         UnsupportedPipelineError: there is none, or it is no `torch.nn.Module`.

@@ -24,10 +24,6 @@ def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -
     return {"encoder_hidden_states": embeddings, "encoder_hidden_states_mask": mask}
 
 
-def _embedded(pipe: Pipeline) -> str:
-    return "guidance_scale" if pipe.transformer.config.guidance_embeds else ""
-
-
 QWEN = register_family(
     Family(
         pipeline="QwenImagePipeline",
@@ -44,7 +40,7 @@ QWEN = register_family(
         branches=lambda pipe, call: call["true_cfg_scale"] > 1,
         encode=_encode,
         embeds={"prompt_embeds": "encoder_hidden_states", "prompt_embeds_mask": "encoder_hidden_states_mask"},
-        embedded=_embedded,
+        embedded=lambda pipe: "guidance_scale" if pipe.transformer.config.guidance_embeds else "",
     )
 )
 

@@ -208,7 +208,7 @@ def register_family(record: Family) -> Family:
 
 
 def _problem(record: Any) -> str:
-    """What is wrong with a record, one line; "" where nothing is."""
+    """What is wrong with a record, in one line, or ""."""
     if not isinstance(record, Family):
         return f"register_family takes a Family, got {record!r}"
     if record.pipeline in FAMILIES and FAMILIES[record.pipeline] is not record:

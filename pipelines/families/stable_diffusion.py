@@ -46,12 +46,12 @@ def in_chunks(embeddings: Tensor, call: Call, as_prompt: bool, empty: Callable[[
 
 
 def embedded(pipe: Pipeline) -> str:
-    """The argument with the scale that a distilled network takes as an input."""
+    """The argument with the scale that a distilled UNet takes as an input; "" for any other UNet."""
     return "guidance_scale" if pipe.unet.config.time_cond_proj_dim is not None else ""
 
 
 def cannot(pipe: Pipeline) -> str:
-    """Why it has no unconditional branch."""
+    """Why the pipeline has no unconditional branch, or ""."""
     if embedded(pipe):
         return "its network takes the guidance scale as an input (guidance-distilled) and has no unconditional branch"
     return ""
