@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
-from ..guidance.errors import InputError, NonFiniteError, UnsupportedPipelineError, nearest, warn
+from ..guidance.errors import NonFiniteError, warn
 from ..guidance.fields import count
 from ..guidance.notation.presets import as_stack
 from ..guidance.observe import Observer
 from ..guidance.report import Report
-from ..guidance.rule import Rule, Stack, remarks
+from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
 from ..samplers import parameterization
-from . import time_embedding
-from .arguments import checked
-from .families.lookup import denoisers_of, family_of, hands_on, signature_of
+from .answerable import ASKED, check_answerable, check_rows
+from .families.lookup import denoisers_of, family_of, hands_on
 from .families.record import Family, Pipeline
+from .guided_call import guided_call
 from .hooks import calling, exclusively, methods, restored
-from .prompts import EXTRA, NULL, Prompts, asked
-from .session import ASKED, PIPELINES, Session
+from .prompts import Prompts
+from .session import Session
 from .surface import Surface, bare
-
-SCALE = "guidance_scale"
-"""The argument that distilled networks take as an input, if it is none of the pipeline's own guidance."""
 
 
 def guide(
@@ -73,73 +69,9 @@ def guide(
         warn(f"{type(pipe).__name__} hands its calls on to {family.pipeline}, and is guided as one")
     denoisers_of(pipe, family)
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
-    _answerable(pipe, family, stack)
-    _rows(family, stack, max_rows, rows)
+    check_answerable(pipe, family, stack)
+    check_rows(family, stack, max_rows, rows)
     return GuidedPipeline(pipe, family, stack, max_rows, observe, rows)
-
-
-def _rows(family: Family, stack: Stack, max_rows: int | None, rows: str) -> None:
-    """Refuse `rows` where it cannot be kept.
-
-    Raises:
-        InputError: it is unknown, or contradicts `max_rows`.
-        UnsupportedPipelineError: the stack asks for what the pipeline does not evaluate by itself.
-    """
-    if rows not in (ASKED, PIPELINES):
-        raise InputError(f"rows is {ASKED!r} or {PIPELINES!r}, got {rows!r}")
-    if rows == ASKED:
-        return
-    if max_rows is not None:
-        raise InputError(
-            f"rows={rows!r} keeps the pipeline's calls whole and max_rows={max_rows!r} cuts them; drop one"
-        )
-    own = {*family.halves, "null", "negative"}
-    if beyond := sorted(str(query) for query in stack.asks() if query.perturbation or query.condition not in own):
-        raise UnsupportedPipelineError(
-            f"rows={rows!r} evaluates what {family.pipeline} does by itself, {', '.join(family.halves)}, and {stack} "
-            f"asks for {', '.join(beyond)}; leave rows={rows!r} out, or the rule that asks"
-        )
-
-
-def _answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
-    """Refuse what the pipeline cannot answer, before anything runs.
-
-    Raises:
-        UnsupportedPipelineError: it cannot.
-    """
-    beyond = sorted({query.condition for query in stack.asks()} - {"positive"})
-    unconditional = [condition for condition in beyond if not condition.startswith("independent:")]
-    if unconditional and (reason := family.cannot(pipe)):
-        asked = ", ".join(unconditional)
-        raise UnsupportedPipelineError(f"{stack} asks for {asked}; this pipeline cannot answer: {reason}")
-    for condition in beyond:
-        kind, _, which = condition.partition(":")
-        if kind == "independent" and which not in family.random:
-            known = ", ".join(repr(source) for source in family.random) or "none"
-            raise UnsupportedPipelineError(
-                f"{type(pipe).__name__} has no random condition from source={which!r}; it has {known}"
-            )
-        if which == "each" and family.encode is None:
-            has = "no way to encode further ones" if _takes_prompts(pipe) else "none"
-            raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has {has}")
-    if stack.skips and family.sequential:
-        raise UnsupportedPipelineError(
-            f"{stack} leaves the network out at some steps, and {type(pipe).__name__} calls it for each condition by "
-            "itself, which cannot be left out; take a plan without s"
-        )
-    for query in stack.asks():
-        if query.model != "main":
-            raise UnsupportedPipelineError(
-                f"{stack} asks the network {query.model!r} for {str(query)!r}, and a pipeline has one network only; "
-                "guidestack.sample takes several"
-            )
-        if query.perturbation:
-            for denoiser in denoisers_of(pipe, family):
-                time_embedding.check(denoiser, query.perturbation)
-
-
-def _takes_prompts(pipe: Pipeline) -> bool:
-    return "prompt" in signature_of(pipe).parameters
 
 
 class GuidedPipeline(Surface):
@@ -172,7 +104,7 @@ class GuidedPipeline(Surface):
         if name == "stack":
             value = as_stack(value)
             if "stack" in vars(self):  # another one, after `guide` has looked at the first
-                _answerable(self.pipe, self.family, value)
+                check_answerable(self.pipe, self.family, value)
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -249,101 +181,4 @@ class GuidedPipeline(Surface):
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Prompts]:
         """The arguments to call the pipeline with, by name, and what is evaluated beside its prompt."""
-        kwargs = dict(kwargs)
-        extra, null = kwargs.pop(EXTRA, None), kwargs.pop(NULL, None)
-        denoisers_of(self.pipe, self.family)  # refuse what it is not, before its configuration is read
-        signature = signature_of(self.pipe)
-        try:
-            given = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise InputError(f"{type(self.pipe).__name__}: {error}") from None
-        arguments: dict[str, Any] = {}
-        for name, value in given.arguments.items():
-            kind = signature.parameters[name].kind
-            more = kind is inspect.Parameter.VAR_KEYWORD
-            if more and (unknown := sorted(set(value) - set(self.family.keywords))):
-                known = [*signature.parameters, *self.family.keywords]
-                raise InputError(f"{type(self.pipe).__name__} has no {unknown[0]!r}{nearest(unknown[0], known)}")
-            arguments.update(value if more else {name: value})
-        arguments = checked(arguments)
-        embedded = self.family.embedded(self.pipe)
-        for name, rule in self.family.owned.items():
-            if name in arguments and name != embedded and (value := arguments.pop(name)) is not None:
-                instead = (
-                    f"leave it out and put {rule} into the stack instead" if rule else "there is no rule for it yet"
-                )
-                warn(
-                    f"{name}={value!r} was given to a guided pipeline and does nothing: what counts is {self.stack}; "
-                    f"{instead}"
-                )
-        if not embedded and arguments.get(SCALE) is not None:
-            warn(f"{SCALE}={arguments[SCALE]!r} does nothing: this network was not distilled and does not take it")
-        prompts = asked(self.pipe, self.family, self.stack, arguments, extra, null)
-        for remark in (*prompts.remarks, *prompts.unused_weights(self.stack)):
-            warn(remark)
-        self._same_batch(arguments)
-        # A random condition is made from the prompt's rows: for it alone, no other half need be encoded and carried on.
-        halves = {one for one in self._conditions() - {"positive"} if not one.startswith("independent")}
-        wanted = dict(self.family.guided if halves else self.family.unguided)
-        for name in self.family.halved:
-            if arguments.get(name) is not None:
-                arguments[name] = self._half(name, arguments[name], bool(halves))
-        if embedded:
-            scale = arguments.get(embedded, signature.parameters[embedded].default)
-            wanted[embedded] = scale
-            if self.stack.asks():
-                warn(
-                    f"this network was distilled from guided runs and takes their scale as an input: "
-                    f"{embedded}={scale:g} is embedded, and {self.stack} guides on top of it"
-                )
-        for remark in remarks(self.stack):
-            warn(remark)
-        if halves:
-            prompt = arguments.get("prompt")
-            for name, value in self.family.filled.items():
-                if arguments.get(name) is None and arguments.get(f"{name}_embeds") is None:
-                    wanted[name] = [value] * len(prompt) if isinstance(prompt, list | tuple) else value
-        # Some pipelines write into the lists that they are given.
-        copied = {name: list(value) for name, value in arguments.items() if isinstance(value, list)}
-        return {**arguments, **copied, **wanted}, prompts
-
-    def _same_batch(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse embeddings that are not as many as the prompts.
-
-        Raises:
-            InputError: they are not.
-        """
-        prompt, embeddings = arguments.get("prompt"), arguments.get("prompt_embeds")
-        if prompt is None and embeddings is None:
-            return
-        prompts = len(prompt) if isinstance(prompt, list | tuple) else 1 if embeddings is None else len(embeddings)
-        for name, value in arguments.items():
-            if not name.endswith("prompt_embeds") or value is None:
-                continue
-            repeated = self.family.sequential and len(value) == 1  # a call of its own, whose network repeats it
-            if len(value) != prompts and not repeated:
-                raise InputError(f"{name} has {len(value)} rows for {prompts} prompts; give one for each prompt")
-
-    def _half(self, name: str, value: Any, guided: bool) -> Any:
-        """What is meant by an argument with a row for each half, where the prompt's alone may be evaluated.
-
-        Args:
-            name: of the argument.
-            value: a tensor, or a list of them.
-            guided: whether all halves are evaluated.
-
-        Raises:
-            InputError: it has another number of rows.
-        """
-        if isinstance(value, list | tuple):
-            return [self._half(name, one, guided) for one in value]
-        halves, rows = self.family.halves, len(value)
-        if rows == len(halves) and not guided:
-            return value.chunk(rows)[halves.index("positive")]
-        if rows != (len(halves) if guided else 1):
-            order = f"one for each of {', '.join(halves)}" if guided else f"one for the prompt, or {len(halves)}"
-            raise InputError(f"{name} has {rows} rows; {self.stack} on {self.family.pipeline} needs {order}")
-        return value
-
-    def _conditions(self) -> set[str]:
-        return {query.condition for query in self.stack.asks()}
+        return guided_call(self.pipe, self.family, self.stack, args, kwargs)

@@ -19,6 +19,7 @@ from ..guidance.rule import Stack
 from ..guidance.run import GuidedRun
 from ..guidance.step import Run
 from ..samplers import fingerprint, scheduler_identity
+from .answerable import ASKED, PIPELINES
 from .branch import Branch
 from .denoiser_calls import DenoiserCalls
 from .families.lookup import denoisers_of
@@ -28,8 +29,6 @@ from .network_factory import NetworkFactory
 from .prompts import Prompts
 from .steps import Steps
 
-ASKED, PIPELINES = "asked", "pipeline"
-"""Which rows a network call has: those that the stack asks for, or always those of the pipeline's own call."""
 TOGETHER = 8
 """Random texts that are encoded in one call, those of the next evaluations too: an encoder is slow with a few."""
 

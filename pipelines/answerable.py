@@ -1,0 +1,72 @@
+"""What a pipeline cannot answer, refused before anything runs."""
+
+from __future__ import annotations
+
+from ..guidance.errors import InputError, UnsupportedPipelineError
+from ..guidance.rule import Stack
+from . import time_embedding
+from .families.lookup import denoisers_of, signature_of
+from .families.record import Family, Pipeline
+
+ASKED, PIPELINES = "asked", "pipeline"
+"""Which rows a network call has: those that the stack asks for, or always those of the pipeline's own call."""
+
+
+def check_rows(family: Family, stack: Stack, max_rows: int | None, rows: str) -> None:
+    """Refuse `rows` where it cannot be kept.
+
+    Raises:
+        InputError: it is unknown, or contradicts `max_rows`.
+        UnsupportedPipelineError: the stack asks for what the pipeline does not evaluate by itself.
+    """
+    if rows not in (ASKED, PIPELINES):
+        raise InputError(f"rows is {ASKED!r} or {PIPELINES!r}, got {rows!r}")
+    if rows == ASKED:
+        return
+    if max_rows is not None:
+        raise InputError(
+            f"rows={rows!r} keeps the pipeline's calls whole and max_rows={max_rows!r} cuts them; drop one"
+        )
+    own = {*family.halves, "null", "negative"}
+    if beyond := sorted(str(query) for query in stack.asks() if query.perturbation or query.condition not in own):
+        raise UnsupportedPipelineError(
+            f"rows={rows!r} evaluates what {family.pipeline} does by itself, {', '.join(family.halves)}, and {stack} "
+            f"asks for {', '.join(beyond)}; leave rows={rows!r} out, or the rule that asks"
+        )
+
+
+def check_answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
+    """Refuse what the pipeline cannot answer, before anything runs.
+
+    Raises:
+        UnsupportedPipelineError: it cannot.
+    """
+    beyond = sorted({query.condition for query in stack.asks()} - {"positive"})
+    unconditional = [condition for condition in beyond if not condition.startswith("independent:")]
+    if unconditional and (reason := family.cannot(pipe)):
+        asked = ", ".join(unconditional)
+        raise UnsupportedPipelineError(f"{stack} asks for {asked}; this pipeline cannot answer: {reason}")
+    for condition in beyond:
+        kind, _, which = condition.partition(":")
+        if kind == "independent" and which not in family.random:
+            known = ", ".join(repr(source) for source in family.random) or "none"
+            raise UnsupportedPipelineError(
+                f"{type(pipe).__name__} has no random condition from source={which!r}; it has {known}"
+            )
+        if which == "each" and family.encode is None:
+            has = "no way to encode further ones" if "prompt" in signature_of(pipe).parameters else "none"
+            raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has {has}")
+    if stack.skips and family.sequential:
+        raise UnsupportedPipelineError(
+            f"{stack} leaves the network out at some steps, and {type(pipe).__name__} calls it for each condition by "
+            "itself, which cannot be left out; take a plan without s"
+        )
+    for query in stack.asks():
+        if query.model != "main":
+            raise UnsupportedPipelineError(
+                f"{stack} asks the network {query.model!r} for {str(query)!r}, and a pipeline has one network only; "
+                "guidestack.sample takes several"
+            )
+        if query.perturbation:
+            for denoiser in denoisers_of(pipe, family):
+                time_embedding.check(denoiser, query.perturbation)
