@@ -37,7 +37,7 @@ test: lint types $(VENV)/.dev ## everything that must hold: lint, types, all tes
 quick: $(VENV)/.dev ## the part to run while working, under two minutes
 	$(BIN)/python -m pytest -n 2 -q -m "not slow" tests/guidance tests/samplers
 
-# By hand, before a release: the oldest torch comes with several GB of CUDA packages.
+# A job of CI of its own, and by hand before a release: the oldest torch comes with several GB of CUDA packages.
 oldest: ## the tests of the algebra and of the pipelines with the oldest versions that are said to do
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip --disable-pip-version-check install -qq --constraint oldest.txt --editable ".[dev]"
