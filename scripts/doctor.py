@@ -69,4 +69,4 @@ def _as(pipe: Any, name: str) -> Any:
     try:
         return cls.from_pipe(pipe)
     except Exception as error:  # each pipeline misses its components in its own way
-        raise InputError(f"--pipeline {name}: {first_line(error)}") from None
+        raise InputError(f"--pipeline {name}: {first_line(error)}") from error

@@ -93,7 +93,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         return on_white(ImageOps.exif_transpose(image))
     except Exception as error:  # what says how it was held may be damaged
-        raise InputError(f"cannot turn {path} upright: {reason(error)}") from None
+        raise InputError(f"cannot turn {path} upright: {reason(error)}") from error
 
 
 def described(path: Path, source: str | None) -> str:

@@ -47,7 +47,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise
-        raise InputError(f"evaluate needs {error.name}: pip install 'guidestack[evaluation]'") from None
+        raise InputError(f"evaluate needs {error.name}: pip install 'guidestack[evaluation]'") from error
     launch = Launch.here()
     if not options["out"] and not options["dry_run"]:
         raise InputError("say where the results go with --out RUN; --dry-run writes nothing")

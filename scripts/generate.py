@@ -44,7 +44,7 @@ def read_prompts(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path!r} is not UTF-8 text (byte {error.start}); save it as UTF-8, one prompt a line"
-        ) from None
+        ) from error
     prompts = [line.strip() for line in lines if line.strip() and not f"{line.strip()} ".startswith("# ")]
     if not prompts:
         raise InputError(f"{path!r} has no prompts; expected one a line")

@@ -27,7 +27,7 @@ def command(as_markdown: bool) -> None:
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise
-        raise InputError(f"metrics need {error.name}: pip install 'guidestack[evaluation]'") from None
+        raise InputError(f"metrics need {error.name}: pip install 'guidestack[evaluation]'") from error
     if as_markdown:
         click.echo(markdown())
         return

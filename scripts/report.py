@@ -38,7 +38,7 @@ def _report(options: dict[str, Any]) -> None:
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise
-        raise InputError(f"report needs {error.name}: pip install 'guidestack[evaluation]'") from None
+        raise InputError(f"report needs {error.name}: pip install 'guidestack[evaluation]'") from error
     budget = BUDGET if options["embed"] is None else options["embed"]
     with tqdm(bar_format="{desc}", leave=False, disable=None) as line:  # None: where nobody watches
         written = write(RunFolder(options["run"]), options["metrics"], budget, line.set_description_str)

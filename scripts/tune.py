@@ -90,7 +90,7 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise
-        raise InputError(f"tune needs {error.name}: pip install 'guidestack[tune]'") from None
+        raise InputError(f"tune needs {error.name}: pip install 'guidestack[tune]'") from error
     check_installed()
     check_budget(options["budget"])
     goal = read_goal(options["likeness"], options["evaluations"], options["metric"])
@@ -167,4 +167,4 @@ def _read(path: str, name: str) -> list[Any]:
     try:
         return parse_prompts(contents(values.file(path, f"--{name}")), Path(path).name)
     except OSError as error:
-        raise InputError(f"--{name}: cannot read {values.shown(path)}: {error.strerror}") from None
+        raise InputError(f"--{name}: cannot read {values.shown(path)}: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -131,3 +132,21 @@ def test_the_floors_of_versions_were_tested_together() -> None:
     assert set(stated) - tools - models == set(tested)
     for name, version in tested.items():
         assert version in (stated[name], f"{stated[name]}.0"), name
+
+
+def test_errors_of_libraries_stay_the_cause() -> None:
+    """Only what is said whole by the message goes without its cause: an error of our own, or one without a name."""
+    own = {"InputError", "RuleError"}
+    restated = {("pipelines/models/recipe.py", "GuidestackError"), ("evaluation/values.py", "ValueError")}
+    dropped = []
+    for part in ("evaluation", "scripts", "pipelines/models"):
+        for path in sorted((ROOT / part).rglob("*.py")):
+            name = str(path.relative_to(ROOT))
+            for handler in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(handler, ast.ExceptHandler) or handler.name is None or handler.type is None:
+                    continue
+                caught = ast.unparse(handler.type)
+                for one in ast.walk(handler):
+                    if isinstance(one, ast.Raise) and one.cause is not None and ast.unparse(one.cause) == "None":
+                        dropped += [(name, caught)] * (caught not in own and (name, caught) not in restated)
+    assert dropped == []

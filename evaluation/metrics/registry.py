@@ -71,7 +71,7 @@ def parse_metric(text: str) -> Metric:
     try:
         node = ast.parse(" ".join(text.split()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"cannot read the metric {shown(text)}: {getattr(error, 'msg', None) or error}") from None
+        raise InputError(f"cannot read the metric {shown(text)}: {getattr(error, 'msg', None) or error}") from error
     args: list[ast.expr] = []
     keywords: list[ast.keyword] = []
     match node:

@@ -218,7 +218,7 @@ def _opened(path: Path) -> NDArray[np.uint8]:
             image.load()
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"the reference picture {path} cannot be read: {error}") from None
+        raise InputError(f"the reference picture {path} cannot be read: {error}") from error
 
 
 def write(rgba: Pixels, slugs: list[str], styles: list[str], to: Path = HERE) -> None:

@@ -51,7 +51,7 @@ def check(generator: Generator, cells: Sequence[Cell], prompts: Sequence[Prompt]
         try:
             costs[cell] = _checked(generator, cell, prompts)
         except GuidestackError as error:
-            raise type(error)(f"the cell {cell}: {error}") from None
+            raise type(error)(f"the cell {cell}: {error}") from error
     return costs
 
 

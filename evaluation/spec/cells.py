@@ -83,7 +83,7 @@ def _contents(name: str, path: Path) -> str:
     try:
         return hashlib.sha256(contents(path)).hexdigest()[:16]
     except OSError as error:
-        raise InputError(f"cannot read the {name} {str(path)!r}: {error.strerror}") from None
+        raise InputError(f"cannot read the {name} {str(path)!r}: {error.strerror}") from error
 
 
 def expand(sweep: Sweep) -> tuple[Cell, ...]:
@@ -149,7 +149,7 @@ def _cell(sweep: Sweep, combination: Mapping[str, Any]) -> Cell:
         stack = str(read(text))
     except GuidestackError as error:
         told = f"the template {values.shown(template)} makes {values.shown(text)}"
-        raise type(error)(f"{told}: {values.cut(str(error), 500)}") from None
+        raise type(error)(f"{told}: {values.cut(str(error), 500)}") from error
     fields = {field: combination.get(field, sweep.fixed.get(field)) for field in FIELDS}
     axes = [(STACK, name)]
     for axis in sweep.axes:

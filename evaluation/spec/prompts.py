@@ -107,7 +107,7 @@ def parse_prompts(data: bytes, name: str) -> list[Prompt]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{name} line {line}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise InputError(f"{name} line {line}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     reader = {".txt": _lines, ".jsonl": _json_lines, ".csv": _csv}.get(name[name.rfind(".") :].lower())
     if reader is None:
         raise InputError(f"prompts come from {', '.join(SUFFIXES)} files; got {shown(name)}")
@@ -133,9 +133,11 @@ def _json_lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
-                raise InputError(f"{name} line {number}: not JSON: {error.msg}, at character {error.pos + 1}") from None
+                raise InputError(
+                    f"{name} line {number}: not JSON: {error.msg}, at character {error.pos + 1}"
+                ) from error
             except (ValueError, RecursionError) as error:  # a number of too many digits, brackets too deep
-                raise InputError(f"{name} line {number}: not JSON that can be read: {error}") from None
+                raise InputError(f"{name} line {number}: not JSON that can be read: {error}") from error
 
 
 def _csv(text: str, name: str) -> Iterator[tuple[int, Any]]:
@@ -155,7 +157,7 @@ def _csv(text: str, name: str) -> Iterator[tuple[int, Any]]:
                 )
             yield reader.line_num, _csv_value(dict(zip(header, row, strict=True)))
     except csv.Error as error:
-        raise InputError(f"{name} line {reader.line_num}: {error}") from None
+        raise InputError(f"{name} line {reader.line_num}: {error}") from error
 
 
 def _checked_header(header: list[str], name: str) -> list[str]:

@@ -249,7 +249,7 @@ def _parsed(files: Files, file: str, name: str, folder: Path | None) -> Sweep:
     try:
         data = files(file)
     except OSError as error:
-        raise InputError(f"cannot read the sweep {values.shown(name)}: {error.strerror or 'no such file'}") from None
+        raise InputError(f"cannot read the sweep {values.shown(name)}: {error.strerror or 'no such file'}") from error
     return parse_sweep(data, name, files, folder)
 
 
@@ -442,7 +442,7 @@ def _prompts(given: Any, name: str, files: Files | None) -> tuple[list[Prompt], 
         reason = error.strerror or "no such file"
         raise InputError(
             f"{where}: cannot read {values.shown(file)}, which is looked for beside the sweep and here: {reason}"
-        ) from None
+        ) from error
     return prompts_of.parse_prompts(data, file), None
 
 

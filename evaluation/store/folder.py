@@ -117,7 +117,7 @@ class RunFolder:
         except FileNotFoundError:
             raise InputError(f"{self} is no run folder: it has no {CELLS}; `guidestack evaluate` makes one") from None
         except (ValueError, RecursionError, InputError) as error:
-            raise damaged(self, CELLS, error) from None
+            raise damaged(self, CELLS, error) from error
         if reason := _wrong(told):
             raise damaged(self, CELLS, reason)
         return dict(told)
@@ -140,7 +140,7 @@ class RunFolder:
         try:
             table = joined(list(self._all_records(wanted)))
         except pa.ArrowException as error:  # columns that this version does not know
-            raise damaged(self, f"a file of {PARTS} or {RECORDS}", error) from None
+            raise damaged(self, f"a file of {PARTS} or {RECORDS}", error) from error
         names = list(COLUMNS) if columns is None else [str(name) for name in columns]
         for name in dict.fromkeys(["address", *names]):
             if name not in table.column_names:
@@ -164,7 +164,7 @@ class RunFolder:
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise damaged(self, name, error) from None
+            raise damaged(self, name, error) from error
 
     def values(self) -> pa.Table:
         """The metrics of single images as `measure` wrote them last; its columns are `measure.EACH`.
@@ -216,7 +216,7 @@ class RunFolder:
         except FileNotFoundError:
             raise InputError(f"no image {path} in {self}") from None
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise InputError(f"cannot read the image {shown(path)} of {self}: {error}") from None
+            raise InputError(f"cannot read the image {shown(path)} of {self}: {error}") from error
 
     def features(self, extractor: str) -> tuple[list[str], NDArray[Any]]:
         """The addresses of all samples that have features, and a row for each, shape ``(N, D)``."""
@@ -328,7 +328,7 @@ def checked(table: pa.Table) -> pa.Table:
             try:
                 column = column.cast(kind)
             except pa.ArrowException as error:
-                raise ValueError(f"the column {name!r} has values that are no {kind}: {error}") from None
+                raise ValueError(f"the column {name!r} has values that are no {kind}: {error}") from error
         if pa.types.is_floating(kind):
             column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, kind))
         table = table.set_column(place, name, column)

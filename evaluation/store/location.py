@@ -49,7 +49,7 @@ class Location:
             self.fs, self.root = fsspec.core.url_to_fs(self.address)
         except Exception as error:  # every file system has its own errors
             reason = cut(" ".join(str(error).split()), 300)
-            raise InputError(f"cannot use the location {shown(self.address)}: {reason}") from None
+            raise InputError(f"cannot use the location {shown(self.address)}: {reason}") from error
         protocol = self.fs.protocol
         self.protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         self.local = bool(self.protocols & {"file", "local"})
@@ -301,16 +301,16 @@ class Location:
                 if number in FULL:
                     raise InputError(
                         f"cannot {verb} {where}: the disk is full; what is finished is safe: make room and run again"
-                    ) from None
+                    ) from error
                 if number in PERMANENT or isinstance(error, ValueError | TypeError | NotImplementedError):
-                    raise InputError(f"cannot {verb} {where}: {reason}") from None
+                    raise InputError(f"cannot {verb} {where}: {reason}") from error
                 with suppress(OSError):
                     self._here()
                 if time.monotonic() - began + wait > self.patience:
                     raise InputError(
                         f"cannot {verb} {where}: {reason}, for {self.patience:g} s; what is finished is safe: run "
                         "again when it is back"
-                    ) from None
+                    ) from error
                 time.sleep(wait)
                 wait = min(2 * wait, 5.0)
 

@@ -111,7 +111,9 @@ class Launch:
             rank = int(first("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", default="0"))
             local = int(first("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", default="0"))
         except ValueError as error:
-            raise InputError(f"WORLD_SIZE, RANK and LOCAL_RANK of the environment are whole numbers: {error}") from None
+            raise InputError(
+                f"WORLD_SIZE, RANK and LOCAL_RANK of the environment are whole numbers: {error}"
+            ) from error
         if world == 1:
             return cls()
         if not 0 <= rank < world:
@@ -256,7 +258,7 @@ class FileLock(Lock):
         try:
             path.parent.mkdir(exist_ok=True)
         except OSError as error:
-            raise self._cannot(error) from None
+            raise self._cannot(error) from error
         return filelock.FileLock(path, thread_local=False)
 
     def _acquired(self, lock: filelock.BaseFileLock, seconds: float) -> bool:
@@ -265,7 +267,7 @@ class FileLock(Lock):
         except filelock.Timeout:
             return False
         except (OSError, NotImplementedError) as error:
-            raise self._cannot(error) from None
+            raise self._cannot(error) from error
         return True
 
     def _cannot(self, error: Exception) -> InputError:

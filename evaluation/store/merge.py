@@ -41,7 +41,9 @@ def merge(run: RunFolder) -> int:
             run.location.put(RECORDS, scratch / RECORDS)
     except OSError as error:  # of this machine's disk; the location says its own
         reason = error.strerror or str(error)
-        raise InputError(f"cannot merge {run}: {reason}; the parts are as they were: make room and run again") from None
+        raise InputError(
+            f"cannot merge {run}: {reason}; the parts are as they were: make room and run again"
+        ) from error
     for name in parts:
         run.location.remove(name)
     return written
@@ -62,7 +64,7 @@ def _rows(run: RunFolder, name: str) -> int:
         with run.location.open(name) as file:
             return int(pq.ParquetFile(file).metadata.num_rows)
     except (pa.ArrowException, OSError) as error:
-        raise damaged(run, name, error) from None
+        raise damaged(run, name, error) from error
 
 
 def _schema(run: RunFolder, files: list[str]) -> pa.Schema:
@@ -73,11 +75,11 @@ def _schema(run: RunFolder, files: list[str]) -> pa.Schema:
             with run.location.open(name) as file:
                 schemas.append(checked(pq.read_schema(file).remove_metadata().empty_table()).schema)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise damaged(run, name, error) from None
+            raise damaged(run, name, error) from error
     try:
         whole = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:  # columns that this version does not know
-        raise damaged(run, f"a file of {PARTS}", error) from None
+        raise damaged(run, f"a file of {PARTS}", error) from error
     fields = {field.name: field.type for field in whole}
     known = [name for name in COLUMNS if name in fields]
     return pa.schema([(name, fields[name]) for name in [*known, *sorted(set(fields) - set(known))]])
@@ -116,7 +118,7 @@ def _pieces(run: RunFolder, name: str) -> Iterator[pa.Table]:
             for batch in pq.ParquetFile(file).iter_batches(ROWS):
                 yield checked(pa.table(batch))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise damaged(run, name, error) from None
+        raise damaged(run, name, error) from error
 
 
 class _Buckets:

@@ -48,7 +48,7 @@ class Shard:
         try:
             arrays = safetensors.numpy.load(data)
         except safetensors.SafetensorError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(str(error)) from error
         packed = arrays.pop(ADDRESS, None)
         if packed is None or packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != 16:
             raise ValueError(f"no tensor {ADDRESS!r} of addresses")
@@ -96,7 +96,7 @@ def load(location: Location, name: str) -> Shard:
         return Shard.of_bytes(location.read(name))
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name} of {location} is damaged: {reason}; remove it") from None
+        raise InputError(f"{name} of {location} is damaged: {reason}; remove it") from error
 
 
 def read(location: Location, folder: str) -> Iterator[Shard]:

@@ -150,4 +150,4 @@ def _stack(text: str) -> str:
     try:
         return str(read(text))
     except GuidestackError as error:
-        raise type(error)(f"--likeness is METRIC>=NUMBER, METRIC<=NUMBER or a stack: {error}") from None
+        raise type(error)(f"--likeness is METRIC>=NUMBER, METRIC<=NUMBER or a stack: {error}") from error

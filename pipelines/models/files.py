@@ -35,7 +35,7 @@ def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) 
         image.save(beside, format="PNG", pnginfo=_told(recipe))
         beside.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {reason(error)}; choose another --out or make room") from None
+        raise InputError(f"cannot write {path}: {reason(error)}; choose another --out or make room") from error
     finally:
         if beside.exists():
             beside.unlink()
@@ -70,7 +70,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot write to {folder}: {reason(error)}; choose another --out") from None
+        raise InputError(f"cannot write to {folder}: {reason(error)}; choose another --out") from error
 
 
 def check_writable(folder: Path, name: str = "") -> None:
@@ -92,7 +92,7 @@ def check_writable(folder: Path, name: str = "") -> None:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(folder / f".{name}.part")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot write to {folder / name}: {reason(error)}; choose another --out") from None
+        raise InputError(f"cannot write to {folder / name}: {reason(error)}; choose another --out") from error
     finally:
         for one in new:
             with contextlib.suppress(OSError):
@@ -139,7 +139,7 @@ def opened(path: str | Path, formats: tuple[str, ...] = ("PNG",)) -> Image.Image
     except Image.DecompressionBombError:
         pixels = MOST_PIXELS + 1
     except Exception as error:  # the readers of formats raise what a damaged file makes them run into
-        raise InputError(f"cannot read the image {str(path)!r} as {kinds}: {reason(error)}") from None
+        raise InputError(f"cannot read the image {str(path)!r} as {kinds}: {reason(error)}") from error
     if pixels > MOST_PIXELS:
         raise InputError(
             f"the image {str(path)!r} has more pixels than are read, {LARGEST_SIDE}x{LARGEST_SIDE}; make it smaller"

@@ -51,7 +51,7 @@ def check_device(device: str) -> None:
     try:
         torch.ones(1, device=device).item()
     except Exception as error:  # a backend that is not there, or keeps no numbers, says so in an error of its own
-        raise InputError(f"device {shown(device)} cannot be used: {first_line(error)}") from None
+        raise InputError(f"device {shown(device)} cannot be used: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -326,7 +326,7 @@ def load(
             if lacks_memory(error):
                 raise
             reason = first_line(error) if folder else why(error, asked)
-            raise InputError(f"cannot load the model {shown(str(folder or name))}: {reason}") from None
+            raise InputError(f"cannot load the model {shown(str(folder or name))}: {reason}") from error
         pipe.set_progress_bar_config(disable=True)
         if offload:
             pipe.enable_model_cpu_offload(device=device)

@@ -112,7 +112,7 @@ def from_pretrained(
             options = {"revision": revision, "cache_dir": cache_dir, "token": token}
             return Path(hf_hub_download(str(name), part, local_files_only=not asked, **options))  # type: ignore[arg-type]
         except (EntryNotFoundError, OSError, ValueError) as error:
-            raise InputError(f"cannot get {part} of {str(name)!r} from the hub: {why(error, asked)}") from None
+            raise InputError(f"cannot get {part} of {str(name)!r} from the hub: {why(error, asked)}") from error
 
     return _stack_in(download, str(name))
 
@@ -186,7 +186,7 @@ def _write(path: Path, data: bytes) -> None:
         beside.write_bytes(data)
         beside.replace(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {shown(str(path))}: {reason(error)}; choose another folder") from None
+        raise InputError(f"cannot write {shown(str(path))}: {reason(error)}; choose another folder") from error
     finally:
         if exists(beside):
             beside.unlink()

@@ -67,7 +67,7 @@ def read(path: Path) -> list[Measured]:
             raise InputError(f"{str(path)!r} is not a file of the bench: it has {path.stat().st_size} bytes")
         rows: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (ValueError, RecursionError):
         rows = None
     if not isinstance(rows, list) or not rows or not all(map(_whole, rows)):

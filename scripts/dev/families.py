@@ -52,7 +52,7 @@ def pipelines() -> Iterator[tuple[str, Any, Arguments]]:
         tiny = importlib.import_module("guidestack.tests.pipelines.tiny")
         shared = importlib.import_module("guidestack.tests.conftest")
     except ImportError as error:
-        raise InputError(f"the tiny pipelines are in the tests of the source tree: {error}") from None
+        raise InputError(f"the tiny pipelines are in the tests of the source tree: {error}") from error
     from ...pipelines.families.record import FAMILIES
 
     common = {"num_inference_steps": 2}

@@ -6,10 +6,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from guidestack.evaluation.spec.cells import expand
 from guidestack.evaluation.store.folder import RunFolder
+from guidestack.guidance.errors import InputError
 
 from .common import written
 
@@ -101,3 +103,18 @@ def test_a_sweep_takes_samplers_by_other_programs_names(evaluate: Any, model_fol
     assert "sampler: dpm++2m-karras" in (tmp_path / "run" / "sweep.yaml").read_text()
     cells = expand(RunFolder(str(tmp_path / "run")).sweep())
     assert {cell.sampler for cell in cells} == {"dpm++2m-karras"}
+
+
+def test_an_error_keeps_its_cause_and_is_one_line_on_the_terminal(
+    command: Any, evaluate: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "s.yaml").write_text(written(model_folder, prompts=["a"], stack="cfg(2)", axes=None))
+    out = tmp_path / "run"
+    assert evaluate(tmp_path / "s.yaml", "--out", out)[0] == 0
+    (out / "records.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(InputError, match=r"records.parquet of .* is damaged") as caught:
+        RunFolder(out).records()
+    assert isinstance(caught.value.__cause__, pa.ArrowException | OSError | ValueError)
+    status, said, err = command("report", out)
+    assert (status, said, len(err.strip().splitlines())) == (2, "", 1)
+    assert "Traceback" not in err

@@ -44,7 +44,7 @@ def install(work: Path) -> Path:
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise click.ClickException(f"npm install failed: {getattr(error, 'stderr', None) or error}") from None
+            raise click.ClickException(f"npm install failed: {getattr(error, 'stderr', None) or error}") from error
     return modules
 
 

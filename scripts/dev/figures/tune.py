@@ -94,7 +94,7 @@ def written(folder: Path, name: str, page: Path) -> list[str]:
         files.write(page.name, exchanged(text, name, _of_run(folder)).encode())
         return [page.name]
     except (OSError, ValueError) as error:
-        raise InputError(f"no tuning and no sweep in {folder}, or no page {page}: {error}") from None
+        raise InputError(f"no tuning and no sweep in {folder}, or no page {page}: {error}") from error
 
 
 def _of_run(folder: Path) -> str:
