@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..guidance.errors import InputError
 from ..guidance.words import counted
-from ..pipelines.models.loading import chosen_device
 from .options import device_option, notices, rules_option, threads_option
+
+if TYPE_CHECKING:
+    from ..evaluation import RunFolder, Sweep
+    from ..evaluation.run.progress import Progress
+    from ..evaluation.run.runner import Outcome
+    from ..evaluation.store.lock import Launch
 
 
 @click.command()
@@ -39,10 +43,10 @@ def command(**options: Any) -> None:
 
 def _evaluate(options: dict[str, Any]) -> None:
     try:
+        from ..evaluation import RunFolder, run
         from ..evaluation.run import runner
-        from ..evaluation.run.progress import Bar
-        from ..evaluation.spec.sweep import load_sweep
-        from ..evaluation.store.folder import RunFolder
+        from ..evaluation.run.estimate import estimate
+        from ..evaluation.run.run import prepared
         from ..evaluation.store.lock import Launch
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
@@ -51,38 +55,43 @@ def _evaluate(options: dict[str, Any]) -> None:
     launch = Launch.here()
     if not options["out"] and not options["dry_run"]:
         raise InputError("say where the results go with --out RUN; --dry-run writes nothing")
-    run = RunFolder(options["out"]) if options["out"] else None
-    if run is not None:
-        run.location.check()
+    folder = RunFolder(options["out"]) if options["out"] else None
+    if folder is not None:
+        folder.location.check()
     if options["merge_only"]:
-        assert run is not None  # refused above
-        click.echo(f"records: {run}/records.parquet, {counted(runner.merge_only(run, launch), 'row')}")
+        assert folder is not None  # refused above
+        click.echo(_records(folder, runner.merge_only(folder, launch)))
         return
-    sweep = load_sweep(options["sweep"])
-    if options["times"] > 1:
-        sweep = dataclasses.replace(sweep, seeds=sweep.seeds.more(options["times"]))
-    device = chosen_device(options["device"] or _by_rank(launch.local, launch.world))
-    prepared = runner.Prepared(sweep, runner.Options(device, options["allow_pickle"], launch))
+    what = {name: options[name] for name in ("times", "device", "allow_pickle")}
     if options["dry_run"]:
-        from ..evaluation.run.estimate import estimate
-
-        click.echo(estimate(prepared, *runner.dry_run(prepared, run)))
+        ready = prepared(options["sweep"], **what)
+        click.echo(estimate(ready, *runner.dry_run(ready, folder)))
         return
-    assert run is not None  # refused above
-    outcome = runner.run_sweep(prepared, run, Bar(launch.rank))
-    if launch.rank == 0:
-        click.echo(_account(run, outcome, launch.world))
-        runner.refuse_missing(outcome.missing)
-        _measure(run, sweep.metrics)
-        if sweep.claim:
-            from ..evaluation.analysis.findings import findings, table
-
-            click.echo(f"{table(sweep.claim, findings(run, sweep.claim))}\n")
-        click.echo(f"next: guidestack report {run}")
-    runner.refuse_lost(outcome)
+    assert folder is not None  # refused above
+    run(options["sweep"], folder, **what, progress=_told(folder, launch))
 
 
-def _account(run: Any, outcome: Any, processes: int) -> str:
+def _told(folder: RunFolder, launch: Launch) -> Progress:
+    """A bar that also prints what was made, the metrics and the claim."""
+    from ..evaluation.run.progress import Bar
+
+    class Told(Bar):
+        def finished(self, outcome: Outcome) -> None:
+            click.echo(_account(folder, outcome, launch.world))
+
+        def measured(self, sweep: Sweep) -> None:
+            if sweep.metrics:
+                click.echo(f"\n{folder.summary()}\n")
+            if sweep.claim:
+                from ..evaluation.analysis.findings import findings, table
+
+                click.echo(f"{table(sweep.claim, findings(folder, sweep.claim))}\n")
+            click.echo(f"next: guidestack report {folder}")
+
+    return Told(launch.rank)
+
+
+def _account(folder: RunFolder, outcome: Outcome, processes: int) -> str:
     by = f" by {processes} processes" if processes > 1 else ""
     there = (
         f", {outcome.existing} {'was' if outcome.existing == 1 else 'were'} there already" if outcome.existing else ""
@@ -90,27 +99,12 @@ def _account(run: Any, outcome: Any, processes: int) -> str:
     return (
         f"{counted(outcome.made + outcome.others, 'image')} made{by}{there}: "
         f"{counted(outcome.evaluations + outcome.others_evaluations, 'network evaluation')}, {outcome.seconds:.1f} s\n"
-        f"records: {run}/records.parquet, {counted(outcome.records, 'row')}"
+        f"{_records(folder, outcome.records)}"
     )
 
 
-def _measure(run: Any, metrics: tuple[str, ...]) -> None:
-    """Compute the metrics of sets of images, and show all of them."""
-    if not metrics:
-        return
-    from ..evaluation.analysis.measure import measure
-    from ..evaluation.analysis.summary import summary
-    from ..evaluation.metrics import parse_metric
-
-    found = measure(run, [parse_metric(one) for one in metrics])
-    click.echo(f"\n{summary(found, run.cells())}\n")
-
-
-def _by_rank(local: int, world: int) -> str | None:
-    """Under a launcher each process has a GPU of its own, where there are GPUs."""
-    import torch
-
-    return f"cuda:{local}" if world > 1 and torch.cuda.is_available() else None
+def _records(folder: RunFolder, count: int) -> str:
+    return f"records: {folder}/records.parquet, {counted(count, 'row')}"
 
 
 if __name__ == "__main__":  # for launchers: accelerate launch -m guidestack.scripts.evaluate SWEEP.yaml --out RUN

@@ -33,13 +33,12 @@ def command(**options: Any) -> None:
 
 def _report(options: dict[str, Any]) -> None:
     try:
-        from ..evaluation.report import BUDGET, write
-        from ..evaluation.store.folder import RunFolder
+        from ..evaluation import report
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise
         raise InputError(f"report needs {error.name}: pip install 'guidestack[evaluation]'") from error
-    budget = BUDGET if options["embed"] is None else options["embed"]
+    embed = {} if options["embed"] is None else {"embed": options["embed"]}
     with tqdm(bar_format="{desc}", leave=False, disable=None) as line:  # None: where nobody watches
-        written = write(RunFolder(options["run"]), options["metrics"], budget, line.set_description_str)
+        written = report(options["run"], options["metrics"], progress=line.set_description_str, **embed)
     click.echo(f"report: {written}")

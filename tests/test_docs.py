@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import guidestack as gs
-from guidestack import guidance, samplers
+from guidestack import evaluation, guidance, samplers
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -26,6 +26,7 @@ def documented(page: str) -> list[str]:
         ("guidestack.md", set(gs.__all__) - {"__version__"}),
         ("guidance.md", set(guidance.__all__)),
         ("samplers.md", set(samplers.__all__)),
+        ("evaluation.md", set(evaluation.__all__)),
     ],
 )
 def test_every_public_name_has_one_entry(page: str, names: set[str]) -> None:

@@ -22,24 +22,7 @@ from ...guidance.words import counted
 from .. import extractors
 from .. import statistics as intervals
 from ..metrics import Metric, PairMetric, RecordMetric, SampleMetric, Samples, SetMetric, Statistic, TooFewError
-from ..store.folder import METRICS, RECORDS, VALUES, RunFolder, damaged, parquet_bytes
-
-SCHEMA = pa.schema(
-    {
-        "cell": pa.string(),
-        "metric": pa.string(),
-        "text": pa.string(),
-        "value": pa.float64(),
-        "low": pa.float64(),
-        "high": pa.float64(),
-        "level": pa.float64(),
-        "samples": pa.int64(),
-        "prompts": pa.int64(),
-        "better": pa.string(),
-        "note": pa.string(),
-    }
-)
-"""``metric`` is the full name, ``text`` what `parse_metric` reads; value and interval are null where there is none."""
+from ..store.folder import METRICS, RECORDS, SCHEMA, VALUES, RunFolder, damaged, parquet_bytes
 
 EACH = pa.schema(
     {

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    from ..spec.sweep import Sweep
+    from .runner import Outcome
+
 
 class Progress:
-    """Told what happens; does nothing with it."""
+    """The events of a run, as methods that a subclass overrides; here they do nothing."""
 
     def begin(self, total: int, existing: int) -> None:
         """So many samples are to be made, so many are there."""
@@ -23,6 +27,12 @@ class Progress:
 
     def end(self) -> None:
         """No more samples will be made."""
+
+    def finished(self, outcome: Outcome) -> None:
+        """The records are merged; told to the first process of a launch."""
+
+    def measured(self, sweep: Sweep) -> None:
+        """The metrics of the sweep are written; told to the first process of a launch."""
 
 
 class Bar(Progress):

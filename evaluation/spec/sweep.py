@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ FIELDS = ("sampler", "steps", "size", "dtype", "batch")
 DTYPES, IMAGES = ("float32", "float16", "bfloat16"), ("png", "webp", "none")
 DEFAULTS: dict[str, Any] = {"sampler": "dpm++2m", "steps": 25, "size": None, "dtype": "float32", "batch": 8}
 BUNDLED = "bundled"
+IN_PYTHON = "the sweep"  # a mapping, in messages
 STACK = "stack"  # the axis of the templates
 MOST_AXES = 100  # and as many metrics, expectations, labels of prompts, and rules files
 MOST_OF_A_CELL = 1_000_000  # samples of a cell, and so prompts, and seeds of a prompt
@@ -217,17 +219,25 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_sweep(name: str) -> Sweep:
-    """The sweep in a file, or one that comes with guidestack by its name, such as ``smoke`` or ``smoke.yaml``.
+def load_sweep(source: str | Path | Mapping[str, Any]) -> Sweep:
+    """Read and check a sweep. No model is loaded.
 
     Args:
-        name: a path, an fsspec address, or a name; files that a sweep names are looked for beside it, then in the
-            working directory.
+        source: a path or an fsspec address of a YAML file; the name of a sweep that comes with guidestack, such as
+            ``smoke``; or a mapping with the keys of such a file. Files that a sweep names are looked for beside its own
+            file, then in the working directory.
 
     Raises:
-        InputError: there is no such file, or it is no sweep.
+        InputError: there is no such file, or it is no sweep; the message names the key.
         StackSyntaxError, RuleError: a stack cannot be read.
+
+    >>> sweep = load_sweep({"stack": "cfg({w})", "axes": {"w": [2, 4]}, "prompts": ["a cat"], "seeds": [0, 1]})
+    >>> sweep.axes["w"], sweep.seeds.count
+    ((2, 4), 2)
     """
+    if isinstance(source, Mapping):
+        return parse_sweep(_plain(source), IN_PYTHON, lambda file: contents(located(file)))
+    name = str(source)
     if "://" in name:
         from ..store.location import Location
 
@@ -253,11 +263,26 @@ def _parsed(files: Files, file: str, name: str, folder: Path | None) -> Sweep:
     return parse_sweep(data, name, files, folder)
 
 
-def parse_sweep(data: bytes, name: str, files: Files | None = None, folder: Path | None = None) -> Sweep:
+def _plain(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A mapping of a Python program as its file would hold it.
+
+    Raises:
+        InputError: it has a value that no file of a sweep can have.
+    """
+    values.check_plain(given, IN_PYTHON)
+    try:
+        return dict(json.loads(json.dumps(given, default=os.fspath)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{IN_PYTHON} has texts, numbers, lists and mappings: {error}") from error
+
+
+def parse_sweep(
+    data: bytes | Mapping[str, Any], name: str, files: Files | None = None, folder: Path | None = None
+) -> Sweep:
     """Read a sweep.
 
     Args:
-        data: its YAML.
+        data: its YAML, or what that holds.
         name: for messages.
         files: reads the prompts that it names; None where it may name none.
         folder: beside which models, pictures and weights lie that it names; what is not there is looked for in the
@@ -266,7 +291,8 @@ def parse_sweep(data: bytes, name: str, files: Files | None = None, folder: Path
     Raises:
         InputError: it is no sweep; the message says which key, what was expected and what to change.
     """
-    given = values.check_keys(values.read_yaml(data, name), KEYS, name)
+    read = values.read_yaml(data, name) if isinstance(data, bytes) else data
+    given = values.check_keys(read, KEYS, name)
     if STACK not in given:
         raise InputError(f"{name}: give stack, a template such as 'cfg({{w}})' or a list of them")
     model = values.file(given.get("model") or BUNDLED, f"{name}: model")

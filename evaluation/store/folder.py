@@ -56,6 +56,23 @@ COLUMNS: dict[str, pa.DataType] = {
     "made": pa.timestamp("us", tz="UTC"),
 }
 """The columns that every record has. Beside them: ``axis.NAME``, ``label.NAME`` (text), ``metric.NAME`` (float64)."""
+SCHEMA = pa.schema(
+    {
+        "cell": pa.string(),
+        "metric": pa.string(),
+        "text": pa.string(),
+        "value": pa.float64(),
+        "low": pa.float64(),
+        "high": pa.float64(),
+        "level": pa.float64(),
+        "samples": pa.int64(),
+        "prompts": pa.int64(),
+        "better": pa.string(),
+        "note": pa.string(),
+    }
+)
+"""The columns of the metrics: ``metric`` is the full name, ``text`` what `parse_metric` reads; value and interval are
+null where there is none."""
 ATTEMPTS = 10  # at a list of files that changes while it is read
 PREFIXES: dict[str, pa.DataType] = {"axis.": pa.string(), "label.": pa.string(), "metric.": pa.float64()}
 
@@ -69,7 +86,7 @@ def column_type(name: str) -> pa.DataType:
 
 
 class RunFolder:
-    """What a sweep writes and metrics and reports read.
+    """A run folder: what a sweep writes, and metrics and reports read. Tables are pyarrow's: ``.to_pandas()``.
 
     Args:
         location: a path, or an fsspec address.
@@ -175,9 +192,42 @@ class RunFolder:
         try:
             return self.read_records(VALUES)
         except FileNotFoundError:
-            raise InputError(
-                f"{self} has no {VALUES}; `guidestack evaluate` writes it when a sweep has metrics and is complete"
-            ) from None
+            raise self._unmeasured(VALUES) from None
+
+    def metrics(self) -> pa.Table:
+        """The metrics of each cell with their 95% intervals, as `measure` wrote them last.
+
+        Columns: ``cell``, ``metric`` (the full name), ``text`` (as in the sweep), ``value``, ``low``, ``high``,
+        ``level``, ``samples``, ``prompts``, ``better`` and ``note``.
+
+        Raises:
+            InputError: nothing was measured yet, or the file is damaged.
+        """
+        try:
+            with self.location.open(METRICS) as file:
+                table = pq.read_table(file).select(SCHEMA.names).cast(SCHEMA)
+            if any(table.column(name).null_count for name in ("cell", "metric", "text")):
+                raise ValueError("a row has no cell or no metric")
+            return table
+        except FileNotFoundError:
+            raise self._unmeasured(METRICS) from None
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise damaged(self, METRICS, error) from error
+
+    def summary(self) -> str:
+        """The metrics as a text: a line a cell, a column a metric, the full names and notes below.
+
+        Raises:
+            InputError: nothing was measured yet, or a file is damaged.
+        """
+        from ..analysis.summary import summary
+
+        return summary(self.metrics(), self.cells())
+
+    def _unmeasured(self, name: str) -> InputError:
+        return InputError(
+            f"{self} has no {name}; `guidestack evaluate` writes it when a sweep has metrics and is complete"
+        )
 
     def addresses(self) -> set[str]:
         """The samples that have a record; reads that one column, and looks at no image."""

@@ -10,13 +10,9 @@ from typing import Any
 
 import click
 
+from ...evaluation import run
 from ...evaluation.analysis import findings as claims
-from ...evaluation.analysis.measure import measure
-from ...evaluation.metrics import parse_metric
-from ...evaluation.run import runner
-from ...evaluation.run.progress import Bar
 from ...evaluation.spec.sweep import FOLDERS, Sweep, load_sweep
-from ...evaluation.store.folder import RunFolder
 from ..options import notices
 
 HEAD = """# The papers' claims, on the bundled model
@@ -48,16 +44,11 @@ def tested(name: str, out: Path, times: int) -> tuple[Sweep, list[claims.Finding
     sweep = load_sweep(str(FOLDERS[1] / f"{name}.yaml"))
     sweep = dataclasses.replace(sweep, seeds=sweep.seeds.more(times))
     assert sweep.claim is not None  # what these files are for
-    run = RunFolder(str(out / name))
-    prepared = runner.Prepared(sweep, runner.Options())
-    outcome = runner.run_sweep(prepared, run, Bar(0))
-    runner.refuse_missing(outcome.missing)
-    runner.refuse_lost(outcome)
-    measure(run, [parse_metric(one) for one in sweep.metrics])
-    versions = run.records(["versions", "fingerprint"]).slice(0, 1).to_pylist()[0]
+    folder = run(sweep, out / name, device="cpu")
+    versions = folder.records(["versions", "fingerprint"]).slice(0, 1).to_pylist()[0]
     return (
         sweep,
-        claims.findings(run, sweep.claim),
+        claims.findings(folder, sweep.claim),
         {"model": versions["fingerprint"], **json.loads(versions["versions"])},
     )
 

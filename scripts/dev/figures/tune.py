@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,9 +97,7 @@ def written(folder: Path, name: str, page: Path) -> list[str]:
 
 
 def _of_run(folder: Path) -> str:
-    import pyarrow.parquet as pq
-
-    from ....evaluation.store.folder import METRICS, RunFolder
+    from ....evaluation import RunFolder
 
     run = RunFolder(folder)
-    return sweep_table(run.cells()["cells"], pq.read_table(io.BytesIO(run.location.read(METRICS))).to_pylist())
+    return sweep_table(run.cells()["cells"], run.metrics().to_pylist())

@@ -1,0 +1,9 @@
+"""The public names of sweeps from Python, and where each comes from."""
+
+from . import metrics as metrics
+from .metrics.registry import parse_metric as parse_metric
+from .report.report import report as report
+from .run.run import run as run
+from .spec.sweep import Sweep as Sweep
+from .spec.sweep import load_sweep as load_sweep
+from .store.folder import RunFolder as RunFolder

@@ -1,0 +1,34 @@
+"""The report of a run as a function of Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..store.folder import RunFolder
+from .page import BUDGET, write
+
+
+def report(
+    run: RunFolder | str | Path,
+    metrics: Sequence[str] = (),
+    *,
+    embed: float = BUDGET,
+    progress: Callable[[str], None] = lambda what: None,
+) -> str:
+    """Write the page of a run, ``RUN/report.html``, and its plots into ``RUN/plots``. No network is evaluated.
+
+    Args:
+        run: a run folder, or its path or fsspec address.
+        metrics: metrics beside those that the sweep names, such as ``"contrast"``.
+        embed: megabytes of images in the page itself, at most; others are links to those of the folder.
+        progress: called with a line that says what is done now.
+
+    Returns:
+        The path or address of the page.
+
+    Raises:
+        InputError: there is no run, a metric cannot be computed, or the page cannot be written.
+    """
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    return write(folder, metrics, embed, progress)
