@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..pipelines import doctor
 from ..pipelines.doctor import Diagnosis, unrecorded
 from ..pipelines.families.record import FAMILIES
 from ..pipelines.models.loading import chosen_device, class_of, components_of, first_line, load, pipeline_class
+from .as_json import echo_json, json_option
 from .options import device_option, notices, rules_option, threads_option
 
 
@@ -29,6 +31,7 @@ from .options import device_option, notices, rules_option, threads_option
 @device_option
 @threads_option
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
+@json_option
 def command(**options: Any) -> None:
     """Test that guidance works on MODEL, a folder or hub id; on the bundled model if none is given.
 
@@ -40,7 +43,10 @@ def command(**options: Any) -> None:
     """
     with notices():
         found = _diagnosed(options)
-    click.echo(found)
+    if options["as_json"]:
+        echo_json({**dataclasses.asdict(found), "ok": found.ok, "summary": found.summary})
+    else:
+        click.echo(found)
     sys.exit(0 if found.ok else 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..guidance.words import SAMPLER, counted
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import scheduler_of
 from ..samplers import canonical, grid, scheduled
+from .as_json import echo_json, json_option
 from .options import rules_option
 
 BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
@@ -43,13 +45,21 @@ def line(planned: Planned) -> str:
     return f"{step:>6} {when.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
 
 
+def told(planned: Planned) -> dict[str, Any]:
+    """One row of the plan for ``--json``; sigma/alpha is None where it is infinite."""
+    when, queries = planned.when, [str(query) for query in planned.queries]
+    ratio = when.level.k_sigma if math.isfinite(when.level.k_sigma) else None
+    return {"step": when.index, "evaluation": when.evaluation, "sigma_over_alpha": ratio, "queries": queries}
+
+
 @click.command()
 @click.argument("stack")
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
 @click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the bundled emoji model]")
 @rules_option
-def command(stack: str, steps: int, sampler: str, model: Path | None) -> None:
+@json_option
+def command(stack: str, steps: int, sampler: str, model: Path | None, as_json: bool) -> None:
     """Print what STACK asks for at each step, the evaluations of a sample, and the papers.
 
     STACK is text such as "during(cfg(4), sigma=(0.2, 5)) | rescale(0.7)", or @ with a preset's name or file, such as
@@ -61,18 +71,40 @@ def command(stack: str, steps: int, sampler: str, model: Path | None) -> None:
     sampler = canonical(sampler)
     planned = plan(read, schedule(sampler, steps, scheduler_of(model or EMOJI)))
     evaluations = sum(len(one.queries) for one in planned)
+    at_most = any(part.data_dependent for part in read.parts())
+    notes = [
+        *remarks(read),
+        *(
+            f"{read.rules[place]} asks for nothing at any of these steps: its window lies outside of them"
+            for place in never_asking(read, planned)
+        ),
+    ]
+    papers = citation(read)
+    if as_json:
+        echo_json(
+            {
+                "stack": str(read),
+                "sampler": sampler,
+                "steps": steps,
+                "evaluations": evaluations,
+                "at_most": at_most,
+                "unguided": len(planned),
+                "plan": [told(one) for one in planned],
+                "notes": notes,
+                "citation": papers,
+            }
+        )
+        return
     click.echo(f"{read}\n")
     click.echo(f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries")
     for one in planned:
         click.echo(line(one))
-    bound = "at most " * any(part.data_dependent for part in read.parts())
+    bound = "at most " * at_most
     spent, each = counted(evaluations, "evaluation"), counted(steps, "step")
     click.echo(f"\n{bound}{spent} a sample in {each} of {sampler}; unguided: {len(planned)}")
     if len(read.rules) > 1 or len(list(read.parts())) > 2:
         click.echo("composition: these rules go together")
-    for remark in remarks(read):
-        click.echo(f"note: {remark}")
-    for place in never_asking(read, planned):
-        click.echo(f"note: {read.rules[place]} asks for nothing at any of these steps: its window lies outside of them")
-    if papers := citation(read):
+    for note in notes:
+        click.echo(f"note: {note}")
+    if papers:
         click.echo(f"\n{papers}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ..guidance.errors import InputError
+from .as_json import echo_json, json_option
 
 
 def markdown() -> str:
@@ -20,7 +21,8 @@ def markdown() -> str:
 
 @click.command()
 @click.option("--markdown", "as_markdown", is_flag=True, help="As the table of docs/metrics.md.")
-def command(as_markdown: bool) -> None:
+@json_option
+def command(as_markdown: bool, as_json: bool) -> None:
     """List the metrics of sweeps: parameters, what each is, and the full name of its numbers."""
     try:
         from ..evaluation.metrics import metrics, signature, summary
@@ -28,8 +30,23 @@ def command(as_markdown: bool) -> None:
         if (error.name or "").startswith("guidestack"):
             raise
         raise InputError(f"metrics need {error.name}: pip install 'guidestack[evaluation]'") from error
+    if as_markdown and as_json:
+        raise InputError("--markdown and --json are two forms of one list; give one of them")
     if as_markdown:
         click.echo(markdown())
+        return
+    if as_json:
+        listed = [
+            {
+                "name": name,
+                "signature": signature(name),
+                "summary": summary(name),
+                "better": metric.better,
+                "fewest": metric.minimum,
+            }
+            for name, metric in metrics().items()
+        ]
+        echo_json({"metrics": listed})
         return
     for name in metrics():
         click.echo(f"{signature(name)}\n    {summary(name)}")

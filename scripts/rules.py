@@ -8,9 +8,11 @@ import textwrap
 
 import click
 
+from ..guidance.errors import InputError
 from ..guidance.notation.presets import load_preset, names, path_of
 from ..guidance.notation.registry import Entry
 from ..guidance.notation.registry import rules as registered
+from .as_json import echo_json, json_option
 from .options import rules_option
 
 
@@ -30,7 +32,7 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
-def listed() -> str:
+def presets_told() -> list[dict[str, str]]:
     """The presets: name, what its file says first, and the stack."""
     found = []
     for name in names():
@@ -39,9 +41,31 @@ def listed() -> str:
         about = " ".join(line.removeprefix("# ") for line in said)
         if about.endswith(":"):  # what was measured follows
             about = about.rpartition(". ")[0] + "."
-        whole = textwrap.fill(about, 110, initial_indent="    ", subsequent_indent="    ")
-        found.append(f"@{name}\n{whole}\n    {load_preset(name)}\n")
+        found.append({"name": name, "about": about, "stack": str(load_preset(name))})
+    return found
+
+
+def listed() -> str:
+    """The presets as text."""
+    found = []
+    for one in presets_told():
+        about = textwrap.fill(one["about"], 110, initial_indent="    ", subsequent_indent="    ")
+        found.append(f"@{one['name']}\n{about}\n    {one['stack']}\n")
     return "".join(found)
+
+
+def rules_told() -> list[dict[str, str]]:
+    """The rules: what the command prints of each."""
+    return [
+        {
+            "name": entry.name,
+            "signature": entry.signature,
+            "summary": entry.summary,
+            "evaluations": entry.cost,
+            "arxiv": paper(entry),
+        }
+        for entry in registered()
+    ]
 
 
 @click.command()
@@ -49,8 +73,14 @@ def listed() -> str:
 @click.option("--presets", is_flag=True, help="The presets that come with guidestack: --guidance @NAME.")
 @click.option("--compositions", is_flag=True, help="Which rules go with which, as docs/compositions.md.")
 @rules_option
-def command(as_markdown: bool, presets: bool, compositions: bool) -> None:
+@json_option
+def command(as_markdown: bool, presets: bool, compositions: bool, as_json: bool) -> None:
     """List the guidance rules: parameters, cost in evaluations a step, paper."""
+    if as_json:
+        if as_markdown or compositions:
+            raise InputError("--json is for the list of rules and for --presets; drop --markdown and --compositions")
+        echo_json({"presets": presets_told()} if presets else {"rules": rules_told()})
+        return
     if presets:
         click.echo(listed(), nl=False)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -182,3 +183,21 @@ def own_rules() -> Iterator[None]:
     yield
     _ENTRIES.clear()
     _ENTRIES.update(before)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """``command(*arguments) -> (exit status, stdout, stderr)`` of guidestack, in this process."""
+    from guidestack.scripts import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["guidestack", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from typing import Any
 
 import pytest
@@ -22,24 +21,6 @@ def server() -> Any:
         ]
     )
     return context
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """``command(*arguments) -> (exit status, stdout, stderr)`` of guidestack, in this process."""
-    from guidestack.scripts import cli
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["guidestack", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return call
 
 
 @pytest.fixture(scope="session")
