@@ -179,7 +179,8 @@ def command(**options: Any) -> None:
     Image i depends on its own seed, --seed plus i, whatever --batch and --threads are: up to the rounding of the
     network's matrix products, which with another of these moves a rare pixel by 1 of 255, in float32. Another device or
     half precision rounds otherwise. Every PNG carries what it takes to make it again, to the bit (--like), on the same
-    device with as many threads. A second run makes only what is missing.
+    device with as many threads. A second run makes only what is missing. manifest.jsonl beside the images has a line
+    for each (docs/programs.md).
     """
     with notices():
         click.echo(_generate(options))

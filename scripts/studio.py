@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..guidance.errors import GuidestackError, InputError, NonFiniteError, cut, shown
 from ..guidance.words import counted, were
 from ..pipelines.models import files as images
+from ..pipelines.models import manifest
 from ..pipelines.models.generator import Asked, Generator, Made
 from ..pipelines.models.recipe import Recipe
 
@@ -71,11 +72,13 @@ class Studio:
         try:
             for group in _batches(missing, batch):
                 made = self._generate(group)
+                spent, each = made.report.evaluations, made.seconds / len(group)
                 for place, image in made.images.items():
-                    path = out / group[place].filename
-                    images.write(image, path, group[place].written())
+                    path, recipe = out / group[place].filename, group[place].written()
+                    manifest.append(out, path.name, recipe, spent[place], each)
+                    images.write(image, path, recipe)
                     written.append(path)
-                evaluations += sum(made.report.evaluations[: len(group)])
+                evaluations += sum(spent[: len(group)])
                 lost = lost or made.lost
                 bar.set_postfix_str(f"{evaluations / (time.monotonic() - began):.1f} evaluations/s", refresh=False)
                 bar.update(len(group))

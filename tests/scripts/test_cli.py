@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from guidestack.guidance.report import Report
+from guidestack.pipelines.models import manifest
 from guidestack.pipelines.models.files import read_recipe
 from guidestack.scripts import cli
 
@@ -60,7 +61,7 @@ def test_images_with_all_it_takes_to_make_them_again(run: Any, model_folder: Pat
     assert status == 0, err
     assert "4 images" in out
     assert "16 network evaluations" in out
-    files = sorted(made.iterdir())
+    files = sorted(made.glob("*.png"))
     assert len(files) == 4
     assert {read_recipe(path)["seed"] for path in files} == {5, 6, 7, 8}
     assert picture(files[0]).shape == (24, 16, 3)
@@ -103,7 +104,7 @@ def test_several_negatives_under_perp_neg(run: Any, model_folder: Path, tmp_path
 def test_a_second_run_makes_only_what_is_missing(run: Any, model_folder: Path, tmp_path: Path) -> None:
     command = ["generate", "a cat", "--count", 3, "--model", model_folder, "--out", tmp_path, *QUICK]
     assert run(*command)[0] == 0
-    files = sorted(tmp_path.iterdir())
+    files = sorted(tmp_path.glob("*.png"))
     before = {path: path.stat().st_mtime_ns for path in files}
     files[1].unlink()
     status, out, _ = run(*command)
@@ -289,7 +290,7 @@ def test_ctrl_c_keeps_what_is_finished(
     assert status == 130
     assert "1 of 3 images finished" in err
     assert "2 missing" in err
-    assert [path.suffix for path in tmp_path.iterdir()] == [".png"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl", ".png"]
 
 
 def test_a_full_disk_leaves_nothing_half_written(
@@ -303,7 +304,8 @@ def test_a_full_disk_leaves_nothing_half_written(
     status, _, err = run("generate", "a", "--model", model_folder, "--out", tmp_path, *QUICK)
     assert status == 2
     assert "No space left on device" in last_line(err)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [manifest.NAME]
+    assert manifest.read(tmp_path) == {}
 
 
 def test_images_of_others_are_untrusted(run: Any, model_folder: Path, tmp_path: Path) -> None:
@@ -333,7 +335,7 @@ def test_images_of_others_are_untrusted(run: Any, model_folder: Path, tmp_path: 
 def test_a_picture_of_edit_is_not_made_again_by_generate(run: Any, model_folder: Path, tmp_path: Path) -> None:
     rest = ["--model", model_folder, "--steps", 2, "--out"]
     assert run("generate", "a cat", "--sampler", "ddim", *rest, tmp_path / "first")[0] == 0
-    (first,) = (tmp_path / "first").iterdir()
+    (first,) = (tmp_path / "first").glob("*.png")
     assert run("edit", first, "red", *rest, tmp_path / "second")[0] == 0
     (second,) = (tmp_path / "second").iterdir()
     status, out, err = run("generate", "--like", second, "--model", model_folder, "--out", tmp_path / "third")
