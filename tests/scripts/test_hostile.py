@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import guidestack as gs
 from guidestack.guidance.errors import LONGEST, GuidestackError, InputError
 from guidestack.pipelines.models import files as images
 from guidestack.pipelines.models import loading as model
@@ -566,12 +567,12 @@ def test_what_is_there_is_not_made_and_no_model_loaded(
 
 
 def test_the_page_of_limits_has_the_numbers() -> None:
-    from guidestack.guidance import errors, query, reading, stack
+    from guidestack.guidance import errors, query, reading, rule
     from guidestack.guidance.notation import presets, text
 
     page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
     for number in (
-        text.MAX_TEXT, query.LONGEST, text.DEEPEST, stack.DEEPEST, presets.LARGEST, reading.DEEPEST, reading.BITS,
+        text.MAX_TEXT, query.LONGEST, text.DEEPEST, rule.DEEPEST, presets.LARGEST, reading.DEEPEST, reading.BITS,
         errors.LONGEST, images.LARGEST_SIDE, images.LARGEST, generate.LARGEST, recipe.MOST, recipe.MOST_TOGETHER,
         recipe.LONGEST, model.LARGEST_INDEX, model.LONGEST_NAME,
     ):  # fmt: skip
