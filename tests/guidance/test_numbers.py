@@ -20,7 +20,6 @@ from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.prediction import EPSILON, FLOW, Level, Parameterization, Prediction
 from guidestack.guidance.query import POSITIVE, Predictions, Query
 from guidestack.guidance.step import Estimate, Run, Step
-from guidestack.guidance.views import ShiftedDecay, wrap_azimuth
 
 EXAMPLES: tuple[gs.Rule, ...] = (
     gs.CFG(3),
@@ -80,8 +79,6 @@ def test_numbers_of_numpy_and_torch_are_plain_numbers(rule: gs.Rule, name: str, 
 def test_a_number_is_the_same_whoever_made_it(number: Any) -> None:
     assert gs.CFG(number) == gs.CFG(4.0)
     assert repr(gs.CFG(number)) == repr(gs.CFG(4))
-    assert wrap_azimuth(number) == 4.0
-    assert ShiftedDecay(front_to_side=(number, number, number)).front_to_side == (4.0, 4.0, 4.0)
 
 
 def test_texts_of_numpy_are_plain_texts() -> None:

@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import guidestack as gs
 from guidestack.guidance.errors import LONGEST, GuidestackError, InputError
 from guidestack.pipelines.models import files as images
 from guidestack.pipelines.models import loading as model

@@ -10,8 +10,8 @@ import click
 from PIL import Image
 
 from ....guidance.errors import InputError
-from ....guidance.views import NEGATIVE_VIEWS, POSITIVE_VIEWS, VARIANTS, views
 from ....pipelines.models.files import make_folder, write
+from .view_weights import NEGATIVE_VIEWS, POSITIVE_VIEWS, VARIANTS, views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def figure() -> Image.Image:
     return Image.open(file).convert("RGB").quantize(64)  # a smaller file that looks the same
 
 
-@click.command(help="Plot the view-dependent weights of Perp-Neg (guidance/views.py) over the azimuth.")
+@click.command(help="Plot the view-dependent weights of Perp-Neg (view_weights.py) over the azimuth.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/perp-neg-views.png"), show_default=True)
 def main(out: Path) -> None:
     """Write the figure."""

@@ -6,13 +6,15 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guidestack import PerpNeg
 from guidestack.guidance.errors import RuleError
-from guidestack.guidance.views import (
+from guidestack.scripts.dev.figures.view_weights import (
     NEGATIVE_VIEWS,
     POSITIVE_VIEWS,
     VARIANTS,
@@ -210,3 +212,9 @@ def test_refused_parameters(kind: type[Any], parameters: dict[str, Any], message
         kind(**parameters)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [np.int64(4), np.float32(4), torch.tensor(4), torch.tensor(4.0)])
+def test_a_number_is_the_same_whoever_made_it(number: Any) -> None:
+    assert wrap_azimuth(number) == 4.0
+    assert ShiftedDecay(front_to_side=(number, number, number)).front_to_side == (4.0, 4.0, 4.0)

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from .errors import RuleError, nearest, shown
-from .fields import is_number, number, plain, set_field
+from ....guidance.errors import RuleError, nearest, shown
+from ....guidance.fields import is_number, number, plain, set_field
 
 POSITIVE_VIEWS = ("front", "side", "back")
 """The views whose embeddings are blended, in the order of `ViewWeights.positive`."""
