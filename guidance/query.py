@@ -268,14 +268,6 @@ class Evaluation:
     batch: int
     cached: int = 0
 
-    def per_sample(self) -> list[int]:
-        """Network evaluations of each sample, length B."""
-        counts = [0] * self.batch
-        for rows in self.asked.values():
-            for sample in range(self.batch) if rows is None else rows:
-                counts[sample] += 1
-        return counts
-
 
 def united(queries: Iterable[Queries]) -> dict[Query, RowMask | None]:
     """One mapping that asks for everything any of `queries` asks for."""

@@ -13,8 +13,30 @@ from numpy.typing import NDArray
 from ...guidance.words import counted
 from .. import extractors, references
 from .base import AgainstReference, Rows, Samples, Statistic, need
-from .moments import Matrix, Moments
 from .registry import register
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """The first two moments of some vectors, in float64.
+
+    Args:
+        mean: shape ``(D,)``.
+        covariance: unbiased, shape ``(D, D)``; zeros for fewer than two vectors.
+    """
+
+    mean: Matrix
+    covariance: Matrix
+
+    @classmethod
+    def of(cls, features: NDArray[Any]) -> Moments:
+        """The moments of the rows of `features`, shape ``(N, D)``."""
+        rows = np.asarray(features, np.float64)
+        mean = rows.mean(0)
+        away = rows - mean
+        return cls(mean, away.T @ away / max(1, len(rows) - 1))
 
 
 def roots(eigenvalues: NDArray[Any]) -> Matrix:

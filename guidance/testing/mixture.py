@@ -69,11 +69,6 @@ class GaussianMixture:
         """``log p_t(x | condition)`` with the condition's weights normalized, shape ``(B,)``."""
         return self.log_joint(x, level, conditions / conditions.sum(1, keepdim=True)).logsumexp(1)
 
-    def classify(self, x: Tensor, level: Level, conditions: Tensor) -> Tensor:
-        """``log p_t(condition | x)``: the classifier of the noisy samples, shape ``(B,)``."""
-        everything = self.log_joint(x, level, self.weights.expand(len(x), -1))
-        return self.log_joint(x, level, conditions).logsumexp(1) - everything.logsumexp(1)
-
     def denoised(self, x: Tensor, level: Level, conditions: Tensor, widen: float = 1.0) -> Tensor:
         r"""Posterior mean :math:`E[x_0 \mid x, c] = \sum_k r_k(x)\, (\mu_k + g_k (x - \alpha\mu_k))`.
 

@@ -22,6 +22,8 @@ from guidestack.guidance.testing.checks import Oracle, oracle_run
 from guidestack.guidance.testing.mixture import GaussianMixture, MixtureDenoiser
 from guidestack.samplers.noise import initial_noise
 
+from .test_mixture import classify
+
 SHAPE, STEPS, SEEDS = (2, 4), 10, (5, 6, 7)
 NUMBERS = torch.arange(3 * 8, dtype=torch.float64)
 MEANS = 0.9 * (NUMBERS**2 * 0.41).cos().reshape(3, *SHAPE)
@@ -197,7 +199,7 @@ def test_over_the_classes_as_likely_as_x_says_it_is_cfg(level: Level) -> None:
     emits = FLOW if level.path == "flow" else EPSILON
     mixture = GaussianMixture(MEANS, STDS, WEIGHTS)
     x = level.noised(MEANS, START)
-    shares = torch.stack([mixture.classify(x, level, condition(k).expand(3, -1) * WEIGHTS) for k in range(3)]).exp()
+    shares = torch.stack([classify(mixture, x, level, condition(k).expand(3, -1) * WEIGHTS) for k in range(3)]).exp()
     assert torch.allclose(shares.sum(0), torch.ones(3, dtype=torch.float64))
 
     def guided(rule: gs.Rule, k: int = 0) -> Tensor:

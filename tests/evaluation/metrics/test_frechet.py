@@ -8,8 +8,7 @@ from torchmetrics.image.fid import _compute_fid
 
 from guidestack.evaluation import extractors
 from guidestack.evaluation.metrics import parse_metric
-from guidestack.evaluation.metrics.frechet import Frechet, distance, root
-from guidestack.evaluation.metrics.moments import Moments, gathered
+from guidestack.evaluation.metrics.frechet import Frechet, Moments, distance, root
 
 from .conftest import Refer
 from .made import samples, whole, with_moments
@@ -21,8 +20,8 @@ def factor(size: int, rank: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(size, rank))
 
 
-def moments(mean: object, covariance: object, count: int = 101) -> Moments:
-    return Moments(count, np.asarray(mean, float), np.asarray(covariance, float) * (count - 1))
+def moments(mean: object, covariance: object) -> Moments:
+    return Moments(np.asarray(mean, float), np.asarray(covariance, float))
 
 
 def test_of_one_dimension_it_is_the_difference_of_means_and_deviations() -> None:
@@ -64,30 +63,12 @@ def test_it_is_0_for_the_same_set_and_symmetric() -> None:
     assert distance(one, other, root(other.covariance)) == distance(one, other)
 
 
-def test_moments_are_those_of_numpy_and_streaming_is_the_whole() -> None:
+def test_moments_are_those_of_numpy() -> None:
     rows = RANDOM.normal(1000, 1, size=(97, 5)).astype(np.float32)
-    streamed = gathered(np.array_split(rows, 11), 5)
-    assert streamed.count == 97
-    for found in (streamed, Moments.of(rows)):
-        np.testing.assert_allclose(found.mean, rows.astype(np.float64).mean(0), rtol=1e-14)
-        np.testing.assert_allclose(found.covariance, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-9)
-
-
-def test_merging_is_the_same_in_any_order() -> None:
-    parts = [Moments.of(RANDOM.normal(place, 2, size=(size, 4))) for place, size in enumerate((3, 40, 1, 0, 17))]
-    forward, backward = (gathered_of(parts[::step]) for step in (1, -1))
-    nested = parts[0].merged(parts[1]).merged(parts[2].merged(parts[3].merged(parts[4])))
-    for other in (backward, nested):
-        assert other.count == forward.count == 61
-        np.testing.assert_allclose(other.mean, forward.mean, rtol=1e-13)
-        np.testing.assert_allclose(other.scatter, forward.scatter, rtol=1e-12)
-
-
-def gathered_of(parts: list[Moments]) -> Moments:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total.merged(part)
-    return total
+    found = Moments.of(rows)
+    np.testing.assert_allclose(found.mean, rows.astype(np.float64).mean(0), rtol=1e-14)
+    np.testing.assert_allclose(found.covariance, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-9)
+    assert Moments.of(rows[:1]).covariance.tolist() == np.zeros((5, 5)).tolist()
 
 
 @pytest.mark.parametrize("count", [2, 7, 11, 12, 13, 40])
