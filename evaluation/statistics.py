@@ -28,8 +28,6 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from .emoji.nearest import wilson as wilson_of
-
 LEVEL = 0.95
 DRAWS, GROUPS = 1000, 50
 FEWEST = 4  # prompts, below which a deviation is not worth the name
@@ -96,12 +94,23 @@ def student(freedom: float, level: float = LEVEL) -> float:
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
+def share_interval(share: float, count: float, z: float = 1.959964) -> Interval:
+    """Wilson's interval of a share of `count` independent samples, at 95% by default; it stays within [0, 1].
+
+    scipy's is for whole counts only; a count divided by a design effect is none.
+    """
+    width = 1 + z**2 / count
+    middle = (share + z**2 / (2 * count)) / width
+    half = z / width * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def wilson(values: Values, prompts: Prompts) -> Interval:
     """The interval of a share, of values that are 0 and 1."""
     if not len(values):
         return UNKNOWN
     share = float(values.mean())
-    return wilson_of(share, len(values) / _effect(values, prompts, share * (1 - share)))
+    return share_interval(share, len(values) / _effect(values, prompts, share * (1 - share)))
 
 
 def _effect(values: Values, prompts: Prompts, variance: float) -> float:
@@ -201,7 +210,7 @@ def jackknife(
     deviation = math.sqrt((count - 1) / count * ((found - found.mean()) ** 2).sum())
     least, most = bounds
     if value in bounds and math.isfinite(most - least) and deviation <= 1e-12 * (most - least):
-        low, high = wilson_of((value - least) / (most - least), len(rows))
+        low, high = share_interval((value - least) / (most - least), len(rows))
         return least + low * (most - least), least + high * (most - least)
     reach = student(count - 1) * deviation
     return max(least, value - reach), min(most, value + reach)

@@ -27,6 +27,7 @@ without one group of prompts after the other (the jackknife), for the reasons in
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
+from scipy.optimize import isotonic_regression
 from scipy.special import ndtr
 
 from ..statistics import FEWEST, GROUPS, LEVEL, dealt, student
@@ -116,15 +118,11 @@ class Curve:
     def pooled(self) -> tuple[tuple[int, ...], ...]:
         """The points in blocks of increasing x: pool adjacent violators, on all samples."""
         first = self.x[0]
-        order: Sequence[int] = range(len(first))
+        order = range(len(first))
         if (np.arange(len(first)) - (len(first) - 1) / 2) @ first < 0:  # a sweep that guides less and less
             order = order[::-1]
-        blocks: list[list[int]] = []
-        for place in order:
-            blocks.append([place])
-            while len(blocks) > 1 and first[blocks[-2]].mean() >= first[blocks[-1]].mean():
-                blocks[-2:] = [blocks[-2] + blocks[-1]]
-        return tuple(tuple(block) for block in blocks)
+        blocks = isotonic_regression(first[order]).blocks
+        return tuple(tuple(order[start:end]) for start, end in itertools.pairwise(blocks))
 
     def _blocked(self, values: Floats) -> Floats:
         return np.stack([values[:, list(block)].mean(1) for block in self.pooled], 1)

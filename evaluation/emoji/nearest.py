@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..statistics import share_interval
 
 Vectors = NDArray[np.float32]
 
@@ -55,14 +56,6 @@ def place(nearest: NDArray[np.intp], slugs: NDArray[np.str_], styles: NDArray[np
     return Place(first, len(set(found[:first].tolist())), str(styles[nearest[first]]))
 
 
-def wilson(share: float, count: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a share of `count`, at 95% unless told: it stays within [0, 1] at shares near them."""
-    width = 1 + z**2 / count
-    middle = (share + z**2 / (2 * count)) / width
-    half = z / width * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 @dataclass(frozen=True)
 class Share:
     """How often something was right.
@@ -82,7 +75,7 @@ class Share:
 
     def interval(self) -> tuple[float, float]:
         """Wilson's interval, at 95%."""
-        return wilson(self.value, self.of)
+        return share_interval(self.value, self.of)
 
     def to_json(self) -> dict[str, float]:
         """Plain numbers."""

@@ -56,6 +56,14 @@ def test_an_interval_of_a_share_holds_the_truth_as_often_as_it_says(share: float
     assert LEAST <= covered(draw, share) <= MOST
 
 
+@pytest.mark.parametrize(("right", "of"), [(0, 7), (1, 3), (50, 50), (17, 400)])
+def test_the_interval_of_a_whole_count_is_scipy_s(right: int, of: int) -> None:
+    found = intervals.share_interval(right / of, of, intervals.NORMAL)
+    assert found == pytest.approx(
+        tuple(stats.binomtest(right, of).proportion_ci(method="wilson")), rel=1e-12, abs=1e-15
+    )
+
+
 def test_a_share_of_one_is_not_known_exactly() -> None:
     assert intervals.wilson(np.ones(50), np.arange(50)) == Share(50, 50).interval()
     assert intervals.wilson(np.ones(50), np.repeat(np.arange(10), 5)) == Share(10, 10).interval()  # ten prompts, not 50
