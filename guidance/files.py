@@ -25,9 +25,15 @@ class RuleFile:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write under, renamed to `path` at the end; removed on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def replacing(path: Path, make_folder: bool = True) -> Iterator[Path]:
+    """A name beside `path` to write under, renamed to `path` at the end; removed on an error.
+
+    Args:
+        path: the file.
+        make_folder: whether to make its folder where there is none, and those around it.
+    """
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     try:
         yield beside

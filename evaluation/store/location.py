@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from ...guidance.errors import GuidestackError, InputError
+from ...guidance.files import replacing
 from ..values import check_text, cut, file, shown
 
 T = TypeVar("T")
@@ -321,17 +322,11 @@ def _beside(path: str) -> str:
 
 
 def _write_local(path: Path, data: bytes) -> None:
-    beside = Path(_beside(str(path)))
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync_folder(path.parent)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+    with replacing(path, make_folder=False) as beside, beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ...guidance.errors import InputError, reason
+from ...guidance.files import replacing
 from ...guidance.reading import is_folder, json_of, read_bytes
 
 KEY = "guidestack"  # of the text chunk
@@ -25,20 +26,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) -> None:
-    """Save as PNG under a temporary name beside `path`, then rename; on an error nothing is left.
+    """Save as PNG, whole or not at all.
 
     Raises:
         InputError: the file cannot be written: the folder, the rights, a full disk.
     """
-    beside = path.with_name(f".{path.name}.part")
     try:
-        image.save(beside, format="PNG", pnginfo=_told(recipe))
-        beside.replace(path)
+        with replacing(path, make_folder=False) as beside:
+            image.save(beside, format="PNG", pnginfo=_told(recipe))
     except OSError as error:
         raise InputError(f"cannot write {path}: {reason(error)}; choose another --out or make room") from error
-    finally:
-        if beside.exists():
-            beside.unlink()
 
 
 def contents(image: Image.Image, kind: str, recipe: dict[str, Any] | None = None) -> bytes:

@@ -15,7 +15,7 @@ import yaml
 
 from ...guidance.errors import InputError, reason, shown
 from ...guidance.fields import parameters
-from ...guidance.files import RuleFile
+from ...guidance.files import RuleFile, replacing
 from ...guidance.notation.config import to_config
 from ...guidance.notation.presets import as_stack, mapping_of, stack_in
 from ...guidance.reading import exists, is_folder
@@ -175,18 +175,13 @@ def _with_files(value: Any, change: Callable[[str, RuleFile], str]) -> Any:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename it.
+    """Write a file whole or not at all.
 
     Raises:
         InputError: the folder, the rights, a full disk.
     """
-    beside = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(data)
-        beside.replace(path)
+        with replacing(path) as beside:
+            beside.write_bytes(data)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {shown(str(path))}: {reason(error)}; choose another folder") from error
-    finally:
-        if exists(beside):
-            beside.unlink()

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...errors import InputError, nearest, reason
+from ...files import replacing
 from ...reading import json_of
 
 FOLDER = Path(__file__).parents[3] / "configs"
@@ -197,15 +198,11 @@ def write(fit: Fit, path: Path, guided: Sequence[bool]) -> None:
     }
     tensors = {"triangle": fit.triangle.contiguous(), "coefficients": table(fit.triangle, guided)}
     data = safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True)})
-    beside = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(data)
-        beside.replace(path)
+        with replacing(path) as beside:
+            beside.write_bytes(data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --out or make room") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Fit:
