@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ ALIGNMENT = ("clip_score", "concept", "background", "style")
 BESIDE = ("sampler", "steps", "size", "dtype")
 MOST = 12  # methods that are compared pair by pair
 PLOTTED = 100  # comparisons that have a plot
-CALLED = 24  # letters of a method's name in one
+CALLED = 20  # letters of a method's name in one
 
 Progress = Callable[[str], None]
 
@@ -77,6 +78,11 @@ class Figure:
     metric: str
     plot: Plot
     rows: Sequence[Sequence[Any]]
+
+    @cached_property
+    def svg(self) -> str:
+        """The plot as an element of the page."""
+        return svg.drawn(self.plot)
 
 
 @dataclass
@@ -346,8 +352,7 @@ def _difference(
         title,
         series,
         described=f"95% band of {together} together: {number(low)} to {number(high)}",
-        size=svg.SMALL,
-        notes=(f"{who} {ends[0]} ↑", f"{who} {ends[1]} ↓"),
+        notes=(f"{who} {ends[0]} ↑", f"{ends[1]} ↓"),
     )
     return Figure(name, column.text, plot, rows)
 
@@ -403,11 +408,12 @@ def _by_scale(found: Found, matched: Matched, column: Column, methods: Sequence[
         for place, (curve, (steps, _)) in enumerate(zip(method.curves, pieces, strict=True)):
             name = f"{method.name}, {steps} steps" if len(family.cells) > 1 else method.name
             label = name if ends[steps] == place else ""  # one of a curve in two parts
+            dash = list(family.cells).index(steps)
             grid = np.unique(np.linspace(*curve.range, GRID)) if len(curve.pooled) > 1 else np.array([curve.range[0]])
             value, low, high = curve.band(grid, replicates)
             low, high = np.maximum(low, column.metric.range[0]), np.minimum(high, column.metric.range[1])
             marks = [_scale_mark(found, column, curve, point, cell) for point, cell in enumerate(curve.names)]
-            series.append(Series(name, places[method.name], marks, (grid, value), (grid, low, high), label=label))
+            series.append(Series(name, places[method.name], marks, (grid, value), (grid, low, high), label, dash))
             for mark, cell in zip(marks, curve.names, strict=True):
                 rows.append(
                     ["cell", method.name, steps, cell, family.values[cell], mark.x, mark.y, mark.low, mark.high]
@@ -481,7 +487,7 @@ def _by_cost(found: Found, column: Column) -> Figure:
                 rows.append(
                     [family.name, cell, family.values[cell], cost, scale, one.value, one.low, one.high, one.samples]
                 )
-        series.append(Series(family.name, place, marks))
+        series.append(Series(family.name, place, marks, label=family.name))
     plot = Plot(
         f"{column.text} over network evaluations",
         "network evaluations of a sample",
@@ -501,7 +507,7 @@ def _by_alignment(found: Found, column: Column, aligned: Column) -> Figure:
     series: list[Series] = []
     rows: list[Sequence[Any]] = [header]
     for place, family in enumerate(found.families):
-        for steps, cells in family.cells.items():
+        for dash, (steps, cells) in enumerate(family.cells.items()):
             marks = []
             for cell in cells:
                 one, other = column.numbers.get(cell), aligned.numbers.get(cell)
@@ -531,7 +537,8 @@ def _by_alignment(found: Found, column: Column, aligned: Column) -> Figure:
             for part in (marks[:at], marks[at : at + 1], marks[at + 1 :]):
                 if part:
                     line = (np.array([mark.x for mark in part]), np.array([mark.y for mark in part]))
-                    series.append(Series(label, place, part, line))
+                    named = label if part[-1] is marks[-1] else ""
+                    series.append(Series(label, place, part, line, label=named, dash=dash))
     plot = Plot(
         f"{column.text} over {aligned.text}",
         f"{aligned.text} (higher is better)",

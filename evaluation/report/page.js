@@ -232,13 +232,13 @@
       element.textContent = text;
       return element;
     };
-    const whole = svg("svg", { class: "plot s0", viewBox: "0 0 380 94", role: "img", "aria-label": `Effective scale at each of ${values.length} steps: ${known.join(", ")}` });
+    const whole = svg("svg", { viewBox: "0 0 380 94", role: "img", "aria-label": `Effective scale at each of ${values.length} steps: ${known.join(", ")}` });
     whole.append(
-      svg("path", { class: "grid", d: `M34 ${y(1)}H374` }), svg("path", { class: "axis", d: "M34 74H374" }),
-      svg("text", { class: "tick", x: 30, y: y(high) + 4, "text-anchor": "end" }, high.toPrecision(2)),
-      svg("text", { class: "tick", x: 30, y: y(1) + 4, "text-anchor": "end" }, y(1) - y(high) > 12 ? "1" : ""),
-      svg("polyline", { class: "curve", points }),
-      svg("text", { class: "tick", x: 204, y: 90, "text-anchor": "middle" }, "effective scale by step"),
+      svg("path", { d: `M34 ${y(1)}H374` }), svg("path", { d: "M34 74H374" }),
+      svg("text", { x: 30, y: y(high) + 4, "text-anchor": "end" }, high.toPrecision(2)),
+      svg("text", { x: 30, y: y(1) + 4, "text-anchor": "end" }, y(1) - y(high) > 12 ? "1" : ""),
+      svg("polyline", { points }),
+      svg("text", { x: 204, y: 90, "text-anchor": "middle" }, "effective scale by step"),
     );
     return [whole];
   };

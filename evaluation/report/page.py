@@ -22,12 +22,13 @@ import pyarrow.compute as pc
 
 from ...guidance.errors import InputError
 from ...guidance.words import counted, counted_are
+from .. import plots
 from ..analysis.findings import overall
 from ..analysis.measure import Cell, Cells, Number
 from ..metrics import PairMetric, SampleMetric, summary
 from ..store.folder import RunFolder
 from . import svg
-from .gather import Column, Figure, Found, Progress, gather, versions
+from .gather import Column, Found, Progress, gather, versions
 from .words import APART, BOTH, FEW, ONE, OTHER, number, small
 
 FOLDER = Path(__file__).parent
@@ -61,7 +62,7 @@ def write(
     """
     found = gather(run, more, progress)
     for figure in [*found.figures, *found.differences.values()]:
-        run.write_bytes(f"{PLOTS}/{figure.name}.svg", svg.drawn(figure.plot, own=True).encode())
+        run.write_bytes(f"{PLOTS}/{figure.name}.svg", plots.alone(figure.svg).encode())
         run.write_bytes(f"{PLOTS}/{figure.name}.csv", written_csv(figure.rows))
     progress("the page")
     run.write_bytes(REPORT, page(found, budget).encode())
@@ -98,7 +99,7 @@ def page(found: Found, budget: float = BUDGET) -> str:
     )
     template = environment.from_string((FOLDER / "page.html").read_text())
     records = sum(len(cell) for cell in found.cells.by_name.values())
-    style = (FOLDER / "page.css").read_text().replace("/* palette: light */", svg.variables(svg.LIGHT))
+    style = (FOLDER / "page.css").read_text()
     run = _whole(found.run)
     return template.render(
         title=Path(run.rstrip("/")).name or run,
@@ -116,7 +117,7 @@ def page(found: Found, budget: float = BUDGET) -> str:
         claim=_claim(found),
         verdicts=_by_metric(found),
         apart=_apart(found),
-        plots={figure.name: svg.drawn(figure.plot) for figure in found.differences.values()},
+        plots={figure.name: figure.svg for figure in found.differences.values()},
         unplotted=sum(
             row.kind != APART and not row.plot for row in [*found.verdicts, *(row for _, row in found.by_cost)]
         ),
@@ -126,7 +127,6 @@ def page(found: Found, budget: float = BUDGET) -> str:
         by_cost=found.by_cost,
         figures=_figures(found),
         metrics=_metrics(found),
-        legend=[(family.name, svg.key(place)) for place, family in enumerate(found.families)],
         notes=list(dict.fromkeys([*found.notes, *_column_notes(found)])),
         sweep=found.sweep,
         versions=versions(found.cells),
@@ -134,7 +134,7 @@ def page(found: Found, budget: float = BUDGET) -> str:
         data=script_safe(data),
         script=script,
         digest=digest,
-        style=style + svg.STYLE + _dark(svg.variables(svg.DARK)),
+        style=_palette() + style,
     )
 
 
@@ -144,10 +144,14 @@ def _whole(run: RunFolder) -> str:
     return str(run) if folder is None else str(folder.absolute())
 
 
-def _dark(rules: str) -> str:
-    inside = rules.replace(".s", ":root:not([data-theme=light]) .s")
-    chosen = rules.replace(".s", ":root[data-theme=dark] .s")
-    return f"\n@media screen and (prefers-color-scheme: dark) {{ {inside} }}\n@media screen {{ {chosen} }}\n"
+def _palette() -> str:
+    """The colours of series, by the theme."""
+    light, dark = plots.variables(plots.LIGHT), plots.variables(plots.DARK)
+    return (
+        f":root {{ {light} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {dark} }} }}\n"
+        f"@media screen {{ :root[data-theme=dark] {{ {dark} }} }}\n"
+    )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -281,11 +285,10 @@ def _column_notes(found: Found) -> list[str]:
 
 
 def _figures(found: Found) -> list[dict[str, Any]]:
-    def one(figure: Figure) -> dict[str, Any]:
-        drawn = svg.drawn(figure.plot, f"plot-{figure.name}")
-        return {"name": figure.name, "metric": figure.metric, "title": figure.plot.title, "svg": drawn}
-
-    return [one(figure) for figure in found.figures]
+    return [
+        {"name": figure.name, "metric": figure.metric, "title": figure.plot.title, "svg": figure.svg}
+        for figure in found.figures
+    ]
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

@@ -1,66 +1,29 @@
-"""Plots as SVG that takes its colours from CSS variables: light and dark, on the page and as files of their own."""
+"""The report's plots: what stands in one, drawn by matplotlib in the look of `plots`."""
 
 from __future__ import annotations
 
-import html
+import functools
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
+
+from .. import plots
+from ..plots import INK, LIGHT, MARKERS
 
 Floats = NDArray[np.float64]
 
-WIDTH, HEIGHT = 380, 290
-TOP, BOTTOM, LEFT = 14, 42, 50
-SMALL = (270, 150)  # of plots of differences, which stand in a table
-LETTER = 7.3  # width of a letter at 11.5 px, bold, at most about
-LONGEST = 17  # letters of a direct label
-SERIES = 8
+WIDTH, HEIGHT = 380, 250  # of a plot without its legend
+SMALL = (320, 165)  # of plots of differences, which stand in a table
+LETTERS = 48  # in a line of a legend
 NEUTRAL = -1
 """The colour of what is of no method."""
-SHAPES = ("circle", "square", "triangle", "diamond", "down", "plus", "star", "cross")
-
-# Okabe and Ito's palette without its yellow, made dark enough for text on white, and light enough for text on black.
-LIGHT = ("#0072B2", "#C24E00", "#00795A", "#A0457F", "#8F6100", "#2A76A9", "#5B5B5B", "#7A3B12")
-DARK = ("#56B4E9", "#F08A4B", "#2CC295", "#E39CC6", "#E8B339", "#8FCBF0", "#B8B8B8", "#FFB58A")
-
-STYLE = """
-.plot text { font: 11.5px system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; fill: var(--ink); \
-font-variant-numeric: tabular-nums; }
-.plot .tick { fill: var(--soft); font-size: 11px; }
-.plot .grid { stroke: var(--line); stroke-width: 1; }
-.plot .axis { stroke: var(--soft); stroke-width: 1; }
-.plot .curve { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.plot .thin { fill: none; stroke: var(--c); stroke-width: 1; stroke-opacity: .55; }
-.plot .band { fill: var(--c); fill-opacity: .14; stroke: none; }
-.plot .whisker { stroke: var(--c); stroke-width: 1.2; stroke-opacity: .38; }
-.plot .mark { fill: var(--paper); stroke: var(--c); stroke-width: 1.8; }
-.plot .front { fill: none; stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 3 3; }
-.plot .name { fill: var(--c); font-weight: 600; stroke: var(--paper); stroke-width: 3.5px; stroke-linejoin: round; \
-paint-order: stroke; pointer-events: none; }
-.plot .neutral { --c: var(--soft); }
-.plot .zero { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 3; }
-.plot .baseline .mark { stroke-dasharray: 2 1.6; }
-.plot .note { fill: var(--soft); font-size: 11px; font-style: italic; }
-"""
-
-
-def variables(colours: Sequence[str]) -> str:
-    """CSS that gives each series its colour."""
-    return " ".join(f".s{place} {{ --c: {colour}; }}" for place, colour in enumerate(colours))
-
-
-OWN_STYLE = (
-    ".plot { --ink: #1c1c1a; --soft: #62625c; --line: #e6e5df; --paper: #ffffff; background: var(--paper); } "
-    + variables(LIGHT)
-    + " @media (prefers-color-scheme: dark) { .plot { --ink: #e8e6e1; --soft: #a09d95; --line: #34332f; "
-    + "--paper: #181816; } "
-    + variables(DARK)
-    + " }"
-    + STYLE
-)
+DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -95,7 +58,8 @@ class Series:
         marks: points.
         line: a line through these, ``(x, y)``; None for none.
         band: ``(x, low, high)`` around a line; None for none.
-        label: what the direct label says; "" for none.
+        label: what the legend says; "" for nothing.
+        dash: place of the line's style among those of one colour.
     """
 
     name: str
@@ -104,6 +68,28 @@ class Series:
     line: tuple[Floats, Floats] | None = None
     band: tuple[Floats, Floats, Floats] | None = None
     label: str = ""
+    dash: int = 0
+
+    @property
+    def ink(self) -> str:
+        """Its colour."""
+        return INK["soft"] if self.colour == NEUTRAL else LIGHT[self.colour % len(LIGHT)]
+
+    @property
+    def css(self) -> str:
+        """Its class in the SVG."""
+        return "neutral" if self.colour == NEUTRAL else f"s{self.colour % len(LIGHT)}"
+
+    @property
+    def marker(self) -> dict[str, Any]:
+        """How its marks look: hollow, and filled where the colours are used a second time."""
+        filled = self.colour // len(LIGHT) % 2 and self.colour != NEUTRAL
+        return {
+            "marker": MARKERS[self.colour % len(LIGHT)],
+            "color": self.ink,
+            "markerfacecolor": self.ink if filled else INK["paper"],
+            "markeredgewidth": 1.6,
+        }
 
 
 @dataclass(frozen=True)
@@ -118,9 +104,7 @@ class Plot:
         described: what there is to see, in words.
         apart: whether marks of different series are moved apart sideways, as they are at the same x otherwise.
         best: which edge is the better one, ``"up"`` or ``"down"``.
-        size: width and height.
-        notes: what is said at the upper and at the lower edge of a plot of differences, which has a line at 0; None for
-            other plots.
+        notes: what it means to be above and below 0 in a plot of differences; None for other plots.
     """
 
     title: str
@@ -131,251 +115,109 @@ class Plot:
     described: str = ""
     apart: bool = False
     best: str = "up"
-    size: tuple[int, int] = (WIDTH, HEIGHT)
     notes: tuple[str, str] | None = None
-
-    @property
-    def base(self) -> int:
-        """Where the x axis is."""
-        return self.size[1] - BOTTOM
-
-
-def ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Round numbers from `low` to `high`, about so many.
-
-    >>> ticks(0.0, 1.0), ticks(3.1, 3.35)
-    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [3.1, 3.15, 3.2, 3.25, 3.3, 3.35])
-    """
-    if not high > low:
-        return [low]
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.7)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(place * step, 12) for place in range(first, last + 1)]
-
-
-def shown(value: float, among: Sequence[float] = ()) -> str:
-    """A tick's text: as many digits as tell it from its neighbours."""
-    digits = next((d for d in range(9) if all(abs(round(one, d) - one) <= 1e-9 * abs(one) for one in among)), 9)
-    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
-
-
-class _Scale:
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.high, self.start, self.end = low, high, start, end
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-
-def _extent(values: Sequence[float], pad: float = 0.06) -> tuple[float, float]:
-    known = [value for value in values if math.isfinite(value)]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    room = (high - low) * pad or abs(high) * 0.05 or 0.5
-    return (low - room if low < 0 or low - room >= 0 else 0.0), high + room
-
-
-def _shape(kind: str, x: float, y: float, size: float = 4.2) -> str:
-    r = size
-    if kind == "circle":
-        return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="{r - 0.4:.1f}"/>'
-    corners = {
-        "square": [(-r, -r), (r, -r), (r, r), (-r, r)],
-        "triangle": [(0, -1.2 * r), (1.15 * r, 0.9 * r), (-1.15 * r, 0.9 * r)],
-        "diamond": [(0, -1.35 * r), (1.35 * r, 0), (0, 1.35 * r), (-1.35 * r, 0)],
-        "down": [(0, 1.2 * r), (1.15 * r, -0.9 * r), (-1.15 * r, -0.9 * r)],
-    }.get(kind)
-    if corners is None:
-        turns = 8 if kind == "star" else 4
-        around = [
-            (math.pi * step / turns, 1.4 * r if step % 2 == (kind != "plus") else 0.55 * r) for step in range(2 * turns)
-        ]
-        corners = [(math.sin(angle) * far, -math.cos(angle) * far) for angle, far in around]
-    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
-    return f'<polygon class="mark" points="{points}"/>'
-
-
-def coloured(colour: int) -> str:
-    """The class of a series."""
-    return "neutral" if colour == NEUTRAL else f"s{colour % SERIES}"
 
 
 def key(colour: int) -> str:
-    """The mark of a series by itself, for a legend."""
-    place = colour % SERIES
-    return (
-        f'<svg class="plot key s{place}" width="26" height="14" viewBox="0 0 26 14" aria-hidden="true">'
-        f'<path class="curve" d="M1 7H25"/>{_shape(SHAPES[place], 13, 7)}</svg>'
-    )
+    """The mark of a series by itself."""
+    return _key(colour % (2 * len(LIGHT)))
 
 
-def drawn(plot: Plot, identity: str = "", own: bool = False) -> str:
-    """A plot as SVG.
-
-    Args:
-        plot: the plot.
-        identity: the element's id; "" for none.
-        own: whether it is a file of its own, with its colours in it.
-    """
-    marks = [mark for one in plot.series for mark in one.marks]
-    xs = [value for mark in marks for value in (mark.x, mark.left, mark.right)]
-    ys = [value for mark in marks for value in (mark.y, mark.low, mark.high)]
-    for one in plot.series:
-        if one.line:
-            xs += list(one.line[0])
-            ys += list(one.line[1])
-        if one.band:
-            ys += [*one.band[1], *one.band[2]]
-    low, high = _extent(ys if plot.notes is None else [*ys, 0.0])
-    if plot.notes is not None and low == 0:
-        low = -0.06 * high
-    if any(mark.baseline for mark in marks):  # room for it at its edge
-        room = 0.12 * (high - low)
-        low, high = (low, high + room) if plot.best == "up" else (low - room, high)
-    y = _Scale(low, high, plot.base if plot.notes is None else plot.base - 15, TOP)
-    right = _right(plot, _extent(xs, 0.04))
-    x = _Scale(*_extent(xs, 0.04), LEFT, right)
-    parts = [_axes(plot, x, y, right)]
-    if plot.notes is not None:
-        parts.append(f'<path class="zero" d="M{LEFT} {y(0):.1f}H{right:.0f}"/>')
-    if plot.front is not None and len(plot.front[0]):
-        parts.append(f'<path class="front" d="{_path(x, y, *plot.front)}"/>')
-    for one in plot.series:
-        if one.band is not None and np.isfinite(one.band[1]).all() and len(one.band[0]) > 1:
-            there = _path(x, y, one.band[0], one.band[2])
-            back = _path(x, y, one.band[0][::-1], one.band[1][::-1]).replace("M", "L", 1)
-            parts.append(f'<path class="band {coloured(one.colour)}" d="{there}{back}Z"/>')
-    for one in plot.series:
-        place = one.colour % SERIES
-        inside = []
-        if one.line is not None and len(one.line[0]) > 1:
-            inside.append(f'<path class="curve" d="{_path(x, y, *one.line)}"/>')
-        for mark in one.marks:
-            aside = _aside(plot, one, mark, x) if plot.apart else 0.0
-            if not mark.baseline and not math.isfinite(mark.y):
-                continue
-            kind, height = "point", y(mark.y)
-            if mark.baseline:
-                kind, height = "point baseline", TOP + 6.0 if plot.best == "up" else plot.base - 8.0
-                inside.append(_beside_mark(x(mark.x) + aside, height, right))
-            inside.append(f'<g class="{kind}"><title>{html.escape(mark.said)}</title>{_whiskers(mark, x, y, aside)}')
-            inside.append(f"{_shape(SHAPES[place], x(mark.x) + aside, height)}</g>")
-        parts.append(f'<g class="{coloured(one.colour)}">{"".join(inside)}</g>')
-    for text, height in zip(plot.notes or (), (TOP - 3, plot.base - 5), strict=False):
-        parts.append(f'<text class="note" x="{LEFT + 4}" y="{height}">{html.escape(text)}</text>')
-    parts.append(_labels(plot, x, y))
-    named = f' id="{identity}"' if identity else ""
-    space = ' xmlns="http://www.w3.org/2000/svg"' if own else ""
-    style = f"<style>{OWN_STYLE}</style>" if own else ""
-    said = html.escape(plot.title)
-    return (
-        f'<svg class="plot"{named}{space} viewBox="0 0 {plot.size[0]} {plot.size[1]}" role="img" '
-        f'aria-label="{said}. {html.escape(plot.described)}">{style}<title>{said}</title>{"".join(parts)}</svg>'
-    )
+@functools.cache
+def _key(colour: int) -> str:
+    with plots.look("key"):
+        made = plots.figure(26, 14, "none")
+        axes = made.add_axes((0, 0, 1, 1), frameon=False, xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
+        axes.grid(False)
+        axes.plot([0.05, 0.5, 0.95], [0.5] * 3, markevery=[1], **Series("", colour).marker)
+        return plots.to_svg(made, "", kind="plot key").replace('role="img" aria-label=""', 'aria-hidden="true"')
 
 
-def _beside_mark(at: float, height: float, right: float) -> str:
-    """The word at the baseline's mark, on the side that has room for it."""
-    behind = at + 8 + 8 * LETTER <= right
-    place = f'x="{at + 8:.1f}"' if behind else f'x="{at - 8:.1f}" text-anchor="end"'
-    return f'<text class="note" {place} y="{height + 4:.1f}">baseline</text>'
+def drawn(plot: Plot) -> str:
+    """A plot as an SVG element."""
+    labels = [textwrap.fill(one.label, LETTERS) for one in plot.series if one.label]
+    columns = 2 if max(map(len, labels), default=0) <= LETTERS // 2 - 3 else 1
+    lines = sum(label.count("\n") + 1 for label in labels) + (plot.front is not None)
+    height = HEIGHT + 17 * -(-lines // columns) if lines else HEIGHT
+    with plots.look(plot.title):
+        made = plots.figure(*(SMALL if plot.notes is not None else (WIDTH, height)))
+        axes, said = made.add_subplot(), []
+        if plot.notes is not None:
+            axes.axhline(0, color=INK["soft"], linewidth=1, linestyle=":", gid="@zero")
+            for side, note in zip(("left", "right"), plot.notes, strict=True):
+                axes.set_title(note, loc=side, color=INK["soft"], style="italic")
+        for one in plot.series:
+            _series(axes, plot, one, said)
+        if plot.front is not None:
+            front = {"color": INK["soft"], "linewidth": 1.2, "linestyle": "--", "label": "no cell is better in both"}
+            axes.plot(*plot.front, **front, gid="@front", zorder=1)
+        axes.set_xlabel(plot.across)
+        if plot.notes is None:
+            axes.set_ylabel(plot.up)
+        _limits(axes, plot)
+        if labels:
+            made.legend(loc="outside lower center", ncols=columns, columnspacing=1.4, handlelength=2.4)
+        return plots.to_svg(made, plot.title, plot.described, said)
 
 
-def _aside(plot: Plot, own: Series, mark: Mark, x: _Scale) -> float:
+def _series(axes: Any, plot: Plot, one: Series, said: list[str]) -> None:
+    """Draw a series, and append its tooltips to `said`."""
+    if one.band is not None and len(one.band[0]) > 1 and np.isfinite(one.band[1]).all():
+        axes.fill_between(*one.band, color=one.ink, alpha=0.14, linewidth=0, gid=f"@band {one.css}")
+    style = {"linestyle": DASHES[one.dash % len(DASHES)] if one.line is not None else "none"}
+    if one.label:
+        axes.plot([], [], **one.marker, **style, label=textwrap.fill(one.label, LETTERS))
+    if one.line is not None and len(one.line[0]) > 1:
+        axes.plot(*one.line, color=one.ink, **style, gid=f"@curve {one.css}")
+    for mark in one.marks:
+        place = f"{one.css}|{len(said)}"
+        if mark.baseline:
+            _baseline(axes, plot, one, mark, f"@point baseline {place}")
+        elif math.isfinite(mark.y):
+            at = axes.transData + ScaledTranslation(_aside(plot, one, mark) / 72, 0, axes.figure.dpi_scale_trans)
+            corners = [(mark.x, mark.y), (mark.left, mark.low), (mark.right, mark.high)]
+            axes.update_datalim(corners)  # a moved mark does not count by itself
+            whisker = {"color": one.ink, "alpha": 0.4, "linewidth": 1.2, "transform": at}
+            if math.isfinite(mark.low) and math.isfinite(mark.high):
+                axes.plot([mark.x] * 2, [mark.low, mark.high], **whisker)
+            if math.isfinite(mark.left) and math.isfinite(mark.right):
+                axes.plot([mark.left, mark.right], [mark.y] * 2, **whisker)
+            axes.plot([mark.x], [mark.y], **one.marker, linestyle="none", transform=at, gid=f"@point {place}")
+        else:
+            continue
+        said.append(mark.said)
+
+
+def _baseline(axes: Any, plot: Plot, one: Series, mark: Mark, gid: str) -> None:
+    """The mark of the baseline, at the better edge, for which `_limits` leaves room."""
+    at, height = axes.get_xaxis_transform(), 0.95 if plot.best == "up" else 0.05
+    axes.plot([mark.x], [height], **{**one.marker, "alpha": 0.6}, transform=at, clip_on=False, gid=gid)
+    others = [each.x for series in plot.series for each in series.marks]
+    left = mark.x > (min(others) + max(others)) / 2
+    place = {"xytext": (-8 if left else 8, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
+    axes.annotate("baseline", (mark.x, height), xycoords=at, va="center", color=INK["soft"], style="italic", **place)
+
+
+def _aside(plot: Plot, own: Series, mark: Mark) -> float:
     """How far a mark is moved sideways: not at all where no other series has one at its x."""
-    sharing = [one for one in plot.series if any(abs(x(other.x) - x(mark.x)) < 2 for other in one.marks)]
+    if not plot.apart:
+        return 0.0
+    xs = [each.x for one in plot.series for each in one.marks]
+    near = (max(xs) - min(xs)) / 150
+    sharing = [one for one in plot.series if any(abs(each.x - mark.x) <= near for each in one.marks)]
     place = next(number for number, one in enumerate(sharing) if one is own)
     return 10.0 * (place - (len(sharing) - 1) / 2)
 
 
-def _path(x: _Scale, y: _Scale, xs: Floats, ys: Floats) -> str:
-    return "M" + "L".join(f"{x(float(a)):.1f} {y(float(b)):.1f}" for a, b in zip(xs, ys, strict=True))
-
-
-def _whiskers(mark: Mark, x: _Scale, y: _Scale, aside: float) -> str:
-    found = ""
-    if math.isfinite(mark.low) and math.isfinite(mark.high):
-        found += f'<path class="whisker" d="M{x(mark.x) + aside:.1f} {y(mark.low):.1f}V{y(mark.high):.1f}"/>'
-    if math.isfinite(mark.left) and math.isfinite(mark.right):
-        found += f'<path class="whisker" d="M{x(mark.left):.1f} {y(mark.y):.1f}H{x(mark.right):.1f}"/>'
-    return found
-
-
-def _axes(plot: Plot, x: _Scale, y: _Scale, right: float) -> str:
-    parts = []
-    upward = ticks(y.low, y.high, 6 if plot.size == (WIDTH, HEIGHT) else 3)
-    sideward = ticks(x.low, x.high, 6 if right > 300 else 4)
-    for value in upward:
-        at = y(value)
-        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{right:.0f}"/>')
-        parts.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{at + 3.8:.1f}" text-anchor="end">{shown(value, upward)}</text>'
-        )
-    base = plot.base
-    parts.append(f'<path class="axis" d="M{LEFT} {base}H{right:.0f}"/>')
-    for value in sideward:
-        at = x(value)
-        parts.append(f'<path class="axis" d="M{at:.1f} {base}v4"/>')
-        parts.append(
-            f'<text class="tick" x="{at:.1f}" y="{base + 16}" text-anchor="middle">{shown(value, sideward)}</text>'
-        )
-    middle, foot = (LEFT + right) / 2, plot.size[1] - 8
-    parts.append(f'<text x="{middle:.0f}" y="{foot}" text-anchor="middle">{html.escape(plot.across)}</text>')
-    return "".join(parts)
-
-
-def _end(one: Series) -> tuple[float, float] | None:
-    """Where a series ends on the right."""
-    if one.line is not None and len(one.line[0]):
-        last = int(np.argmax(one.line[0]))
-        return float(one.line[0][last]), float(one.line[1][last])
-    if known := [mark for mark in one.marks if math.isfinite(mark.y)]:
-        mark = max(known, key=lambda mark: mark.x)
-        return mark.x, mark.y
-    return None
-
-
-def _cut(label: str) -> str:
-    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
-
-
-def _right(plot: Plot, extent: tuple[float, float]) -> float:
-    """Where the x axis ends, so that every label has room behind the end of its series."""
-    right = plot.size[0] - 12.0
-    for one in plot.series:
-        end = _end(one)
-        if one.label and end is not None:
-            share = (end[0] - extent[0]) / (extent[1] - extent[0])
-            room = len(_cut(one.label)) * LETTER + 12
-            # LEFT + share * (right - LEFT) + room <= width
-            right = min(right, LEFT + (plot.size[0] - room - LEFT) / max(share, 1e-9))
-    return max(right, LEFT + 120.0)
-
-
-def _labels(plot: Plot, x: _Scale, y: _Scale) -> str:
-    """A label behind the end of each series; those that would lie on one another are moved apart."""
-    wanted = []
-    for one in plot.series:
-        end = _end(one)
-        if one.label and end is not None:
-            wanted.append((y(end[1]), x(end[0]), _cut(one.label), one))
-    wanted.sort(key=lambda each: each[0])
-    heights = [each[0] for each in wanted]
-    for _ in range(60):
-        for a in range(len(heights)):
-            for b in range(a + 1, len(heights)):
-                first, second = wanted[a], wanted[b]
-                beside = first[1] + len(first[2]) * LETTER < second[1] or second[1] + len(second[2]) * LETTER < first[1]
-                short = 14 - abs(heights[b] - heights[a])
-                if short > 0 and not beside:
-                    up, down = (a, b) if heights[a] <= heights[b] else (b, a)
-                    heights[up] -= short / 2
-                    heights[down] += short / 2
-        heights = [min(max(height, TOP + 4), plot.base - 3) for height in heights]
-    return "".join(
-        f'<text class="name {coloured(one.colour)}" x="{end + 9:.1f}" y="{height + 4:.1f}"><title>'
-        f"{html.escape(one.label)}</title>{html.escape(text)}</text>"
-        for height, (_, end, text, one) in zip(heights, wanted, strict=True)
-    )
+def _limits(axes: Any, plot: Plot) -> None:
+    """Axes that do not go below 0 where nothing does, with room for the baseline."""
+    axes.autoscale_view()
+    data = axes.dataLim
+    if data.y0 >= 0 and plot.notes is None:
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+    if data.x0 >= 0:
+        axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
+    if any(mark.baseline for one in plot.series for mark in one.marks):
+        low, high = axes.get_ylim()
+        room = 0.12 * (high - low)
+        axes.set_ylim((low, high + room) if plot.best == "up" else (low - room, high))

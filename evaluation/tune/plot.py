@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import plots
+from ..plots import INK, LIGHT
 from .goal import likeness
 
 MANY = 40  # points, above which intervals would hide them
@@ -33,11 +35,11 @@ class Line:
 
 
 LINES = (
-    Line("tried", "tried, on training prompts", "o", "#c4c4c4"),
-    Line("frontier", "frontier of these", "o-", "#1f6fb4"),
-    Line("fewer_steps", "{} in fewer steps", "s--", "#d1495b"),
-    Line("wanted", "{}", "D", "#2f2f2f", named=True),
-    Line("held_out", "chosen, on held-out prompts", "*", "#e08e00"),
+    Line("tried", "tried, on training prompts", "o", INK["soft"]),
+    Line("frontier", "frontier of these", "o-", LIGHT[0]),
+    Line("fewer_steps", "{} in fewer steps", "s--", LIGHT[1]),
+    Line("wanted", "{}", "D", INK["ink"], named=True),
+    Line("held_out", "chosen, on held-out prompts", "*", LIGHT[4]),
 )
 
 
@@ -50,14 +52,12 @@ def figure(told: Mapping[str, Any], kind: str = "svg", title: str | None = None,
         title: of the figure; says what the likeness is to by default.
         metric: the likeness; that of the goal by default.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     metric = metric or str(told["metric"])
-    with plt.rc_context({"svg.hashsalt": "guidestack", "font.size": 9}):
-        picture, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+    run = f"{told['steps']} steps of {told['sampler']}, {told['evaluations']} evaluations"
+    whole = title or f"Likeness to {told['reference']} in {run}"
+    with plots.look():
+        picture = plots.figure(520, 330)
+        axes = picture.add_subplot()
         for line in LINES:
             rows = told.get(line.group) or []
             rows = rows[:1] if line.group == "held_out" else rows  # the others are there to compare with
@@ -66,14 +66,9 @@ def figure(told: Mapping[str, Any], kind: str = "svg", title: str | None = None,
             axes.set_yscale("log")
         axes.set_xlabel("network evaluations of an image")
         axes.set_ylabel(str(told["names"][metric]))
-        whole = f"Likeness to {told['reference']} in {told['steps']} steps of {told['sampler']}"
-        axes.set_title(title or f"{whole}, {told['evaluations']} evaluations", fontsize=9)
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
-        sink = io.BytesIO()
-        picture.savefig(sink, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
-        plt.close(picture)
-    return sink.getvalue()
+        axes.set_title(textwrap.fill(whole, 76), loc="left")
+        picture.legend(loc="outside lower center", ncols=2)
+        return plots.written(picture, whole, kind)
 
 
 def _drawn(axes: Any, line: Line, rows: Sequence[Row], metric: str, reference: str) -> None:
@@ -83,7 +78,8 @@ def _drawn(axes: Any, line: Line, rows: Sequence[Row], metric: str, reference: s
     costs, values = [row["evaluations"] for row in shown], [row[metric] for row in shown]
     label = line.label.format(shown[0]["stack"] if line.named else reference)
     size = 11 if line.style == "*" else 4
-    axes.plot(costs, values, line.style, color=line.colour, label=label, markersize=size, linewidth=1.2)
+    faint = 0.4 if line.group == "tried" else 1.0
+    axes.plot(costs, values, line.style, color=line.colour, label=label, markersize=size, linewidth=1.2, alpha=faint)
     if len(shown) <= MANY and line.group != "tried":
         lows, highs = ([row[f"{metric}_{end}"] for row in shown] for end in ("low", "high"))
         axes.vlines(costs, lows, highs, color=line.colour, alpha=0.5)

@@ -161,7 +161,7 @@ def test_a_point_says_its_numbers(page: Page) -> None:
     from selenium.webdriver import ActionChains
 
     page.open()
-    point = page.all("figure g.s0 .point .mark")[1]
+    point = page.all("figure .point.s0")[1]
     page.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", point)
     ActionChains(page.browser).move_to_element(point).perform()
     page.until(lambda: page.one("#tip").is_displayed())
@@ -315,10 +315,10 @@ const light = (text) => {
 const ground = light(getComputedStyle(document.body).backgroundColor);
 const found = {};
 for (const selector of ["body", ".lede", ".soft", ".fine", "a", "thead th", ".interval", ".kicker",
-  ".plot .tick", ".s0.name", ".s1.name", ".warn, .flag, dt"]) {
+  ".plot text", "figure .point.s0 use", "figure .point.s1 use", ".warn, .flag, dt"]) {
   const element = document.querySelector(selector);
   const style = getComputedStyle(element);
-  const own = light(element.ownerSVGElement ? style.fill : style.color);
+  const own = light(element.matches("use") ? style.stroke : element.ownerSVGElement ? style.fill : style.color);
   found[selector] = (Math.max(own, ground) + 0.05) / (Math.min(own, ground) + 0.05);
 }
 return found;
@@ -341,7 +341,7 @@ def test_the_colours_can_be_chosen(page: Page) -> None:
         return (
             page.one("#theme").text,
             page.js("getComputedStyle(document.body).backgroundColor"),
-            page.js("getComputedStyle(document.querySelector('.s0 .mark')).stroke"),
+            page.js("getComputedStyle(document.querySelector('.point.s0 use')).stroke"),
         )
 
     auto = colours()

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageColor
 
 import guidestack as gs
+from guidestack.evaluation.plots import LIGHT
 from guidestack.evaluation.spec.cells import baseline_of, expand
 from guidestack.evaluation.spec.sweep import load_sweep
 from guidestack.evaluation.tune.plot import figure
@@ -69,7 +70,7 @@ def test_the_picture_has_what_was_measured() -> None:
     with Image.open(io.BytesIO(figure(TOLD, "png"))) as picture:
         assert picture.width > 600
         colours = {pixel for _, pixel in picture.convert("RGB").getcolors(1 << 20)}
-    assert {(0x1F, 0x6F, 0xB4), (0xE0, 0x8E, 0x00)} <= colours
+    assert {ImageColor.getrgb(LIGHT[place]) for place in (0, 4)} <= colours
     assert figure(TOLD) == figure(TOLD)
     for shown in ("tried", "frontier", "fewer_steps", "held_out"):
         assert figure({**TOLD, shown: []}) != figure(TOLD)
