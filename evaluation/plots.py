@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -67,10 +67,11 @@ def look(salt: str = "guidestack") -> AbstractContextManager[None]:
     Args:
         salt: what makes the names inside an SVG its own among others on one page.
     """
-    return matplotlib.rc_context({**SETTINGS, "svg.hashsalt": salt})
+    settings: Any = {**SETTINGS, "svg.hashsalt": salt}
+    return matplotlib.rc_context(settings)
 
 
-def figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
+def figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """An empty figure of so many pixels, whose parts make room for one another unless told."""
     from matplotlib.figure import Figure
 

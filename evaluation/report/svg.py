@@ -141,7 +141,8 @@ def drawn(plot: Plot) -> str:
     height = HEIGHT + 17 * -(-lines // columns) if lines else HEIGHT
     with plots.look(plot.title):
         made = plots.figure(*(SMALL if plot.notes is not None else (WIDTH, height)))
-        axes, said = made.add_subplot(), []
+        axes: Any = made.add_subplot()
+        said: list[Any] = []
         if plot.notes is not None:
             axes.axhline(0, color=INK["soft"], linewidth=1, linestyle=":", gid="@zero")
             for side, note in zip(("left", "right"), plot.notes, strict=True):
