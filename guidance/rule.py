@@ -10,14 +10,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Generic, Literal, Self
 
 from .errors import CompositionError, RuleError, shown
 from .fields import parameters, set_field
 from .files import RuleFile
 from .prediction import Prediction, Space
 from .query import ANY, NEGATIVE, NULL, Predictions, Queries, Query, RowMask, covered, united
-from .step import Estimate, Run, State, Step
+from .step import Estimate, Run, State, StateT, Step
 
 DEEPEST = 30
 """Rules inside one another, a stack in a rule counted: what is deeper could be read and not written, or the reverse."""
@@ -25,8 +25,10 @@ STACK = "stack"
 """The name of the empty or nested stack in text."""
 
 
-class Rule:
+class Rule(Generic[StateT]):
     """One guidance method. Subclasses are frozen dataclasses; `register` gives them a name in text and YAML.
+
+    A rule that remembers something names the type of its state, a NamedTuple: ``class Mine(Rule[MyState])``.
 
     Class attributes:
         space: what `update` reads and writes. ``"any"`` says that the result is the same in every space, as for every
@@ -108,21 +110,21 @@ class Rule:
         """
         del steps
 
-    def init(self, run: Run) -> State:
+    def init(self, run: Run) -> StateT:
         """The state before the first step."""
         del run
-        return ()
+        return ()  # type: ignore[return-value]  # of a rule that remembers nothing
 
     def asks(self) -> frozenset[Query]:
         """Every query that the rule may ask for at some step; what a pipeline must be ready to answer."""
         return frozenset()
 
-    def queries(self, step: Step, state: State) -> Queries:
+    def queries(self, step: Step, state: StateT) -> Queries:
         """The queries that `update` will read at this step, each with the samples it is wanted for (None: all)."""
         del step, state
         return dict.fromkeys(self.asks())
 
-    def unasked(self, step: Step, state: State) -> RowMask | None:
+    def unasked(self, step: Step, state: StateT) -> RowMask | None:
         """Samples that need no prediction at all at this step, not even the prompt's; None where there are none.
 
         `update` answers for them out of its state: their rows of the estimate that it is handed are NaN. The mask is on
@@ -131,11 +133,13 @@ class Rule:
         del step, state
         return None
 
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
+    ) -> tuple[Estimate, StateT]:
         """A better estimate, and the state for the next evaluation. Pure: arguments are left as they are."""
         raise NotImplementedError
 
-    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+    def away(self, predictions: Predictions, step: Step, state: StateT) -> tuple[Prediction, RowMask | None] | None:
         """What the rule leads away from at this step, and which samples it leads (None: all); None where it leads none.
 
         For whoever measures a run; `update` does not need it. By default the answer to `contrast`, for the samples that
@@ -411,7 +415,7 @@ def sole(rule: Rule, wrapper: str) -> Rule:
 
 
 @dataclass(frozen=True)
-class Wrapper(Rule):
+class Wrapper(Rule[StateT]):
     """A rule around another rule: every member that a subclass does not retype is that of the inner rule.
 
     A subclass is a frozen dataclass and adds its own parameters. One that applies its rule at some steps only retypes
@@ -434,12 +438,12 @@ class Wrapper(Rule):
     def __post_init__(self) -> None:
         set_field(self, "rule", sole(self.rule, type(self).__name__))
 
-    def applies(self, step: Step, state: State) -> bool:
+    def applies(self, step: Step, state: StateT) -> bool:
         """Whether the rule is applied at this step; where it is not, nothing is asked and nothing changes."""
         del step, state
         return True
 
-    def rule_state(self, state: State) -> State:
+    def rule_state(self, state: StateT) -> State:
         """The part of the wrapper's state that is the state of its rule; by default all of it."""
         return state
 
@@ -468,27 +472,29 @@ class Wrapper(Rule):
         """Whether the rule may answer a step without any prediction."""
         return self.rule.skips
 
-    def init(self, run: Run) -> State:
+    def init(self, run: Run) -> StateT:
         """The state of the rule before the first step."""
-        return self.rule.init(run)
+        return self.rule.init(run)  # type: ignore[no-any-return]  # a wrapper without a state of its own
 
     def asks(self) -> frozenset[Query]:
         """Every query that the rule may ask for."""
         return self.rule.asks()
 
-    def queries(self, step: Step, state: State) -> Queries:
+    def queries(self, step: Step, state: StateT) -> Queries:
         """The queries of the rule where it is applied, none elsewhere."""
         return self.rule.queries(step, self.rule_state(state)) if self.applies(step, state) else {}
 
-    def unasked(self, step: Step, state: State) -> RowMask | None:
+    def unasked(self, step: Step, state: StateT) -> RowMask | None:
         """The samples that the rule needs no prediction for, where it is applied."""
         return self.rule.unasked(step, self.rule_state(state)) if self.applies(step, state) else None
 
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
+    ) -> tuple[Estimate, StateT]:
         """The update of the rule where it is applied; elsewhere estimate and state stay as they are."""
         return self.rule.update(estimate, predictions, step, state) if self.applies(step, state) else (estimate, state)
 
-    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+    def away(self, predictions: Predictions, step: Step, state: StateT) -> tuple[Prediction, RowMask | None] | None:
         """What the rule leads away from where it is applied; None elsewhere."""
         return self.rule.away(predictions, step, self.rule_state(state)) if self.applies(step, state) else None
 

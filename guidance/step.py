@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from .prediction import Level, Prediction, Space
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    StateT = TypeVar("StateT", bound=tuple[Any, ...], default=Any)
+else:  # defaults of type variables came with Python 3.13, and only type checkers look at them
+    from typing import TypeVar
+
+    StateT = TypeVar("StateT")
 
 State = tuple[Any, ...]
 """What a rule remembers between evaluations: a NamedTuple of tensors, or ``()``."""

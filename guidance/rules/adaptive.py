@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def masked(queries: Queries, samples: Tensor) -> dict[Query, RowMask | None]:
     example="adaptive(cfg(3), threshold=0.95, space='denoised')",
 )
 @dataclass(frozen=True)
-class AdaptiveGuidance(Wrapper):
+class AdaptiveGuidance(Wrapper[Stopping]):
     r"""Adaptive Guidance: apply `rule` to each sample until conditional and unconditional predictions agree.
 
     .. math:: \gamma_t = \frac{\langle\epsilon_c, \epsilon_u\rangle}{\lVert\epsilon_c\rVert\,\lVert\epsilon_u\rVert}
@@ -138,20 +138,19 @@ class AdaptiveGuidance(Wrapper):
         """What the cosine is taken with."""
         return self.rule.contrast if self.against is None else Query.of(self.against)
 
-    def init(self, run: Run) -> State:
+    def init(self, run: Run) -> Stopping:
         """Nobody has stopped."""
         nobody = torch.zeros(run.batch, dtype=torch.bool, device=run.device)
         known = Fetched(run.mask([False] * run.batch))
         return Stopping(nobody, ~nobody, self.rule.init(run), (known,) * (1 + self.lag), known)
 
-    def rule_state(self, state: State) -> State:
+    def rule_state(self, state: Stopping) -> State:
         """The state of the rule."""
-        assert isinstance(state, Stopping)
         return state.inner
 
-    def _guiding(self, step: Step, state: Any) -> Tensor:
+    def _guiding(self, step: Step, state: Stopping) -> Tensor:
         """Who is guided at this evaluation, as far as is known before it."""
-        return state.guiding if step.evaluation else ~state.crossed  # type: ignore[no-any-return]
+        return state.guiding if step.evaluation else ~state.crossed
 
     def _contrast_of(self, asked: Queries) -> Query | None:
         """The contrast as the rule asks for it at this step, with this step's amount of perturbation."""
@@ -159,18 +158,18 @@ class AdaptiveGuidance(Wrapper):
         assert contrast is not None  # refused at construction
         return contrast if contrast in asked else next((one for one in asked if covered(one, {contrast})), None)
 
-    def queries(self, step: Step, state: State) -> Queries:
+    def queries(self, step: Step, state: Stopping) -> Queries:
         """The queries of the rule for the samples that are guided still."""
-        assert isinstance(state, Stopping)
         return masked(self.rule.queries(step, state.inner), self._left(step, state))
 
     def _left(self, step: Step, state: Stopping) -> Tensor:
         """Whose queries are evaluated, on the host."""
         return state.held.value if step.evaluation and not self.lag else ~state.sent[0].value
 
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: Stopping
+    ) -> tuple[Estimate, Stopping]:
         """The rule's update for the samples that are guided, nothing for the others."""
-        assert isinstance(state, Stopping)
         asked = self.rule.queries(step, state.inner)
         guiding, crossed, traces = self._guiding(step, state), state.crossed, {}
         contrast = self._contrast_of(asked)
@@ -192,14 +191,25 @@ class AdaptiveGuidance(Wrapper):
         sent = (*state.sent[1:], Fetched(crossed))
         return merged, Stopping(crossed, guiding, inner, sent, state.held if self.lag else Fetched(guiding))
 
-    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+    def away(self, predictions: Predictions, step: Step, state: Stopping) -> tuple[Prediction, RowMask | None] | None:
         """That of the rule, for the samples whose queries are evaluated still."""
-        assert isinstance(state, Stopping)
         led = self.rule.away(predictions, step, state.inner)
         if led is None:
             return None
         left = self._left(step, state)
         return led[0], left if led[1] is None else led[1].cpu() & left
+
+
+class Counted(NamedTuple):
+    """What a prefix remembers.
+
+    Attributes:
+        first: index of the step at which the run began; None before the first step.
+        inner: the state of the wrapped rule.
+    """
+
+    first: int | None
+    inner: State
 
 
 @register(
@@ -209,7 +219,7 @@ class AdaptiveGuidance(Wrapper):
     example="prefix(cfg(3), 3)",
 )
 @dataclass(frozen=True)
-class Prefix(Wrapper):
+class Prefix(Wrapper[Counted]):
     """Apply `rule` in the first `steps` steps of a run and not after: Adaptive Guidance without measuring.
 
     Args:
@@ -235,29 +245,31 @@ class Prefix(Wrapper):
         super().__post_init__()
         whole(self, "steps", 0)
 
-    def init(self, run: Run) -> State:
+    def init(self, run: Run) -> Counted:
         """No step done: the index of the run's first step is not known yet."""
-        return (None, self.rule.init(run))
+        return Counted(None, self.rule.init(run))
 
     def asks(self) -> frozenset[Query]:
         """Whatever the rule may ask for."""
         return self.rule.asks() if self.steps else frozenset()
 
-    def applies(self, step: Step, state: State) -> bool:
+    def applies(self, step: Step, state: Counted) -> bool:
         """Whether `step` is one of the first."""
         return step.index - self._first(step, state) < self.steps
 
-    def rule_state(self, state: State) -> State:
+    def rule_state(self, state: Counted) -> State:
         """The state of the rule."""
-        return state[1]  # type: ignore[no-any-return]
+        return state.inner
 
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: Counted
+    ) -> tuple[Estimate, Counted]:
         """The rule's update in the first steps, nothing after."""
-        inner = state[1]
+        inner = state.inner
         if self.applies(step, state):
             estimate, inner = self.rule.update(estimate, predictions, step, inner)
-        return estimate, (self._first(step, state), inner)
+        return estimate, Counted(self._first(step, state), inner)
 
-    def _first(self, step: Step, state: State) -> int:
+    def _first(self, step: Step, state: Counted) -> int:
         """The index of the step at which the run began."""
-        return step.index if state[0] is None else state[0]
+        return step.index if state.first is None else state.first

@@ -146,7 +146,7 @@ def _item(letters: str, times: str) -> str:
     example=("schedule(cfg(3), 'g r*')", "schedule(cfg(3), 'g s*')"),
 )
 @dataclass(frozen=True)
-class Schedule(Wrapper):
+class Schedule(Wrapper[Remembered]):
     r"""Apply `rule` at some steps and go by earlier answers at others: a letter for each step.
 
     ======  ===================================================================  =====================
@@ -258,7 +258,7 @@ class Schedule(Wrapper):
         """
         self.letters(steps)
 
-    def init(self, run: Run) -> State:
+    def init(self, run: Run) -> Remembered:
         """Nothing to go by.
 
         Raises:
@@ -267,32 +267,31 @@ class Schedule(Wrapper):
         self.letters(run.steps)
         return Remembered((), (), self.rule.init(run))
 
-    def _letter(self, step: Step, state: State) -> str:
+    def _letter(self, step: Step, state: Remembered) -> str:
         """What is done at this step."""
-        assert isinstance(state, Remembered)
         letter = self.letters(step.run.steps)[step.index]
         if (letter == REUSED and not state.updates) or (letter == SKIPPED and not state.estimates):
             return GUIDED
         return letter
 
-    def applies(self, step: Step, state: State) -> bool:
+    def applies(self, step: Step, state: Remembered) -> bool:
         """Whether the step is guided; at others the rule is not asked, and there is no answer to lead away from."""
         return self._letter(step, state) == GUIDED
 
-    def rule_state(self, state: State) -> State:
+    def rule_state(self, state: Remembered) -> State:
         """The state of the rule."""
-        assert isinstance(state, Remembered)
         return state.inner
 
-    def unasked(self, step: Step, state: State) -> RowMask | None:
+    def unasked(self, step: Step, state: Remembered) -> RowMask | None:
         """All samples at a skipped step."""
         if self._letter(step, state) != SKIPPED:
             return None
         return torch.ones(step.run.batch, dtype=torch.bool)
 
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: Remembered
+    ) -> tuple[Estimate, Remembered]:
         """The rule's update at guided steps, the equations above at the others."""
-        assert isinstance(state, Remembered)
         letter = self._letter(step, state)
         later = self.letters(step.run.steps)[step.index :]  # with this step: a solver may come to it again
         updates, estimates, inner = state

@@ -126,7 +126,7 @@ def _at(step: Step, state: Recording, who: str) -> int:
     example="linear_ag(cfg(4), 'emoji-cfg4-20')",
 )
 @dataclass(frozen=True)
-class LinearAG(Wrapper):
+class LinearAG(Wrapper[Recording]):
     r"""LinearAG: apply `rule` with its contrast estimated, at some steps, from all predictions so far.
 
     .. math:: \hat\epsilon_u(x_i) = \sum_{j \le i} \beta^c_{ij}\, \epsilon_c(x_j) + \sum_{j < i} \beta^u_{ij}\,
@@ -212,7 +212,7 @@ class LinearAG(Wrapper):
         """Whether the rule asks for no contrast, as cfg(1): then there is nothing to estimate, and no file is read."""
         return not self.rule.asks() & self._estimated
 
-    def init(self, run: Run) -> State:
+    def init(self, run: Run) -> Recording:
         """No step done.
 
         Raises:
@@ -260,9 +260,8 @@ class LinearAG(Wrapper):
         index = _at(step, state, "linear_ag")
         return policy[index], ESTIMATED in policy[index + 1 :]
 
-    def queries(self, step: Step, state: State) -> Queries:
+    def queries(self, step: Step, state: Recording) -> Queries:
         """Those of the rule and the prompt; at an estimated step without the contrast."""
-        assert isinstance(state, Recording)
         if self._idle:
             return self.rule.queries(step, state.inner)
         letter, later = self._letter(step, state)
@@ -273,9 +272,10 @@ class LinearAG(Wrapper):
             asked[POSITIVE] = None
         return asked
 
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: Recording
+    ) -> tuple[Estimate, Recording]:
         """The rule's update; at an estimated step on the equation above."""
-        assert isinstance(state, Recording)
         if self._idle:
             guided, inner = self.rule.update(estimate, predictions, step, state.inner)
             return guided, state._replace(inner=inner)
@@ -309,14 +309,12 @@ class LinearAG(Wrapper):
         estimate = dataclasses.replace(estimate, traces={**estimate.traces, "estimated": mark})
         return estimate, Recording(c, u, state.done + 1, state.triangle, inner)
 
-    def rule_state(self, state: State) -> State:
+    def rule_state(self, state: Recording) -> State:
         """The state of the rule."""
-        assert isinstance(state, Recording)
         return state.inner
 
-    def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
+    def away(self, predictions: Predictions, step: Step, state: Recording) -> tuple[Prediction, RowMask | None] | None:
         """That of the rule; at an estimated step the estimate, as `update` makes it."""
-        assert isinstance(state, Recording)
         letter = GUIDED if self._idle else self._letter(step, state)[0]
         if letter == CONDITIONAL:
             return None
@@ -348,7 +346,7 @@ def _combined(c: Sequence[Tensor], u: Sequence[Tensor | None], triangle: Tensor)
 
 
 @dataclass(frozen=True)
-class Recorded(Wrapper):
+class Recorded(Wrapper[Recording]):
     """`rule` as it is, in a run that keeps what `linear.Fit` needs: the state has all noise predictions in the end.
 
     Queries: those of `rule`, and at every step the prompt and the contrast.
@@ -371,7 +369,7 @@ class Recorded(Wrapper):
         """That of the rule."""
         return plain_contrast(self.rule)
 
-    def init(self, run: Run) -> State:
+    def init(self, run: Run) -> Recording:
         """Nothing recorded."""
         return Recording((), (), 0, torch.zeros(0, 0, dtype=torch.float64), self.rule.init(run))
 
@@ -379,19 +377,18 @@ class Recorded(Wrapper):
         """Whatever the rule may ask for, the prompt and the contrast."""
         return self.rule.asks() | {POSITIVE, self.contrast}
 
-    def rule_state(self, state: State) -> State:
+    def rule_state(self, state: Recording) -> State:
         """The state of the rule."""
-        assert isinstance(state, Recording)
         return state.inner
 
-    def queries(self, step: Step, state: State) -> Queries:
+    def queries(self, step: Step, state: Recording) -> Queries:
         """Those of the rule, the prompt and the contrast, for all samples."""
-        assert isinstance(state, Recording)
         return {**self.rule.queries(step, state.inner), POSITIVE: None, self.contrast: None}
 
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: Recording
+    ) -> tuple[Estimate, Recording]:
         """The rule's update."""
-        assert isinstance(state, Recording)
         index = _at(step, state, "linear_ag")
         c, u = (_noise(predictions[query]) for query in (POSITIVE, self.contrast))
         answers = predictions.only(self.rule.queries(step, state.inner), str(self.rule))
