@@ -7,7 +7,8 @@ modules are listed once, in ``__init__.pyi``.
 
 import lazy_loader
 
-__version__ = "0.1.0.dev0"
+from .guidance.version import VERSION as __version__
+
 __getattr__, _, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = [*_names, "__version__"]  # the names of the stub
 

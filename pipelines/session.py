@@ -18,7 +18,7 @@ from ..guidance.report import Report
 from ..guidance.rule import Stack
 from ..guidance.run import GuidedRun
 from ..guidance.step import Run
-from ..samplers import fingerprint, scheduler_identity
+from ..samplers import scheduler_identity, weights_digest
 from .answerable import ASKED, PIPELINES
 from .branch import Branch
 from .denoiser_calls import DenoiserCalls
@@ -215,5 +215,5 @@ def nothing_guided(report: Report) -> str:
 
 
 def model_identity(pipe: Pipeline, family: Family) -> str:
-    """The fingerprints of the components of `pipe` that predict."""
-    return " ".join(map(fingerprint, denoisers_of(pipe, family)))
+    """The digests of the weights of the components of `pipe` that predict."""
+    return " ".join(map(weights_digest, denoisers_of(pipe, family)))

@@ -1,7 +1,7 @@
 """Levels of any diffusers scheduler, and a plain sampling loop. Imports diffusers only when a scheduler is made."""
 
 from .grid import Grid, Point
-from .identity import fingerprint, scheduler_identity
+from .identity import scheduler_identity, weights_digest
 from .inversion import invert
 from .levels import entry, grid, parameterization, supported
 from .loop import sample
@@ -15,7 +15,6 @@ __all__ = [
     "by_name",
     "canonical",
     "entry",
-    "fingerprint",
     "grid",
     "initial_noise",
     "invert",
@@ -24,4 +23,5 @@ __all__ = [
     "scheduled",
     "scheduler_identity",
     "supported",
+    "weights_digest",
 ]

@@ -46,7 +46,7 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def weights_digest(model: torch.nn.Module) -> str:
     """Class of a model and a digest of the names, shapes and first values of its parameters.
 
     The same weights in float32 and in float16 agree; another checkpoint or an added LoRA does not, nor do weights that

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.presets import TunedFor, load_preset
 from ...guidance.plan import When
 from ...guidance.rule import Stack
+from ...guidance.version import VERSION
 from ...guidance.words import counted_are
 from ...pipelines import guide
 from ...pipelines.models.files import check_writable
@@ -293,7 +293,7 @@ class Tuning:
             "goal": str(settings.goal),
             "metric": settings.goal.metric,
             "names": {metric: likeness(metric).full_name for metric in settings.metrics},
-            "versions": {"guidestack": __version__, **self.generator.versions},
+            "versions": {"guidestack": VERSION, **self.generator.versions},
         }
 
     def _write(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from guidestack.guidance.errors import InputError
-from guidestack.samplers import by_name, fingerprint, grid, scheduler_identity
+from guidestack.samplers import by_name, grid, scheduler_identity, weights_digest
 
 
 def identity(scheduler: Any, steps: int = 5) -> dict[str, str]:
@@ -63,15 +63,15 @@ def small() -> torch.nn.Sequential:
 
 def test_a_model_is_its_weights_whatever_their_type_and_place_in_memory() -> None:
     model = small()
-    first = fingerprint(model)
+    first = weights_digest(model)
     assert first.startswith("Sequential:")
-    assert fingerprint(copy.deepcopy(model).half()) == first
-    assert fingerprint(copy.deepcopy(model).to(memory_format=torch.channels_last)) == first
+    assert weights_digest(copy.deepcopy(model).half()) == first
+    assert weights_digest(copy.deepcopy(model).to(memory_format=torch.channels_last)) == first
 
     class Compiled:
         _orig_mod = model
 
-    assert fingerprint(Compiled()) == first  # type: ignore[arg-type]
+    assert weights_digest(Compiled()) == first  # type: ignore[arg-type]
 
 
 def changed(what: str) -> torch.nn.Module:
@@ -94,9 +94,9 @@ def changed(what: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("what", ["a weight", "an adapter", "a name", "a shape", "a class", "rounding"])
 def test_another_model_is_told_apart(what: str) -> None:
-    assert fingerprint(changed(what)) != fingerprint(small())
+    assert weights_digest(changed(what)) != weights_digest(small())
 
 
 def test_weights_that_are_elsewhere_are_refused() -> None:
     with pytest.raises(InputError, match=r"weights of Linear are not in memory.*switch sequential offload off"):
-        fingerprint(torch.nn.Linear(2, 2, device="meta"))
+        weights_digest(torch.nn.Linear(2, 2, device="meta"))
