@@ -7,10 +7,7 @@ modules are listed once, in ``__init__.pyi``.
 
 import lazy_loader
 
-from .guidance.version import VERSION as __version__
-
-__getattr__, _, _names = lazy_loader.attach_stub(__name__, __file__)
-__all__ = [*_names, "__version__"]  # the names of the stub
+__getattr__, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __dir__() -> list[str]:

@@ -37,6 +37,7 @@ from .guidance.rules import Renoise as Renoise
 from .guidance.rules import Renorm as Renorm
 from .guidance.rules import Rescale as Rescale
 from .guidance.rules import Schedule as Schedule
+from .guidance.version import __version__ as __version__
 from .pipelines import Family as Family
 from .pipelines import GuidedPipeline as GuidedPipeline
 from .pipelines import doctor as doctor
@@ -49,4 +50,3 @@ from .pipelines.models.pretrained import from_pretrained as from_pretrained
 from .pipelines.models.pretrained import save_pretrained as save_pretrained
 from .samplers import sample as sample
 
-__version__: str

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...guidance.version import VERSION
+from ...guidance.version import __version__
 from ...pipelines.models.files import contents
 from ...pipelines.models.generator import Made
 from ...pipelines.models.recipe import MOST_TOGETHER, Recipe
@@ -119,7 +119,7 @@ class Keeper:
             "rows": report.rows,
             "batch": len(batch.samples),
             "seconds": made.seconds / len(batch.samples),
-            "versions": json.dumps({"guidestack": VERSION, **self.versions}, sort_keys=True),
+            "versions": json.dumps({"guidestack": __version__, **self.versions}, sort_keys=True),
             "made": datetime.now(UTC),
         }
         row |= {f"axis.{name}": value for name, value in cell.axes}

@@ -16,7 +16,7 @@ from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.presets import TunedFor, load_preset
 from ...guidance.plan import When
 from ...guidance.rule import Stack
-from ...guidance.version import VERSION
+from ...guidance.version import __version__
 from ...guidance.words import counted_are
 from ...pipelines import guide
 from ...pipelines.models.files import check_writable
@@ -293,7 +293,7 @@ class Tuning:
             "goal": str(settings.goal),
             "metric": settings.goal.metric,
             "names": {metric: likeness(metric).full_name for metric in settings.metrics},
-            "versions": {"guidestack": VERSION, **self.generator.versions},
+            "versions": {"guidestack": __version__, **self.generator.versions},
         }
 
     def _write(
