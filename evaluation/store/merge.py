@@ -29,6 +29,7 @@ def merge(run: RunFolder) -> int:
     Raises:
         InputError: a part is damaged, or the disk is full.
     """
+    run.location.clear(PARTS)  # what a writer left that was killed while it made parts into a larger one
     files = run.record_files()
     parts = [name for name in files if name != RECORDS]
     if not parts:
