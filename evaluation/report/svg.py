@@ -176,9 +176,9 @@ def _series(axes: Any, plot: Plot, one: Series, said: list[str]) -> None:
             _baseline(axes, plot, one, mark, f"@point baseline {place}")
         elif math.isfinite(mark.y):
             at = axes.transData + ScaledTranslation(_aside(plot, one, mark) / 72, 0, axes.figure.dpi_scale_trans)
-            corners = [(mark.x, mark.y), (mark.left, mark.low), (mark.right, mark.high)]
-            axes.update_datalim(corners)  # a moved mark does not count by itself
-            whisker = {"color": one.ink, "alpha": 0.4, "linewidth": 1.2, "transform": at}
+            ends = [(mark.x, mark.low), (mark.x, mark.high), (mark.left, mark.y), (mark.right, mark.y)]
+            axes.update_datalim([(mark.x, mark.y), *ends])  # what is moved does not count by itself
+            whisker = {"color": one.ink, "alpha": 0.4, "linewidth": 1.2, "transform": at, "gid": "@whisker"}
             if math.isfinite(mark.low) and math.isfinite(mark.high):
                 axes.plot([mark.x] * 2, [mark.low, mark.high], **whisker)
             if math.isfinite(mark.left) and math.isfinite(mark.right):

@@ -512,6 +512,16 @@ def test_a_plot_is_well_formed_whatever_its_names() -> None:
     assert ElementTree.fromstring(empty).tag == "svg"
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_whiskers_are_within_the_axes(apart: bool) -> None:
+    marks = [Mark(4, 0.5, 0.1, 0.9), Mark(8, 0.55, 0.2, 1.9)]
+    text = drawn(Plot("t", "x", "y", [Series("a", 0, marks), Series("b", 1, marks)], apart=apart))
+    found = re.findall(r'class="whisker"><path d="M [\d.]+ (-?[\d.]+)\s+L [\d.]+ (-?[\d.]+)', text)
+    foot = max(float(one) for one in re.findall(r'<text [^>]*y="([\d.]+)"', text))
+    assert len(found) == 4
+    assert all(0 < float(y) < foot - 20 for pair in found for y in pair)
+
+
 def test_what_is_named_inside_a_plot_is_its_own() -> None:
     """Several stand on one page, where a name is to be found once; else one plot has the marks of another."""
     texts = [drawn(Plot(title, "x", "y", [Series("a", 0, [Mark(1, 2), Mark(2, 3)], label="a")])) for title in "ab"]
