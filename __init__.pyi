@@ -49,4 +49,3 @@ from .pipelines import register_family as register_family
 from .pipelines.models.pretrained import from_pretrained as from_pretrained
 from .pipelines.models.pretrained import save_pretrained as save_pretrained
 from .samplers import sample as sample
-

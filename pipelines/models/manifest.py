@@ -2,7 +2,8 @@
 
 Lines are only ever appended, each by one write, so that several processes may share a folder. A line is written just
 before its image takes its name. So every image has a line, whatever interrupts a run; an image that is made again has
-several, of which the last one counts; and a line may be of an image that was not finished.
+several, of which the last one counts; a line may be of an image that was not finished; where processes write at once,
+an empty line may stand between two.
 """
 
 from __future__ import annotations

@@ -88,7 +88,10 @@ def test_ranges(written: str, values: list[float]) -> None:
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown key": ({"stpes": 3}, "unknown key 'stpes'; did you mean 'steps'\\? Allowed: model, prompts, .*baseline"),
+    "unknown key": (
+        {"stpes": 3},
+        "unknown key 'stpes'; did you mean 'steps'\\? Allowed: model, rules, prompts, .*baseline",
+    ),
     "no stack": ({"stack": None}, "give stack"),
     "unused axis": ({"axes": {"w": [1], "v": [2]}}, "no template uses the axis 'v'"),
     "a hole without an axis": ({"stack": "cfg({ww})"}, "has {ww}, and there is no such axis; did you mean 'w'"),

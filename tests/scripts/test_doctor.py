@@ -86,7 +86,8 @@ def test_models_without_prompts(run: Run, tmp_path: Path, make: Callable[[], Any
     status, out, err = run(tmp_path)
     assert (status, err) == (0, "")
     assert "not made  " in out
-    assert [line.split() for line in out.splitlines() if line.startswith("tsg(3)")] == [["tsg(3)", "2"]]
+    found = [line.split() for line in out.splitlines() if line.startswith("tsg(3")]
+    assert found == [["tsg(3,", "strength=0.8)", "2"]]
 
 
 def test_a_model_without_a_record(run: Run, model_folder: Path, tmp_path: Path) -> None:

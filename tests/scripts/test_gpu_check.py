@@ -74,6 +74,10 @@ def test_every_rule_is_compared_with_its_float32_run(subject: Subject, monkeypat
     assert failed == ["apg", "cfg", "tsg"]
 
 
+APG = "apg(3, radius=2, momentum=-0.5)"
+ADAPTIVE = "adaptive(cfg(3), threshold=0.95, space='denoised')"
+
+
 def test_waits_are_those_beyond_the_stock_pipelines(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
 
@@ -81,7 +85,7 @@ def test_waits_are_those_beyond_the_stock_pipelines(subject: Subject, monkeypatc
         ran.append(5 + 2 * steps)  # five a run, two a step
 
     def guided(stack: str, samples: Any, steps: int) -> None:
-        more = {"adaptive(cfg(3))": 1, "apg(3)": 1, "adaptive(cfg(3), lag=1)": 0.5, "icg(3)": 0.25}.get(stack, 0)
+        more = {ADAPTIVE: 1, APG: 1, "adaptive(cfg(3), lag=1)": 0.5, "icg(3)": 0.25}.get(stack, 0)
         ran.append(9 + int((2 + more) * steps))
 
     monkeypatch.setattr(subject, "stock", stock)
@@ -93,10 +97,10 @@ def test_waits_are_those_beyond_the_stock_pipelines(subject: Subject, monkeypatc
 
     size = Size(steps=4)
     found = {row.what: row for row in gpu_check.waits(subject, size, CPU, count)}
-    assert {what for what, row in found.items() if row.outcome == "FAIL"} == {"apg(3)", "adaptive(cfg(3), lag=1)"}
-    assert {what for what, row in found.items() if row.outcome == "figure"} == {"adaptive(cfg(3))", "icg(3)"}
+    assert {what for what, row in found.items() if row.outcome == "FAIL"} == {APG, "adaptive(cfg(3), lag=1)"}
+    assert {what for what, row in found.items() if row.outcome == "figure"} == {ADAPTIVE, "icg(3)"}
     assert found["cfg(3)"].outcome == "pass"
-    assert found["apg(3)"].numbers == {"waits": 1, "stock": 2}
+    assert found[APG].numbers == {"waits": 1, "stock": 2}
 
 
 def test_waits_are_not_told_on_a_cpu(subject: Subject) -> None:
@@ -269,7 +273,7 @@ def test_waits_in_the_network_are_counted_in_both_kinds_of_runs(cuda: dict[str, 
     assert accelerator.waits(device, lambda: subject.guided("cfg(3)", (0,), 3)) == 3
     # Schedules that ask the network at fewer steps wait less often, those that call it twice a step more.
     found = outcomes(list(gpu_check.waits(subject, SIZE, device)))
-    assert {what for what, outcome in found.items() if outcome == "FAIL"} == {"tsg(3)"}
+    assert {what for what, outcome in found.items() if outcome == "FAIL"} == {"tsg(3, strength=0.8)"}
 
 
 def test_memory_is_what_a_run_takes_beyond_what_was_there(cuda: dict[str, Any]) -> None:

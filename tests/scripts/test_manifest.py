@@ -17,7 +17,7 @@ QUICK = ["--steps", "2", "--sampler", "ddim"]
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / manifest.NAME).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / manifest.NAME).read_text(encoding="utf-8").splitlines() if line]
 
 
 def images(folder: Path) -> set[str]:

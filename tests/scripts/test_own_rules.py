@@ -60,7 +60,7 @@ def made(run: Run, own: Path, model_folder: Path, tmp_path: Path) -> Path:
     status, said, err = run("generate", "a cat", *options)
     assert status == 0, err
     assert "4 network evaluations" in said
-    (image,) = out.iterdir()
+    (image,) = out.glob("*.png")
     return image
 
 
@@ -155,7 +155,7 @@ def test_an_image_of_our_rules_says_nothing_of_files(run: Run, own: Path, model_
     options = ["a cat", "--model", model_folder, "--guidance", "cfg(3)", *QUICK]
     assert run("generate", *options, "--out", tmp_path / "with", "--rules", own)[0] == 0
     assert run("generate", *options, "--out", tmp_path / "without")[0] == 0
-    (one,), (other,) = (list((tmp_path / name).iterdir()) for name in ("with", "without"))
+    (one,), (other,) = (list((tmp_path / name).glob("*.png")) for name in ("with", "without"))
     assert one.name == other.name
     assert one.read_bytes() == other.read_bytes()
     assert "rules" not in read_recipe(one)
@@ -188,7 +188,7 @@ def test_like_notes_another_version_of_the_file(
     (here,) = loaded_files()
     (line,) = [one for one in err.replace("\r", "\n").splitlines() if one.startswith("warning")]
     assert f"was made with 'mine.py' ('{there}'), and its rules are from 'mine.py' ('{here.digest}') here" in line
-    (image,) = (tmp_path / "again").iterdir()
+    (image,) = (tmp_path / "again").glob("*.png")
     assert image.name != made.name  # it is another image
     assert not np.array_equal(pixels(image), pixels(made))
 
