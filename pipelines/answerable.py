@@ -27,12 +27,17 @@ def check_rows(family: Family, stack: Stack, max_rows: int | None, rows: str) ->
         raise InputError(
             f"rows={rows!r} keeps the pipeline's calls whole and max_rows={max_rows!r} cuts them; drop one"
         )
-    own = {*family.halves, "null", "negative"}
-    if beyond := sorted(str(query) for query in stack.asks() if query.perturbation or query.condition not in own):
+    if asked := beyond(family, stack):
         raise UnsupportedPipelineError(
             f"rows={rows!r} evaluates what {family.pipeline} does by itself, {', '.join(family.halves)}, and {stack} "
-            f"asks for {', '.join(beyond)}; leave rows={rows!r} out, or the rule that asks"
+            f"asks for {', '.join(asked)}; leave rows={rows!r} out, or the rule that asks"
         )
+
+
+def beyond(family: Family, stack: Stack) -> list[str]:
+    """What a stack asks for that the pipeline does not evaluate by itself, which is more than ``rows="pipeline"``."""
+    own = {*family.halves, "null", "negative"}
+    return sorted(str(query) for query in stack.asks() if query.perturbation or query.condition not in own)
 
 
 def check_answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
@@ -41,12 +46,12 @@ def check_answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
     Raises:
         UnsupportedPipelineError: it cannot.
     """
-    beyond = sorted({query.condition for query in stack.asks()} - {"positive"})
-    unconditional = [condition for condition in beyond if not condition.startswith("independent:")]
+    conditions = sorted({query.condition for query in stack.asks()} - {"positive"})
+    unconditional = [condition for condition in conditions if not condition.startswith("independent:")]
     if unconditional and (reason := family.cannot(pipe)):
         asked = ", ".join(unconditional)
         raise UnsupportedPipelineError(f"{stack} asks for {asked}; this pipeline cannot answer: {reason}")
-    for condition in beyond:
+    for condition in conditions:
         kind, _, which = condition.partition(":")
         if kind == "independent" and which not in family.random:
             known = ", ".join(repr(source) for source in family.random) or "none"

@@ -46,13 +46,14 @@ class Caches:
     Args:
         module: the denoiser.
         stack: the stack's text, for messages.
+        whole: whether ``rows="pipeline"`` of `guide` can run the stack, for messages.
 
     Attributes:
         cached: rows of this evaluation's calls that a cache answered, in part at least.
     """
 
-    def __init__(self, module: nn.Module, stack: str) -> None:
-        self.module, self.stack = module, stack
+    def __init__(self, module: nn.Module, stack: str, whole: bool) -> None:
+        self.module, self.stack, self.whole = module, stack, whole
         self.keyed: list[tuple[Kind, Any, list[Any]]] = []
         self.single: list[tuple[Kind, Any, nn.Module]] = []
         self.patched = ""
@@ -81,7 +82,7 @@ class Caches:
 
     @property
     def exact(self) -> str:
-        """What remembers the last call, whatever was asked, and so works with the pipeline's own calls only; or ""."""
+        """What holds the last call, whatever was asked, and so works with the pipeline's own calls only; or ""."""
         return self.patched or next((kind.name for kind, _, _ in self.single if kind.exact), "")
 
     def begin(self) -> None:
@@ -172,10 +173,15 @@ class Caches:
 
     def not_exact(self, asked: str) -> UnsupportedPipelineError:
         """The error for a stack that asks for other calls than the pipeline's own while `exact` is not empty."""
+        remembers, off = (
+            ("may remember", "put the method back") if self.patched else ("remembers", "take the cache off")
+        )
+        advice = f"{off[0].upper()}{off[1:]}"
+        if self.whole:
+            advice = f"Take rows='pipeline' of guide(), with which every call is the pipeline's own, or {off}"
         return UnsupportedPipelineError(
-            f"{self.exact} of {type(self.module).__name__} remembers the last call, whatever was asked, and works with "
-            f"the pipeline's own calls only; {self.stack} asks for {asked} instead. Take rows='pipeline' of guide(), "
-            "with which every call is the pipeline's own, or take the cache off"
+            f"{self.exact} of {type(self.module).__name__} {remembers} the last call, whatever was asked, and works "
+            f"with the pipeline's own calls only; {self.stack} asks for {asked} instead. {advice}"
         )
 
     def _one_memory(self, now: _Context) -> None:

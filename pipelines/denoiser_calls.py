@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..guidance.rule import Stack
+from .answerable import beyond
 from .branch import Branch
 from .caches import Caches
 from .families.record import Family
@@ -34,13 +36,13 @@ class DenoiserCalls:
 
     Args:
         family: the pipeline's record.
-        stack: the stack's text, for messages.
+        stack: the stack, for messages.
 
     Attributes:
         last: what the denoiser returned at an earlier step, in whose form a step is answered that does not call it.
     """
 
-    def __init__(self, family: Family, stack: str) -> None:
+    def __init__(self, family: Family, stack: Stack) -> None:
         self.family, self.stack = family, stack
         self.last: Any = None
         self._caches: dict[nn.Module, Caches] = {}
@@ -49,7 +51,7 @@ class DenoiserCalls:
     def branch(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Branch:
         """One call, given the denoiser, its call as it is without guidestack, and the pipeline's arguments."""
         if module not in self._caches:
-            self._caches[module] = Caches(module, self.stack)
+            self._caches[module] = Caches(module, str(self.stack), not beyond(self.family, self.stack))
         if not self._waiting:
             self._caches[module].begin()
         return Branch(self.family, module, original, args, kwargs, self.last, self._caches[module])

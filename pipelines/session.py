@@ -69,7 +69,7 @@ class Session:
         self.seeds = _seeds(pipe, call)
         self.steps = steps or Steps(pipe, family, stack, call)
         self.caller = self.steps.caller
-        self.calls = DenoiserCalls(family, str(stack))
+        self.calls = DenoiserCalls(family, stack)
         self.networks = NetworkFactory(pipe, family, prompts, self.steps.emitted, rows == PIPELINES)
         self.run: GuidedRun | None = None
         self.part: tuple[slice, ...] | None = None
