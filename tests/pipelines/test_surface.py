@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -331,6 +332,9 @@ def test_arguments_that_no_pipeline_can_use_are_one_line(name: str) -> None:
         ({"prompt": ["a", None]}, "prompt is a text"),
         ({"prompt": 3}, "prompt is a text"),
         ({"prompt": b"a"}, "prompt is a text"),
+        ({"generator": 3}, r"generator is a torch\.Generator, or a list of one for each sample; got 3"),
+        ({"generator": [torch.Generator(), 3]}, "generator is a torch"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end is a function, called behind each step; got 3"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             guided(**{**builder.arguments(1), **wrong})
@@ -338,6 +342,9 @@ def test_arguments_that_no_pipeline_can_use_are_one_line(name: str) -> None:
     many = {"num_videos_per_prompt": 0} if name == "WanPipeline" else {"num_images_per_prompt": 0}
     with pytest.raises(InputError, match="_per_prompt must be a whole number"):
         guided(**{**builder.arguments(1), **many})
+    for size in {"height", "width", "num_frames"} & set(inspect.signature(builder.make().__call__).parameters):
+        with pytest.raises(InputError, match=f"{size} must be a whole number between 1 and 1e\\+06; got -8"):
+            guided(**{**builder.arguments(1), size: -8})
     guided(**{**builder.arguments(1), "num_inference_steps": np.int64(2)})
     assert len({record.index for record in guided.report.steps}) == 2
 
