@@ -11,7 +11,7 @@ from ..guidance.rule import Stack, remarks
 from .arguments import checked
 from .families.lookup import denoisers_of, signature_of
 from .families.record import SCALE, Family, Pipeline
-from .prompts import EXTRA, NULL, Prompts, asked
+from .prompts import EXTRA, NULL, Prompts, asked, check_encoders, length_of_texts
 
 
 def guided_call(
@@ -44,6 +44,9 @@ def guided_call(
     # A random condition is made from the prompt's rows: for it alone, no other half need be encoded and carried on.
     conditions = {query.condition for query in stack.asks()} - {"positive"}
     halves = any(not one.startswith("independent") for one in conditions)
+    check_encoders(pipe, family, arguments, halves)
+    if halves and (length := length_of_texts(pipe, family, arguments)):
+        arguments["max_sequence_length"] = length
     for name in family.halved:
         if arguments.get(name) is not None:
             arguments[name] = _half(family, stack, name, arguments[name], halves)

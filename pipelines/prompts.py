@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.errors import InputError, nearest
+from ..guidance.errors import InputError, nearest, shown
 from ..guidance.rule import Rule
+from .families.lookup import signature_of
 from .families.record import Call, Family, Pipeline, Rows
 
 REPEATS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
@@ -204,12 +205,72 @@ def asked(
         named = {name: _one_each(family, name, value, prompts, NULL) for name, value in named.items()}
         further["null"] = _rows(family, named)
         if not given_negative:
+            _alike(family, call, named)
             call |= {f"negative_{name}": value for name, value in named.items()}
             if "negative_prompt" in inspect.signature(pipe.__call__).parameters:
                 call["negative_prompt"] = None  # some have an empty text by default, and do not take both
     # A pipeline encodes an empty text that it is given, also where its empty condition is another.
     empty = not given_negative if null is not None or family.zeros(pipe) else not any(negatives)
     return Prompts(negatives, positives, empty, further, tuple(remarks))
+
+
+def _alike(family: Family, call: Call, named: Mapping[str, Any]) -> None:
+    """Refuse embeddings of the empty condition that cannot stand beside those of the prompt in the pipeline's call.
+
+    Raises:
+        InputError: their shapes differ.
+    """
+    for name, value in named.items():
+        own = call.get(name)
+        if not isinstance(value, Tensor) or not isinstance(own, Tensor):
+            continue  # lists have rows of any length
+        axis, first = family.axes.get(family.embeds[name], 0), 1 if family.sequential and not family.alike else 0
+        shapes = [[*one.shape[:axis], *one.shape[axis + 1 :]] for one in (value, own)]
+        if shapes[0][first:] != shapes[1][first:]:
+            raise InputError(
+                f"{NULL}: {name} has rows of shape {shapes[0]}, and {name} of the call has {shapes[1]}; give {NULL} "
+                "with as many tokens as the embeddings of the prompt"
+            )
+
+
+def check_encoders(pipe: Pipeline, family: Family, call: Call, halves: bool) -> None:
+    """Refuse texts that the pipeline itself would encode with a text encoder that is not there.
+
+    Args:
+        pipe: the pipeline.
+        family: its record.
+        call: the pipeline's arguments.
+        halves: whether the pipeline evaluates a negative prompt too.
+
+    Raises:
+        InputError: there are such texts.
+    """
+    if family.encode is None or not _missing(pipe):
+        return
+    negative, given = call.get("negative_prompt"), [name for name in call if call[name] is not None]
+    if call.get("prompt") is not None:
+        text = _first(call["prompt"])
+        encode(pipe, family, call, [text], True, "give prompt_embeds")
+    elif halves and not any(map(EMBEDDED.fullmatch, given)) and (negative is not None or not family.zeros(pipe)):
+        text = _first(negative)
+        encode(pipe, family, call, [text], instead="give embeddings: negative_prompt_embeds" if text else "")
+
+
+def _first(texts: Any) -> str:
+    """The first of some texts that is not empty, if there is one."""
+    return next(filter(None, [texts] if isinstance(texts, str) else texts or ()), "")
+
+
+def length_of_texts(pipe: Pipeline, family: Family, call: Call) -> int | None:
+    """The `max_sequence_length` with which the pipeline pads a negative text to the length of `prompt_embeds`.
+
+    None where the pipeline encodes no text beside embeddings, or has no need for it, or cannot.
+    """
+    own = call.get("prompt_embeds")
+    if not isinstance(own, Tensor) or call.get("negative_prompt_embeds") is not None or family.sequential:
+        return None
+    length = own.shape[1] - family.uncounted(pipe) if own.ndim == 3 else 0
+    return length if length > 0 and "max_sequence_length" in signature_of(pipe).parameters else None
 
 
 def _with_text(negatives: list[list[str]], call: Call, name: str) -> list[list[str]]:
@@ -304,7 +365,9 @@ def _rows(family: Family, named: Mapping[str, Any]) -> Rows:
     return {row: named[name] for name, row in family.embeds.items() if row}
 
 
-def encode(pipe: Pipeline, family: Family, call: Call, texts: Sequence[str], as_prompt: bool = False) -> Rows:
+def encode(
+    pipe: Pipeline, family: Family, call: Call, texts: Sequence[str], as_prompt: bool = False, instead: str = ""
+) -> Rows:
     """The row arguments of other prompts, one row each, encoded as the pipeline does it for negative ones or prompts.
 
     Raises:
@@ -317,14 +380,13 @@ def encode(pipe: Pipeline, family: Family, call: Call, texts: Sequence[str], as_
         raise InputError(
             f"{type(pipe).__name__} has no way to encode prompts beside its own two; it cannot answer others"
         )
-    parts = [name for name in _signature(pipe) if name.startswith("text_encoder")]
-    missing = [name for name in parts if getattr(pipe, name, None) is None]
-    instead = f"give embeddings: {NULL}" if not any(texts) else "give negatives as lists of embeddings"
+    missing = _missing(pipe)
+    instead = instead or (f"give embeddings: {NULL}" if not any(texts) else "give negatives as lists of embeddings")
     refusal = (
-        f"{'the empty prompt' if not any(texts) else repr(next(filter(None, texts)))} has to be encoded, and "
-        f"{' and '.join(missing)} of {type(pipe).__name__} is None; {instead}"
+        f"{shown(_first(texts)) if any(texts) else 'the empty prompt'} has to be encoded, and "
+        f"{' and '.join(missing)} of {type(pipe).__name__} {'is' if len(missing) == 1 else 'are'} None; {instead}"
     )
-    if missing and missing == parts:
+    if missing and len(missing) == len(_encoders(pipe)):
         raise InputError(refusal)
     try:
         with torch.no_grad():
@@ -339,9 +401,14 @@ def encode(pipe: Pipeline, family: Family, call: Call, texts: Sequence[str], as_
     return rows
 
 
-def _signature(pipe: Pipeline) -> list[str]:
-    """Names of the parts that a pipeline is made of."""
-    return list(inspect.signature(type(pipe).__init__).parameters)
+def _encoders(pipe: Pipeline) -> list[str]:
+    """Names of the text encoders that a pipeline is made of."""
+    return [name for name in inspect.signature(type(pipe).__init__).parameters if name.startswith("text_encoder")]
+
+
+def _missing(pipe: Pipeline) -> list[str]:
+    """Names of the text encoders that are None."""
+    return [name for name in _encoders(pipe) if getattr(pipe, name, None) is None]
 
 
 def _blank(value: Tensor, rows: Tensor) -> Tensor:

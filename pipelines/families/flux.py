@@ -47,6 +47,7 @@ FLUX = register_family(
         scratch=("_guidance_scale", "_joint_attention_kwargs"),
         branches=lambda pipe, call: call["true_cfg_scale"] > 1,
         encode=_encode,
+        alike=True,
         embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
         embedded=lambda pipe: "guidance_scale" if pipe.transformer.config.guidance_embeds else "",
     )

@@ -44,6 +44,7 @@ register_family(
         },
         own="renorm()",
         encode=_encode,
+        alike=True,
         embeds={"prompt_embeds": "encoder_hidden_states", "prompt_attention_mask": "encoder_attention_mask"},
     )
 )

@@ -115,6 +115,9 @@ class Conditions:
             arguments of the pipeline's call for the prompt.
         embeds: the pipeline's arguments for the embeddings of a prompt, each with the row argument that it becomes, or
             "" where the denoiser is not given it. With ``negative_`` before it each is that of a negative prompt.
+        uncounted: ``uncounted(pipe)``: tokens of `prompt_embeds` that its `max_sequence_length` does not count.
+        alike: whether it takes embeddings of a negative prompt only with as many tokens as those of the prompt, though
+            it evaluates each by a call of its own.
         zeros: ``zeros(pipe)``: whether the pipeline evaluates zeros where it is given no ``negative_prompt``, and the
             encoded text where it is given an empty one. Zeros are then its empty condition.
         random: for each source that `ICG` may name: ``draw(pipe, rows, generators)``, the row arguments of a random
@@ -126,6 +129,8 @@ class Conditions:
     encode: Callable[[Pipeline, Call, Sequence[str], bool], Rows] | None = None
     completed: Callable[[Mapping[str, Any], Rows], Rows] = lambda arguments, rows: rows
     embeds: Mapping[str, str] = field(default_factory=dict)
+    uncounted: Callable[[Pipeline], int] = lambda pipe: 0
+    alike: bool = False
     zeros: Callable[[Pipeline], bool] = lambda pipe: False
     random: Mapping[str, Callable[[Pipeline, Rows, Sequence[torch.Generator]], Rows]] = field(default_factory=dict)
     halved: tuple[str, ...] = ()

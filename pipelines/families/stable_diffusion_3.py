@@ -12,15 +12,19 @@ from .encoding import encode_prompt, lora_scale, tokens
 from .record import Call, Family, Pipeline, Rows, register_family
 
 
-def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
+def _uncounted(pipe: Pipeline) -> int:
     # The tokens of T5 stand behind those of the CLIP encoders, of which there are always as many.
+    return int(pipe.tokenizer_max_length)
+
+
+def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
     embeddings, _, pooled, _ = encode_prompt(
         pipe,
         texts,
         prompt_2=None,
         prompt_3=None,
         clip_skip=call.get("clip_skip") if as_prompt else None,
-        max_sequence_length=tokens(call, 256, as_prompt, more=pipe.tokenizer_max_length),
+        max_sequence_length=tokens(call, 256, as_prompt, more=_uncounted(pipe)),
         lora_scale=lora_scale(call, "joint_attention_kwargs"),
     )
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
@@ -38,6 +42,7 @@ SD3 = register_family(
         owned={"guidance_scale": "cfg(scale)", "skip_guidance_layers": ""},
         halved=("ip_adapter_image_embeds",),
         encode=_encode,
+        uncounted=_uncounted,
         embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
     )
 )

@@ -451,7 +451,7 @@ def test_lengths_that_are_no_number_of_chunks(chunked: str) -> None:
 def test_without_a_text_encoder_the_refusal_names_the_embeddings(name: str, stack: str) -> None:
     pipe = freed(name)
     given = embedded(name, PROMPTS) | embedded(name, NEGATIVES, "negative_")
-    message = "^the empty prompt has to be encoded, and {} of {} is None; give embeddings: null_embeds"
+    message = "^the empty prompt has to be encoded, and {} of {} (is|are) None; give embeddings: null_embeds"
     with pytest.raises(InputError, match=message.format("text_encoder.*", type(pipe).__name__)):
         gs.guide(pipe, stack)(**without_texts(name, **given))
     if name in ("StableDiffusion3Pipeline", "FluxPipeline"):  # one of several is there
@@ -460,8 +460,55 @@ def test_without_a_text_encoder_the_refusal_names_the_embeddings(name: str, stac
             gs.guide(pipe, stack)(**without_texts(name, **given))
     if stack == "perpneg(3)":
         more = {"null_embeds": nothing(name), "extra_prompt": ["sun", ""]}
-        with pytest.raises(InputError, match=r"^'sun' has to be encoded, and text_encoder.* is None"):
+        with pytest.raises(InputError, match=r"^'sun' has to be encoded, and text_encoder.* None"):
             gs.guide(freed(name), stack)(**without_texts(name, **given, **more))
+
+
+UNENCODED = [name for name in EMBEDDED if name not in ("AudioLDM2Pipeline", "StableDiffusionInstructPix2PixPipeline")]
+
+
+@pytest.mark.parametrize("name", UNENCODED)
+def test_what_the_pipeline_itself_would_encode_is_refused_likewise(name: str) -> None:
+    """Its own negative where none is given, and its prompt as a text."""
+    pipe, given = freed(name), embedded(name, PROMPTS)
+    for stack in ("cfg(3)", "perpneg(3)", "cfg(3) | renoise()"):
+        if not family(name).zeros(pipe):
+            with pytest.raises(InputError, match=r"^the empty prompt has to be .* None; give embeddings: null_embeds"):
+                gs.guide(pipe, stack)(**without_texts(name, **given))
+        with pytest.raises(InputError, match=r"^'a cat' has to be encoded, and .* None; give prompt_embeds"):
+            gs.guide(pipe, stack)(**arguments(name, 2, prompt=PROMPTS))
+    with pytest.raises(InputError, match=r"^'sky' has to be encoded, and .* None; .* negative_prompt_embeds"):
+        gs.guide(pipe, "cfg(3)")(**without_texts(name, **given, negative_prompt=["", "sky"]))
+    gs.guide(pipe, "stack()")(**without_texts(name, **given))
+    if name == "StableDiffusion3Pipeline":  # one of several is not there
+        pipe = copy.copy(made(name))
+        pipe.text_encoder = pipe.tokenizer = None
+        with pytest.raises(InputError, match=r"^the empty prompt has to be .* text_encoder of .* is None; give emb"):
+            gs.guide(pipe, "cfg(3)")(**without_texts(name, **given))
+        pipe = copy.copy(made(name))
+        pipe.text_encoder_3 = pipe.tokenizer_3 = None  # which the pipeline does without
+        gs.guide(pipe, "cfg(3)")(**arguments(name, 2, prompt=PROMPTS))
+
+
+@pytest.mark.parametrize("name", [name for name in PADDED if name != "HiDreamImagePipeline"])
+def test_the_pipelines_own_negative_is_as_long_as_the_embeddings(name: str) -> None:
+    long = {"max_sequence_length": 24}
+    given = embedded(name, PROMPTS, **long)
+    alone = family(name).sequential  # where each has its own length
+    for stack in ("cfg(3)", "cfg(3, against='null')", "perpneg(3)"):
+        wanted = steps(name, stack, **arguments(name, 2, prompt=PROMPTS, **long))
+        told = without_texts(name, **given) | {"max_sequence_length": 24 if alone else 16}
+        told.pop("negative_prompt", None)
+        assert near(steps(name, stack, **told), wanted, 1e-4), stack
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionImg2ImgPipeline", "SanaPipeline", "LTXPipeline", "FluxPipeline", "Lumina2Pipeline"]
+)
+def test_an_empty_condition_of_another_length_is_named(name: str) -> None:
+    null = {key: value[:, :3] if "pooled" not in key else value for key, value in nothing(name).items()}
+    with pytest.raises(InputError, match=r"^null_embeds: prompt_embeds has rows of shape \[3, .*; give null_embeds"):
+        gs.guide(made(name), "cfg(3)")(**without_texts(name, **embedded(name, PROMPTS), null_embeds=null))
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "Kandinsky3Pipeline"])
