@@ -386,13 +386,11 @@ def encode(
         f"{shown(_first(texts)) if any(texts) else 'the empty prompt'} has to be encoded, and "
         f"{' and '.join(missing)} of {type(pipe).__name__} {'is' if len(missing) == 1 else 'are'} None; {instead}"
     )
-    if missing and len(missing) == len(_encoders(pipe)):
-        raise InputError(refusal)
     try:
         with torch.no_grad():
             rows = family.encode(pipe, call, texts, as_prompt)
     except (AttributeError, TypeError, ValueError) as error:
-        if missing:  # some pipelines do without one of several
+        if missing:  # some pipelines do without one of several, and an `encode_prompt` of one's own without all
             raise InputError(refusal) from error
         raise
     if zeros:
@@ -401,14 +399,10 @@ def encode(
     return rows
 
 
-def _encoders(pipe: Pipeline) -> list[str]:
-    """Names of the text encoders that a pipeline is made of."""
-    return [name for name in inspect.signature(type(pipe).__init__).parameters if name.startswith("text_encoder")]
-
-
 def _missing(pipe: Pipeline) -> list[str]:
-    """Names of the text encoders that are None."""
-    return [name for name in _encoders(pipe) if getattr(pipe, name, None) is None]
+    """Names of the text encoders of a pipeline that are None."""
+    parts = [name for name in inspect.signature(type(pipe).__init__).parameters if name.startswith("text_encoder")]
+    return [name for name in parts if getattr(pipe, name, None) is None]
 
 
 def _blank(value: Tensor, rows: Tensor) -> Tensor:

@@ -485,6 +485,9 @@ def test_what_the_pipeline_itself_would_encode_is_refused_likewise(name: str) ->
         pipe.text_encoder = pipe.tokenizer = None
         with pytest.raises(InputError, match=r"^the empty prompt has to be .* text_encoder of .* is None; give emb"):
             gs.guide(pipe, "cfg(3)")(**without_texts(name, **given))
+        pipe = freed(name)
+        pipe.encode_prompt = made(name).encode_prompt  # of one's own, with an encoder elsewhere
+        gs.guide(pipe, "cfg(3)")(**arguments(name, 2, prompt=PROMPTS))
         pipe = copy.copy(made(name))
         pipe.text_encoder_3 = pipe.tokenizer_3 = None  # which the pipeline does without
         gs.guide(pipe, "cfg(3)")(**arguments(name, 2, prompt=PROMPTS))
