@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import inspect
 import itertools
@@ -70,7 +71,10 @@ def canonical(name: str) -> str:
         names |= {f"{squashed}{spacing}": f"{one}-{spacing}" for squashed, one in names.items() if one in SAMPLERS}
     if (squashed := _squashed(name)) in names:
         return names[squashed]
-    raise InputError(f"unknown sampler {name!r}{nearest(name.lower(), SAMPLERS)}")
+    base, _, spacing = re.sub(r"[\s_]+", "-", name.strip().lower()).rpartition("-")
+    meant = difflib.get_close_matches(spacing, _SPACINGS, n=1) if names.get(_squashed(base)) in SAMPLERS else []
+    hint = f"; did you mean '{names[_squashed(base)]}-{meant[0]}'?" if meant else nearest(name.lower(), SAMPLERS)
+    raise InputError(f"unknown sampler {name!r}{hint}")
 
 
 def _squashed(name: str) -> str:
@@ -89,9 +93,16 @@ def by_name(name: str, replaced: Any = None) -> Any:
         InputError: an unknown name, a spacing that this sampler does not have, a package that is missing, or a sampler
             that does not go with the network that runs under `replaced`.
     """
-    cls, config, own = _settings(canonical(name), replaced)
+    known = canonical(name)
+    if package := _missing(known):
+        raise InputError(
+            f"sampler {name!r} needs the package {package}, which is not installed; run: pip install "
+            "'guidestack[schedulers]'"
+        )
+    cls, config, own = _settings(known, replaced)
     if (emits := _emitted(replaced)) is not None and (reads := _read(cls, config, own)) != emits:
-        fit = ", ".join(one for one in SAMPLERS if _read(*_settings(one, replaced)) == emits)
+        installed = [one for one in SAMPLERS if not _missing(one)]
+        fit = ", ".join(one for one in installed if _read(*_settings(one, replaced)) == emits)
         raise InputError(
             f"sampler {name!r} is for a network that emits {reads.name if reads else 'another form'!r}, and this "
             f"model's emits {emits.name!r}; it can use {fit or 'its own scheduler only'}"
@@ -141,22 +152,27 @@ def _read(cls: Any, config: Mapping[str, Any], own: Mapping[str, Any]) -> Parame
         return None
 
 
+def _parts(name: str) -> tuple[str, str]:
+    """The sampler and the spacing in a name of `canonical`; "" for none."""
+    base, _, spacing = (name, "", "") if name in SAMPLERS else name.rpartition("-")
+    return base, spacing
+
+
+def _missing(name: str) -> str | None:
+    """The package that a sampler imports and that is not installed: diffusers then has no such class."""
+    needed = [NEEDED[part] for part in _parts(name) if part in NEEDED]
+    return next((package for package in needed if importlib.util.find_spec(package) is None), None)
+
+
 def _settings(name: str, replaced: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Of a sampler: its class, the configuration that it is made from, and what is set beside.
 
     Raises:
-        InputError: as `by_name`.
+        InputError: the sampler does not have this spacing.
     """
     import diffusers
 
-    base, _, spacing = (name, "", "") if name in SAMPLERS else name.rpartition("-")
-    for needing in (base, spacing):
-        package = NEEDED.get(needing)
-        if package and importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"sampler {name!r} needs the package {package}, which is not installed; run: pip install "
-                "'guidestack[schedulers]'"
-            )
+    base, spacing = _parts(name)
     class_name, preset = SAMPLERS[base]
     cls = getattr(diffusers, class_name)
     takes = inspect.signature(cls.__init__).parameters

@@ -7,11 +7,13 @@ from typing import Any
 
 import diffusers
 import pytest
+from diffusers.utils import dummy_torch_and_torchsde_objects
 
 from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.guidance.prediction import EPSILON, FLOW, Parameterization, V
 from guidestack.pipelines.models.bundled import EMOJI
 from guidestack.samplers import SAMPLERS, by_name, canonical, grid, parameterization, scheduled
+from guidestack.samplers.names import NEEDED
 from guidestack.samplers.renoise import Renoising
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what diffusers says of a configuration is not this test's
@@ -158,6 +160,8 @@ def test_a_short_name_is_its_own(name: str) -> None:
     [
         ("DPM++ 2S a", "did you mean 'dpm..2s'"),  # it is ancestral, ours is not
         ("Eular", "did you mean 'euler'"),
+        ("DPM++ 2M Karas", "did you mean 'dpm..2m-karras'"),
+        ("dpm++sde exponental", "did you mean 'dpm..sde-exponential'"),
         ("DPM++ 3M SDE Karras", "unknown sampler 'DPM.. 3M SDE Karras'"),
         ("Restart", "expected one of: ddim, "),
         ("ddim-karras", "sampler 'ddim-karras' has no use_karras_sigmas; drop '-karras'"),
@@ -179,6 +183,25 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     with pytest.raises(InputError, match=rf"needs the package {package}.*pip install 'guidestack\[schedulers\]'$"):
         by_name(name)
     by_name("euler-karras")
+
+
+@pytest.mark.parametrize("package", ["torchsde", "scipy"])
+def test_a_sampler_that_does_not_fit_is_refused_for_that_whatever_package_is_missing(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of a class whose package is missing, diffusers has one that answers nothing, not even what it takes."""
+    found, stub = importlib.util.find_spec, dummy_torch_and_torchsde_objects.DPMSolverSDEScheduler
+    monkeypatch.setattr(importlib.util, "find_spec", lambda one, *rest: None if one == package else found(one, *rest))
+    without = [name for name in SAMPLERS if NEEDED.get(name) == package]
+    for name in without:
+        monkeypatch.setattr(diffusers, SAMPLERS[name][0], stub)
+    for model, name in (("SDXL", "flow-euler"), ("Stable Diffusion 2", "edm-euler"), ("Wan", "ddim")):
+        _, _, emits, fit = MODELS[model]
+        with pytest.raises(InputError) as caught:
+            by_name(name, own(model))
+        assert str(caught.value).startswith(f"sampler {name!r} is for a network that emits ")
+        expected = ", ".join(one for one in fit if one not in without)
+        assert str(caught.value).endswith(f" emits {emits.name!r}; it can use {expected}")
 
 
 def test_a_number_of_steps_that_a_sampler_does_not_take() -> None:
