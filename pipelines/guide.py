@@ -55,8 +55,8 @@ def guide(
     Raises:
         UnsupportedPipelineError: there is no record for this pipeline, or it cannot run the stack; or with
             ``rows="pipeline"`` the stack asks for what the pipeline does not evaluate by itself.
-        InputError: `max_rows` is no number of rows; `rows` is neither of the two, or ``"pipeline"`` together with
-            `max_rows`.
+        InputError: `pipe` is no pipeline; `max_rows` is no number of rows; `rows` is neither of the two, or
+            ``"pipeline"`` together with `max_rows`.
         UnsupportedSchedulerError: the levels of its scheduler are not known.
         StackSyntaxError, RuleError: the text or mapping of the stack is wrong.
 

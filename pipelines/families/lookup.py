@@ -6,7 +6,7 @@ import inspect
 
 import torch
 
-from ...guidance.errors import UnsupportedPipelineError
+from ...guidance.errors import InputError, UnsupportedPipelineError, shown
 from .forwarding import call_of, forwards
 from .record import FAMILIES, Family, Pipeline
 from .suggest import nearest_to
@@ -21,7 +21,8 @@ def family_of(pipe: Pipeline) -> Family:
     """The record for `pipe`, or for the class whose ``__call__`` it inherits, or hands its own calls on to.
 
     Raises:
-        UnsupportedPipelineError: there is none.
+        InputError: `pipe` is no pipeline.
+        UnsupportedPipelineError: there is no record.
     """
     name, known = type(pipe).__name__, known_class(pipe)
     if known is not None and forwards(type(pipe), known):
@@ -31,6 +32,11 @@ def family_of(pipe: Pipeline) -> Family:
             f"guidestack has no family record for {name}, whose __call__ does more than hand its arguments on to that "
             f"of {known.__name__}: what is known of one need not be true of the other. Guide "
             f"{known.__name__}(**pipe.components), or let guidestack.doctor(pipe) say how to enter a record for {name}"
+        )
+    if not callable(pipe) or isinstance(pipe, type | torch.nn.Module):
+        raise InputError(
+            "guide takes a pipeline object of diffusers, such as DiffusionPipeline.from_pretrained(MODEL) makes; got "
+            f"{' '.join(shown(pipe).split())}"
         )
     raise UnsupportedPipelineError(
         f"guidestack has no family record for {name}; {' and '.join(nearest_to(pipe)[:2])} are nearest. "

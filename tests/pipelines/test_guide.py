@@ -227,11 +227,24 @@ def test_an_unused_negative_prompt_is_said(plain: Any) -> None:
             gs.guide(plain, stack)("a", negative_prompt="b", generator=seeded(1), **GIVEN)
 
 
+def test_what_is_no_pipeline_is_refused_as_such(plain: Any) -> None:
+    cls = type(plain)
+    given = {"None": None, "3": 3, "'bundled'": "bundled", f"<class .*{cls.__name__}": cls, "UNet2D": plain.unet}
+    for told, one in given.items():
+        for door in (lambda it: gs.guide(it, "cfg(3)"), gs.doctor):
+            with pytest.raises(InputError, match=rf"takes a pipeline object of diffusers, .*; got {told}") as caught:
+                door(one)
+            assert "\n" not in str(caught.value)
+
+
 def test_what_is_not_supported_is_refused_by_name(new_pipe: Any) -> None:
     from diffusers import VQDiffusionScheduler
 
-    with pytest.raises(UnsupportedPipelineError, match=r"no family record for object.*docs/families\.md"):
-        gs.guide(object(), gs.CFG(3))
+    class Unknown:
+        def __call__(self) -> None: ...
+
+    with pytest.raises(UnsupportedPipelineError, match=r"no family record for Unknown.*docs/families\.md"):
+        gs.guide(Unknown(), gs.CFG(3))
     pipe = new_pipe()
     pipe.scheduler = VQDiffusionScheduler(num_vec_classes=4)
     with pytest.raises(UnsupportedSchedulerError, match="VQDiffusionScheduler"):
