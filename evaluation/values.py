@@ -68,7 +68,7 @@ def check_keys(mapping: Any, allowed: Collection[str], where: str) -> Mapping[st
         InputError: it is no mapping, or has one.
     """
     if not isinstance(mapping, Mapping):
-        raise InputError(f"{where} is a mapping with keys of {', '.join(allowed)}; got {shown(mapping)}")
+        raise InputError(f"{where} must be a mapping with keys of {', '.join(allowed)}; got {shown(mapping)}")
     for key in mapping:
         if key not in allowed:
             raise InputError(f"{where}: unknown key {shown(key)}{meant(str(key), allowed)}")
@@ -82,7 +82,7 @@ def whole(value: Any, where: str, low: int, high: int) -> int:
         InputError: it is something else.
     """
     if type(value) is not int or not low <= value <= high:
-        raise InputError(f"{where} is a whole number, {low} to {high}; got {shown(value)}")
+        raise InputError(f"{where} must be a whole number, {low} to {high}; got {shown(value)}")
     return value
 
 
@@ -93,7 +93,7 @@ def flag(value: Any, where: str) -> bool:
         InputError: it is something else.
     """
     if not isinstance(value, bool):
-        raise InputError(f"{where} is true or false; got {shown(value)}")
+        raise InputError(f"{where} must be true or false; got {shown(value)}")
     return value
 
 
@@ -117,10 +117,12 @@ def text(value: Any, where: str) -> str:
         InputError: it is something else, empty, longer than `LONGEST`, or has a NUL character.
     """
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where} is a text; got {shown(value)}")
+        raise InputError(f"{where} must be a text that is not empty; got {shown(value)}")
     check_text(value, where)
     if len(value) > LONGEST or "\0" in value:
-        raise InputError(f"{where} is a text of at most {LONGEST} characters, none of them NUL; got {shown(value)}")
+        raise InputError(
+            f"{where} must be a text of at most {LONGEST} characters, none of them NUL; got {shown(value)}"
+        )
     return value.strip()
 
 
@@ -149,7 +151,7 @@ def size(value: Any, where: str) -> Size | None:
         return None
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value.lower()) if isinstance(value, str) else None
     if match is None:
-        raise InputError(f"{where} is HEIGHTxWIDTH in pixels, such as 64x64, or 'model'; got {shown(value)}")
+        raise InputError(f"{where} must be HEIGHTxWIDTH in pixels, such as 64x64, or 'model'; got {shown(value)}")
     height, width = int(match[1]), int(match[2])
     if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
         raise InputError(f"{where}: a side has 1 to {LARGEST_SIDE} pixels; got {shown(value)}")
@@ -179,7 +181,7 @@ def values(given: Any, where: str, most: int = MOST) -> tuple[Any, ...]:
             raise InputError(f"{where} has {len(given)} values; {most} are the most")
         found = tuple(tuple(one) if isinstance(one, list) else one for one in given)
     else:
-        raise InputError(f"{where} is a list of values, or a range such as '1, 2, ..., 8'; got {shown(given)}")
+        raise InputError(f"{where} must be a list of values, or a range such as '1, 2, ..., 8'; got {shown(given)}")
     if not found:
         raise InputError(f"{where} has no values")
     for one in found:

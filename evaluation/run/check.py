@@ -78,7 +78,7 @@ def _check_prompts(generator: Generator, prompts: Sequence[Prompt]) -> None:
     if not takes_classes and True in classes:
         raise InputError(f"{name} takes {'prompts' if takes_prompts else 'no prompts'}, and classes were given")
     if takes_prompts and any(not one.text for one in prompts) and len(prompts) == 1:
-        raise InputError(f"{name} needs prompts: a list, a file, or {{bundled: {{count: 8}}}}")
+        raise InputError(f"{name} needs a prompt that is not empty: a list, a file, or {{bundled: {{count: 8}}}}")
     if not takes_prompts and not takes_classes and any(one.text for one in prompts):
         raise InputError(f"{name} takes no prompts; leave prompts out")
     if takes_classes:

@@ -13,7 +13,7 @@ from .. import values
 from ..paths import located
 from ..spec.cells import Addresses, Cell, baseline_of, expand
 from ..spec.prompts import Prompt, written_prompt
-from ..spec.sweep import BUNDLED, FIELDS, STACK, Sweep, parse_sweep
+from ..spec.sweep import BUNDLED, FIELDS, STACK, Sweep
 from ..store.folder import CELLS, SWEEP, RunFolder
 from .batches import Pairs
 
@@ -33,13 +33,8 @@ def versions(run: RunFolder, sweep: Sweep, model: str) -> list[Sweep]:
     Raises:
         InputError: the folder holds another sweep; the message says what differs.
     """
-    before = [
-        parse_sweep(
-            run.location.read(f"{HISTORY}/{name}"), f"{run}/{HISTORY}/{name}", run.location.read, run.location.folder
-        )
-        for name in run.location.names(HISTORY)
-        if name.endswith(".yaml")
-    ]
+    files = [name for name in run.location.names(HISTORY) if name.endswith(".yaml")]
+    before = [run.resolved(f"{HISTORY}/{name}") for name in files]
     if not before:
         return [sweep]
     here = _told(run).get("model")

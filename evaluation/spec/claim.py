@@ -84,7 +84,7 @@ def parse_claim(given: Any, where: str, axes: Sequence[str]) -> Claim:
             raise InputError(f"{where}: give {key}; a claim has {', '.join(KEYS)}")
     expect = given["expect"]
     if not isinstance(expect, list) or not 0 < len(expect) <= MOST:
-        raise InputError(f"{where}: expect is a list of 1 to {MOST} expectations; got {values.shown(expect)}")
+        raise InputError(f"{where}: expect must be a list of 1 to {MOST} expectations; got {values.shown(expect)}")
     return Claim(
         words=values.text(given["words"], f"{where}: words"),
         paper=values.text(given["paper"], f"{where}: paper"),
@@ -105,7 +105,7 @@ def _expectation(given: Any, where: str, axes: Sequence[str]) -> Expectation:
     cells = []
     for key in ("of", "than"):
         if not isinstance(given[key], Mapping) or not given[key]:
-            raise InputError(f"{where}: {key} is a mapping of axes to values; got {values.shown(given[key])}")
+            raise InputError(f"{where}: {key} must be a mapping of axes to values; got {values.shown(given[key])}")
         values.check_keys(given[key], axes, f"{where}: {key}")
         cells.append({name: values.value_text(value) for name, value in given[key].items()})
     metric = values.text(given["metric"], f"{where}: metric")

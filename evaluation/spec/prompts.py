@@ -18,6 +18,7 @@ SUFFIXES = (".txt", ".jsonl", ".csv")
 KEYS = ("prompt", "negative", "extra", "class", "labels")
 LARGEST_CLASS = 10**6
 MOST = 1_000_000  # prompts of a file
+BOUNDS = f"at most {LONGEST} characters, none of them NUL"
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ def prompt_of(value: Any, where: str) -> Prompt:
     if "class" in value and (type(class_id) is not int or not 0 <= class_id < LARGEST_CLASS):
         raise InputError(f"{where}: a class is a whole number, 0 or more; got {shown(class_id)}")
     text = str(class_id) if "class" in value else value["prompt"]
-    if not isinstance(text, str) or len(text) > LONGEST:
-        raise InputError(f"{where}: a prompt is a text of at most {LONGEST} characters; got {shown(text)}")
+    if not is_text(text):
+        raise InputError(f"{where}: a prompt is a text of {BOUNDS}; got {shown(text)}")
     labels = value.get("labels") or {}
     if not isinstance(labels, Mapping) or not all(
         isinstance(key, str) and key.isidentifier() and isinstance(label, str) for key, label in labels.items()
     ):
-        raise InputError(f"{where}: labels is a mapping of names to texts; got {shown(labels)}")
+        raise InputError(f"{where}: labels must be a mapping of names to texts; got {shown(labels)}")
     negative, extra = (_bars(value.get(key), key, where) for key in ("negative", "extra"))
     return Prompt(text, negative, extra, class_id, dict(labels))
 
@@ -86,9 +87,14 @@ def _bars(value: Any, key: str, where: str) -> str:
     if value is None:
         return ""
     texts = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(text, str) and len(text) <= LONGEST for text in texts):
-        raise InputError(f"{where}: {key} is a text or a list of texts; got {shown(value)}")
+    if not all(map(is_text, texts)):
+        raise InputError(f"{where}: {key} must be a text or a list of texts, of {BOUNDS}; got {shown(value)}")
     return " | ".join(texts)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that a prompt can be: within `BOUNDS`."""
+    return isinstance(value, str) and len(value) <= LONGEST and "\0" not in value
 
 
 def parse_prompts(data: bytes, name: str) -> list[Prompt]:

@@ -295,7 +295,8 @@ def parse_sweep(
     given = values.check_keys(read, KEYS, name)
     if STACK not in given:
         raise InputError(f"{name}: give stack, a template such as 'cfg({{w}})' or a list of them")
-    model = values.file(given.get("model") or BUNDLED, f"{name}: model")
+    named = given.get("model")
+    model = values.file(BUNDLED if named is None else named, f"{name}: model")
     stacks = {one: preset_located(text, folder) for one, text in _stacks(given[STACK], f"{name}: stack").items()}
     axes = _axes(given.get("axes"), f"{name}: axes")
     _check_used(stacks, axes, name)
@@ -334,7 +335,7 @@ def _rules(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
 def _stacks(given: Any, where: str) -> dict[str, str]:
     if not given or not isinstance(given, str | list | Mapping):
         raise InputError(
-            f"{where} is a template, a list of them, or a mapping of names to them; got {values.shown(given)}"
+            f"{where} must be a template, a list of them, or a mapping of names to them; got {values.shown(given)}"
         )
     listed = [given] if isinstance(given, str) else given
     _check_count(len(listed), "templates", values.MOST)
@@ -351,7 +352,7 @@ def _axes(given: Any, where: str) -> dict[str, tuple[Any, ...]]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise InputError(f"{where} is a mapping of names to lists of values; got {values.shown(given)}")
+        raise InputError(f"{where} must be a mapping of names to lists of values; got {values.shown(given)}")
     _check_count(len(given), "axes", MOST_AXES)
     axes = {}
     for name, listed in given.items():
@@ -373,8 +374,9 @@ def _field(name: str, value: Any, where: str) -> Any:
         return values.whole(value, where, 1, 1000)
     if name == "batch":
         return values.whole(value, where, 1, 4096)
+    sampler = values.text(value, where)
     try:
-        return canonical(values.text(value, where))
+        return canonical(sampler)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -404,7 +406,7 @@ def _zipped(
     if given is None:
         return ()
     if not isinstance(given, list) or not all(isinstance(group, list) for group in given):
-        raise InputError(f"{where} is a list of groups of axes, such as [[w, steps]]; got {values.shown(given)}")
+        raise InputError(f"{where} must be a list of groups of axes, such as [[w, steps]]; got {values.shown(given)}")
     lengths = {STACK: len(stacks), **{name: len(each) for name, each in axes.items()}}
     seen: set[str] = set()
     for group in given:
@@ -478,10 +480,10 @@ def _with_texts(asked: list[Prompt], given: Mapping[str, Any], name: str) -> lis
         if given.get(key) is None:
             continue
         texts = given[key] if isinstance(given[key], list) else [given[key]] * len(asked)
-        if len(texts) != len(asked) or not all(isinstance(text, str) and len(text) <= values.LONGEST for text in texts):
+        if len(texts) != len(asked) or not all(map(prompts_of.is_text, texts)):
             raise InputError(
-                f"{name}: {key} is one text for all {len(asked)} prompts or a list with one for each; several for one "
-                f"prompt are written 'a | b'; got {values.shown(given[key])}"
+                f"{name}: {key} must be one text for all {len(asked)} prompts or a list with one for each; several for "
+                f"one prompt are written 'a | b'; a text has {prompts_of.BOUNDS}; got {values.shown(given[key])}"
             )
         if any(getattr(one, attribute) for one in asked):
             raise InputError(f"{name}: {key} is given, and prompts have their own '{attribute}'; keep one of the two")
@@ -497,7 +499,7 @@ def _replaced(prompt: Prompt, attribute: str, text: str) -> Prompt:
 def _metrics(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
     listed = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(listed, list):
-        raise InputError(f"{where} is a list of metrics, such as [saturation]; got {values.shown(given)}")
+        raise InputError(f"{where} must be a list of metrics, such as [saturation]; got {values.shown(given)}")
     _check_count(len(listed), "metrics", MOST_AXES)
     from ..metrics.located import metric_located  # which reads metrics, and with them networks
 

@@ -110,13 +110,26 @@ class RunFolder:
         Raises:
             InputError: there is none, or it cannot be read.
         """
-        from ..spec.sweep import parse_sweep
-
         try:
-            data = self.location.read(SWEEP)
+            return self.resolved(SWEEP)
         except FileNotFoundError:
             raise InputError(f"{self} is no run folder: it has no {SWEEP}; `guidestack evaluate` makes one") from None
-        return parse_sweep(data, f"{self}/{SWEEP}", self.location.read, self.location.folder)
+
+    def resolved(self, name: str) -> Sweep:
+        """A sweep that a file of this folder holds.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InputError: it cannot be read.
+        """
+        from ..spec.sweep import parse_sweep
+
+        data = self.location.read(name)
+        try:
+            return parse_sweep(data, f"{self}/{name}", self.location.read, self.location.folder)
+        except InputError as error:
+            advice = "if the file is damaged, remove it, and run the sweep again: it is written anew"
+            raise InputError(f"{error}; {advice}") from error
 
     def cells(self) -> dict[str, Any]:
         """The sweep's cells, in its order, as plain values.

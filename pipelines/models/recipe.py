@@ -194,11 +194,13 @@ def split(text: str) -> list[str]:
 
 
 def check_text(text: str, what: str) -> None:
-    """Check that a prompt is short enough.
+    """Check that a prompt is short enough, and has no NUL character.
 
     Raises:
-        InputError: it is not.
+        InputError: it is longer, or has one.
     """
+    if "\0" in text:
+        raise InputError(f"{what} has a NUL character, after {shown(text.partition(chr(0))[0])}; take it out")
     if len(text) > LONGEST:
         raise InputError(f"{what} has {len(text)} characters; at most {LONGEST} are read, a text encoder reads fewer")
 

@@ -81,7 +81,7 @@ SWEEPS: dict[str, tuple[str, str]] = {
     "a tag of bool": ("stack: cfg(2)\ntraces: !!bool abc", "line 2: 'abc' cannot be read as bool"),
     "a tag of timestamp": ("stack: cfg(2)\nsteps: !!timestamp abc", "line 2: 'abc' cannot be read as timestamp"),
     "a tag of set": ("stack: cfg(2)\nsteps: !!set [1, 2]", "expected a mapping node"),
-    "a set": ("stack: !!set {a, b}", "is a template, a list of them"),
+    "a set": ("stack: !!set {a, b}", "must be a template, a list of them"),
     "a tag of omap": ("stack: cfg(2)\nsteps: !!omap [1]", "not the YAML"),
     "a tag of binary": ("stack: cfg(2)\nsteps: !!binary é", "not the YAML"),
     "bytes": ("stack: cfg({w})\naxes: {w: [!!binary YQ==]}", "a value is a number"),
@@ -114,8 +114,8 @@ SWEEPS: dict[str, tuple[str, str]] = {
     "a range of huge ones": ("stack: cfg({w})\naxes: {w: '1, 2, ..., 1e999999999'}", "a range is numbers"),
     "a range of no numbers": ("stack: cfg({w})\naxes: {w: '1, sNaN, ..., 3'}", "a range is numbers"),
     "a list in zip": ("stack: cfg({w})\naxes: {w: [1]}\nzip: [[[w], {a: 1}]]", r"no axis \['w'\]"),
-    "a list in stack": ("stack: [[1]]", r"a template is a text; got \[1\]"),
-    "a mapping in stack": ("stack: [{a: 1}]", "a template is a text"),
+    "a list in stack": ("stack: [[1]]", r"a template must be a text that is not empty; got \[1\]"),
+    "a mapping in stack": ("stack: [{a: 1}]", "a template must be a text"),
     "NUL in a path": ('stack: cfg(2)\nprompts: "a\\0b.txt"', "none of them NUL"),
     "NUL in a model": ('stack: cfg(2)\nmodel: "a\\0b"', "none of them NUL"),
     "a long path": ("stack: cfg(2)\nprompts: " + "a" * 5000 + ".txt", "cannot be looked for: File name too long"),
@@ -140,7 +140,10 @@ SWEEPS: dict[str, tuple[str, str]] = {
         "stack: cfg({w})\naxes: {w: '1, 2, ..., 1000'}\nseeds: {count: 1000000}",
         "1000000000 samples, and 10000000 are",
     ),
-    "seeds without bound": ("stack: cfg(2)\nseeds: {count: 10000000, times: 1000000}", "count is a whole number, 1 to"),
+    "seeds without bound": (
+        "stack: cfg(2)\nseeds: {count: 10000000, times: 1000000}",
+        "count must be a whole number, 1 to",
+    ),
     "seeds times seeds": ("stack: cfg(2)\nseeds: {count: 1000000, times: 1000000}", "1000000000000 samples of a cell"),
     "seeds of each": ("stack: cfg(2)\nseeds: {each: 1000000, times: 1000000}", "1000000000000 samples of a cell"),
     "seeds beyond the last": (
@@ -155,6 +158,8 @@ SWEEPS: dict[str, tuple[str, str]] = {
     "half a pair": ('stack: cfg(2)\nprompts: ["\\ud800 cat"]', "not the YAML"),
     "half a pair as a name": ('stack: {"\\ud800": cfg(2)}', "not the YAML"),
     "a side without bound": ("stack: cfg(2)\nsize: 99999x8", "a side has 1 to 8192 pixels"),
+    "NUL in a prompt": ('stack: cfg(2)\nprompts: ["cat\\0dog"]', "entry 1: a prompt is a text of .*, none of them NUL"),
+    "NUL in negatives": ('stack: cfg(2)\nprompts: [a]\nnegatives: "cat\\0dog"', "none of them NUL"),
     "an unknown kind of negatives": ("stack: cfg(2)\nprompts: [a]\nnegatives: {a: 1}", "one text for all 1 prompts"),
 }
 
@@ -306,6 +311,13 @@ PROMPTS: dict[str, tuple[str, bytes, str]] = {
     "a long prompt": ("p.txt", b"a" * 20_000, "at most 10000 characters"),
     "a large field": ("p.csv", b"prompt\n" + b"a" * 200_000, "field larger than field limit"),
     "NUL": ("p.csv", b"prompt\n\0\n\xff", "not UTF-8"),
+    "NUL in a prompt": ("p.txt", b"a\ncat\0dog", "p.txt line 2: a prompt is a text of .*, none of them NUL"),
+    "NUL in a mapping": ("p.jsonl", b'{"prompt": "cat\\u0000dog"}', "none of them NUL"),
+    "NUL in a negative": (
+        "p.jsonl",
+        b'{"prompt": "a", "negative": ["b", "\\u0000"]}',
+        "negative must be .*none of them NUL",
+    ),
 }
 
 
@@ -390,7 +402,7 @@ def test_a_pipe_is_not_waited_for(what: str, tmp_path: Path, command: Any, monke
         (("evaluate", "a" * 5000 + ".yaml", "--out", "run"), "File name too long"),
         (("evaluate", "smoke", "--out", "a\udcff"), "is not UTF-8 text"),
         (("evaluate", "smoke", "--out", "a" * 5000), "File name too long"),
-        (("evaluate", "smoke", "--out", "run", "--times", "1" * 30), "times is a whole number, 1 to 1000000"),
+        (("evaluate", "smoke", "--out", "run", "--times", "1" * 30), "times must be a whole number, 1 to 1000000"),
         (("report", "a\udcff"), "is not UTF-8 text"),
         (("report", "nowhere"), "is no run folder"),
         (("report", "a" * 5000), "File name too long"),
@@ -643,7 +655,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "traces of one number": (traced(steps=2, effective_scale=1.0), "traces of .* is damaged"),
     "NaN as lengths": (traced(steps=np.nan, effective_scale=np.ones(2)), "traces of .* is damaged"),
     "a history that is none": (file_as("history/0001.yaml", b"stack: !!bool abc"), "'abc' cannot be read as bool"),
-    "a sweep that is none": (file_as("sweep.yaml", b"stack: [[1]]"), "a template is a text"),
+    "a sweep that is none": (
+        file_as("sweep.yaml", b"stack: [[1]]"),
+        "a template must be a text",
+    ),
     "records that are none": (file_as("records.parquet", b""), "records.parquet of .* is damaged"),
     "values that are none": (file_as("values.parquet", b"x"), "values.parquet of .* is damaged"),
 }
@@ -660,6 +675,15 @@ def test_a_damaged_run_folder_gets_one_line(name: str, damaged: Path, generator:
         with pytest.raises(InputError, match=message):
             raise error
     assert not list(damaged.glob(".*"))
+
+
+@pytest.mark.parametrize("file", ["sweep.yaml", "history/0001.yaml"])
+def test_a_damaged_sweep_of_a_run_folder_comes_with_advice(file: str, damaged: Path) -> None:
+    run = RunFolder(str(damaged))
+    sweep = run.sweep()
+    (damaged / file).write_bytes(b"\0")
+    with pytest.raises(InputError, match=f"{file}.*; if the file is damaged, remove it, and run the sweep again"):
+        run.sweep() if file == "sweep.yaml" else history.versions(run, sweep, "")
 
 
 NUMBERS: list[Any] = [float("nan"), float("inf"), None]

@@ -116,7 +116,7 @@ def test_bad_calls_are_the_projects_errors(model_folder: Path, tmp_path: Path) -
             load_sweep(given)
     with pytest.raises(InputError, match="no sweep 'smok'"):
         load_sweep("smok")
-    with pytest.raises(InputError, match="times is a whole number"):
+    with pytest.raises(InputError, match="times must be a whole number"):
         run({"model": model_folder, **SMALL}, tmp_path / "run", times=0)
     with pytest.raises(InputError, match="device 'cuda:99' cannot be used"):
         run({"model": model_folder, **SMALL}, tmp_path / "run", device="cuda:99")

@@ -256,7 +256,8 @@ def test_class_and_unconditional_models(tmp_path: Path, dit: Any, unconditional:
         ({"stack": "perpneg(3, weights=(1, 2))", "axes": None, "negatives": "a"}, "negatives 1 texts? at most"),
         ({"extras": "sun"}, "extras was given, and no rule of"),
         ({"stack": "cfg(2, against='null@weak')", "axes": None}, "one network only"),
-        ({"prompts": None}, "needs prompts"),
+        ({"prompts": None}, "needs a prompt that is not empty"),
+        ({"prompts": [""]}, "needs a prompt that is not empty"),
         ({"prompts": {"classes": [1]}}, "takes prompts, and classes were given"),
     ],
 )
