@@ -26,8 +26,13 @@ def set_field(rule: object, name: str, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` as Python has it: numbers and arrays of numpy and torch as numbers and lists, all else as it is."""
-    return value.tolist() if callable(getattr(value, "tolist", None)) else value
+    """`value` as Python has it: numbers and arrays of numpy and torch as numbers and lists, all else as it is.
+
+    All else is also a tensor on the meta device, which holds no numbers.
+    """
+    return (
+        value.tolist() if callable(getattr(value, "tolist", None)) and not getattr(value, "is_meta", False) else value
+    )
 
 
 def is_number(value: Any, largest: float = LARGEST) -> bool:

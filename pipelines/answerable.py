@@ -54,9 +54,10 @@ def check_answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
     for condition in conditions:
         kind, _, which = condition.partition(":")
         if kind == "independent" and which not in family.random:
-            known = ", ".join(repr(source) for source in family.random) or "none"
+            known = ", ".join(repr(source) for source in family.random)
+            others = f"; it has {known}" if known else ", nor any other"
             raise UnsupportedPipelineError(
-                f"{type(pipe).__name__} has no random condition from source={which!r}; it has {known}"
+                f"{type(pipe).__name__} has no random condition from source={which!r}{others}"
             )
         if which == "each" and family.encode is None:
             has = "no way to encode further ones" if "prompt" in signature_of(pipe).parameters else "none"

@@ -86,8 +86,9 @@ def _tree(line: str) -> ast.expr:
         with warnings.catch_warnings(action="error"):  # not always: it is not for several threads at once
             return ast.parse(line, mode="eval").body
     except SyntaxError as error:
+        place = error.offset or line.find("\0") + 1 or len(line)  # Python names no place for NUL, nor for the end
         raise StackSyntaxError(
-            f"cannot read the stack {shown(line)} at character {error.offset}: {error.msg.partition(':')[0]}"
+            f"cannot read the stack {shown(line)} at character {place}: {error.msg.partition(':')[0]}"
         ) from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise StackSyntaxError(f"cannot read the stack {shown(line)}: {reason(error)}") from None

@@ -216,6 +216,11 @@ def test_rescale_leaves_a_constant_estimate_alone() -> None:
     ("make", "message"),
     [
         (lambda: gs.CFG("x"), "CFG: scale must be a finite number, got 'x'"),
+        (
+            lambda: gs.CFG(torch.tensor(4.0, device="meta")),
+            "CFG: scale must be a finite number, got tensor(..., device='meta'",
+        ),
+        (lambda: gs.PerpNeg(3, weights=torch.ones(2, device="meta")), "PerpNeg: weights"),
         (lambda: gs.CFG(float("nan")), "finite"),
         (lambda: gs.CFG(True), "finite"),
         (lambda: gs.CFG(3, against="no such!"), "condition@model"),

@@ -127,7 +127,7 @@ def test_tsg_on_a_noisy_scheduler_leaves_the_schedulers_draws_alone() -> None:
         ("perpneg(3)", "asks for negative:each, null, positive:each; .* unconditional"),
         ("cfgpp(0.6)", "asks for negative; .* unconditional"),
         ("tsg(2) | apg(3)", "asks for negative; .* unconditional"),
-        ("icg(3)", "no random condition from source='tokens'; it has none"),
+        ("icg(3)", "no random condition from source='tokens', nor any other"),
     ],
 )
 def test_what_needs_a_condition_is_refused_in_one_line(unconditional: Any, stack: str, message: str) -> None:

@@ -122,8 +122,8 @@ LONG = "x" * 5000
             "'gpu' cannot be used: expected cpu, cuda (NVIDIA's or AMD's)",
         ),
         (["generate", "a", "--device", LONG], "expected cpu, cuda"),
-        (["generate", "a", "--device", "meta"], "device 'meta' cannot be used"),
-        (["generate", "a", "--device", "privateuseone"], "device 'privateuseone' cannot be used"),
+        (["generate", "a", "--device", "meta"], "device 'meta' cannot be used: expected cpu, cuda"),
+        (["generate", "a", "--device", "privateuseone"], "device 'privateuseone' cannot be used: expected cpu, cuda"),
         (["generate", "a", "--device", "cuda:99999999999999999999"], "cannot be used"),
         (["generate", "a", f"--{LONG}"], "No such option"),
         (["generate", "a", "\udcff"], "argument 3 is not UTF-8 text: '\\udcff'"),
@@ -141,7 +141,7 @@ LONG = "x" * 5000
         (["edit", "x.png", "a", "--strength", "nan"], "--strength"),
         (["edit", "x.png", "a", "--size", "9999x64"], "sides of 8192 pixels at most"),
         (["doctor", LONG], "no model at"),
-        (["doctor", "--device", "meta"], "device 'meta' cannot be used"),
+        (["doctor", "--device", "meta"], "device 'meta' cannot be used: expected cpu, cuda"),
         (["fit-linear-ag", "--prompts", LONG, "--out", "x.safetensors"], "File name too long"),
         (["fit-linear-ag", "--prompts", "x", "--out", f"{LONG}.safetensors"], "File name too long"),
         (["fit-linear-ag", "--prompts", "x", "--out", "x.safetensors", "--trajectories", "1" * 30], "--trajectories"),
@@ -216,6 +216,8 @@ def test_files_of_prompts(refused: Callable[..., str], tmp_path: Path, monkeypat
     assert "has no prompts" in refused("generate", "--prompts-from", file)
     file.write_text(f"{'x' * 10_001}\n")
     assert "a prompt has 10001 characters" in refused("generate", "--prompts-from", file)
+    file.write_text("a\ncat\0dog\n")
+    assert "a prompt has a NUL character, after 'cat'" in refused("generate", "--prompts-from", file)
     file.write_text("a\n" * 100_001)
     assert "100001 images are wanted" in refused("generate", "--prompts-from", file)
     monkeypatch.setattr(generate, "LARGEST", 10)
@@ -412,6 +414,7 @@ def test_what_is_written_into_a_picture_comes_back(tmp_path: Path, told: dict[st
 INDEX = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
 INDEXES: list[tuple[dict[str, Any], str]] = [
     ({"unet": []}, "'unet' is []; expected a library and a class"),
+    ({"unet": "x"}, "'unet' is 'x'; expected a library and a class"),
     ({"unet": [1, 2]}, "'unet' is [1, 2]; expected a library"),
     ({"unet": ["diffusers"]}, "expected a library"),
     ({"unet": [None, "X"]}, "expected a library"),
