@@ -76,6 +76,13 @@ def latents(work: Path) -> None:
 @click.option("--batch", type=int, default=16, show_default=True)
 @click.option("--rate", type=float, default=6e-4, show_default=True, help="Learning rate.")
 @click.option("--save-every", type=float, default=300, show_default=True, help="Seconds between checkpoints.")
+@click.option(
+    "--focus",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of each batch at the noise levels that decide the details.",
+)
 @INIT
 @click.pass_obj
 def denoiser(
@@ -86,12 +93,13 @@ def denoiser(
     batch: int,
     rate: float,
     save_every: float,
+    focus: float,
     init: Path | None,
 ) -> None:
     """Train the denoiser; the same command goes on after a stop, kill -9 included."""
     from .denoiser import denoiser as run
 
-    done = run(work, steps, decay_from, init, warmup, batch, rate, save_every)
+    done = run(work, steps, decay_from, init, warmup, batch, rate, save_every, focus)
     click.echo("done" if done else "stopped; the same command goes on")
 
 

@@ -17,6 +17,8 @@ from .tokenizer import TOKENS
 from .training import Trainer, generators
 
 BATCH, LEARNING_RATE, SEED = 16, 6e-4, 20261124
+DETAILS = (0.05, 1.5)
+"""Noise levels sigma / alpha at which the details of a picture are decided."""
 CHECKPOINT = "denoiser.safetensors"
 
 
@@ -102,6 +104,26 @@ def tokens(tokenizer: Any, captions: list[str]) -> Tensor:
     return tokenizer(captions, **options).input_ids  # type: ignore[no-any-return]
 
 
+def drawn_timesteps(alphas_cumprod: Tensor, batch: int, focus: float, generator: torch.Generator) -> Tensor:
+    """Timesteps ``(batch,)``: a share `focus` of them among the levels of `DETAILS`, the others among all levels.
+
+    One timestep comes from each of equal parts of its range, so that the loss varies less from batch to batch.
+
+    Args:
+        alphas_cumprod: alpha squared of every timestep.
+        batch: how many timesteps.
+        focus: from 0 (all levels alike) to 1.
+        generator: where randomness comes from.
+    """
+    ratio = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+    first, last = (int(torch.searchsorted(ratio, bound)) for bound in DETAILS)
+    focused = round(focus * batch)
+    spread = torch.rand(batch, generator=generator)
+    detailed = first + (torch.arange(focused) + spread[:focused]) / max(1, focused) * (last - first)
+    others = (torch.arange(batch - focused) + spread[focused:]) / max(1, batch - focused) * len(alphas_cumprod)
+    return torch.cat([detailed, others]).long()
+
+
 def make_loss(
     unet: Any,
     text_encoder: Any,
@@ -110,6 +132,7 @@ def make_loss(
     drawings: list[Drawing],
     alphas_cumprod: Tensor,
     batch: int,
+    focus: float = 0.0,
 ) -> Callable[[int], Tensor]:
     """The loss of a step: mean squared error of v over a random batch of pictures, backgrounds, captions and levels."""
     backgrounds = list(BACKGROUNDS)
@@ -120,9 +143,7 @@ def make_loss(
         picture = torch.randint(data.shape[1], (batch,), generator=tensor_random)
         clean = data[colour, picture].float()
         noise = torch.randn(clean.shape, generator=tensor_random)
-        # One level from each of `batch` equal parts of the schedule: the loss varies less from batch to batch.
-        spread = (torch.arange(batch) + torch.rand(batch, generator=tensor_random)) / batch
-        timestep = (spread * len(alphas_cumprod)).long()
+        timestep = drawn_timesteps(alphas_cumprod, batch, focus, tensor_random)
         alpha = alphas_cumprod[timestep].sqrt().reshape(-1, 1, 1, 1)
         sigma = (1 - alphas_cumprod[timestep]).sqrt().reshape(-1, 1, 1, 1)
         captions = [
@@ -146,6 +167,7 @@ def denoiser(
     batch: int = BATCH,
     learning_rate: float = LEARNING_RATE,
     save_every: float = 300.0,
+    focus: float = 0.0,
 ) -> bool:
     """Train, or go on training, ``denoiser.safetensors``; returns whether it reached `steps`."""
     tokenizer, text_encoder, unet = load_or_new(work, init)
@@ -154,7 +176,8 @@ def denoiser(
     _, drawings = pictures.load(work, concepts())
     trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / CHECKPOINT, learning_rate)
     scheduler = new_scheduler()
-    loss_at = make_loss(unet, text_encoder, tokenizer, latents.load(work), drawings, scheduler.alphas_cumprod, batch)
+    alphas = scheduler.alphas_cumprod
+    loss_at = make_loss(unet, text_encoder, tokenizer, latents.load(work), drawings, alphas, batch, focus)
     return trainer.train(loss_at, steps, decay_from, warmup, save_every)
 
 

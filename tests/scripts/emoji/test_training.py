@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from guidestack.scripts.dev.emoji.denoiser import DETAILS, drawn_timesteps, new_scheduler
 from guidestack.scripts.dev.emoji.training import Trainer, generators, rate
 
 STEPS, DECAY_FROM, WARMUP = 24, 12, 4
@@ -89,3 +90,16 @@ def test_training_learns_and_logs(tmp_path: Path) -> None:
 def test_the_average_of_a_module_has_its_names(tmp_path: Path) -> None:
     net, trainer = build(tmp_path / "state.safetensors")
     assert set(trainer.averaged("net")) == set(net.state_dict())
+
+
+def test_a_share_of_each_batch_is_at_the_levels_of_details() -> None:
+    alphas = new_scheduler().alphas_cumprod
+    generator, _ = generators(1, 2)
+    timesteps = drawn_timesteps(alphas, 16, 0.625, generator)
+    ratio = ((1 - alphas) / alphas).sqrt()[timesteps]
+    assert ratio[:10].min() >= DETAILS[0]
+    assert ratio[:10].max() < DETAILS[1]
+    assert ratio[10:].max() > 10  # the others are from all levels
+    # Without a focus the levels are those that the shipped weights were trained on.
+    spread = (torch.arange(16) + torch.rand(16, generator=generators(1, 2)[0])) / 16
+    assert torch.equal(drawn_timesteps(alphas, 16, 0.0, generators(1, 2)[0]), (spread * 1000).long())
