@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from PIL import Image
 from guidestack.guidance.report import Report
 from guidestack.pipelines.models import manifest
 from guidestack.pipelines.models.files import read_recipe
-from guidestack.scripts import cli
 
 from ..pipelines.tiny import load
 from ..spoiling import registered
@@ -24,20 +22,9 @@ QUICK = ["--steps", "2", "--sampler", "ddim"]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+def run(command: Any) -> Any:
     """``run(*arguments) -> (exit status, stdout, stderr)``, in this process: loading torch anew takes seconds."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["guidestack", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return call
+    return command
 
 
 def last_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -21,20 +22,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """``run(*arguments) -> (exit status, stdout, stderr)``, in this process."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["guidestack", "doctor", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return call
+def run(command: Any) -> Run:
+    """``run(*arguments) -> (exit status, stdout, stderr)`` of ``guidestack doctor``, in this process."""
+    return functools.partial(command, "doctor")
 
 
 def test_a_model_folder(run: Run, model_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import shlex
@@ -23,20 +24,9 @@ QUICK = ["--steps", "4"]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """``run(*arguments) -> (exit status, stdout, stderr)``, in this process: loading torch anew takes seconds."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["guidestack", "edit", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return call
+def run(command: Any) -> Any:
+    """``run(*arguments) -> (exit status, stdout, stderr)`` of ``guidestack edit``, in this process."""
+    return functools.partial(command, "edit")
 
 
 @pytest.fixture

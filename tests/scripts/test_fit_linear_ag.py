@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,13 @@ import torch
 from guidestack.guidance.errors import NonFiniteError
 from guidestack.guidance.rules.linear_ag import fit as linear
 from guidestack.samplers import grid, scheduler_identity
-from guidestack.scripts import cli, fit_linear_ag
+from guidestack.scripts import fit_linear_ag
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+def run(command: Any) -> Any:
     """``run(*arguments) -> (exit status, stdout, stderr)``, in this process: loading torch anew takes seconds."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["guidestack", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return call
+    return command
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from guidestack.guidance.notation import plugins
 from guidestack.guidance.notation.plugins import loaded_files
 from guidestack.guidance.notation.registry import _ENTRIES
 from guidestack.pipelines.models.files import KEY, read_recipe, write
-from guidestack.scripts import cli
 
 from ..own_rules import HALVED, OTHER, written
 
@@ -28,21 +26,14 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(command: Any) -> Run:
     """``run(*arguments) -> (exit status, stdout, stderr)``: as a process of its own, which knows no rules but ours."""
     ours = {name: entry for name, entry in _ENTRIES.items() if entry.source is None}
 
     def call(*arguments: object) -> tuple[int, str, str]:
         _ENTRIES.clear()
         _ENTRIES.update(ours)
-        monkeypatch.setattr(sys, "argv", ["guidestack", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
+        return command(*arguments)
 
     return call
 
