@@ -279,7 +279,7 @@ class Stack(Rule):
 
     @property
     def contrast(self) -> Query | None:
-        """That of the first rule that has one."""
+        """The contrast of the first rule of the stack that has one; None where none has."""
         return next((rule.contrast for rule in self.rules if rule.contrast), None)
 
     @property
@@ -306,7 +306,7 @@ class Stack(Rule):
         return any(rule.skips for rule in self.rules)
 
     def unasked(self, step: Step, state: State) -> RowMask | None:
-        """Those of its only rule: a rule that skips is the whole stack."""
+        """The samples that need no prediction at this step: a rule that skips is the only rule of its stack."""
         return self.rules[0].unasked(step, state[0]) if len(self.rules) == 1 else None
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
@@ -499,7 +499,7 @@ class Wrapper(Rule[StateT]):
         return self.rule.away(predictions, step, self.rule_state(state)) if self.applies(step, state) else None
 
     def neutral(self) -> Self:
-        """The same wrapper around the neutral form of its rule."""
+        """A copy of the wrapper around the neutral form of the rule inside it."""
         return dataclasses.replace(self, rule=self.rule.neutral())
 
 

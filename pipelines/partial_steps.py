@@ -41,7 +41,7 @@ class PartialSteps(Steps):
 
     @property
     def watched(self) -> Mapping[str, tuple[Watch, Mine]]:
-        """Those of all steps, and where the schedule is made, which pipelines leave to functions beside their class."""
+        """The hooks of all steps, and one where the schedule is made, which pipelines leave to a module's function."""
         mine = self._is_at_the_start
         return {
             **super().watched,

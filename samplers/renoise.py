@@ -47,7 +47,7 @@ FIRST_ORDER = frozenset(
         "TCDScheduler",
     }
 )
-"""They keep no earlier prediction and evaluate once a step."""
+"""Schedulers that keep no earlier prediction and evaluate once a step."""
 HOOKED = ("step", "scale_model_input", "set_timesteps")
 """Methods of a scheduler that a guided call replaces on the object, for its length."""
 

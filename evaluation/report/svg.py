@@ -72,7 +72,7 @@ class Series:
 
     @property
     def ink(self) -> str:
-        """Its colour."""
+        """The colour of this series, as matplotlib is told it."""
         return INK["soft"] if self.colour == NEUTRAL else LIGHT[self.colour % len(LIGHT)]
 
     @property

@@ -58,7 +58,7 @@ class Claim:
     remark: str = ""
 
     def written(self) -> dict[str, Any]:
-        """As it stands in a sweep."""
+        """The claim as the mapping that a sweep's YAML has under ``claim``."""
         expect = []
         for one in self.expect:
             written: dict[str, Any] = {"metric": one.metric, "of": dict(one.of), "be": one.be, "than": dict(one.than)}

@@ -95,7 +95,7 @@ class Seeds:
         return Seeds((*self.seeds, *more))
 
     def written(self) -> Any:
-        """As it stands in a sweep."""
+        """The seeds as a sweep's YAML has them under ``seeds``."""
         if self.each:
             return {"each": self.each, "start": self.start} | ({"times": self.times} if self.times > 1 else {})
         first, count = self.seeds[0], len(self.seeds)

@@ -112,7 +112,7 @@ class Generator:
 
     @property
     def pipe(self) -> Any:
-        """The pipeline."""
+        """The diffusers pipeline of the model, which is loaded when it is first asked for."""
         return self._loaded[0]
 
     @property
