@@ -110,7 +110,7 @@ class Studio:
             table.append([images.opened(file) for file in files])
         first = [recipe for recipe in wanted if recipe.guidance == rows[0]]
         images.make_folder(path.parent)
-        images.write(images.grid(table, rows, [f"{recipe.prompt} ({recipe.seed})" for recipe in first]), path)
+        images.write(images.grid(table, rows, [f"{recipe.prompt}, seed {recipe.seed}" for recipe in first]), path)
 
     def _completed(self, recipe: Recipe) -> Recipe:
         return dataclasses.replace(recipe, model=self.generator.identity, versions=self.generator.versions)
