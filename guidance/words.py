@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-SAMPLER = "Sampler, e.g. ddim, euler-a, dpm++2m-karras; other programs' names too, such as 'DPM++ 2M Karras'."
-"""Help of the option --sampler."""
-
 
 def counted(number: int, noun: str) -> str:
     """``"1 image"``, ``"2 images"``."""

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..guidance.errors import InputError, UnsupportedSchedulerError, nearest
@@ -42,6 +42,8 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name: diffusers class, and what the name sets in its configuration, whatever the model's own scheduler has there."""
 
+OWN = "own"
+"""The name of the scheduler that a model came with, whatever it is."""
 ELSEWHERE = {"dpm2": "kdpm2", "dpm2a": "kdpm2-a", "plms": "pndm"}
 """Names of other programs that no spelling leads to, without spaces and hyphens."""
 NEEDED = {"lms": "scipy", "beta": "scipy", "dpm++sde": "torchsde"}
@@ -57,8 +59,8 @@ def canonical(name: str) -> str:
     and ComfyUI write them are understood.
 
     Args:
-        name: one of `SAMPLERS`, with ``-karras``, ``-exponential`` or ``-beta`` for the spacing of its sigmas; or what
-            another program calls it.
+        name: one of `SAMPLERS`, with ``-karras``, ``-exponential`` or ``-beta`` for the spacing of its sigmas; what
+            another program calls it; or ``own``, the scheduler that a model came with.
 
     Raises:
         InputError: there is no such sampler.
@@ -66,7 +68,7 @@ def canonical(name: str) -> str:
     >>> canonical("DPM++ 2M Karras"), canonical("Euler a"), canonical("dpm_2_ancestral")
     ('dpm++2m-karras', 'euler-a', 'kdpm2-a')
     """
-    names = {**{_squashed(one): one for one in SAMPLERS}, **ELSEWHERE}
+    names = {**{_squashed(one): one for one in SAMPLERS}, **ELSEWHERE, OWN: OWN}
     for spacing in _SPACINGS:
         names |= {f"{squashed}{spacing}": f"{one}-{spacing}" for squashed, one in names.items() if one in SAMPLERS}
     if (squashed := _squashed(name)) in names:
@@ -87,13 +89,18 @@ def by_name(name: str, replaced: Any = None) -> Any:
     Args:
         name: as `canonical` reads it.
         replaced: the scheduler that it replaces, or its configuration: betas, prediction type and spacing carry over.
-            Of a scheduler it is also known what its network emits, and whether the new one reads that.
+            Of a scheduler it is also known what its network emits, and whether the new one reads that. The name ``own``
+            makes it anew, as it was configured.
 
     Raises:
         InputError: an unknown name, a spacing that this sampler does not have, a package that is missing, or a sampler
             that does not go with the network that runs under `replaced`.
     """
     known = canonical(name)
+    if known == OWN:
+        if not hasattr(replaced, "config"):
+            raise InputError(f"sampler {OWN!r} is the scheduler that a model came with, and there is no model here")
+        return type(replaced).from_config(replaced.config)
     if package := _missing(known):
         raise InputError(
             f"sampler {name!r} needs the package {package}, which is not installed; run: pip install "
@@ -102,16 +109,27 @@ def by_name(name: str, replaced: Any = None) -> Any:
     cls, config, own = _settings(known, replaced)
     if (emits := _emitted(replaced)) is not None and (reads := _read(cls, config, own)) != emits:
         installed = [one for one in SAMPLERS if not _missing(one)]
-        fit = ", ".join(one for one in installed if _read(*_settings(one, replaced)) == emits)
+        fit = [*(one for one in installed if _read(*_settings(one, replaced)) == emits), OWN]
         raise InputError(
             f"sampler {name!r} is for a network that emits {reads.name if reads else 'another form'!r}, and this "
-            f"model's emits {emits.name!r}; it can use {fit or 'its own scheduler only'}"
+            f"model's emits {emits.name!r}; it can use {', '.join(fit)}"
         )
     try:
         return cls.from_config(config, **own)
     except (ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"sampler {name!r} does not go with this model's scheduler: {reason}") from None
+
+
+def default(own: Any, wanted: Sequence[str] = ("dpm++2m",)) -> str:
+    """The first of the samplers `wanted` that a model with the scheduler `own` can use; ``"own"`` where none can."""
+    for name in wanted:
+        try:
+            by_name(name, own)
+        except InputError:
+            continue
+        return name
+    return OWN
 
 
 def scheduled(name: str, replaced: Any, steps: int) -> Any:

@@ -23,15 +23,19 @@ from ..pipelines.families.lookup import family_of
 from ..pipelines.latents import on_white
 from ..pipelines.models.files import check_out, make_folder, opened, read_recipe, write
 from ..pipelines.models.generator import Generator
+from ..pipelines.models.loading import chosen_sampler, scheduler_of
 from ..pipelines.models.recipe import DTYPES, LAST_SEED, check_text, note_bars, split, with_rules
 from ..pipelines.size import own_size
 from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
-from ..samplers.names import SAMPLERS
+from ..samplers.names import OWN, SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
 from .options import device_option, notices, offload_option, rules_option, threads_option
 from .studio import note_cut
+
+BACKWARDS = [name for name, (cls, _) in SAMPLERS.items() if cls in FIRST_ORDER]
+"""The samplers whose steps can be undone."""
 
 
 @dataclass(frozen=True)
@@ -136,17 +140,17 @@ def sized(image: Image.Image, path: Path, wanted: tuple[int, int] | None, own: t
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def check_sampler(name: str) -> None:
+def check_sampler(name: str, model: str | None) -> None:
     """Refuse a sampler that cannot be run backwards.
 
     Raises:
         InputError: it cannot, or there is none of that name.
     """
-    if not any(base.__name__ in FIRST_ORDER for base in type(by_name(name)).__mro__):
-        fit = [short for short, (cls, _) in SAMPLERS.items() if cls in FIRST_ORDER]
+    own = scheduler_of(model) if canonical(name) == OWN else None
+    if not any(base.__name__ in FIRST_ORDER for base in type(by_name(name, own)).__mro__):
         raise InputError(
             f"--sampler {name} cannot be run backwards: an image is inverted by first-order steps without fresh noise, "
-            f"those of {', '.join(fit)}"
+            f"those of {', '.join(BACKWARDS)}"
         )
 
 
@@ -167,7 +171,10 @@ def check_sampler(name: str) -> None:
     help="Share of the steps that is undone and taken again: the less, the more of the image stays.",
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
-@click.option("--sampler", default="ddim", show_default=True, help="ddim, euler, edm-euler or flow-euler.")
+@click.option(
+    "--sampler",
+    help=f"{', '.join(BACKWARDS)}, or own, the model's own scheduler.  [default: the first that the model can use]",
+)
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option(
     "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="For rules that draw at random."
@@ -201,13 +208,14 @@ def _edit(options: dict[str, Any]) -> str:
     picture, source = read_image(path), described(path, options["source"])
     guidance = read(options["guidance"])  # their errors come before the model is loaded
     inversion = guidance if options["inversion"] is None else read(options["inversion"])
-    check_sampler(options["sampler"])
+    sampler = chosen_sampler(options["sampler"], options["model"], BACKWARDS)
+    check_sampler(options["sampler"] or sampler, options["model"])
     check_out(options["out"])
     how = {name: options[name] for name in ("model", "dtype", "device", "allow_pickle", "offload")}
     generator = Generator(**how, advice="try --dtype float16, --offload, or a smaller --size")
     pipe = generator.pipe
     picture = sized(picture, path, size, own_size(pipe, family_of(pipe)))
-    generator.use(options["sampler"])
+    generator.use(sampler)
     pipe.set_progress_bar_config(unit="step", dynamic_ncols=True)  # a bar for the way back, and one for that forth
     editing = edit(pipe, guidance, inversion=inversion)
     recipe = Edit(
@@ -216,7 +224,7 @@ def _edit(options: dict[str, Any]) -> str:
         negative=options["negative"],
         guidance=str(guidance),
         inversion=str(inversion),
-        sampler=canonical(options["sampler"]),
+        sampler=sampler,
         steps=options["steps"],
         strength=options["strength"],
         seed=options["seed"],

@@ -12,12 +12,12 @@ from ..guidance.notation import presets
 from ..guidance.notation.registry import citation
 from ..guidance.plan import Planned, When, never_asking, plan
 from ..guidance.rule import remarks
-from ..guidance.words import SAMPLER, counted
+from ..guidance.words import counted
 from ..pipelines.models.bundled import EMOJI
-from ..pipelines.models.loading import scheduler_of
-from ..samplers import canonical, grid, scheduled
+from ..pipelines.models.loading import chosen_sampler, scheduler_of
+from ..samplers import grid, scheduled
 from .as_json import echo_json, json_option
-from .options import rules_option
+from .options import rules_option, sampler_option
 
 BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
 """Of the bundled model."""
@@ -55,11 +55,11 @@ def told(planned: Planned) -> dict[str, Any]:
 @click.command()
 @click.argument("stack")
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
-@click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
+@sampler_option
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the bundled emoji model]")
 @rules_option
 @json_option
-def command(stack: str, steps: int, sampler: str, model: Path | None, as_json: bool) -> None:
+def command(stack: str, steps: int, sampler: str | None, model: Path | None, as_json: bool) -> None:
     """Print what STACK asks for at each step, the evaluations of a sample, and the papers.
 
     STACK is text such as "during(cfg(4), sigma=(0.2, 5)) | rescale(0.7)", or @ with a preset's name or file, such as
@@ -68,7 +68,7 @@ def command(stack: str, steps: int, sampler: str, model: Path | None, as_json: b
     --compositions` has the table.
     """
     read = presets.read(stack)
-    sampler = canonical(sampler)
+    sampler = chosen_sampler(sampler, model)
     planned = plan(read, schedule(sampler, steps, scheduler_of(model or EMOJI)))
     evaluations = sum(len(one.queries) for one in planned)
     at_most = any(part.data_dependent for part in read.parts())

@@ -29,16 +29,17 @@ from ..guidance.rules.linear_ag.rule import (
     Recording,
     letters,
 )
-from ..guidance.words import SAMPLER, counted
+from ..guidance.words import counted
 from ..pipelines import GuidedPipeline, guide
 from ..pipelines.models.files import check_writable
 from ..pipelines.models.generator import Generator
+from ..pipelines.models.loading import chosen_sampler
 from ..pipelines.models.recipe import DTYPES, MOST, MOST_TOGETHER, check_text
 from ..pipelines.session import model_identity
-from ..samplers import by_name, canonical, grid
+from ..samplers import grid
 from ..samplers.noise import generators
 from .generate import read_prompts
-from .options import device_option, notices, threads_option
+from .options import device_option, notices, sampler_option, threads_option
 
 
 @click.command()
@@ -47,7 +48,7 @@ from .options import device_option, notices, threads_option
 @click.option(
     "--guidance", default="cfg(4)", show_default=True, metavar="STACK", help="What linear_ag will stand around."
 )
-@click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
+@sampler_option
 @click.option("--steps", type=click.IntRange(1, linear.STEPS), default=20, show_default=True)
 @click.option("--trajectories", type=click.IntRange(1, MOST), default=200, show_default=True, help="Runs to fit on.")
 @click.option(
@@ -84,17 +85,17 @@ def _fit(options: dict[str, Any]) -> str:
     prompts = read_prompts(options["prompts"])
     for prompt in prompts:
         check_text(prompt, "a prompt")
-    by_name(options["sampler"])
+    sampler = chosen_sampler(options["sampler"], options["model"])
     recorded = Recorded(presets.read(options["guidance"]))  # errors of the stack come before the model is loaded
     how = {name: options[name] for name in ("model", "dtype", "device", "allow_pickle")}
     generator = Generator(**how, advice="try a smaller --batch")
-    generator.use(options["sampler"])
+    generator.use(sampler)
     guided = guide(generator.pipe, recorded)
     text = "\n".join(prompts).encode()
     made = {
         "prompts": f"{len(prompts)}:{hashlib.blake2b(text, digest_size=8).hexdigest()}",
         "seed": str(options["seed"]),
-        "sampler": canonical(options["sampler"]),
+        "sampler": sampler,
         "dtype": options["dtype"],
     }
     valid = {"model": model_identity(generator.pipe, guided.family)}

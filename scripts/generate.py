@@ -15,16 +15,14 @@ from ..guidance.errors import GuidestackWarning, InputError, RuleError, shown
 from ..guidance.notation.presets import TunedFor, name_in, read, tuned_for
 from ..guidance.reading import is_folder, read_bytes
 from ..guidance.rule import Stack
-from ..guidance.words import SAMPLER
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.files import LARGEST_SIDE, check_out, check_writable, read_recipe
 from ..pipelines.models.generator import Generator
-from ..pipelines.models.loading import fingerprint
+from ..pipelines.models.loading import chosen_sampler, fingerprint, scheduler_of
 from ..pipelines.models.pretrained import from_pretrained, stored_beside
 from ..pipelines.models.recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
-from ..samplers import by_name, canonical
 from .explain import schedule
-from .options import device_option, notices, offload_option, rules_option, threads_option
+from .options import device_option, notices, offload_option, rules_option, sampler_option, threads_option
 from .studio import ADVICE, Studio
 
 LARGEST = 10_000_000  # bytes of a file of prompts
@@ -94,7 +92,7 @@ def check_presets(texts: Sequence[str], model: str | None, sampler: str, steps: 
         InputError: a plan is for another number of steps.
     """
     for text in texts:
-        _check_plans(text, read(text), sampler, steps)
+        _check_plans(text, read(text), model, sampler, steps)
         name = name_in(text)
         tuned = tuned_for(name) if name is not None else None
         if tuned and (others := _others(tuned, model, sampler, steps)):
@@ -105,12 +103,12 @@ def check_presets(texts: Sequence[str], model: str | None, sampler: str, steps: 
             )
 
 
-def _check_plans(text: str, stack: Stack, sampler: str, steps: int) -> None:
+def _check_plans(text: str, stack: Stack, model: str | None, sampler: str, steps: int) -> None:
     for part in stack.parts():
         try:
             part.check_steps(steps)
         except RuleError as error:
-            if (own := 1 + max(when.index for when in schedule(sampler, steps))) == steps:
+            if (own := 1 + max(when.index for when in schedule(sampler, steps, scheduler_of(model)))) == steps:
                 raise InputError(f"{text}: {error}" if text.startswith("@") else str(error)) from None
             part.check_steps(own)  # of a sampler whose steps are not as many as it is asked for
 
@@ -149,7 +147,7 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
     "each.  [default: guidance.yaml in the model's folder, else cfg(4)]",
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
-@click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
+@sampler_option
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
 @click.option(
     "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of the first image."
@@ -205,7 +203,7 @@ def _generate(options: dict[str, Any]) -> str:
             if name not in kept and source is not None and source.name == "COMMANDLINE":
                 raise InputError(f"--like takes everything from the image; drop {name.replace('_', '-')!r}")
         wanted = [Recipe.read(read_recipe(options["like"]), options["like"])]
-        by_name(wanted[0].sampler)
+        chosen_sampler(wanted[0].sampler, None)
         model = wanted[0].model_to_load(options["model"])
         studio = _studio(model, wanted[0].dtype, options)
         studio.check_same(wanted[0])
@@ -214,10 +212,9 @@ def _generate(options: dict[str, Any]) -> str:
         if not prompts:
             raise InputError('no prompt given; try: guidestack generate "cat face, noto style, blue background"')
         size = read_size(options["size"])
-        named = {"sampler": canonical(options["sampler"])}
+        named = {"sampler": chosen_sampler(options["sampler"], options["model"])}
         options = {**options, **named, "guidance": options["guidance"] or stored_guidance(options["model"])}
         wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
-        by_name(options["sampler"])
         check_presets(options["guidance"], options["model"], options["sampler"], options["steps"])
         studio = _studio(options["model"], options["dtype"], options)
     made = studio.make(wanted, options["out"], options["batch"], options["overwrite"])

@@ -27,6 +27,13 @@ def notices() -> Iterator[None]:
         yield
 
 
+sampler_option = click.option(
+    "--sampler",
+    help="Sampler, e.g. ddim, euler-a, dpm++2m-karras; other programs' names too, such as 'DPM++ 2M Karras'; own is "
+    "the model's own scheduler.  [default: dpm++2m, or own for a model that cannot use it, such as a flow]",
+)
+
+
 def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
     import torch
 

@@ -9,11 +9,10 @@ import click
 
 from ..guidance.errors import InputError
 from ..guidance.notation import presets
-from ..guidance.words import SAMPLER, counted
-from ..pipelines.models.loading import chosen_device
-from ..samplers import canonical
+from ..guidance.words import counted
+from ..pipelines.models.loading import chosen_device, chosen_sampler
 from .generate import read_size
-from .options import device_option, notices, rules_option, threads_option
+from .options import device_option, notices, rules_option, sampler_option, threads_option
 
 if TYPE_CHECKING:
     from ..evaluation.tune.progress import Bar
@@ -44,7 +43,7 @@ APART = 1_000_000
 @click.option("--evaluations", type=float, metavar="N", help="At most so many an image; the most alike if alone.")
 @click.option("--metric", help="Likeness to go by.  [default: that of --likeness, or feature_distance]")
 @click.option("--budget", type=int, default=64, show_default=True, help="Stacks to try.")
-@click.option("--sampler", default="dpm++2m", show_default=True, help=SAMPLER)
+@sampler_option
 @click.option("--steps", type=click.IntRange(2, 1000), default=25, show_default=True)
 @click.option("--size", metavar="HxW", help="In pixels.  [default: the model's own]")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images in one call.")
@@ -94,7 +93,8 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
     check_installed()
     check_budget(options["budget"])
     goal = read_goal(options["likeness"], options["evaluations"], options["metric"])
-    fixed = {name: options[name] for name in ("steps", "dtype", "batch")} | {"sampler": canonical(options["sampler"])}
+    fixed = {name: options[name] for name in ("steps", "dtype", "batch")}
+    fixed["sampler"] = chosen_sampler(options["sampler"], options["model"])
     training, held_out = prompt_sets(options)
     settings = Settings(
         model=options["model"],

@@ -115,7 +115,8 @@ class Sweep:
         stacks: templates by name; a template given without a name is its own.
         axes: values by name; a template's holes and `FIELDS`.
         zipped: groups of axes that go together, value by value; all others multiply.
-        fixed: `FIELDS` that are no axes.
+        fixed: `FIELDS` that are no axes. Where the sweep of a model names no sampler it is None until the sweep is run:
+            then it is that of `chosen_sampler`.
         metrics: as written, with absolute paths.
         images: ``png``, ``webp`` or ``none``.
         traces: whether each sample's steps are kept.
@@ -190,7 +191,7 @@ class Sweep:
         fixed = dict(self.fixed)
         if "size" in fixed:
             fixed["size"] = values.size_text(fixed["size"])
-        whole |= {name: fixed[name] for name in FIELDS if name in fixed}
+        whole |= {name: fixed[name] for name in FIELDS if name in fixed and (name == "size" or fixed[name] is not None)}
         whole |= {"metrics": list(self.metrics), "images": self.images, "traces": self.traces}
         if self.baseline is not None:
             whole["baseline"] = self.baseline if isinstance(self.baseline, str) else dict(self.baseline)
@@ -301,6 +302,8 @@ def parse_sweep(
     axes = _axes(given.get("axes"), f"{name}: axes")
     _check_used(stacks, axes, name)
     fixed = {one: _field(one, given.get(one, DEFAULTS[one]), f"{name}: {one}") for one in FIELDS if one not in axes}
+    if model != BUNDLED and "sampler" in fixed and "sampler" not in given:
+        fixed["sampler"] = None
     for one in FIELDS:
         if one in given and one in axes:
             raise InputError(f"{name}: {one} is fixed and an axis; keep one of the two")

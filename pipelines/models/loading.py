@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from ...guidance.errors import InputError, UnsupportedPipelineError, cut, shown
 from ...guidance.reading import exists, is_folder, json_of, read_bytes
 from ...guidance.words import counted
+from ...samplers.names import OWN, by_name, canonical, default
 from .. import guide as guide  # its import enters the family records
 from ..families.record import FAMILIES
 from ..families.suggest import nearest_records
@@ -169,24 +170,75 @@ def components_of(folder: Path) -> list[str]:
     return [name for name in _index(folder) if not name.startswith("_")]
 
 
-def scheduler_of(folder: Path) -> Any:
-    """The scheduler of a model folder, without the model.
+def scheduler_of(model: str | Path | None) -> Any:
+    """The scheduler of a model, without the model.
+
+    Args:
+        model: a folder, or a hub id, whose scheduler's file is downloaded; None for the bundled model.
 
     Raises:
-        InputError: it is no model folder, or has no scheduler of diffusers.
+        InputError: there is no such model, or it has no scheduler of diffusers.
     """
     import diffusers
 
-    _index(folder)
+    name, folder = str(model), model if isinstance(model, Path) else folder_of(model)
+    if folder is not None:
+        _index(folder)
+        path = folder / "scheduler" / "scheduler_config.json"
+    else:
+        path = _downloaded(name, "scheduler/scheduler_config.json")
     try:
-        config = json_of(read_bytes(folder / "scheduler" / "scheduler_config.json", "scheduler's file", LARGEST_INDEX))
+        config = json_of(read_bytes(path, "scheduler's file", LARGEST_INDEX))
         cls = getattr(diffusers, str(config["_class_name"]), None)
     except (InputError, ValueError, KeyError, TypeError):
         cls = None
     if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
-        raise InputError(f"{folder} has no scheduler/scheduler_config.json that names one of diffusers")
+        raise InputError(f"{model or folder} has no scheduler/scheduler_config.json that names one of diffusers")
     scheduler: Any = cls
     return scheduler.from_config(config)
+
+
+def _downloaded(name: str, file: str) -> Path:
+    """A file of a model on the hub.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if isinstance(path := try_to_load_from_cache(name, file), str):
+        return Path(path)
+    asked = reachable(name)
+    try:
+        return Path(hf_hub_download(name, file, local_files_only=not asked))
+    except Exception as error:  # of the network, of the hub, or of the id
+        raise InputError(f"cannot load the model {shown(name)}: {why(error, asked)}") from error
+
+
+def chosen_sampler(given: str | None, model: str | Path | None, wanted: Sequence[str] = ("dpm++2m",)) -> str:
+    """The short name of the sampler that is `given`; for None the first of `wanted` that the model can use, else own.
+
+    Args:
+        given: as of `canonical`.
+        model: as of `scheduler_of`.
+        wanted: short names; the bundled model can use the first.
+
+    Raises:
+        InputError: an unknown sampler, or a model on the hub that cannot be had. What a folder lacks is said where the
+            model is loaded.
+    """
+    if given is not None:
+        if (name := canonical(given)) != OWN:
+            by_name(name)  # a package that it lacks is named before a model is loaded
+        return name
+    if model is None:
+        return wanted[0]
+    try:
+        return default(scheduler_of(model), wanted)
+    except InputError:
+        if folder_of(str(model)) is None:
+            raise
+        return wanted[0]
 
 
 def pipeline_class(name: str) -> type | None:

@@ -68,7 +68,7 @@ def test_a_model_gets_the_samplers_that_read_what_its_network_emits_and_no_other
             with pytest.raises(InputError) as caught:
                 by_name(name, scheduler)
             assert str(caught.value).startswith(f"sampler {name!r} is for a network that emits ")
-            assert str(caught.value).endswith(f"; it can use {', '.join(fit)}")
+            assert str(caught.value).endswith(f"; it can use {', '.join([*fit, 'own'])}")
 
 
 def test_what_is_said_of_a_sampler_for_another_kind_of_network() -> None:
@@ -78,7 +78,7 @@ def test_what_is_said_of_a_sampler_for_another_kind_of_network() -> None:
             by_name(name, bundled)
         message = str(caught.value)
         assert message.startswith(f"sampler '{name}' is for a network that emits '{reads}', and this model's emits 'v'")
-        assert message.endswith(f"it can use {', '.join(DIFFUSION)}")
+        assert message.endswith(f"it can use {', '.join(DIFFUSION)}, own")
 
 
 def test_what_the_models_scheduler_does_not_do_is_not_begun() -> None:
@@ -201,7 +201,7 @@ def test_a_sampler_that_does_not_fit_is_refused_for_that_whatever_package_is_mis
             by_name(name, own(model))
         assert str(caught.value).startswith(f"sampler {name!r} is for a network that emits ")
         expected = ", ".join(one for one in fit if one not in without)
-        assert str(caught.value).endswith(f" emits {emits.name!r}; it can use {expected}")
+        assert str(caught.value).endswith(f" emits {emits.name!r}; it can use {expected}, own")
 
 
 def test_a_number_of_steps_that_a_sampler_does_not_take() -> None:
