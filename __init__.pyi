@@ -29,6 +29,7 @@ from .guidance.rules import ICG as ICG
 from .guidance.rules import TSG as TSG
 from .guidance.rules import AdaptiveGuidance as AdaptiveGuidance
 from .guidance.rules import CFGPlusPlus as CFGPlusPlus
+from .guidance.rules import CFGZero as CFGZero
 from .guidance.rules import During as During
 from .guidance.rules import LinearAG as LinearAG
 from .guidance.rules import PerpNeg as PerpNeg

@@ -303,6 +303,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
             seeds,
             (1 + self._numbered(self.conditions, "negative"),) * batch,
             (self._numbered(self.conditions, "positive"),) * batch,
+            emits=parameterization(self.scheduler),
         )
 
     @property

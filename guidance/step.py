@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .prediction import Level, Prediction, Space
+from .prediction import Level, Parameterization, Prediction, Space
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -39,6 +39,8 @@ class Run:
         identity: what a fitted rule is held to, by name: the model's fingerprint, the scheduler, ... Filled where a
             rule has `needs_identity`; None where nothing will run and there is nothing to hold it to: a plan. A value
             is None where it is not known yet and is not to be checked.
+        emits: what the network emits; None where it is not known, as in a plan.
+        latents: whether samples are latents of an autoencoder; None where it is not known.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +51,8 @@ class Run:
     negatives: tuple[int, ...] = ()
     positives: tuple[int, ...] = ()
     identity: Mapping[str, str | None] | None = field(default_factory=dict)
+    emits: Parameterization | None = None
+    latents: bool | None = None
 
     @property
     def batch(self) -> int:

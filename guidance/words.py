@@ -16,3 +16,9 @@ def were(number: int) -> str:
 def counted_are(number: int, noun: str, one: str = "is", many: str = "are") -> str:
     """``"1 image is"``, ``"2 images are"``, or with another verb."""
     return f"{counted(number, noun)} {one if number == 1 else many}"
+
+
+def lettered(number: int) -> str:
+    """``"a"`` for 0, ``"z"`` for 25, then ``"aa"``, ``"ab"``."""
+    more, last = divmod(number, 26)
+    return (lettered(more - 1) if more else "") + chr(ord("a") + last)

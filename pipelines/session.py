@@ -29,6 +29,8 @@ from .network_factory import NetworkFactory
 from .prompts import Prompts
 from .steps import Steps
 
+AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")
+"""Components of pipelines whose samples are latents."""
 TOGETHER = 8
 """Random texts that are encoded in one call, those of the next evaluations too: an encoder is slow with a few."""
 
@@ -149,6 +151,8 @@ class Session:
             self.prompts.counts("negatives", repeats),
             self.prompts.counts("positives", repeats),
             identity=identity,
+            emits=self.networks.emitted,
+            latents=any(hasattr(self.pipe, name) for name in AUTOENCODERS),
         )
         self.run = GuidedRun(self.stack, run, self.max_rows, self.observe)
         return self.run

@@ -189,7 +189,8 @@ def invert(
 
     scheduler.set_timesteps(steps, device=x0.device)
     schedule = grid(scheduler)
-    run = GuidedRun(stack, Run(tuple(x0.shape), x0.dtype, x0.device, schedule.steps, seeds, *setup.counts), max_rows)
+    about = Run(tuple(x0.shape), x0.dtype, x0.device, schedule.steps, seeds, *setup.counts, emits=setup.emits)
+    run = GuidedRun(stack, about, max_rows)
     x = x0
     for index in reversed(range(len(schedule.points))):
         point, level = schedule.points[index], schedule.after(index)

@@ -115,7 +115,9 @@ def sample(
     if any(part.needs_identity for part in stack.parts()):
         given = "given" if setup.conditions.negative else "empty"
         known = {**scheduler_identity(scheduler, schedule), "negative": given, **(identity or {})}
-    about = Run(tuple(x.shape), dtype, x.device, schedule.steps, setup.seeds, *setup.counts, identity=known)
+    about = Run(
+        tuple(x.shape), dtype, x.device, schedule.steps, setup.seeds, *setup.counts, identity=known, emits=setup.emits
+    )
     run, advance = GuidedRun(stack, about, max_rows, observe), Stepper(scheduler)
     with seeded(scheduler, seeds):
         for position, (timestep, point) in enumerate(zip(scheduler.timesteps, schedule.points, strict=True)):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..guidance.testing.checks import LEVELS
 from ..guidance.testing.composition import STACKS, Outcome, around, attempt, nested, pair, standing, wrappers
+from ..guidance.words import lettered
 
 HEAD = f"""# Which rules go with which
 
@@ -18,18 +19,23 @@ Rules apply from left to right: each improves what those before it made. What tw
 """
 
 
+ROW, COLUMN = "*the row's rule*", "*the column's rule*"
+"""What stands for the two in a reason, so that one letter serves all pairs that are refused alike."""
+
+
 class Reasons:
     """Letters for the reasons of refusals, in the order in which they come."""
 
     def __init__(self) -> None:
         self.letters: dict[str, str] = {}
 
-    def cell(self, outcome: Outcome) -> str:
-        """What the table says of an outcome."""
+    def cell(self, outcome: Outcome, row: str, column: str) -> str:
+        """What the table says of an outcome of these two."""
         if outcome.works:
             counts = dict.fromkeys(outcome.evaluations)
             return ", ".join(map(str, outcome.evaluations if len(counts) > 1 else counts))
-        letter = self.letters.setdefault(outcome.reason, chr(ord("a") + len(self.letters)))
+        reason = outcome.reason.replace(row, ROW, 1 if row == column else -1).replace(column, COLUMN)
+        letter = self.letters.setdefault(reason, lettered(len(self.letters)))
         return f"*{letter}*"
 
     def lines(self) -> list[str]:
@@ -45,7 +51,7 @@ def table(rows: Sequence[str], columns: Sequence[str], text: Callable[[str, str]
 
     lines = [f"| | {' | '.join(map(name, columns))} |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
-        cells = [reasons.cell(attempt(text(row, column))) for column in columns]
+        cells = [reasons.cell(attempt(text(row, column)), row, column) for column in columns]
         lines.append(f"| {name(row)} | {' | '.join(cells)} |")
     return lines
 
@@ -63,7 +69,6 @@ def markdown() -> str:
     reasons = Reasons()
     parts += ["## Three and more\n", "| stack | evaluations |", "|---|---|"]
     # A bar would end the cell, in code too.
-    parts += [
-        f"| `{text}` | {reasons.cell(attempt(text))} |".replace(" | ", " \\| ", text.count(" | ")) for text in STACKS
-    ]
+    cells = ((text, reasons.cell(attempt(text), text, text)) for text in STACKS)
+    parts += [f"| `{text}` | {cell} |".replace(" | ", " \\| ", text.count(" | ")) for text, cell in cells]
     return "\n".join([*parts, *reasons.lines()]) + "\n"

@@ -23,7 +23,7 @@ def paper(entry: Entry) -> str:
 
 
 def markdown() -> str:
-    """The table of the README."""
+    """The table of docs/rules.md."""
     lines = ["| rule | what it does | evaluations a step | paper |", "|---|---|---|---|"]
     for entry in registered():
         signature = entry.signature.replace("|", "\\|")
@@ -69,7 +69,7 @@ def rules_told() -> list[dict[str, str]]:
 
 
 @click.command()
-@click.option("--markdown", "as_markdown", is_flag=True, help="As the table of the README.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="As the table of docs/rules.md.")
 @click.option("--presets", is_flag=True, help="The presets that come with guidestack: --guidance @NAME.")
 @click.option("--compositions", is_flag=True, help="Which rules go with which, as docs/compositions.md.")
 @rules_option

@@ -1,4 +1,4 @@
-"""The README shows what is there: its table, its example, its files."""
+"""The README shows what is there, its example and its files; docs/rules.md has every rule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_rules_is_what_the_command_prints() -> None:
-    assert markdown() in TEXT, "run: guidestack rules --markdown"
+    assert markdown() in (ROOT / "docs" / "rules.md").read_text(), "run: guidestack rules --markdown"
 
 
 def test_its_links_lead_somewhere() -> None:

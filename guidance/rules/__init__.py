@@ -4,6 +4,7 @@ from .adaptive import AdaptiveGuidance, Prefix
 from .apg import APG
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus, Renoise
+from .cfg_zero import CFGZero
 from .during import During
 from .icg import ICG
 from .linear_ag.rule import LinearAG
@@ -20,6 +21,7 @@ __all__ = [
     "TSG",
     "AdaptiveGuidance",
     "CFGPlusPlus",
+    "CFGZero",
     "During",
     "LinearAG",
     "PerpNeg",

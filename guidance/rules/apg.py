@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..contrasting import Contrasting
 from ..errors import RuleError
-from ..fields import SMALLEST, axes_in, choice, number, sample_axes, set_field
+from ..fields import SMALLEST, axes_in, choice, number, sample_axes
 from ..notation.registry import register
 from ..per_sample import norm, projected
-from ..prediction import wide
-from ..query import NEGATIVE, POSITIVE, Predictions, Query
-from ..rule import Rule
+from ..prediction import Prediction, wide
+from ..query import NEGATIVE, Query
 from ..step import Estimate, Run, State, Step
 
 SADAT_2024 = """@inproceedings{sadat2025eliminating,
@@ -36,7 +35,7 @@ class Momentum(NamedTuple):
 
 @register("apg", cost="2; 1 at scale 1", references=(SADAT_2024,), example="apg(3, radius=2, momentum=-0.5)")
 @dataclass(frozen=True)
-class APG(Rule):
+class APG(Contrasting):
     r"""Adaptive projected guidance: classifier-free guidance without the part that only saturates.
 
     On denoised predictions, in this order:
@@ -77,7 +76,6 @@ class APG(Rule):
     """
 
     space: ClassVar[Any] = "denoised"
-    neutral_values: ClassVar[Mapping[str, Any] | None] = {"scale": 1.0}
 
     scale: float
     eta: float = 0.0
@@ -88,7 +86,7 @@ class APG(Rule):
     against: Query | str = NEGATIVE
 
     def __post_init__(self) -> None:
-        number(self, "scale")
+        super().__post_init__()
         number(self, "eta")
         if self.radius is not None and number(self, "radius") < SMALLEST:
             raise RuleError(
@@ -98,12 +96,6 @@ class APG(Rule):
             raise RuleError(f"APG: momentum must be in (-1, 1), or the sum of the updates grows; got {self.momentum!r}")
         choice(self, "radius_unit", ("absolute", "per_sqrt_dim"))
         sample_axes(self, "axes")
-        set_field(self, "against", Query.of(self.against))
-
-    @property
-    def contrast(self) -> Query:
-        """`against`."""
-        return Query.of(self.against)
 
     def init(self, run: Run) -> State:
         """No momentum yet.
@@ -112,19 +104,14 @@ class APG(Rule):
             RuleError: samples have no such axis.
         """
         axes_in(self, "axes", run.shape)
-        if not self.momentum or self.scale == 1:
+        if not self.momentum or self.off:
             return ()
         return Momentum(torch.zeros(run.shape, dtype=wide(run.dtype), device=run.device))
 
-    def asks(self) -> frozenset[Query]:
-        """The prompt and the contrast, unless the scale makes the latter vanish."""
-        return frozenset() if self.scale == 1 else frozenset({POSITIVE, self.contrast})
-
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def guided(
+        self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
+    ) -> tuple[Estimate, State]:
         """The equations above. Trace ``apg_clip``: the factor of the clip (the smallest, if `axes` leave several)."""
-        if self.scale == 1:
-            return estimate, state
-        c, u = predictions[POSITIVE], predictions[self.contrast]
         m, state = self._with_momentum(c.minus(u, "denoised"), state)
         clip = self._clip(m)
         # The clip multiplies all that is projected together by one number, and projection is linear: it comes last.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-from ..fields import number, set_field
+from ..contrasting import Contrasting
 from ..notation.registry import register
 from ..per_sample import added
 from ..prediction import Prediction
-from ..query import NEGATIVE, POSITIVE, Predictions, Query
-from ..rule import Rule
+from ..query import NEGATIVE, Query
 from ..step import Estimate, State, Step
 
 HO_SALIMANS_2022 = """@article{ho2022classifier,
@@ -33,7 +30,7 @@ def extrapolated(estimate: Estimate, c: Prediction, u: Prediction, scale: float)
 
 @register("cfg", cost="2; 1 at scale 1", references=(HO_SALIMANS_2022,), example=("cfg(3)", "cfg(3, against='null')"))
 @dataclass(frozen=True)
-class CFG(Rule):
+class CFG(Contrasting):
     r"""Classifier-free guidance: away from the contrast `u`, towards the prompt `c`.
 
     .. math:: \tilde D = D_u + s\,(D_c - D_u)
@@ -60,26 +57,11 @@ class CFG(Rule):
     (0.5, 0.6667, 0.1667)
     """
 
-    neutral_values: ClassVar[Mapping[str, Any] | None] = {"scale": 1.0}
-
     scale: float
     against: Query | str = NEGATIVE
 
-    def __post_init__(self) -> None:
-        number(self, "scale")
-        set_field(self, "against", Query.of(self.against))
-
-    @property
-    def contrast(self) -> Query:
-        """`against`."""
-        return Query.of(self.against)
-
-    def asks(self) -> frozenset[Query]:
-        """The prompt and the contrast, unless the scale makes the latter vanish."""
-        return frozenset() if self.scale == 1 else frozenset({POSITIVE, self.contrast})
-
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def guided(
+        self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
+    ) -> tuple[Estimate, State]:
         """The equation above."""
-        if self.scale == 1:
-            return estimate, state
-        return extrapolated(estimate, predictions[POSITIVE], predictions[self.contrast], self.scale), state
+        return extrapolated(estimate, c, u, self.scale), state

@@ -15,6 +15,7 @@ from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.registry import rules
 from ...guidance.notation.text import parse
 from ...guidance.rule import Wrapper
+from ...guidance.words import lettered
 from ...pipelines.doctor.trials import trial
 
 Arguments = Callable[[], dict[str, Any]]
@@ -78,7 +79,7 @@ def markdown(found: Iterable[tuple[str, Any, Arguments]]) -> str:
         cells = []
         for text in texts:
             tried = trial(pipe, text, arguments)
-            letter = letters.setdefault(tried.reason, chr(ord("a") + len(letters))) if tried.reason else ""
+            letter = letters.setdefault(tried.reason, lettered(len(letters))) if tried.reason else ""
             cells.append(f"*{letter}*" if letter else str(tried.evaluations))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([head, *lines, "", *(f"* *{letter}*: {reason}" for reason, letter in letters.items())]) + "\n"

@@ -24,6 +24,7 @@ STACKS = (
     "apg(4)",
     "apg(4, radius=2, momentum=-0.5)",
     "cfgpp(0.6)",
+    "cfg_zero(4, zero_steps=1)",
     "perpneg(4)",
 )
 

@@ -113,6 +113,12 @@ class At:
         eps = self.eps(D)
         return eps - D if self.emits == "flow" else self.alpha * eps - self.sigma * D
 
+    def clean_of_velocity(self, v: Tensor) -> Tensor:
+        """D of the flow's velocity: x - s v; of v: (alpha x - sigma v)/(alpha^2 + sigma^2)."""
+        if self.emits == "flow":
+            return self.x - self.sigma * v
+        return (self.alpha * self.x - self.sigma * v) / (self.alpha**2 + self.sigma**2)
+
     def output(self, D: Tensor) -> Tensor:
         """What the network emits where the clean sample is D."""
         return {"epsilon": self.eps, "x0": lambda D: D, "v": self.velocity, "flow": self.velocity}[self.emits](D)
@@ -130,6 +136,7 @@ class At:
 class Memory:
     """What one run remembers, and notes for the tests."""
 
+    step: int = 0
     m: Tensor | float = 0.0
     renoise: Tensor | None = None
     stopped: Tensor = field(default_factory=lambda: torch.zeros(BATCH, dtype=torch.bool))
@@ -313,6 +320,23 @@ def cfg_plus_plus(scale: float, against: str = "negative", wrong: str = "") -> G
     return guide
 
 
+def cfg_zero(scale: float, zero_steps: int = 0, against: str = "negative", wrong: str = "") -> Guide:
+    """v~ = a v_u + s (v_c - a v_u), a = <v_c, v_u>/<v_u, v_u>; v~ = 0 in the first steps."""
+
+    def guide(at: At, memory: Memory) -> Tensor:
+        memory.step += 1
+        if memory.step <= zero_steps + (wrong == "one step more"):
+            return at.clean_of_velocity(torch.zeros_like(at.x))
+        read = at.eps if wrong == "in noise" else at.velocity
+        c, u = read(at.D("positive")), read(at.D(against))
+        axes = WHOLE if wrong == "whole batch" else OWN
+        a = dot(c, u, axes) / dot(u, u, axes)
+        v = a * u + scale * (c - (1 if wrong == "difference" else a) * u)
+        return (at.x - at.sigma * v) / at.alpha if wrong == "in noise" else at.clean_of_velocity(v)
+
+    return guide
+
+
 def adaptive(
     inner: Guide,
     threshold: float,
@@ -452,6 +476,8 @@ CASES = {
     "cfg++, 1": Case(gs.CFGPlusPlus(1.0, against="null"), partial(cfg_plus_plus, 1, "null")),
     "cfg++, 0": Case(gs.CFGPlusPlus(0.0), partial(cfg_plus_plus, 0)),
     "cfg++ during": Case(gs.During(gs.CFGPlusPlus(0.6), sigma=WINDOW), partial(during, cfg_plus_plus(0.6), *WINDOW)),
+    "cfg zero": Case(gs.CFGZero(4), partial(cfg_zero, 4)),
+    "cfg zero, zeroed": Case(gs.CFGZero(4, zero_steps=2, against="null"), partial(cfg_zero, 4, 2, "null")),
     "adaptive": Case(gs.AdaptiveGuidance(VAGUE, 0.99975), partial(adaptive, VAGUE_GUIDE, 0.99975, against="vague")),
     "adaptive, guided": Case(
         gs.AdaptiveGuidance(VAGUE, 0.99975, crossing="guided"),
@@ -525,6 +551,10 @@ WRONG = [
     ("cfg++", "renoise with c"),
     ("cfg++", "renoise with l"),
     ("cfg++, 1", "conditional sampler"),
+    ("cfg zero", "in noise"),
+    ("cfg zero", "whole batch"),
+    ("cfg zero", "difference"),
+    ("cfg zero, zeroed", "one step more"),
     ("adaptive", "crossing"),
     ("adaptive, early", "resumes"),
     ("adaptive, early", "whole batch"),

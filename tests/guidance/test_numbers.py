@@ -28,6 +28,7 @@ EXAMPLES: tuple[gs.Rule, ...] = (
     gs.PerpNeg(3, weights=(2, 1), positive_weights=2),
     gs.APG(3, eta=1, radius=2, momentum=-0.5, axes=(2,)),
     gs.CFGPlusPlus(1),
+    gs.CFGZero(3, zero_steps=2),
     gs.Renoise(),
     gs.ICG(3),
     gs.TSG(3, strength=2, power=1, window=(0, 1), blocks=2),

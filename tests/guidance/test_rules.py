@@ -61,6 +61,19 @@ def per_sample(value: Tensor) -> Tensor:
     return value.reshape(-1, 1, 1, 1)
 
 
+def velocity(x0: Tensor, x: Tensor, level: Level) -> Tensor:
+    return level.alpha * eps(x0, x, level) - level.sigma * x0
+
+
+def cfg_zero(scale: float) -> Callable[..., Tensor]:
+    def reference(D: Callable[[str], Tensor], x: Tensor, level: Level) -> Tensor:
+        c, u = velocity(D("positive"), x, level), velocity(D("negative"), x, level)
+        a = per_sample((c * u).flatten(1).sum(1) / (u * u).flatten(1).sum(1))
+        return level.alpha * x - level.sigma * (a * u + scale * (c - a * u))
+
+    return reference
+
+
 def perpendicular(scale: float, weights: Any, positive_weights: Any) -> Callable[..., Tensor]:
     """Perp-Neg, sample by sample; the oracle's samples have 2, 1, 2 negatives and 0, 1, 1 further positives."""
     negatives, positives = (2, 1, 2), (0, 1, 1)
@@ -140,6 +153,9 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.APG(4, eta=0.3, against="null"), projected(4, 0.3, "null")),
     (gs.APG(4, radius=2.0, momentum=-0.5, radius_unit="per_sqrt_dim"), None),
     (gs.APG(4, against="independent:tokens"), None),
+    (gs.CFGZero(4), cfg_zero(4)),
+    (gs.CFGZero(4, zero_steps=2, against="null"), None),
+    (gs.CFGZero(1, zero_steps=2), None),
     (gs.Prefix(gs.CFG(3), 2), windowed(lambda level: level in LEVELS[:2], cfg(3))),
     (gs.AdaptiveGuidance(gs.CFG(3), threshold=1.5), cfg(3)),
     (gs.AdaptiveGuidance(gs.CFG(3), threshold=0.97), None),

@@ -25,6 +25,7 @@ simple = st.one_of(
     st.builds(gs.PerpNeg, numbers, strengths, strengths),
     st.builds(gs.APG, numbers, numbers, st.floats(0.1, 99) | st.none(), st.floats(-0.9, 0.9), against=queries),
     st.builds(gs.CFGPlusPlus, st.floats(0, 1), queries),
+    st.builds(gs.CFGZero, numbers, st.integers(0, 9), queries),
     st.builds(gs.Renoise, queries),
     st.builds(gs.ICG, numbers, st.sampled_from(["tokens", "gaussian", "class"])),
     st.builds(gs.TSG, numbers, st.floats(0, 9), st.floats(0, 3), st.sampled_from([(0.0, 1.0), (0.2, 0.8)])),

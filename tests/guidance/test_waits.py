@@ -37,6 +37,7 @@ WAITLESS = (
     "apg(4, radius=2, momentum=-0.5)",
     "apg(4, radius=2, axes=(2, 3))",
     "cfgpp(0.6)",
+    "cfg_zero(4, zero_steps=1)",
     "perpneg(4) | renoise('null')",
     "perpneg(4, weights=(1, 0.5))",
     "tsg(4)",

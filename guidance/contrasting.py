@@ -1,0 +1,57 @@
+"""Contrasting: what the rules have in common that lead away from one contrast, by a scale of which 1 is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from .fields import number, set_field
+from .prediction import Prediction
+from .query import POSITIVE, Predictions, Query
+from .rule import Rule
+from .step import Estimate, StateT, Step
+
+
+class Contrasting(Rule[StateT]):
+    """A rule that leads the prompt's prediction away from one contrast.
+
+    A subclass is a frozen dataclass with the field `against` and, as a rule, `scale`, and retypes `guided`. At its
+    neutral values it asks for nothing and leaves the estimate as it is, to the bit.
+    """
+
+    neutral_values: ClassVar[Mapping[str, Any] | None] = {"scale": 1.0}
+
+    scale: float
+    against: Query | str
+
+    def __post_init__(self) -> None:
+        number(self, "scale")
+        set_field(self, "against", Query.of(self.against))
+
+    @property
+    def off(self) -> bool:
+        """Whether the rule does nothing: its parameters are at their neutral values."""
+        return all(getattr(self, name) == value for name, value in (self.neutral_values or {}).items())
+
+    @property
+    def contrast(self) -> Query:
+        """`against`."""
+        return Query.of(self.against)
+
+    def asks(self) -> frozenset[Query]:
+        """The prompt and the contrast, unless the rule does nothing."""
+        return frozenset() if self.off else frozenset({POSITIVE, self.contrast})
+
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
+    ) -> tuple[Estimate, StateT]:
+        """What `guided` makes of the two predictions; the estimate as it is where the rule does nothing."""
+        if self.off:
+            return estimate, state
+        return self.guided(estimate, predictions[POSITIVE], predictions[self.contrast], step, state)
+
+    def guided(
+        self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: StateT
+    ) -> tuple[Estimate, StateT]:
+        """A better estimate from the prompt's prediction `c` and the contrast `u`, and the state for the next."""
+        raise NotImplementedError
