@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -31,7 +30,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..guidance.errors import InputError, nearest
+from ..guidance.errors import GuidestackError, InputError, nearest
+from ..guidance.reading import json_of, read_bytes
 from . import paths as places
 from .values import LARGEST_SIDE, file
 
@@ -176,9 +176,11 @@ RESIZINGS = {"inception": "299-bilinear-tf1", "dinov2": "224-bicubic-aa", "clip"
 def _clip_side(path: Path) -> int:
     """Pixels of the images that a CLIP was trained on."""
     try:
-        side = int(json.loads(places.contents(path / "config.json"))["vision_config"]["image_size"])
+        side = int(
+            json_of(read_bytes(path / "config.json", "configuration", places.LARGEST))["vision_config"]["image_size"]
+        )
         return side if 0 < side <= LARGEST_SIDE else 224
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (GuidestackError, ValueError, KeyError, TypeError, OverflowError):
         return 224  # what transformers takes where nothing is said; loading finds whatever else is wrong
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..guidance import reading
-from ..guidance.errors import InputError, nearest
+from ..guidance.errors import InputError, cut, nearest, shown
 from ..guidance.reading import yaml_of
 from ..guidance.rule import literal
 
@@ -45,18 +45,6 @@ def check_plain(value: Any, where: str) -> None:
     """
     try:
         reading.check_plain(value, DEEPEST, BITS)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def check_text(text: str, where: str) -> None:
-    """Check that a text is one of Unicode.
-
-    Raises:
-        InputError: it has half of a surrogate pair, which no file can hold.
-    """
-    try:
-        reading.check_text(text)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -118,7 +106,7 @@ def text(value: Any, where: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where} must be a text that is not empty; got {shown(value)}")
-    check_text(value, where)
+    check_plain(value, where)
     if len(value) > LONGEST or "\0" in value:
         raise InputError(
             f"{where} must be a text of at most {LONGEST} characters, none of them NUL; got {shown(value)}"
@@ -191,7 +179,7 @@ def values(given: Any, where: str, most: int = MOST) -> tuple[Any, ...]:
     seen: set[str] = set()
     for one in map(value_text, found):
         if one in seen:
-            raise InputError(f"{where}: the value {cut(one)} comes twice")
+            raise InputError(f"{where}: the value {cut(one, 80)} comes twice")
         seen.add(one)
     return found
 
@@ -233,17 +221,3 @@ def meant(name: str, valid: Collection[str]) -> str:
     """Say which valid name is meant, and list all of them."""
     near = nearest(name[:60], valid)
     return f"{near} Allowed: {', '.join(valid)}" if near.endswith("?") else near
-
-
-def shown(value: Any) -> str:
-    """`value` cut to what fits into a message."""
-    try:
-        written = repr(value)
-    except (ValueError, RecursionError):  # a number of too many digits, or lists too deep in one another
-        written = f"a {type(value).__name__}"
-    return cut(written)
-
-
-def cut(text: str, length: int = 60) -> str:
-    """A text, cut to what fits into a message."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"

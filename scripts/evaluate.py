@@ -13,8 +13,7 @@ from .options import device_option, notices, rules_option, threads_option
 
 if TYPE_CHECKING:
     from ..evaluation import RunFolder, Sweep
-    from ..evaluation.run.progress import Progress
-    from ..evaluation.run.runner import Outcome
+    from ..evaluation.run.progress import Outcome, Progress
     from ..evaluation.store.lock import Launch
 
 

@@ -9,6 +9,7 @@ import click
 
 from ..guidance.errors import InputError
 from ..guidance.notation import presets
+from ..guidance.reading import read_bytes
 from ..guidance.words import counted
 from ..pipelines.models.loading import chosen_device, chosen_sampler
 from .generate import read_size
@@ -160,11 +161,7 @@ def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _read(path: str, name: str) -> list[Any]:
-    from ..evaluation import values
-    from ..evaluation.paths import contents
+    from ..evaluation.paths import LARGEST
     from ..evaluation.spec.prompts import parse_prompts
 
-    try:
-        return parse_prompts(contents(values.file(path, f"--{name}")), Path(path).name)
-    except OSError as error:
-        raise InputError(f"--{name}: cannot read {values.shown(path)}: {error.strerror}") from error
+    return parse_prompts(read_bytes(path, f"file of --{name}", LARGEST), Path(path).name)

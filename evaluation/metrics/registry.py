@@ -9,9 +9,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ...guidance.errors import InputError, RuleError, nearest
+from ...guidance.errors import InputError, RuleError, nearest, shown
 from ...guidance.rule import literal
-from ..values import check_plain, shown
+from ..values import check_plain
 from .base import Metric, parameters
 
 M = TypeVar("M", bound=type[Metric])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...guidance.errors import GuidestackError, InputError
+from ...guidance.errors import GuidestackError, InputError, shown
 from ...guidance.plan import When, plan
 from ...guidance.rule import remarks
 from ...guidance.words import counted, counted_are
@@ -16,7 +16,6 @@ from ...pipelines.models.recipe import check_several, split
 from ...pipelines.prompts import uses_negative
 from ..spec.cells import Cell
 from ..spec.prompts import Prompt
-from ..values import shown
 
 
 @dataclass(frozen=True)

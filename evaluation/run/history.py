@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...guidance.errors import InputError
+from ...guidance.errors import InputError, shown
 from ...guidance.words import counted, counted_are
 from .. import values
 from ..paths import located
@@ -133,7 +133,7 @@ def _fixed(sweep: Sweep, name: str) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple) and len(value) == 2 and all(type(side) is int for side in value):
         return str(values.size_text(value))
-    return str(value) if isinstance(value, str) else values.shown(value)
+    return str(value) if isinstance(value, str) else shown(value)
 
 
 def _same_samples(old: Sweep, new: Sweep) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,35 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from ..spec.sweep import Sweep
-    from .runner import Outcome
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        made: samples that this process made.
+        existing: samples of the sweep that were there before.
+        missing: samples that nobody has made.
+        evaluations: network evaluations, of samples that were made again only to fill a batch as well.
+        seconds: spent on making, and on waiting for the others.
+        records: rows of the merged records; 0 where another process merges.
+        others: samples that the other processes of the launch made; 0 where another process merges.
+        others_evaluations: of these.
+        lost: samples that this process could not make, since they are NaN or Inf; they are not `missing`.
+        cause: what was said of the first of them.
+    """
+
+    made: int
+    existing: int
+    missing: int
+    evaluations: int
+    seconds: float
+    records: int
+    others: int = 0
+    others_evaluations: int = 0
+    lost: int = 0
+    cause: str = ""
 
 
 class Progress:

@@ -22,11 +22,11 @@ from ..spec.sweep import Sweep
 from ..store.folder import RunFolder
 from ..store.lock import Launch, Lock, held
 from ..store.merge import merge
-from ..store.records import Keeper, lost_of
 from . import history
 from .batches import Batch, Place, Plan, blocks
 from .check import Cost, check, notes
-from .progress import Progress
+from .progress import Outcome, Progress
+from .records import Keeper, lost_of
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -49,35 +49,6 @@ class Options:
     device: str = "cpu"
     allow_pickle: bool = False
     launch: Launch = field(default_factory=Launch)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did.
-
-    Attributes:
-        made: samples that this process made.
-        existing: samples of the sweep that were there before.
-        missing: samples that nobody has made.
-        evaluations: network evaluations, of samples that were made again only to fill a batch as well.
-        seconds: spent on making, and on waiting for the others.
-        records: rows of the merged records; 0 where another process merges.
-        others: samples that the other processes of the launch made; 0 where another process merges.
-        others_evaluations: of these.
-        lost: samples that this process could not make, since they are NaN or Inf; they are not `missing`.
-        cause: what was said of the first of them.
-    """
-
-    made: int
-    existing: int
-    missing: int
-    evaluations: int
-    seconds: float
-    records: int
-    others: int = 0
-    others_evaluations: int = 0
-    lost: int = 0
-    cause: str = ""
 
 
 class Prepared:

@@ -8,15 +8,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
-from ...guidance.errors import GuidestackError, InputError
+from ...guidance.errors import GuidestackError, InputError, cut, shown
 from ...guidance.notation.plugins import files_of
 from ...guidance.notation.presets import as_stack, read
+from ...guidance.reading import read_bytes
 from ...guidance.rule import Stack
 from .. import values
-from ..paths import contents
+from ..paths import LARGEST
 from .prompts import canonical
 from .sweep import FIELDS, HOLE, MOST_SAMPLES, STACK, Sweep
 
@@ -71,19 +71,15 @@ class Cell:
             "dtype": self.dtype,
         }
         own = [file.digest for file in files_of(self.parsed)]
-        found |= {"fits": [_contents(name, file.path) for name, file in fits]} if fits else {}
+        if fits:
+            found["fits"] = [
+                hashlib.sha256(read_bytes(file.path, name, LARGEST)).hexdigest()[:16] for name, file in fits
+            ]
         return found | ({"rules": sorted(own)} if own else {})
 
     def __str__(self) -> str:
         given = ", ".join(f"{name}={value}" for name, value in self.axes if value is not None and name != STACK)
         return f"{self.stack}" + f" ({given})" * bool(given)
-
-
-def _contents(name: str, path: Path) -> str:
-    try:
-        return hashlib.sha256(contents(path)).hexdigest()[:16]
-    except OSError as error:
-        raise InputError(f"cannot read the {name} {str(path)!r}: {error.strerror}") from error
 
 
 def expand(sweep: Sweep) -> tuple[Cell, ...]:
@@ -148,14 +144,14 @@ def _cell(sweep: Sweep, combination: Mapping[str, Any]) -> Cell:
     try:
         stack = str(read(text))
     except GuidestackError as error:
-        told = f"the template {values.shown(template)} makes {values.shown(text)}"
-        raise type(error)(f"{told}: {values.cut(str(error), 500)}") from error
+        told = f"the template {shown(template)} makes {shown(text)}"
+        raise type(error)(f"{told}: {cut(str(error), 500)}") from error
     fields = {field: combination.get(field, sweep.fixed.get(field)) for field in FIELDS}
     axes = [(STACK, name)]
     for axis in sweep.axes:
         value = combination[axis]
-        shown = (values.size_text(value) or "model") if axis == "size" else values.value_text(value)
-        axes.append((axis, shown if axis in used else None))
+        written = (values.size_text(value) or "model") if axis == "size" else values.value_text(value)
+        axes.append((axis, written if axis in used else None))
     return Cell(stack=stack, axes=tuple(axes), **fields)
 
 
@@ -175,7 +171,7 @@ def baseline_of(sweep: Sweep, cells: Sequence[Cell]) -> Cell | None:
         found = [cell for cell in cells if all(dict(cell.axes).get(name) == value for name, value in given)]
     if len(found) != 1:
         what = f"{len(found)} cells, such as {found[0]} and {found[1]}" if found else "no cell"
-        raise InputError(f"baseline {values.shown(sweep.baseline)} means {what}; name the values of one cell")
+        raise InputError(f"baseline {shown(sweep.baseline)} means {what}; name the values of one cell")
     return found[0]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...guidance.errors import InputError
+from ...guidance.errors import InputError, shown
 from .. import values
 from ..metrics import parse_metric
 
@@ -84,7 +84,7 @@ def parse_claim(given: Any, where: str, axes: Sequence[str]) -> Claim:
             raise InputError(f"{where}: give {key}; a claim has {', '.join(KEYS)}")
     expect = given["expect"]
     if not isinstance(expect, list) or not 0 < len(expect) <= MOST:
-        raise InputError(f"{where}: expect must be a list of 1 to {MOST} expectations; got {values.shown(expect)}")
+        raise InputError(f"{where}: expect must be a list of 1 to {MOST} expectations; got {shown(expect)}")
     return Claim(
         words=values.text(given["words"], f"{where}: words"),
         paper=values.text(given["paper"], f"{where}: paper"),
@@ -101,11 +101,11 @@ def _expectation(given: Any, where: str, axes: Sequence[str]) -> Expectation:
     margin = given.get("margin", 0.0)
     be = values.choice(given["be"], f"{where}: be", FORMS)
     if type(margin) not in (int, float) or not 0 <= margin < float("inf") or (be in ("same",) and not margin):
-        raise InputError(f"{where}: margin is a number, 0 or more, and above 0 for 'same'; got {values.shown(margin)}")
+        raise InputError(f"{where}: margin is a number, 0 or more, and above 0 for 'same'; got {shown(margin)}")
     cells = []
     for key in ("of", "than"):
         if not isinstance(given[key], Mapping) or not given[key]:
-            raise InputError(f"{where}: {key} must be a mapping of axes to values; got {values.shown(given[key])}")
+            raise InputError(f"{where}: {key} must be a mapping of axes to values; got {shown(given[key])}")
         values.check_keys(given[key], axes, f"{where}: {key}")
         cells.append({name: values.value_text(value) for name, value in given[key].items()})
     metric = values.text(given["metric"], f"{where}: metric")

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...guidance.errors import InputError
-from ..values import LONGEST, check_plain, meant, shown
+from ...guidance.errors import InputError, shown
+from ..values import LONGEST, check_plain, meant
 
 SUFFIXES = (".txt", ".jsonl", ".csv")
 KEYS = ("prompt", "negative", "extra", "class", "labels")

@@ -12,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import yaml
 
-from ...guidance.errors import InputError
+from ...guidance.errors import InputError, reason, shown
+from ...guidance.reading import read_bytes
 from ...samplers import canonical
 from .. import values
-from ..paths import contents, located, preset_located
+from ..paths import LARGEST, located, preset_located
 from ..values import meant
 from . import prompts as prompts_of
 from .prompts import Prompt
@@ -45,7 +47,7 @@ LAST_SEED = 2**63 - 1
 HOLE = re.compile(r"\{([^{}]*)\}")
 
 Files = Callable[[str], bytes]
-"""Reads a file that a sweep names, relative to the sweep's own place."""
+"""Reads a file that a sweep names, relative to the sweep's own place; raises `FileNotFoundError` or `InputError`."""
 
 
 FURTHER = 1_000_000
@@ -237,31 +239,36 @@ def load_sweep(source: str | Path | Mapping[str, Any]) -> Sweep:
     ((2, 4), 2)
     """
     if isinstance(source, Mapping):
-        return parse_sweep(_plain(source), IN_PYTHON, lambda file: contents(located(file)))
-    name = str(source)
+        return parse_sweep(_plain(source), IN_PYTHON, _beside(None))
+    name = re.sub("^(file|local)://", "", str(source))
     if "://" in name:
-        from ..store.location import Location
-
-        folder, _, last = name.rpartition("/")
-        location = Location(folder, patience=0)
-        return _parsed(location.read, last, name, location.folder)
+        folder = name.rpartition("/")[0]
+        return parse_sweep(_fetched(name), name, lambda file: _fetched(f"{folder}/{file}"))
     path = Path(values.file(name, "the sweep"))
     if not path.exists() and len(path.parts) == 1:
         path = shipped().get(name.removesuffix(".yaml"), path)
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise InputError(
-            f"no sweep {values.shown(name)}, neither a YAML file nor one that comes with guidestack"
-            f"{meant(name, names())}"
+            f"no sweep {shown(name)}, neither a YAML file nor one that comes with guidestack{meant(name, names())}"
         )
-    return _parsed(lambda file: contents(located(file, path.parent)), path.name, str(path), path.parent)
+    return parse_sweep(read_bytes(path, "sweep", LARGEST), str(path), _beside(path.parent), path.parent)
 
 
-def _parsed(files: Files, file: str, name: str, folder: Path | None) -> Sweep:
+def _beside(folder: Path | None) -> Files:
+    return lambda file: read_bytes(located(file, folder), "file", LARGEST)
+
+
+def _fetched(address: str) -> bytes:
+    """The contents of a file at an fsspec address.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
-        data = files(file)
-    except OSError as error:
-        raise InputError(f"cannot read the sweep {values.shown(name)}: {error.strerror or 'no such file'}") from error
-    return parse_sweep(data, name, files, folder)
+        fs, path = fsspec.core.url_to_fs(address)
+        return bytes(fs.cat_file(path))
+    except Exception as error:  # every file system has errors of its own
+        raise InputError(f"cannot read {shown(address)}: {reason(error)}") from error
 
 
 def _plain(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -338,7 +345,7 @@ def _rules(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
 def _stacks(given: Any, where: str) -> dict[str, str]:
     if not given or not isinstance(given, str | list | Mapping):
         raise InputError(
-            f"{where} must be a template, a list of them, or a mapping of names to them; got {values.shown(given)}"
+            f"{where} must be a template, a list of them, or a mapping of names to them; got {shown(given)}"
         )
     listed = [given] if isinstance(given, str) else given
     _check_count(len(listed), "templates", values.MOST)
@@ -346,7 +353,7 @@ def _stacks(given: Any, where: str) -> dict[str, str]:
     for name in listed:
         called = values.text(name, f"{where}: {'a name' if isinstance(given, Mapping) else 'a template'}")
         if called in stacks:
-            raise InputError(f"{where}: {values.shown(called)} comes twice")
+            raise InputError(f"{where}: {shown(called)} comes twice")
         stacks[called] = values.text(given[name], f"{where} {called}") if isinstance(given, Mapping) else called
     return stacks
 
@@ -355,12 +362,12 @@ def _axes(given: Any, where: str) -> dict[str, tuple[Any, ...]]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise InputError(f"{where} must be a mapping of names to lists of values; got {values.shown(given)}")
+        raise InputError(f"{where} must be a mapping of names to lists of values; got {shown(given)}")
     _check_count(len(given), "axes", MOST_AXES)
     axes = {}
     for name, listed in given.items():
         if not isinstance(name, str) or not name.isidentifier():
-            raise InputError(f"{where}: a name is a word, as in a template's braces; got {values.shown(name)}")
+            raise InputError(f"{where}: a name is a word, as in a template's braces; got {shown(name)}")
         if name == STACK:
             raise InputError(f"{where}: several stacks are a list under the key 'stack', not an axis")
         found = values.values(listed, f"{where}: {name}")
@@ -388,7 +395,7 @@ def _check_used(stacks: Mapping[str, str], axes: Mapping[str, Any], name: str) -
     """Every hole of a template is an axis, and every axis is one that something uses."""
     used = set()
     for template in stacks.values():
-        told = f"{name}: the template {values.shown(template)}"
+        told = f"{name}: the template {shown(template)}"
         for hole in HOLE.findall(template):
             if hole not in axes:
                 raise InputError(f"{told} has {{{hole[:60]}}}, and there is no such axis{meant(hole, axes)}")
@@ -409,18 +416,18 @@ def _zipped(
     if given is None:
         return ()
     if not isinstance(given, list) or not all(isinstance(group, list) for group in given):
-        raise InputError(f"{where} must be a list of groups of axes, such as [[w, steps]]; got {values.shown(given)}")
+        raise InputError(f"{where} must be a list of groups of axes, such as [[w, steps]]; got {shown(given)}")
     lengths = {STACK: len(stacks), **{name: len(each) for name, each in axes.items()}}
     seen: set[str] = set()
     for group in given:
         for axis in group:
             if not isinstance(axis, str) or axis not in lengths:
-                raise InputError(f"{where}: no axis {values.shown(axis)}{meant(str(axis), lengths)}")
+                raise InputError(f"{where}: no axis {shown(axis)}{meant(str(axis), lengths)}")
             if axis in seen:
                 raise InputError(f"{where}: {axis!r} comes twice; an axis goes with one group")
             seen.add(axis)
         if len(group) < 2:
-            raise InputError(f"{where}: a group has two axes at least; got {values.shown(group)}")
+            raise InputError(f"{where}: a group has two axes at least; got {shown(group)}")
         if len({lengths[axis] for axis in group}) > 1:
             counts = ", ".join(f"{axis} has {lengths[axis]}" for axis in group)
             raise InputError(f"{where}: axes of a group have equally many values; {counts}")
@@ -464,16 +471,12 @@ def _prompts(given: Any, name: str, files: Files | None) -> tuple[list[Prompt], 
         return prompts_of.bundled(count, seed), (count, seed)
     file = values.file(given, where)
     if files is None:
-        raise InputError(
-            f"{where}: {values.shown(file)} is a file, and this sweep is not one beside which it could lie"
-        )
+        raise InputError(f"{where}: {shown(file)} is a file, and this sweep is not one beside which it could lie")
     try:
         data = files(file)
-    except OSError as error:
-        reason = error.strerror or "no such file"
-        raise InputError(
-            f"{where}: cannot read {values.shown(file)}, which is looked for beside the sweep and here: {reason}"
-        ) from error
+    except (FileNotFoundError, InputError) as error:
+        looked = "it is looked for beside the sweep and in the working directory"
+        raise InputError(f"{where}: {reason(error)}; {looked}") from error
     return prompts_of.parse_prompts(data, file), None
 
 
@@ -486,7 +489,7 @@ def _with_texts(asked: list[Prompt], given: Mapping[str, Any], name: str) -> lis
         if len(texts) != len(asked) or not all(map(prompts_of.is_text, texts)):
             raise InputError(
                 f"{name}: {key} must be one text for all {len(asked)} prompts or a list with one for each; several for "
-                f"one prompt are written 'a | b'; a text has {prompts_of.BOUNDS}; got {values.shown(given[key])}"
+                f"one prompt are written 'a | b'; a text has {prompts_of.BOUNDS}; got {shown(given[key])}"
             )
         if any(getattr(one, attribute) for one in asked):
             raise InputError(f"{name}: {key} is given, and prompts have their own '{attribute}'; keep one of the two")
@@ -502,7 +505,7 @@ def _replaced(prompt: Prompt, attribute: str, text: str) -> Prompt:
 def _metrics(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
     listed = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(listed, list):
-        raise InputError(f"{where} must be a list of metrics, such as [saturation]; got {values.shown(given)}")
+        raise InputError(f"{where} must be a list of metrics, such as [saturation]; got {shown(given)}")
     _check_count(len(listed), "metrics", MOST_AXES)
     from ..metrics.located import metric_located  # which reads metrics, and with them networks
 
@@ -532,5 +535,5 @@ def _baseline(
     values.check_keys(given, allowed, where)
     found = {name: values.value_text(value) for name, value in given.items()}
     if STACK in found and found[STACK] not in stacks:
-        raise InputError(f"{where}: no template {values.shown(found[STACK])}{meant(found[STACK], stacks)}")
+        raise InputError(f"{where}: no template {shown(found[STACK])}{meant(found[STACK], stacks)}")
     return found

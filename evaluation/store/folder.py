@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ...guidance.errors import InputError
-from ..values import check_plain, shown
+from ...guidance.errors import InputError, shown
+from ..values import check_plain
 from . import shards
 from .location import PATIENCE, Location
+from .summary import summary
 
 if TYPE_CHECKING:
     from ..spec.sweep import Sweep
@@ -233,8 +234,6 @@ class RunFolder:
         Raises:
             InputError: nothing was measured yet, or a file is damaged.
         """
-        from ..analysis.summary import summary
-
         return summary(self.metrics(), self.cells())
 
     def _unmeasured(self, name: str) -> InputError:

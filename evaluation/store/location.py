@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from ...guidance.errors import GuidestackError, InputError
+from ...guidance.errors import GuidestackError, InputError, cut, shown
 from ...guidance.files import replacing
-from ..values import check_text, cut, file, shown
+from ..values import check_plain, file
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Location:
 
     def __init__(self, address: str | Path, patience: float = PATIENCE) -> None:
         self.address, self.patience = str(address), patience
-        check_text(self.address, "the location")
+        check_plain(self.address, "the location")
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.address)
         except Exception as error:  # every file system has its own errors

@@ -7,10 +7,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from ...guidance.errors import GuidestackError, InputError
+from ...guidance.errors import GuidestackError, InputError, shown
 from ...guidance.notation.presets import read
 from ..metrics import PairMetric, parse_metric
-from ..values import shown
 
 DEFAULT = "feature_distance"
 LONGEST = 80  # characters of a name

@@ -94,7 +94,7 @@ def test_the_page(folder: RunFolder, command: Any) -> None:
     [
         ({"stpes": 3}, "the sweep: unknown key 'stpes'; did you mean 'steps'"),
         ({"steps": np.int64(3)}, "the sweep has texts, numbers, lists and mappings: .*int64"),
-        ({"prompts": "nowhere.txt"}, "cannot read 'nowhere.txt'"),
+        ({"prompts": "nowhere.txt"}, "cannot read the file 'nowhere.txt'"),
         ({"stack": "cgf({w})"}, "did you mean 'cfg'"),
         ({"metrics": ["saturatoin"]}, "did you mean 'saturation'"),
         ({"model": "./nowhere"}, "no model at"),

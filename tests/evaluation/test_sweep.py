@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml
 from PIL import Image
@@ -217,10 +218,25 @@ def test_a_broken_line_is_named_by_its_number(file: str, data: bytes, message: s
 
 def test_a_prompt_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("stack: cfg(2)\nprompts: p.txt\n")
-    with pytest.raises(InputError, match=r"cannot read 'p.txt'.*beside the sweep"):
+    with pytest.raises(InputError, match=r"cannot read the file 'p.txt'.*beside the sweep"):
         load_sweep(str(tmp_path / "s.yaml"))
     with pytest.raises(InputError, match=r"no sweep 'smok'.*did you mean 'smoke'"):
         load_sweep("smok")
+
+
+def test_a_sweep_and_its_prompts_at_an_address() -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe({"/sweeps/s.yaml": b"stack: cfg(2)\nprompts: p.txt\n", "/sweeps/p.txt": b"a cat\n"})
+    try:
+        assert load_sweep("memory://sweeps/s.yaml").prompts == (Prompt("a cat"),)
+        files.rm("/sweeps/p.txt")
+        for name in ("s", "none"):
+            with pytest.raises(InputError, match=f"cannot read 'memory://sweeps/{'p.txt' if name == 's' else name}"):
+                load_sweep(f"memory://sweeps/{name}.yaml")
+        with pytest.raises(InputError, match=r"cannot read 'nothing://s.yaml': .*nothing"):
+            load_sweep("nothing://s.yaml")
+    finally:
+        files.rm("/sweeps", recursive=True)
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ from ...pipelines.models.files import contents
 from ...pipelines.models.generator import Made
 from ...pipelines.models.recipe import MOST_TOGETHER, Recipe
 from ..effective_scale import gathered
-from ..run.batches import Batch, Sample
-from ..run.writer import Finished
 from ..spec.cells import Addresses
 from ..spec.sweep import Sweep
-from .folder import COLUMNS, IMAGES, column_type
+from ..store.folder import COLUMNS, IMAGES, column_type
+from .batches import Batch, Sample
+from .writer import Finished
 
 if TYPE_CHECKING:
-    from ..run.meter import Meter
+    from .meter import Meter
 
 
 @dataclass(frozen=True)
