@@ -199,7 +199,7 @@ class Rule(Generic[StateT]):
         return f"{name}({', '.join(arguments)})"
 
 
-def given(rule: Rule) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+def given(rule: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     """The fields that must be written down to make `rule` again, with their values."""
     for field in parameters(rule):
         value = getattr(rule, field.name)

@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...guidance.errors import InputError
-from ...guidance.rule import literal
+from ...guidance.fields import parameters
+from ...guidance.rule import given, literal
 from ...guidance.words import counted
 from .. import extractors, references
+from ..values import value_text
 
 Images = NDArray[np.uint8]
 """Shape ``(N, H, W, 3)``, sRGB."""
@@ -66,10 +68,8 @@ class Metric:
 
     def __str__(self) -> str:
         """The text that `parse_metric` reads back."""
-        given = [
-            (one.name, getattr(self, one.name)) for one in parameters(self) if getattr(self, one.name) != one.default
-        ]
-        return f"{self.name}({', '.join(f'{key}={literal(value)}' for key, value in given)})" if given else self.name
+        written = ", ".join(f"{field.name}={literal(value)}" for field, value in given(self))
+        return f"{self.name}({written})" if written else self.name
 
     @property
     def full_name(self) -> str:
@@ -118,18 +118,8 @@ class Metric:
             if one.name == "reference":
                 parts.append(f"reference={references.full_name(value)}")
             elif one.name != "extractor":
-                parts.append(f"{one.name}={plain(value)}")
+                parts.append(f"{one.name}={value_text(value)}")
         return parts
-
-
-def parameters(metric: Any) -> tuple[Any, ...]:
-    """The dataclass fields of a metric or of its class."""
-    return fields(metric)
-
-
-def plain(value: Any) -> str:
-    """A parameter's value in a full name."""
-    return value if isinstance(value, str) else literal(value)
 
 
 class SampleMetric(Metric):

@@ -18,8 +18,6 @@ def metric_located(text: str, folder: Path | None = None) -> str:
     """
     ways = {"reference": references.located, "extractor": extractors.located, "model": located}
     metric = parse_metric(text)
-    given = {one.name: getattr(metric, one.name) for one in dataclasses.fields(metric)}  # type: ignore[arg-type]
-    found = {name: way(given[name], folder) for name, way in ways.items() if isinstance(given.get(name), str)}
-    if all(given[name] == one for name, one in found.items()):
-        return text
-    return str(dataclasses.replace(metric, **found))  # type: ignore[type-var]
+    named = {name: way(getattr(metric, name), folder) for name, way in ways.items() if vars(metric).get(name)}
+    found = dataclasses.replace(metric, **named)  # type: ignore[type-var]
+    return text if found == metric else str(found)

@@ -65,15 +65,18 @@ class Entry:
     @property
     def signature(self) -> str:
         """Parameters with their defaults, e.g. ``cfg(scale, against='negative')``."""
-        parts = [
-            f.name if f.default is dataclasses.MISSING else f"{f.name}={literal(f.default)}"
-            for f in parameters(self.rule)
-        ]
-        return f"{self.name}({', '.join(parts)})"
+        return signature(self.name, self.rule)
+
+
+def signature(name: str, kind: type) -> str:
+    """How a dataclass is called: its name in text, and its parameters with their defaults."""
+    parts = [f.name if f.default is dataclasses.MISSING else f"{f.name}={literal(f.default)}" for f in parameters(kind)]
+    return f"{name}({', '.join(parts)})"
 
 
 _ENTRIES: dict[str, Entry] = {}
 R = TypeVar("R", bound=type[Rule])
+T = TypeVar("T")
 
 
 def register(
@@ -152,11 +155,21 @@ def make(name: str, positional: Sequence[Any], named: Mapping[str, Any]) -> Rule
         if named:
             raise StackSyntaxError(f"{STACK} takes rules only, got the argument {next(iter(named))!r}")
         return Stack(*positional)
-    entry = _ENTRIES[name]
-    fields = parameters(entry.rule)
+    return filled(name, _ENTRIES[name].rule, positional, named)
+
+
+def filled(name: str, kind: type[T], positional: Sequence[Any], named: Mapping[str, Any]) -> T:
+    """The dataclass `kind`, which messages call `name`, with these arguments.
+
+    Raises:
+        StackSyntaxError: an unknown, missing or repeated argument.
+        RuleError: the class refuses a value.
+    """
+    fields = parameters(kind)
     names = [field.name for field in fields]
     if len(positional) > len(names):
-        raise StackSyntaxError(f"{name} takes {len(names)} arguments at most, got {len(positional)}: {entry.signature}")
+        wanted = signature(name, kind)
+        raise StackSyntaxError(f"{name} takes {len(names)} arguments at most, got {len(positional)}: {wanted}")
     arguments = dict(zip(names, positional, strict=False))
     for key, value in named.items():
         if key not in names:
@@ -166,8 +179,8 @@ def make(name: str, positional: Sequence[Any], named: Mapping[str, Any]) -> Rule
         arguments[key] = value
     for field in fields:
         if field.name not in arguments and field.default is dataclasses.MISSING:
-            raise StackSyntaxError(f"{name} needs {field.name!r}: {entry.signature}")
-    return entry.rule(**arguments)
+            raise StackSyntaxError(f"{name} needs {field.name!r}: {signature(name, kind)}")
+    return kind(**arguments)
 
 
 def citation(stack: Rule) -> str:
