@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from ..store import shards
 from ..store.folder import PARTS, TRACES, RunFolder, feature_folder, joined
-from ..store.location import Location
 
 WAITING = 4  # finished batches that are held in memory at most
-FANOUT = 32  # small files of one kind that become a larger one
-LEVELS = 2  # times that happens to a row
+TOGETHER = 256  # small files of one kind that become a larger one
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +48,7 @@ class Writer:
         self.run, self.written = run, written
         self._queue: queue.Queue[tuple[Callable[[], Finished], int] | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
-        self._small: dict[tuple[str, int], list[str]] = {}
+        self._small: dict[str, list[str]] = {}
         self._thread = threading.Thread(target=self._work, name="guidestack-writer", daemon=True)
         self._thread.start()
 
@@ -94,33 +92,28 @@ class Writer:
         for name, contents in batch.images.items():
             self.run.write_bytes(name, contents())
         for extractor, (addresses, rows) in batch.features.items():
-            self._grow(feature_folder(extractor), self.run.add_features(extractor, addresses, rows), 0)
+            self._note(feature_folder(extractor), self.run.add_features(extractor, addresses, rows))
         if batch.traces:
-            self._grow(TRACES, self.run.add_traces(batch.traces), 0)
+            self._note(TRACES, self.run.add_traces(batch.traces))
         # Last: a sample with a record is finished.
-        self._grow(PARTS, self.run.add_records(batch.records), 0)
+        self._note(PARTS, self.run.add_records(batch.records))
         if self.written:
             self.written(len(batch.records), evaluations)
 
-    def _grow(self, folder: str, name: str, level: int) -> None:
-        """Note a file that was written; when there are many of its level, make them one.
+    def _note(self, folder: str, name: str) -> None:
+        """Note a file that was written; `TOGETHER` of a folder become one, since a start reads every file.
 
-        A start reads every file, so that there must not be many. The large one is in place before the small ones go:
-        in between, rows come twice, and are the same.
+        The large one is in place before the small ones go: in between, rows come twice, and are the same.
         """
-        small = self._small.setdefault((folder, level), [])
+        small = self._small.setdefault(folder, [])
         small.append(name)
-        if level < LEVELS and len(small) >= FANOUT:
-            large = self._joined(folder, small, level + 1)
-            for one in small:
-                if one != large:
-                    self.run.location.remove(one)
-            small.clear()
-            self._grow(folder, large, level + 1)
-
-    def _joined(self, folder: str, names: list[str], level: int) -> str:
+        if len(small) < TOGETHER:
+            return
         if folder == PARTS:
-            return self.run.add_records(joined([self.run.read_records(name) for name in names]), level)
-        location: Location = self.run.location
-        whole = shards.joined([shards.load(location, name) for name in names])
-        return shards.add(location, folder, whole, level)
+            self.run.add_records(joined([self.run.read_records(one) for one in small]))
+        else:
+            location = self.run.location
+            shards.add(location, folder, shards.joined([shards.load(location, one) for one in small]))
+        for one in small:
+            self.run.location.remove(one)
+        small.clear()

@@ -327,9 +327,9 @@ class RunFolder:
         """
         self.location.write(relative, data)
 
-    def add_records(self, table: pa.Table, level: int = 0) -> str:
+    def add_records(self, table: pa.Table) -> str:
         """Append records as a part of their own; its name follows from their addresses. Returns it."""
-        name = f"{PARTS}/{level}-{shards.digest(table.column('address').to_pylist())}.parquet"
+        name = f"{PARTS}/{shards.digest(table.column('address').to_pylist())}.parquet"
         self.write_bytes(name, parquet_bytes(table))
         return name
 

@@ -30,6 +30,7 @@ PERMANENT = frozenset(
 )
 """What waiting does not mend. A full disk is one: whoever waits for room holds a machine."""
 FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+REQUIRED = object()  # of a file whose absence is an error
 
 
 class Location:
@@ -105,16 +106,9 @@ class Location:
     def names(self, folder: str) -> list[str]:
         """Names of the finished files in a folder, sorted; none where it is not there."""
         path = self.path(folder)
-
-        def listed() -> list[str]:
-            try:
-                found = self._fresh().ls(path, detail=False)
-            except FileNotFoundError:
-                self._here()
-                return []
-            return sorted(name for one in found if not (name := one.rstrip("/").rsplit("/", 1)[-1]).startswith("."))
-
-        return self._patiently(listed, "list", folder)
+        found = self._patiently(lambda: self._fresh().ls(path, detail=False), "list", folder, absent=[])
+        names = (one.rstrip("/").rsplit("/", 1)[-1] for one in found)
+        return sorted(name for name in names if not name.startswith("."))
 
     def read(self, relative: str) -> bytes:
         """The contents of a file.
@@ -123,8 +117,7 @@ class Location:
             FileNotFoundError: it is not there.
             InputError: it cannot be read.
         """
-        path = self.path(relative)
-        return self._found(lambda: bytes(self.fs.cat_file(self._regular(path))), relative)
+        return bytes(self._found(self.fs.cat_file, relative))
 
     def open(self, relative: str) -> Any:
         """A file to read from.
@@ -133,8 +126,7 @@ class Location:
             FileNotFoundError: it is not there.
             InputError: it cannot be read.
         """
-        path = self.path(relative)
-        return self._found(lambda: self.fs.open(self._regular(path), "rb"), relative)
+        return self._found(lambda path: self.fs.open(path, "rb"), relative)
 
     def write(self, relative: str, data: bytes) -> None:
         """Write a file: it is there with these contents, or as it was before.
@@ -178,57 +170,20 @@ class Location:
 
         return self._patiently(create, "write", relative)
 
-    def put(self, relative: str, source: Path) -> None:
-        """Move a finished file of this machine here, as `write`; where it can be renamed, nothing is copied.
-
-        Raises:
-            InputError: it cannot be written.
-        """
-        path = self.path(relative)
-
-        def put() -> None:
-            self._make_parent(path)
-            if self.local:
-                with source.open("rb") as file:
-                    os.fsync(file.fileno())
-                source.replace(path)
-                _sync_folder(Path(path).parent)
-                return
-            to = path if self.protocols & AT_ONCE else _beside(path)
-            self.fs.put_file(str(source), to)
-            if to != path:
-                self.fs.mv(to, path)
-
-        self._patiently(put, "write", relative)
-        source.unlink(missing_ok=True)
-
     def remove(self, relative: str) -> None:
         """Remove a file; one that is not there is no error."""
         path = self.path(relative)
-
-        def remove() -> None:
-            try:
-                self.fs.rm_file(path)
-            except FileNotFoundError:
-                self._here()
-
-        self._patiently(remove, "remove", relative)
+        self._patiently(lambda: self.fs.rm_file(path), "remove", relative, absent=None)
 
     def clear(self, folder: str) -> None:
-        """Remove what writes that were killed have left in a folder of this machine; a store at once leaves nothing."""
+        """Remove the unfinished files that killed writes have left in a folder of this machine."""
         if self.local:
             for left in Path(self.path(folder)).glob(".*.part"):
                 left.unlink(missing_ok=True)
 
-    def _found(self, read: Callable[[], T], relative: str) -> T:
-        def attempt() -> T | None:
-            try:
-                return read()
-            except FileNotFoundError:
-                self._here()
-                return None
-
-        value = self._patiently(attempt, "read", relative)
+    def _found(self, read: Callable[[str], T], relative: str) -> T:
+        path = self.path(relative)
+        value = self._patiently(lambda: read(self._regular(path)), "read", relative, absent=None)
         if value is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", relative)
         return value
@@ -283,8 +238,8 @@ class Location:
             root.joinpath(*below.parts[:depth]).mkdir(exist_ok=True)
         self._made.add(parent)
 
-    def _patiently(self, action: Callable[[], T], verb: str, what: str) -> T:
-        """Do it, and again for a while if it fails.
+    def _patiently(self, action: Callable[[], T], verb: str, what: str, absent: Any = REQUIRED) -> T:
+        """Call `action`, and again for a while if it fails; returns `absent`, if given, where a file is not there.
 
         Raises:
             InputError: it fails still, or for a reason that waiting does not mend.
@@ -292,7 +247,13 @@ class Location:
         began, wait = time.monotonic(), 0.05
         while True:
             try:
-                return action()
+                try:
+                    return action()
+                except FileNotFoundError:
+                    if absent is REQUIRED:
+                        raise
+                    self._here()
+                    return absent  # type: ignore[no-any-return]
             except Exception as error:  # file systems of other packages have errors that are no OSError
                 if isinstance(error, GuidestackError) or (self.local and not isinstance(error, OSError)):
                     raise
@@ -330,14 +291,10 @@ def _write_local(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a loss of power, where the system lets a folder be opened."""
-    try:
+    """Make a rename last through a loss of power, where the system lets a folder be opened and synchronized."""
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems know no such thing
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -24,59 +24,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from ...guidance.errors import InputError
+from ..values import cut
 from .location import Location
 
 FOLDER = "locks"
 WAIT = 1.0  # seconds for which a lock that is taken is tried again: whoever looks at one has it for a moment
 BEAT = 2.0  # seconds between two signs of life on an object store
 STALE = 20.0  # seconds without one after which the owner counts as dead
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process that writes to a run folder.
-
-    Args:
-        launch: what the processes of one launch have in common.
-        rank: its place among these.
-        host: its machine.
-        pid: its process there.
-        since: when it took the lock, by its own clock; for messages only.
-        beat: a number that changes while it lives, on an object store.
-    """
-
-    launch: str
-    rank: int
-    host: str = ""
-    pid: int = 0
-    since: str = ""
-    beat: int = 0
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}" if self.host else "another process"
-
-    def to_bytes(self) -> bytes:
-        """The contents of the owner's file."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def of_bytes(cls, data: bytes) -> Owner:
-        """The owner in a file; one of no launch where the file holds something else."""
-        try:
-            found = cls(**json.loads(data))
-        except (ValueError, TypeError, RecursionError):
-            return NOBODY
-        right = all(type(value) is type(getattr(NOBODY, name)) for name, value in asdict(found).items())
-        return found if right else NOBODY
-
-
-NOBODY = Owner("", -1)
+LOOK = 0.1  # seconds between two looks at a lock
 
 
 @dataclass(frozen=True)
@@ -103,13 +65,13 @@ class Launch:
             InputError: the environment has a number of processes that is none.
         """
 
-        def first(*names: str, default: str) -> str:
-            return next((os.environ[name] for name in names if os.environ.get(name)), default)
+        def first(*names: str, default: str) -> int:
+            return int(next((os.environ[name] for name in names if os.environ.get(name)), default))
 
         try:
-            world = int(first("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", default="1"))
-            rank = int(first("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", default="0"))
-            local = int(first("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", default="0"))
+            world = first("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", default="1")
+            rank = first("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", default="0")
+            local = first("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", default="0")
         except ValueError as error:
             raise InputError(
                 f"WORLD_SIZE, RANK and LOCAL_RANK of the environment are whole numbers: {error}"
@@ -133,11 +95,9 @@ def held(location: Location, launch: Launch) -> Iterator[Lock]:
     Raises:
         InputError: another run is writing to it, or it cannot be locked.
     """
-    name = launch.name or secrets.token_hex(8)
-    owner = Owner(name, launch.rank, socket.gethostname(), os.getpid(), time.strftime("%H:%M:%S"))
-    lock: Lock = FileLock(location, owner) if location.local else ObjectLock(location, owner)
-    lock.take()
+    lock: Lock = FileLock(location, launch) if location.local else ObjectLock(location, launch)
     try:
+        lock.take()
         lock.settle()
         location.clear(FOLDER)
         yield lock
@@ -146,18 +106,26 @@ def held(location: Location, launch: Launch) -> Iterator[Lock]:
 
 
 class Lock:
-    """The lock of one process on a run folder.
+    """The lock of one process on a run folder. A file says who has it; what somebody else has put there says nothing.
 
     Args:
         location: the run folder.
-        owner: the process.
+        launch: of the process.
+
+    Attributes:
+        name: of the lock, "" while it is not taken. It begins with the rank.
     """
 
-    def __init__(self, location: Location, owner: Owner) -> None:
-        self.location, self.owner = location, owner
+    def __init__(self, location: Location, launch: Launch) -> None:
+        self.location, self.rank, self.name = location, launch.rank, ""
         self.quick = copy.copy(location)  # what waits for nothing: signs of life, and what a release leaves behind
         self.quick.patience = 0.0
-        self.name = str(owner.rank)
+        self.owner: dict[str, Any] = {
+            "launch": launch.name or secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%H:%M:%S"),  # by this process's own clock, for messages only
+        }
 
     def take(self) -> None:
         """Take the lock.
@@ -174,19 +142,13 @@ class Lock:
             InputError: another launch is at work.
         """
         for name in self._names():
-            began = time.monotonic()
-            while not self._fellow(owner := self._seen(name) or NOBODY):
-                if not self._lives(name):
-                    self._drop(name)
-                    break
-                if time.monotonic() - began > WAIT:  # for a moment a lock has the name of the one who had it before
-                    raise self._taken(owner)
-                time.sleep(0.05)
+            self._outlive(name)
+            if not self._fellow(name):
+                self.location.remove(f"{FOLDER}/{name}.json")
 
     def others(self) -> dict[int, bool]:
         """The other processes of this launch that have a lock or have died with one: by rank, whether each lives."""
-        seen = {name: self._seen(name) or NOBODY for name in self._names()}
-        return {owner.rank: self._alive(name) for name, owner in seen.items() if self._fellow(owner)}
+        return {_rank(name): self._alive(name) is not False for name in self._names() if self._fellow(name)}
 
     def check(self) -> None:
         """Make sure that the lock is still this process's.
@@ -196,7 +158,11 @@ class Lock:
         """
 
     def release(self) -> None:
-        """Let go of the lock; nothing is left behind."""
+        """Let go of the lock, if it was taken; nothing is left behind."""
+        raise NotImplementedError
+
+    def _alive(self, name: str) -> bool | None:
+        """Whether the owner of a lock lives; None while that is not known."""
         raise NotImplementedError
 
     def _names(self) -> list[str]:
@@ -204,33 +170,41 @@ class Lock:
         names = [file.removesuffix(".json").removesuffix(".lock") for file in self.location.names(FOLDER)]
         return [name for name in dict.fromkeys(names) if name != self.name]
 
-    def _seen(self, name: str) -> Owner | None:
-        """Who has a lock; None where it is not there."""
+    def _read(self, name: str) -> bytes | None:
         try:
-            return Owner.of_bytes(self.location.read(f"{FOLDER}/{name}.json"))
+            return self.location.read(f"{FOLDER}/{name}.json")
         except FileNotFoundError:
             return None
 
-    def _fellow(self, owner: Owner) -> bool:
-        """Whether an owner is another process of this launch."""
-        return owner.launch == self.owner.launch and owner.rank != self.owner.rank
+    def _owner(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads(self._read(name) or b"")
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
-    def _lives(self, name: str) -> bool:
-        """Whether the owner of a lock lives; waits until that is known."""
-        raise NotImplementedError
+    def _fellow(self, name: str) -> bool:
+        """Whether the owner of a lock is another process of this launch."""
+        return _rank(name) != self.rank and self._owner(name).get("launch") == self.owner["launch"]
 
-    def _alive(self, name: str) -> bool:
-        """Whether the owner of a lock lives, as far as is known now."""
-        return self._lives(name)
+    def _outlive(self, name: str) -> None:
+        """Wait until it is known that the owner of a lock is dead, or a process of this launch.
 
-    def _drop(self, name: str) -> None:
-        """Remove the lock of a dead process."""
-        self.location.remove(f"{FOLDER}/{name}.json")
+        Raises:
+            InputError: it lives, and is of another launch.
+        """
+        until = time.monotonic() + WAIT  # for a moment a lock has the name of the one who had it before
+        while not self._fellow(name) and (alive := self._alive(name)) is not False:
+            if alive and time.monotonic() > until:
+                raise self._taken(name)
+            time.sleep(LOOK)
 
-    def _taken(self, owner: Owner) -> InputError:
-        since = f" since {owner.since}" * bool(owner.since)
+    def _taken(self, name: str) -> InputError:
+        owner = self._owner(name)
+        who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= set(owner) else "another process"
+        since = f" since {owner['since']}" if owner.get("since") else ""
         return InputError(
-            f"{owner} is writing to {self.location}{since}; wait for it, stop it, or choose another --out"
+            f"{cut(f'{who}{since}', 200)} is writing to {self.location}; wait for it, stop it, or choose another --out"
         )
 
 
@@ -239,60 +213,46 @@ class FileLock(Lock):
 
     def take(self) -> None:
         """Take the lock."""
-        self._held = self._kernel(self.name)
-        if not self._acquired(self._held, WAIT):
-            raise self._taken(self._seen(self.name) or NOBODY)
-        try:
-            self.location.write(f"{FOLDER}/{self.name}.json", self.owner.to_bytes())
-        except BaseException:
-            self.release()
-            raise
+        name = str(self.rank)
+        held = self._acquired(name, WAIT)
+        if held is None:
+            raise self._taken(name)
+        self._held, self.name = held, name
+        self.location.write(f"{FOLDER}/{name}.json", json.dumps(self.owner).encode())
 
     def release(self) -> None:
         """Let go of the lock. The files go first, while nobody else can have the lock."""
-        self._remove(self.name)
-        self._held.release()
+        if self.name:
+            self._remove(self._held, self.name)
 
-    def _kernel(self, name: str) -> filelock.BaseFileLock:
-        path = Path(self.location.path(f"{FOLDER}/{name}.lock"))
-        try:
-            path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise self._cannot(error) from error
-        return filelock.FileLock(path, thread_local=False)
-
-    def _acquired(self, lock: filelock.BaseFileLock, seconds: float) -> bool:
-        try:
-            lock.acquire(timeout=seconds, poll_interval=0.02)
-        except filelock.Timeout:
-            return False
-        except (OSError, NotImplementedError) as error:
-            raise self._cannot(error) from error
-        return True
-
-    def _cannot(self, error: Exception) -> InputError:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return InputError(f"cannot lock {self.location}: {reason}; give an --out that can be written to")
-
-    def _lives(self, name: str) -> bool:
-        lock = self._kernel(name)
-        if not self._acquired(lock, 0):
+    def _alive(self, name: str) -> bool:
+        """Whether the owner of a lock lives; what a dead one has left is removed."""
+        lock = self._acquired(name, 0)
+        if lock is None:
             return True
-        if not Path(self.location.path(f"{FOLDER}/{name}.json")).exists():  # released in the meantime
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        self._remove(lock, name)
         return False
 
-    def _drop(self, name: str) -> None:
-        lock = self._kernel(name)
-        if self._acquired(lock, 0):
-            self._remove(name)
-            lock.release()
+    def _acquired(self, name: str, seconds: float) -> filelock.BaseFileLock | None:
+        """The kernel's lock of a name, which this process has now; None where another one has it."""
+        path = Path(self.location.path(f"{FOLDER}/{name}.lock"))
+        lock = filelock.FileLock(path, thread_local=False)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            lock.acquire(timeout=seconds, poll_interval=0.02)
+        except filelock.Timeout:
+            return None
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise InputError(f"cannot lock {self.location}: {reason}; give an --out that can be written to") from error
+        return lock
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, lock: filelock.BaseFileLock, name: str) -> None:
+        """Remove the files of a lock that this process has, and release it."""
         for suffix in (".json", ".lock"):
             with suppress(OSError):
                 Path(self.location.path(f"{FOLDER}/{name}{suffix}")).unlink(missing_ok=True)
+        lock.release()
 
 
 class ObjectLock(Lock):
@@ -302,21 +262,21 @@ class ObjectLock(Lock):
     several can do.
     """
 
-    def __init__(self, location: Location, owner: Owner) -> None:
-        super().__init__(location, owner)
-        self._watched: dict[str, tuple[Owner, float]] = {}
+    def __init__(self, location: Location, launch: Launch) -> None:
+        super().__init__(location, launch)
+        self._watched: dict[str, tuple[bytes, float]] = {}
         self._lost, self._stopped = False, threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="guidestack-lock")
 
     def take(self) -> None:
         """Take the lock."""
-        before = [name for name in self._names() if _rank(name) == self.owner.rank]
+        before = [name for name in self._names() if _rank(name) == self.rank]
         for name in before:
-            if self._lives(name):
-                raise self._taken(self._seen(name) or NOBODY)
-        self.name = f"{self.owner.rank}-{1 + max(map(_number, before), default=0)}"
-        if not self.location.create_file(f"{FOLDER}/{self.name}.json", self.owner.to_bytes()):
-            raise self._taken(NOBODY)
+            self._outlive(name)
+        name = f"{self.rank}-{1 + max(map(_number, before), default=0)}"
+        if not self.location.create_file(f"{FOLDER}/{name}.json", json.dumps(self.owner).encode()):
+            raise self._taken(name)
+        self.name = name
         self._thread.start()
 
     def check(self) -> None:
@@ -332,39 +292,34 @@ class ObjectLock(Lock):
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
-        with suppress(InputError):
-            self.quick.remove(f"{FOLDER}/{self.name}.json")
+        if self.name:
+            with suppress(InputError):
+                self.quick.remove(f"{FOLDER}/{self.name}.json")
 
     def _beat(self) -> None:
         beat = 0
         while not self._stopped.wait(BEAT) and not self._lost:
             beat += 1
             with suppress(InputError):  # whoever writes results meets the same trouble and says so
-                same = [name for name in self.quick.names(FOLDER) if _rank(name) == self.owner.rank]
+                same = [name for name in self.quick.names(FOLDER) if _rank(name) == self.rank]
                 self._lost = any(_number(name) > _number(self.name) for name in same)
                 if not self._lost:
-                    self.quick.write(f"{FOLDER}/{self.name}.json", replace(self.owner, beat=beat).to_bytes())
+                    told = json.dumps({**self.owner, "beat": beat}).encode()
+                    self.quick.write(f"{FOLDER}/{self.name}.json", told)
 
-    def _lives(self, name: str) -> bool:
-        first, began = self._seen(name), time.monotonic()
-        while first is not None and time.monotonic() - began < STALE:
-            time.sleep(BEAT / 2)
-            now = self._seen(name)
-            if now is None or now != first:
-                return now is not None
-        return False
-
-    def _alive(self, name: str) -> bool:
-        now, last = self._seen(name), self._watched.get(name)
+    def _alive(self, name: str) -> bool | None:
+        now = self._read(name)
         if now is None:
             return False
-        if last is None or last[0] != now:
+        before, since = self._watched.get(name, (None, 0.0))
+        if now != before:
             self._watched[name] = (now, time.monotonic())
-        return time.monotonic() - self._watched[name][1] < STALE
+            return None if before is None else True
+        return None if time.monotonic() - since < STALE else False
 
 
 def _rank(name: str) -> int:
-    rank = name.partition("-")[0]
+    rank = name.removesuffix(".json").partition("-")[0]
     return int(rank) if rank.isdecimal() else -1
 
 

@@ -78,9 +78,9 @@ def joined(several: Sequence[Shard]) -> Shard:
     return Shard(addresses, arrays)
 
 
-def add(location: Location, folder: str, shard: Shard, level: int = 0) -> str:
+def add(location: Location, folder: str, shard: Shard) -> str:
     """Write a shard as a file of its own, whose name follows from the addresses; returns it."""
-    name = f"{folder}/{level}-{digest(shard.addresses)}{SUFFIX}"
+    name = f"{folder}/{digest(shard.addresses)}{SUFFIX}"
     location.write(name, shard.to_bytes())
     return name
 

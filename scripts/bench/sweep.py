@@ -128,7 +128,7 @@ def scattered(run: RunFolder, table: pa.Table) -> None:
     table = table.take(np.random.default_rng(0).permutation(len(table)))
     small = 8 * SMALL
     for start in range(0, len(table) - small, PART):
-        run.add_records(table.slice(start, min(PART, len(table) - small - start)), 2)
+        run.add_records(table.slice(start, min(PART, len(table) - small - start)))
     for start in range(max(0, len(table) - small), len(table), 8):
         run.add_records(table.slice(start, 8))
 
@@ -180,7 +180,7 @@ def merging(rows: int) -> str:
             count = min(PART, rows - start_)
             addresses = [f"{value:032x}" for value in _random_addresses(count, start_)]
             prompts = [f"a prompt of the usual length, number {start_ + one}" for one in range(count)]
-            run.add_records(completed(pa.table({"address": addresses, "prompt": prompts})), 2)
+            run.add_records(completed(pa.table({"address": addresses, "prompt": prompts})))
         seconds, peak, merged = _again("--merge-of", folder).split()[-3:]
     return f"merge of {merged} records: {seconds} s, peak memory {int(peak) / 2**20:.2f} GiB"
 

@@ -71,6 +71,5 @@ def assert_same(one: object, other: object, samples: int = SAMPLES) -> None:
         assert folder.location.names("locks") == []
         if folder.location.local:
             root = Path(folder.location.root)
-            hidden = [path for path in root.rglob(".*") if path.name != ".merge-"]
-            assert hidden == []
+            assert list(root.rglob(".*")) == []
             assert len(list(root.rglob("*.png"))) == samples

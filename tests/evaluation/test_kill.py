@@ -36,7 +36,7 @@ def child(model: str, out: str, at: int, slowly: float) -> None:
     from guidestack.evaluation.store import location
 
     torch.set_num_threads(1)
-    writer.FANOUT = 3  # so that parts become larger ones in so short a run
+    writer.TOGETHER = 3  # so that parts become larger ones in so short a run
     left = [at]
 
     def deadly(name: str) -> None:
@@ -54,7 +54,7 @@ def child(model: str, out: str, at: int, slowly: float) -> None:
 
         setattr(location.Location, name, operation)
 
-    for name in ("write", "put", "remove"):
+    for name in ("write", "remove"):
         deadly(name)
     if at % 3 == 0:
         real_write = location._write_local

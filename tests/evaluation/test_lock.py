@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -23,7 +22,7 @@ from guidestack.evaluation.run.runner import Options, Prepared, run_sweep
 from guidestack.evaluation.store import lock
 from guidestack.evaluation.store.folder import RunFolder
 from guidestack.evaluation.store.location import Location
-from guidestack.evaluation.store.lock import Launch, Lock, ObjectLock, Owner, held
+from guidestack.evaluation.store.lock import Launch, Lock, ObjectLock, held
 from guidestack.guidance.errors import InputError
 
 from .common import sweep_of
@@ -37,6 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.02)
     monkeypatch.setattr(lock, "STALE", 0.5)
     monkeypatch.setattr(lock, "WAIT", 0.05)
+    monkeypatch.setattr(lock, "LOOK", 0.01)
 
 
 @pytest.fixture(params=["disk", "store"])
@@ -96,7 +96,7 @@ def test_of_two_launches_at_once_one_sees_the_other(location: Location, monkeypa
         b'{"launch": 3, "rank": "a", "host": null, "pid": [], "since": {}, "beat": NaN}',
         b'{"launch": "l", "rank": 1e999}',
         json.dumps({"name": "of an older version", "beat": 1.0}).encode(),
-        json.dumps(dataclasses.asdict(Owner("dead", 0, "elsewhere", 1, "99:99:99"))).encode(),
+        b'{"launch": "dead", "rank": 0, "host": "elsewhere", "pid": 1, "since": "99:99:99", "beat": 0}',
     ],
 )
 @pytest.mark.parametrize("name", ["0", "0-1", "7", "0123456789abcdef", "²-³"])
@@ -234,7 +234,7 @@ def test_an_owner_that_lives_is_not_taken_over_however_late_its_clock(
 
 def test_only_one_of_several_takes_the_place_of_a_dead_owner(store: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "STALE", 0.1)
-    store.write("locks/0-4.json", Owner("dead", 0, "elsewhere", 1).to_bytes())
+    store.write("locks/0-4.json", b'{"launch": "dead", "host": "elsewhere", "pid": 1}')
     barrier, won, refused = threading.Barrier(3), [], []
     create = Location.create_file
 
