@@ -101,13 +101,18 @@ def overall(findings: Sequence[Finding]) -> str:
     return CONTRARY if CONTRARY in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
 
 
-def findings(run: RunFolder, claim: Claim) -> list[Finding]:
+def findings(run: RunFolder, claim: Claim, cells: Cells | None = None) -> list[Finding]:
     """What a run says of each expectation of a claim.
+
+    Args:
+        run: the folder.
+        claim: of a paper.
+        cells: of the run, where they have been read already.
 
     Raises:
         InputError: a cell has no samples, or a metric needs what is not there.
     """
-    cells = Cells(run)
+    cells = cells or Cells(run)
     return [_found(cells, one) for one in claim.expect]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,6 @@ compared with, null for metrics that compare with none."""
 
 IMAGES = 64  # images in memory at a time
 ROWS = 50_000  # features in memory at a time, of as many cells as fit
-COLUMNS = ("address", "cell", "prompt", "prompt_index", "seed", "stack", "sampler", "steps", "height", "width", "image")
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -74,13 +73,14 @@ class Cell:
     Args:
         run: the folder.
         table: their records.
+        told: the cell, as `RunFolder.cells` has it.
 
     Attributes:
         held: features that are in memory, by the full name of the extractor.
     """
 
-    def __init__(self, run: RunFolder, table: pa.Table) -> None:
-        self.run = run
+    def __init__(self, run: RunFolder, table: pa.Table, told: Mapping[str, Any]) -> None:
+        self.run, self.told = run, told
         self.table = table.sort_by([("prompt_index", "ascending"), ("seed", "ascending"), ("address", "ascending")])
         self.prompts: Rows = self.table.column("prompt_index").to_numpy()
         self.held: dict[str, NDArray[np.float32]] = {}
@@ -91,25 +91,28 @@ class Cell:
 
     @functools.cached_property
     def addresses(self) -> list[str]:
-        """Of the samples."""
+        """The addresses of the samples."""
         return self.listed("address")
 
-    @property
-    def keys(self) -> list[tuple[Any, ...]]:
-        """Prompt and seed of each sample: what is the same in another cell."""
-        return list(zip(self.listed("prompt_index"), self.listed("seed"), strict=True))
-
     def listed(self, column: str) -> list[Any]:
-        """A column; None where it is not there."""
+        """A column of the records; None where it is not there."""
         if column not in self.table.column_names:
             return [None] * len(self)
         return self.table.column(column).to_pylist()  # type: ignore[no-any-return]
 
     def numbers(self, column: str) -> Values:
-        """A column as numbers, NaN where it is null or not there."""
+        """A column of the records as numbers, NaN where it is null or not there."""
         return np.array([math.nan if one is None else float(one) for one in self.listed(column)])
 
-    def images(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+    def shared(self, other: Cell) -> tuple[Rows, Rows]:
+        """The rows of the samples whose prompt and seed another cell has too, and their rows there."""
+        keys = [list(zip(cell.listed("prompt_index"), cell.listed("seed"), strict=True)) for cell in (self, other)]
+        there = {key: row for row, key in enumerate(keys[1])}
+        pairs = [(row, there[key]) for row, key in enumerate(keys[0]) if key in there]
+        rows, others = np.array(pairs, np.int64).reshape(-1, 2).T
+        return rows, others
+
+    def images(self, rows: Sequence[int] | Rows) -> NDArray[np.uint8]:
         """Some of the images, shape ``(N, H, W, 3)``.
 
         Raises:
@@ -130,7 +133,7 @@ class Cell:
         """
         name = extractors.full_name(extractor)
         if name not in self.held:
-            self.held |= _known(self.run, name, [self])
+            self.held[name] = _known(self.run, name, [self])[0]
         found = self.held[name]
         missing = np.flatnonzero(np.isnan(found).all(1)) if found.size else np.arange(len(self))
         if len(missing):
@@ -174,12 +177,7 @@ class Cell:
             return metric.prepare(Samples(features[rows], self.prompts[rows]))
         values = self.values(metric, baseline)[rows]
 
-        def mean(chosen: Rows) -> float:
-            found = values[chosen]
-            found = found[~np.isnan(found)]
-            return float(found.mean()) if len(found) else math.nan
-
-        return mean
+        return lambda chosen: mean(values[chosen])
 
     def _of_samples(self, metric: SampleMetric) -> Values:
         name = metric.full_name
@@ -199,21 +197,17 @@ class Cell:
         self._values[name,] = found
         return found
 
-    def counterparts(self, baseline: Cell) -> dict[int, int]:
-        """For each row of this cell whose prompt and seed `baseline` has too, the row there."""
-        there = {key: row for row, key in enumerate(baseline.keys)}
-        return {row: there[key] for row, key in enumerate(self.keys) if key in there}
-
     def _of_pairs(self, metric: PairMetric, baseline: Cell) -> Values:
         known = (metric.full_name, baseline.listed("cell")[0])
         if known in self._values:
             return self._values[known]
         found = np.full(len(self), math.nan)
-        paired = self.counterparts(baseline)
-        if not paired:
+        own, theirs = self.shared(baseline)
+        if not len(own):
             raise InputError("the baseline has no sample of the same prompt and seed")
-        for rows in _parts(list(paired)):
-            here, others = self.images(rows), baseline.images([paired[row] for row in rows])
+        for places in _parts(range(len(own))):
+            rows = own[places]
+            here, others = self.images(rows), baseline.images(theirs[places])
             if here.shape != others.shape:
                 raise InputError(f"images of {_size(here)}, and the baseline's of {_size(others)}; compare equal sizes")
             found[rows] = metric.compare(here, others)
@@ -234,24 +228,17 @@ class Cells:
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self.told = run.cells()
+        self._told = {one["cell"]: one for one in self.told["cells"]}
         table = run.records()
-        wanted = [name for name in table.column_names if name in COLUMNS or name.startswith(("label.", "metric."))]
-        table = table.select([*wanted, *(name for name in _recorded() if name in table.column_names)])
         if not len(table):
             raise InputError(f"{run} has no records yet; `guidestack evaluate` makes them")
         for name in ("prompt_index", "seed"):
             if nulls := table.column(name).null_count:
                 raise damaged(run, RECORDS, f"the column {name!r} has no value in {nulls} of {len(table)} rows")
-        self.labels = {
-            name.removeprefix("label.")
-            for name in table.column_names
-            if name.startswith("label.") and table.column(name).null_count < len(table)
-        }
-        self.by_name: dict[str, Cell] = {}
-        for one in self.told["cells"]:
-            part = table.filter(pc.field("cell") == one["cell"])
-            if len(part):
-                self.by_name[one["cell"]] = Cell(run, part)
+        labels = [name for name in table.column_names if name.startswith("label.")]
+        self.labels = {name[6:] for name in labels if table.column(name).null_count < len(table)}
+        parts = {name: table.filter(pc.field("cell") == name) for name in self._told}
+        self.by_name = {name: Cell(run, part, self._told[name]) for name, part in parts.items() if len(part)}
 
     @property
     def baseline(self) -> Cell | None:
@@ -267,10 +254,23 @@ class Cells:
 
     def called(self, name: str) -> str:
         """What a cell is, in one line: its stack, sampler, steps and size."""
-        told = next(one for one in self.told["cells"] if one["cell"] == name)
-        parts = [told["stack"], told["sampler"], f"{told['steps']} steps"]
-        size = told.get("size")
-        return " ".join(parts + ([f"{size[0]}x{size[1]}"] if size else []))
+        told = self._told[name]
+        size = "{}x{}".format(*told["size"]) if told.get("size") else ""
+        return f"{told['stack']} {told['sampler']} {told['steps']} steps {size}".rstrip()
+
+    def left_out(self, metric: Metric) -> str | None:
+        """The cell that comparisons of a metric are without: the baseline, which a metric of pairs compares with."""
+        return self.told.get("baseline") if isinstance(metric, PairMetric) else None
+
+    def compares(self, metric: Metric) -> Cell | None:
+        """The baseline, if the metric compares with it.
+
+        Raises:
+            InputError: the metric lacks its labels or its baseline.
+        """
+        if lacking := metric.lacks(self.labels, self.told.get("baseline") is not None, images=True):
+            raise InputError(lacking)
+        return self.baseline if isinstance(metric, PairMetric) else None
 
     def numbered(self, metric: Metric, name: str) -> Number:
         """A metric of the cell of this name, with its interval.
@@ -280,9 +280,7 @@ class Cells:
         """
         cell = self.by_name[name]
         try:
-            if lacking := metric.lacks(self.labels, self.told.get("baseline") is not None, images=True):
-                raise InputError(lacking)
-            return self._numbered(metric, cell)
+            return self._numbered(metric, cell, self.compares(metric))
         except TooFewError as error:
             prompts = len(np.unique(cell.prompts))
             named = metric.named(len(cell), prompts) if isinstance(metric, SetMetric) else metric.full_name
@@ -290,7 +288,7 @@ class Cells:
         except InputError as error:
             raise InputError(f"the metric {metric}, {self.called(name)}: {error}") from None
 
-    def _numbered(self, metric: Metric, cell: Cell) -> Number:
+    def _numbered(self, metric: Metric, cell: Cell, baseline: Cell | None) -> Number:
         if isinstance(metric, SetMetric):
             everything = np.arange(len(cell))
             statistic = cell.statistic(metric, everything)
@@ -301,21 +299,21 @@ class Cells:
                 low, high = intervals.jackknife(statistic, prompts, value, metric.range)
             named = metric.named(len(cell), len(np.unique(prompts)))
         else:
-            values = cell.values(metric, self.baseline if isinstance(metric, PairMetric) else None)
+            values = cell.values(metric, baseline)
             known = ~np.isnan(values)
             values, prompts = values[known], cell.prompts[known]
             if not len(values):
                 raise TooFewError("no sample has one")
             value = float(values.mean())
-            share = isinstance(metric, SampleMetric) and metric.share
-            low, high = (
-                intervals.wilson(values, prompts) if share else intervals.bootstrap(values, prompts, metric.range)
-            )
+            if isinstance(metric, SampleMetric) and metric.share:
+                low, high = intervals.wilson(values, prompts)
+            else:
+                low, high = intervals.bootstrap(values, prompts, metric.range)
             named = self.named(metric)
         units = len(np.unique(prompts))
         note = metric.note(len(prompts))
         if math.isnan(low):
-            note = "; ".join([*([note] if note else []), f"no interval from {counted(units, 'prompt')}"])
+            note = f"{note}{'; ' * bool(note)}no interval from {counted(units, 'prompt')}"
         return Number(named, value, low, high, len(prompts), units, note)
 
     def each(self, metric: SampleMetric | PairMetric, name: str) -> pa.Table:
@@ -325,12 +323,12 @@ class Cells:
             InputError: as `numbered`.
         """
         cell = self.by_name[name]
-        baseline = self.baseline if isinstance(metric, PairMetric) else None
+        baseline = self.compares(metric)
         found = cell.values(metric, baseline)
         rows = np.flatnonzero(~np.isnan(found)).tolist()
         others: list[str | None] = [None] * len(rows)
         if baseline is not None:
-            there = cell.counterparts(baseline)
+            there = dict(zip(*(each.tolist() for each in cell.shared(baseline)), strict=True))
             others = [baseline.addresses[there[row]] for row in rows]
         columns = {
             "address": [cell.addresses[row] for row in rows],
@@ -357,24 +355,19 @@ class Cells:
         Raises:
             InputError: there are no such samples, or the metric needs what is not there.
         """
-        cells = (self.by_name.get(one), self.by_name.get(other))
-        if cells[0] is None or cells[1] is None:
-            raise InputError(f"{self.run} has no samples of {self.called(one if cells[0] is None else other)}")
-        places = [{key: row for row, key in enumerate(cell.keys)} for cell in (cells[0], cells[1])]
-        keys = [key for key in places[0] if key in places[1]]
-        if not keys:
+        for name in (one, other):
+            if name not in self.by_name:
+                raise InputError(f"{self.run} has no samples of {self.called(name)}")
+        cells = self.by_name[one], self.by_name[other]
+        rows = cells[0].shared(cells[1])
+        if not len(rows[0]):
             raise InputError(f"{self.called(one)} and {self.called(other)} have no prompt and seed in common")
-        rows = [np.array([place[key] for key in keys], np.int64) for place in places]
         try:
-            if lacking := metric.lacks(self.labels, self.told.get("baseline") is not None, images=True):
-                raise InputError(lacking)
-            either = [
-                cell.statistic(metric, chosen, self.baseline if isinstance(metric, PairMetric) else None)
-                for cell, chosen in zip((cells[0], cells[1]), rows, strict=True)
-            ]
+            baseline = self.compares(metric)
+            of, than = (cell.statistic(metric, own, baseline) for cell, own in zip(cells, rows, strict=True))
         except InputError as error:
             raise InputError(f"the metric {metric}: {error}") from None
-        return cells[0].prompts[rows[0]], either[0], either[1]
+        return cells[0].prompts[rows[0]], of, than
 
     def batches(self) -> Iterator[list[str]]:
         """The names of cells, so many at a time as their features fit into memory."""
@@ -396,7 +389,7 @@ class Cells:
         for text in texts:
             full = extractors.full_name(text)
             chosen = [self.by_name[name] for name in names]
-            for cell, rows in zip(chosen, _known_of(self.run, full, chosen), strict=True):
+            for cell, rows in zip(chosen, _known(self.run, full, chosen), strict=True):
                 cell.held[full] = rows
 
 
@@ -440,37 +433,21 @@ def singly(statistic: Statistic, rows: Rows) -> Values:
     return np.array([statistic(rows[place : place + 1]) for place in range(len(rows))])
 
 
-def column(metrics: pa.Table, text: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """One metric as a column of a table: its full name, and its row of each cell.
-
-    Args:
-        metrics: as `measure` returns them.
-        text: of the metric, or its full name.
-
-    Raises:
-        InputError: there is none; or cells have numbers of different full names, which do not go into one table.
-    """
-    rows = [row for row in metrics.to_pylist() if text in (row["text"], row["metric"])]
-    names = list(dict.fromkeys(row["metric"] for row in rows))
-    if not names:
-        raise InputError(f"no numbers of the metric {text!r}; there are {', '.join(dict.fromkeys(_texts(metrics)))}")
-    if len(names) > 1:
-        raise InputError(f"{names[0]} and {names[1]} are not comparable, and go into no table together")
-    return names[0], {row["cell"]: row for row in rows}
-
-
-def _texts(metrics: pa.Table) -> list[str]:
-    return metrics.column("text").to_pylist()  # type: ignore[no-any-return]
+def mean(values: Values) -> float:
+    """The mean of the values that are known; NaN where none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _row(metric: Metric, cell: str, number: Number) -> dict[str, Any]:
+    value, low, high = (None if math.isnan(one) else one for one in (number.value, number.low, number.high))
     return {
         "cell": cell,
         "metric": number.name,
         "text": str(metric),
-        "value": _null(number.value),
-        "low": _null(number.low),
-        "high": _null(number.high),
+        "value": value,
+        "low": low,
+        "high": high,
         "level": intervals.LEVEL,
         "samples": number.samples,
         "prompts": number.prompts,
@@ -479,21 +456,7 @@ def _row(metric: Metric, cell: str, number: Number) -> dict[str, Any]:
     }
 
 
-def _null(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _recorded() -> list[str]:
-    from ..metrics import metrics
-
-    return [metric.column for metric in metrics().values() if issubclass(metric, RecordMetric)]
-
-
-def _known(run: RunFolder, name: str, cells: Sequence[Cell]) -> dict[str, NDArray[np.float32]]:
-    return {name: _known_of(run, name, cells)[0]}
-
-
-def _known_of(run: RunFolder, name: str, cells: Sequence[Cell]) -> list[NDArray[np.float32]]:
+def _known(run: RunFolder, name: str, cells: Sequence[Cell]) -> list[NDArray[np.float32]]:
     """The features of the samples of some cells, NaN where there are none yet; without columns if nobody has any."""
     place = {address: (which, row) for which, cell in enumerate(cells) for row, address in enumerate(cell.addresses)}
     found = [np.zeros((len(cell), 0), np.float32) for cell in cells]

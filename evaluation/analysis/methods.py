@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ import numpy as np
 
 from ...guidance.errors import InputError
 from ..metrics import Metric, SetMetric
-from ..metrics.base import PairMetric
 from ..metrics.recorded import EffectiveScale, Evaluations
 from ..spec.sweep import HOLE
 from ..statistics import FEWEST
 from .matched import Curve, Floats, Ints, Method, Replicates
-from .measure import Cells
+from .measure import Cells, mean
 
 SCALE = re.compile(r"(?<=\()(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=[,)])")
 """A rule's first argument where that is a number; of a stack's text the first one is what it is swept over."""
@@ -40,6 +38,10 @@ class Family:
     cells: Mapping[int, tuple[str, ...]]
     values: Mapping[str, str]
 
+    def called(self, steps: int) -> str:
+        """The name of the curve of so many steps."""
+        return f"{self.name}, {steps} steps" if len(self.cells) > 1 else self.name
+
 
 def families(told: Mapping[str, Any], templates: Mapping[str, str], known: Iterable[str]) -> list[Family]:
     """The methods of a run, in the order of its sweep.
@@ -59,7 +61,7 @@ def families(told: Mapping[str, Any], templates: Mapping[str, str], known: Itera
     found: dict[tuple[str, ...], tuple[str, dict[int, list[str]], dict[str, str]]] = {}
     for cell in cells:
         name, value = _named(cell, templates.get(cell["template"], cell["stack"]))
-        beside = [_beside(key, cell[key]) for key in several]
+        beside = [setting(key, cell[key]) or "the model's size" for key in several]
         whole = ", ".join([name, *beside])
         _, by_steps, values = found.setdefault((name, *beside), (whole, {}, {}))
         by_steps.setdefault(cell["steps"], []).append(cell["cell"])
@@ -70,8 +72,11 @@ def families(told: Mapping[str, Any], templates: Mapping[str, str], known: Itera
     ]
 
 
-def _beside(key: str, value: Any) -> str:
-    return f"{value[0]}x{value[1]}" if key == "size" and value else str(value)
+def setting(key: str, value: Any) -> str:
+    """One of a cell's settings beside its stack, in words; "" for the model's own size."""
+    if key == "size":
+        return "{}x{}".format(*value) if value else ""
+    return f"{value} steps" if key == "steps" else str(value)
 
 
 def _named(cell: Mapping[str, Any], template: str) -> tuple[str, str]:
@@ -155,17 +160,13 @@ class Matched:
                 found.append(Method(family.name, tuple(curves)))
         return found
 
-    def left_out(self, metric: Metric) -> str | None:
-        """The cell that curves of a metric are without: the baseline, which a metric of pairs compares with itself."""
-        return self.cells.told.get("baseline") if isinstance(metric, PairMetric) else None
-
     def parts(self, family: Family, metric: Metric) -> list[tuple[int, tuple[str, ...]]]:
         """The cells of each curve of a family, with its number of steps.
 
         A curve ends where the baseline is left out, and another one begins behind it: between the two the metric rises
         to what equal images have, and a straight line across would not.
         """
-        baseline, found = self.left_out(metric), []
+        baseline, found = self.cells.left_out(metric), []
         for steps, cells in family.cells.items():
             place = cells.index(baseline) if baseline in cells else len(cells)
             found += [(steps, part) for part in (cells[:place], cells[place + 1 :]) if part]
@@ -184,8 +185,7 @@ class Matched:
             return np.array(
                 [statistic(np.concatenate([rows[one] for one in draw])) for draw in _all(replicates, len(self.prompts))]
             )
-        baseline = self.cells.baseline if isinstance(metric, PairMetric) else None
-        values = cell.values(metric, baseline)
+        values = cell.values(metric, self.cells.compares(metric))
         there = (place >= 0) & ~np.isnan(values)
         sums = np.bincount(place[there], values[there], len(self.prompts))
         counts = np.bincount(place[there], minlength=len(self.prompts))
@@ -196,9 +196,12 @@ class Matched:
 
     def scale(self, name: str) -> float:
         """The effective scale of a cell, mean over the common prompts."""
-        values = self.cells.by_name[name].numbers(EffectiveScale.column)[self._places[name] >= 0]
-        known = values[~np.isnan(values)]
-        return float(known.mean()) if len(known) else math.nan
+        return mean(self.cells.by_name[name].numbers(EffectiveScale.column)[self._places[name] >= 0])
+
+    def range(self, family: Family) -> tuple[float, float]:
+        """The least and the greatest effective scale of a family's cells."""
+        scales = [self.scale(name) for cells in family.cells.values() for name in cells]
+        return min(scales), max(scales)
 
     @property
     def enough(self) -> bool:

@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from ...guidance.errors import InputError
 from ...guidance.words import counted, counted_are
 from .. import plots
 from ..analysis.findings import overall
-from ..analysis.measure import Cell, Cells, Number
-from ..metrics import PairMetric, SampleMetric, summary
-from ..store.folder import RunFolder
-from . import svg
-from .gather import Column, Found, Progress, gather, versions
+from ..analysis.measure import Cell, Cells
+from ..metrics import Metric, PairMetric, SampleMetric, summary
+from ..store.folder import SWEEP, RunFolder
+from .found import Column, Found
+from .gather import Progress, gather
+from .plot import key
 from .words import APART, BOTH, FEW, ONE, OTHER, number, small
 
 FOLDER = Path(__file__).parent
@@ -61,9 +62,9 @@ def write(
         InputError: there is no run, a metric cannot be had, or the page cannot be written.
     """
     found = gather(run, more, progress)
-    for figure in [*found.figures, *found.differences.values()]:
-        run.write_bytes(f"{PLOTS}/{figure.name}.svg", plots.alone(figure.svg).encode())
-        run.write_bytes(f"{PLOTS}/{figure.name}.csv", written_csv(figure.rows))
+    for plot in [*found.plots, *found.differences.values()]:
+        run.write_bytes(f"{PLOTS}/{plot.name}.svg", plots.alone(plot.svg).encode())
+        run.write_bytes(f"{PLOTS}/{plot.name}.csv", written_csv(plot.rows))
     progress("the page")
     run.write_bytes(REPORT, page(found, budget).encode())
     return f"{run}/{REPORT}"
@@ -91,57 +92,46 @@ def script_safe(data: Any) -> str:
 
 def page(found: Found, budget: float = BUDGET) -> str:
     """The page's HTML."""
-    data, said = _data(found, budget)
+    samples, said = _samples(found, budget)
     script = (FOLDER / "page.js").read_text()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.globals.update(counted=counted, number=number)
     template = environment.from_string((FOLDER / "page.html").read_text())
+    told, run = found.cells.told, found.cells.run
+    folder = run.location.folder
+    address = str(run) if folder is None else str(folder.absolute())  # to be used from any folder
     records = sum(len(cell) for cell in found.cells.by_name.values())
-    style = (FOLDER / "page.css").read_text()
-    run = _whole(found.run)
+    compared = [*found.verdicts, *(row for _, row in found.by_cost)]
+    pairs = any(isinstance(column.metric, PairMetric) for column in found.columns)
+    baseline = told.get("baseline")
     return template.render(
-        title=Path(run.rstrip("/")).name or run,
-        run=run,
-        quoted=shlex.quote(run),
+        title=Path(address.rstrip("/")).name or address,
+        quoted=shlex.quote(address),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        model=found.cells.told.get("name") or "unknown",
-        fingerprint=found.cells.told.get("model") or "",
+        model=told.get("name") or "unknown",
+        fingerprint=told.get("model") or "",
         records=records,
-        wanted=found.cells.told.get("samples") or records,
+        wanted=told.get("samples") or records,
         cells=_cells(found),
         columns=[_heading(column) for column in found.columns],
-        prompts=found.prompts,
-        same=found.same,
-        claim=_claim(found),
+        found=found,
+        claimed=overall(found.claim[1]) if found.claim else None,
         verdicts=_by_metric(found),
-        apart=_apart(found),
-        plots={figure.name: figure.svg for figure in found.differences.values()},
-        unplotted=sum(
-            row.kind != APART and not row.plot for row in [*found.verdicts, *(row for _, row in found.by_cost)]
-        ),
-        baseline=_baseline(found),
+        unplotted=sum(row.kind != APART and not row.plot for row in compared),
+        baseline=found.short(baseline) if pairs and baseline else "",
         headline=_headline(found),
-        counted=counted,
-        by_cost=found.by_cost,
-        figures=_figures(found),
         metrics=_metrics(found),
         notes=list(dict.fromkeys([*found.notes, *_column_notes(found)])),
-        sweep=found.sweep,
-        versions=versions(found.cells),
+        sweep=run.location.read(SWEEP).decode(),
+        versions=_versions(found.cells),
         said=said,
-        data=script_safe(data),
+        data=script_safe(_data(found, samples, address)),
         script=script,
-        digest=digest,
-        style=_palette() + style,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=_palette() + (FOLDER / "page.css").read_text(),
     )
-
-
-def _whole(run: RunFolder) -> str:
-    """The address of a run, to be used from any folder."""
-    folder = run.location.folder
-    return str(run) if folder is None else str(folder.absolute())
 
 
 def _palette() -> str:
@@ -154,49 +144,55 @@ def _palette() -> str:
     )
 
 
+def _versions(cells: Cells) -> list[str]:
+    """The versions that the samples were made with."""
+    found: set[str] = set()
+    for text in {
+        text for cell in cells.by_name.values() for text in pc.unique(cell.table.column("versions")).to_pylist()
+    }:
+        try:
+            told = json.loads(text) if text else {}
+        except ValueError:
+            continue
+        found |= {f"{name} {version}" for name, version in told.items()} if isinstance(told, dict) else set()
+    return sorted(found)
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def _metrics(found: Found) -> list[tuple[str, bool]]:
     """The metrics that there are plots of; the first one with the most plots is to be seen first."""
-    counts = Counter(figure.metric for figure in found.figures)
+    counts = Counter(plot.metric for plot in found.plots)
     first = next((metric for metric, count in counts.items() if count == max(counts.values())), "")
     return [(metric, metric == first) for metric in counts]
 
 
 def _heading(column: Column) -> dict[str, str]:
-    arrow = {"up": "↑", "down": "↓"}.get(column.better, "")
-    said = {"up": "higher is better", "down": "lower is better"}.get(column.better, "")
+    arrow, said = {"up": ("↑", "higher is better"), "down": ("↓", "lower is better")}.get(column.better, ("", ""))
     what = summary(column.metric.name).replace("`", "")
     return {"text": column.text.replace("_", " "), "name": column.name, "arrow": arrow, "said": said, "what": what}
 
 
 def _cells(found: Found) -> list[dict[str, Any]]:
     """A row a cell, in the order of the methods."""
-    rows = []
-    for place, family in enumerate(found.families):
-        for cells in family.cells.values():
-            for name in cells:
-                numbers = [column.numbers.get(name) for column in found.columns]
-                rows.append(
-                    {
-                        "method": family.name,
-                        "key": svg.key(place),
-                        "called": found.short(name),
-                        "samples": len(found.cells.by_name[name]),
-                        "numbers": [
-                            {"value": "baseline", "interval": ""}
-                            if found.left_out(column, name)
-                            else _written(column, one)
-                            for column, one in zip(found.columns, numbers, strict=True)
-                        ],
-                    }
-                )
-    return rows
+    return [
+        {
+            "key": key(place),
+            "called": found.short(name),
+            "samples": len(found.cells.by_name[name]),
+            "numbers": [_written(found, column, name) for column in found.columns],
+        }
+        for place, family in enumerate(found.families)
+        for cells in family.cells.values()
+        for name in cells
+    ]
 
 
-def _written(column: Column, one: Number | None) -> dict[str, str] | None:
-    if one is None or math.isnan(one.value):
+def _written(found: Found, column: Column, cell: str) -> dict[str, str] | None:
+    if found.left_out(column, cell):
+        return {"value": "baseline", "interval": ""}
+    if (one := column.of(cell)) is None:
         return None
     ends = [small(end) if column.text == "across" else end for end in (one.value, one.low, one.high)]
     value, low, high = map(number, ends)
@@ -205,10 +201,9 @@ def _written(column: Column, one: Number | None) -> dict[str, str] | None:
 
 def _by_metric(found: Found) -> list[dict[str, Any]]:
     """Verdicts by metric, without the pairs that no metric can compare."""
-    nowhere = _nowhere(found)
     groups: dict[str, list[Any]] = {}
     for verdict in found.verdicts:
-        if (verdict.one, verdict.other) not in nowhere:
+        if (verdict.one, verdict.other) not in found.apart:
             groups.setdefault(verdict.metric, []).append(verdict)
     columns = {column.text: column for column in found.columns}
     word = {"up": "higher is better", "down": "lower is better", "none": "neither direction is better"}
@@ -223,19 +218,6 @@ def _by_metric(found: Found) -> list[dict[str, Any]]:
     ]
 
 
-def _nowhere(found: Found) -> list[tuple[str, str]]:
-    kinds: dict[tuple[str, str], set[str]] = {}
-    for verdict in found.verdicts:
-        kinds.setdefault((verdict.one, verdict.other), set()).add(verdict.kind)
-    return [pair for pair, own in kinds.items() if own == {APART}]
-
-
-def _apart(found: Found) -> list[str]:
-    """What is said of the pairs that no metric can compare."""
-    plain = "{} and {} cannot be compared: they have no effective scale in common. Add scales to the sweep."
-    return [found.apart.get(pair, plain.format(*pair)) for pair in _nowhere(found)]
-
-
 def _headline(found: Found) -> str:
     """How many comparisons find a difference, of those that there are samples enough for."""
     kinds = Counter(verdict.kind for verdict in found.verdicts)
@@ -245,29 +227,6 @@ def _headline(found: Found) -> str:
     few_of = counted(few, "more comparison" if compared else "comparison")
     silent = [f"{few_of} can tell nothing: there are too few samples or prompts."]
     return " ".join(told * bool(compared) + silent * bool(few))
-
-
-def _baseline(found: Found) -> str:
-    """The baseline, if a metric compares with it; else ""."""
-    compares = any(isinstance(column.metric, PairMetric) for column in found.columns)
-    return found.short(found.baseline) if compares and found.baseline else ""
-
-
-def _claim(found: Found) -> dict[str, Any] | None:
-    if found.claim is None:
-        return None
-    claim, findings = found.claim
-    rows = [
-        {
-            "expected": str(one.expectation),
-            "here": f"{number(one.of)} and {number(one.than)}",
-            "difference": f"{number(one.of - one.than)} [{number(one.low)}, {number(one.high)}]",
-            "verdict": one.verdict,
-        }
-        for one in findings
-    ]
-    said = {"words": claim.words, "remark": claim.remark, "paper": claim.paper}
-    return {**said, "rows": rows, "verdict": overall(findings)}
 
 
 def _column_notes(found: Found) -> list[str]:
@@ -284,18 +243,32 @@ def _column_notes(found: Found) -> list[str]:
     ]
 
 
-def _figures(found: Found) -> list[dict[str, Any]]:
-    return [
-        {"name": figure.name, "metric": figure.metric, "title": figure.plot.title, "svg": figure.svg}
-        for figure in found.figures
-    ]
-
-
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def _data(found: Found, budget: float) -> tuple[dict[str, Any], list[str]]:
-    """What the page's script reads, and what is to be said of it."""
+def _data(found: Found, samples: Sequence[dict[str, Any]], address: str) -> dict[str, Any]:
+    """What the page's script reads."""
+    texts: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        texts.setdefault(sample["p"], sample.pop("prompt"))
+    axes = _axes(found)
+    return {
+        "cells": [_cell(found, name, axes) for name in found.cells.by_name],
+        "axes": [{"name": name, "values": values} for name, values in axes.items()],
+        "metrics": [str(column.metric) for column in _single(found)],
+        "prompts": texts,
+        "samples": samples,
+        "run": address,
+    }
+
+
+def _single(found: Found) -> list[Column]:
+    """The metrics of single images."""
+    return [column for column in found.columns if isinstance(column.metric, SampleMetric | PairMetric)]
+
+
+def _samples(found: Found, budget: float) -> tuple[list[dict[str, Any]], list[str]]:
+    """The samples of the page, and what is to be said of them."""
     cells = found.cells
     prompts = sorted({int(prompt) for cell in cells.by_name.values() for prompt in cell.prompts})
     a_prompt = sum(len(cell) for cell in cells.by_name.values()) / max(1, len(prompts))
@@ -306,69 +279,35 @@ def _data(found: Found, budget: float) -> tuple[dict[str, Any], list[str]]:
             f"This page shows the samples of the first {len(shown)} of {counted(len(prompts), 'prompt')}; all are in "
             "the records."
         )
-    each = [column.metric for column in found.columns if isinstance(column.metric, SampleMetric | PairMetric)]
-    names = list(cells.by_name)
-    texts: dict[int, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
-    rows = _rows(found.run, shown[-1]) if shown else {}
     for place, cell in enumerate(cells.by_name.values()):
-        values = [_values(cells, cell, metric) for metric in each]
-        for row, address in enumerate(cell.addresses):
-            record = rows.get(address)
-            if record is None:
-                continue
-            texts.setdefault(int(record["prompt_index"]), _prompt(record))
+        values = [_values(cells, cell, column.metric) for column in _single(found)]
+        count = int(np.searchsorted(cell.prompts, shown[-1], "right"))  # a cell's samples are sorted by prompt
+        for row, record in enumerate(cell.table.slice(0, count).to_pylist()):
             samples.append(_sample(place, record, [value[row] for value in values]))
-    said += _embedded(found.run, samples, budget)
+    said += _embedded(cells.run, samples, budget)
     if len(samples) <= TRACED:
-        _traced(found.run, samples)
-    axes = _axes(found, names)
-    data = {
-        "cells": [_cell(found, name, axes) for name in names],
-        "axes": [{"name": name, "values": values} for name, values in axes.items()],
-        "metrics": [str(metric) for metric in each],
-        "prompts": texts,
-        "samples": samples,
-        "run": _whole(found.run),
-    }
-    return data, said
+        _traced(cells.run, samples)
+    return samples, said
 
 
-COLUMNS = (
-    "address", "prompt", "negative", "extra", "prompt_index", "seed", "evaluations", "effective_scale", "across",
-    "guided_steps", "seconds", "image",
-)  # fmt: skip
-
-
-def _rows(run: RunFolder, last: int) -> dict[str, dict[str, Any]]:
-    """The records of the prompts up to `last`, by address."""
-    table = run.records()
-    table = table.filter(pc.field("prompt_index") <= last)
-    wanted = [name for name in table.column_names if name in COLUMNS or name.startswith("label.")]
-    return {row["address"]: row for row in table.select(wanted).to_pylist()}
-
-
-def _values(cells: Cells, cell: Cell, metric: SampleMetric | PairMetric) -> Any:
+def _values(cells: Cells, cell: Cell, metric: Metric) -> Any:
     """Of each image; NaN where it has none, and of the baseline's, which are like themselves."""
     try:
-        baseline = cells.baseline if isinstance(metric, PairMetric) else None
+        baseline = cells.compares(metric)
         return np.full(len(cell), math.nan) if cell is baseline else cell.values(metric, baseline)
     except InputError:
         return np.full(len(cell), math.nan)
-
-
-def _prompt(record: Mapping[str, Any]) -> dict[str, Any]:
-    labels = {
-        name.removeprefix("label."): value for name, value in record.items() if name.startswith("label.") and value
-    }
-    found = {"text": record.get("prompt") or "", "labels": labels}
-    return found | {name: record[name] for name in ("negative", "extra") if record.get(name)}
 
 
 def _sample(cell: int, record: Mapping[str, Any], values: Sequence[float]) -> dict[str, Any]:
     def short(value: Any, digits: int = 5) -> float | None:
         return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
+    labels = {
+        name.removeprefix("label."): value for name, value in record.items() if name.startswith("label.") and value
+    }
+    prompt = {"text": record.get("prompt") or "", "labels": labels}
     return {
         "c": cell,
         "p": int(record["prompt_index"]),
@@ -381,43 +320,32 @@ def _sample(cell: int, record: Mapping[str, Any], values: Sequence[float]) -> di
         "g": record.get("guided_steps"),
         "t": short(record.get("seconds"), 3),
         "m": [short(value) for value in values],
+        "prompt": prompt | {name: record[name] for name in ("negative", "extra") if record.get(name)},
     }
 
 
-def _axes(found: Found, names: Sequence[str]) -> dict[str, list[str]]:
+def _axes(found: Found) -> dict[str, list[str]]:
     """The axes along which cells differ, with their values in the sweep's order."""
     axes: dict[str, dict[str, None]] = {}
-    for cell in _told(found, names):
-        for name, value in _places(cell).items():
+    for cell in found.cells.by_name.values():
+        for name, value in _places(cell.told).items():
             axes.setdefault(name, {}).setdefault(value)
     # A cell that does not use an axis is there for all its values: that it has none is nothing to choose.
     used = {name: [value for value in values if value != UNUSED] for name, values in axes.items() if len(values) > 1}
     return {name: values for name, values in used.items() if values}
 
 
-def _told(found: Found, names: Sequence[str]) -> list[Mapping[str, Any]]:
-    by_name = {cell["cell"]: cell for cell in found.cells.told["cells"]}
-    return [by_name[name] for name in names]
-
-
-def _places(cell: Mapping[str, Any]) -> dict[str, str]:
-    given = {name: UNUSED if value is None else str(value) for name, value in cell["axes"].items()}
-    return {"stack": str(cell["template"]), **given}
+def _places(told: Mapping[str, Any]) -> dict[str, str]:
+    given = {name: UNUSED if value is None else str(value) for name, value in told["axes"].items()}
+    return {"stack": str(told["template"]), **given}
 
 
 def _cell(found: Found, name: str, axes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    cell = _told(found, [name])[0]
-    places = _places(cell)
-    return {
-        "id": name,
-        "stack": cell["stack"],
-        "called": found.short(name),
-        "sampler": cell["sampler"],
-        "steps": cell["steps"],
-        "size": cell.get("size"),
-        "dtype": cell["dtype"],
-        "at": {axis: places.get(axis, UNUSED) for axis in axes},
-    }
+    told = found.cells.by_name[name].told
+    places = _places(told)
+    plain = {key: told.get(key) for key in ("stack", "sampler", "steps", "size", "dtype")}
+    at = {axis: places.get(axis, UNUSED) for axis in axes}
+    return {"id": name, "called": found.short(name), **plain, "at": at}
 
 
 def _embedded(run: RunFolder, samples: Sequence[dict[str, Any]], budget: float) -> list[str]:
@@ -425,51 +353,52 @@ def _embedded(run: RunFolder, samples: Sequence[dict[str, Any]], budget: float) 
     with_images = [sample for sample in samples if sample["i"]]
     if not with_images:
         return ["The images of this run are not kept (images: none)."] if samples else []
-    sizes, missing = 0.0, 0
-    whole: dict[str, str] = {}
+    found, missing, all_of_them = _encoded(run, with_images, budget, _whole)
+    said = []
+    if not all_of_them:
+        found, missing, _ = _encoded(run, with_images, budget, _thumbnail)
+        said.append(
+            f"{len(found)} of {counted_are(len(with_images), 'image')} in this page, made smaller; all in full size "
+            "are in its folder, and are shown where the page lies there."
+        )
     for sample in with_images:
+        if sample["a"] in found:
+            sample |= {"d": found[sample["a"]]} if all_of_them else {"d": found[sample["a"]], "f": 1}
+    return [*said, f"{counted_are(missing, 'image')} not in the folder."] if missing else said
+
+
+def _encoded(
+    run: RunFolder, samples: Sequence[dict[str, Any]], budget: float, encode: Callable[[RunFolder, str], str]
+) -> tuple[dict[str, str], int, bool]:
+    """Images by address until the budget is spent, how many were not there, and whether it was enough for all."""
+    found: dict[str, str] = {}
+    size = missing = 0
+    for sample in samples:
         try:
-            whole[sample["a"]] = _uri(run.location.read(sample["i"]), sample["i"])
+            uri = encode(run, sample["i"])
         except (OSError, InputError):
             missing += 1
             continue
-        sizes += len(whole[sample["a"]])
-        if sizes > budget * 1e6:
-            break
-    else:
-        for sample in with_images:
-            sample["d"] = whole.get(sample["a"])
-        return _not_there(missing)
-    del whole
-    sizes, small, missing = 0.0, 0, 0
-    for sample in with_images:
-        try:
-            image = run.image(sample["i"])
-        except InputError:
-            missing += 1
-            continue
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        sink = io.BytesIO()
-        image.save(sink, format="WEBP", quality=QUALITY)
-        uri = _uri(sink.getvalue(), ".webp")
-        sizes += len(uri)
-        if sizes > budget * 1e6:
-            break
-        sample |= {"d": uri, "f": 1}
-        small += 1
-    said = (
-        f"{small} of {counted_are(len(with_images), 'image')} in this page, made smaller; all in full size are in its "
-        "folder, and are shown where the page lies there."
-    )
-    return [said, *_not_there(missing)]
+        size += len(uri)
+        if size > budget * 1e6:
+            return found, missing, False
+        found[sample["a"]] = uri
+    return found, missing, True
 
 
-def _not_there(missing: int) -> list[str]:
-    return [f"{counted_are(missing, 'image')} not in the folder."] if missing else []
+def _whole(run: RunFolder, path: str) -> str:
+    return _uri(run.location.read(path), path.rpartition(".")[2])
 
 
-def _uri(data: bytes, name: str) -> str:
-    kind = "webp" if name.endswith(".webp") else "png"
+def _thumbnail(run: RunFolder, path: str) -> str:
+    image = run.image(path)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    sink = io.BytesIO()
+    image.save(sink, format="WEBP", quality=QUALITY)
+    return _uri(sink.getvalue(), "webp")
+
+
+def _uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 

@@ -19,9 +19,11 @@ from guidestack.evaluation.analysis.methods import Family, Matched, families
 from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.plots import alone
 from guidestack.evaluation.report import write
-from guidestack.evaluation.report.gather import Column, Found, _difference, front, gather
+from guidestack.evaluation.report.figures import difference, front
+from guidestack.evaluation.report.found import Column, Found
+from guidestack.evaluation.report.gather import gather
 from guidestack.evaluation.report.page import script_safe, written_csv
-from guidestack.evaluation.report.svg import NEUTRAL, Mark, Plot, Series, drawn
+from guidestack.evaluation.report.plot import NEUTRAL, Mark, Plot, Series, drawn
 from guidestack.evaluation.report.words import APART, BOTH, FEW, NONE, ONE, OTHER, number, verdict
 from guidestack.evaluation.store.folder import RunFolder
 
@@ -153,10 +155,10 @@ def test_the_plots_of_differences_have_the_band(reported: Path) -> None:
 def test_a_difference_has_the_colour_of_who_is_better() -> None:
     found = compared([0.1, 0.2, -0.1, -0.6, -0.7], [0.3, 0.6, 0.1, -0.2, -0.3])
     for better, colours in (("up", ["s3", "s5"]), ("down", ["s5", "s3"])):
-        text = drawn(difference_of(found, better).plot)
+        text = difference_of(found, better).svg
         assert re.findall(r'class="band (\w+)"', text) == ["neutral", *colours]
         assert f"A {'better' if better == 'up' else 'worse'} ↑" in text
-    apart = difference_of(found, "up", breaks=[2]).plot  # nothing is drawn across what was left out
+    apart = difference_of(found, "up", breaks=[2])  # nothing is drawn across what was left out
     assert [(one.colour, one.line and one.line[0].tolist()) for one in apart.series] == [
         (NEUTRAL, [2, 3]), (3, [2, 3]), (NEUTRAL, [4, 5, 6]), (5, [5, 6]),
     ]  # fmt: skip
@@ -164,8 +166,8 @@ def test_a_difference_has_the_colour_of_who_is_better() -> None:
 
 def difference_of(found: Comparison, better: str, breaks: Any = ()) -> Any:
     metric = type("Made", (), {"better": better, "__str__": lambda self: "m"})()
-    whole = Found(None, None, [Family(name, {}, {}) for name in ("", "", "", "A", "", "B")])  # type: ignore[arg-type]
-    return _difference(whole, Column(metric, "m", {}), found, "effective scale", breaks, "m-difference-1")
+    whole = Found(None, [Family(name, {}, {}) for name in ("", "", "", "A", "", "B")])  # type: ignore[arg-type]
+    return difference(whole, Column(metric, "m", {}), found, "effective scale", breaks, "m-difference-1")
 
 
 def test_a_record_has_the_likeness_of_its_image_to_the_baseline_s(baselined: Path) -> None:
@@ -187,7 +189,7 @@ def test_a_record_has_the_likeness_of_its_image_to_the_baseline_s(baselined: Pat
 def test_the_baseline_is_compared_with_nothing(baselined: Path) -> None:
     """A metric of pairs is of the baseline itself what it is of equal images, which says nothing of its method."""
     found = gather(RunFolder(baselined))
-    baseline = found.baseline
+    baseline = found.cells.told["baseline"]
     assert baseline is not None
     matched = Matched(found.cells, found.families)
     for text, left_out in (("psnr", True), ("saturation", False)):
@@ -198,13 +200,13 @@ def test_the_baseline_is_compared_with_nothing(baselined: Path) -> None:
     psnr = next(one for one in found.verdicts if one.metric == "psnr")
     assert psnr.where != next(one for one in found.verdicts if one.metric == "saturation").where
     assert " and " in psnr.where  # nothing is compared across the baseline
-    for figure in found.figures:
-        marks = [mark for one in figure.plot.series for mark in one.marks if mark.baseline]
+    for figure in found.plots:
+        marks = [mark for one in figure.series for mark in one.marks if mark.baseline]
         assert len(marks) == (figure.metric == "psnr")
-        ys = [mark.y for one in figure.plot.series for mark in one.marks if not mark.baseline]
+        ys = [mark.y for one in figure.series for mark in one.marks if not mark.baseline]
         assert figure.metric != "psnr" or max(ys) < 100
         if figure.metric == "psnr":
-            text = drawn(figure.plot)
+            text = figure.svg
             assert text.count(">baseline</text>") == 1
             assert len(ticks_of(text)) > 4
             assert max(ticks_of(text)) < 100
@@ -259,7 +261,7 @@ def test_commands_work_from_any_folder(reported: Path, monkeypatch: pytest.Monke
 
 def test_bands_end_where_values_do(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ends() -> tuple[float, float]:
-        figure = next(one for one in gather(RunFolder(reported)).figures if one.name == "contrast-by-effective-scale")
+        figure = next(one for one in gather(RunFolder(reported)).plots if one.name == "contrast-by-effective-scale")
         rows = [row for row in figure.rows if row[0] == "curve"]
         return min(row[-2] for row in rows), max(row[-1] for row in rows)
 
@@ -321,8 +323,8 @@ def test_steps_make_curves_of_one_method_and_costs_equal(model_folder: Path, tmp
     # cfg costs 4 and 8, the other 4 and 6: both reach 6 where both guide equally hard in so many steps, else 4
     assert of_saturation.equal
     assert {row.where for _, row in found.by_cost} == {"4 to 6"}
-    scales = {row[1]: set() for row in found.figures[0].rows[1:]}
-    for row in found.figures[0].rows[1:]:
+    scales = {row[1]: set() for row in found.plots[0].rows[1:]}
+    for row in found.plots[0].rows[1:]:
         scales[row[1]].add(row[2])
     assert scales == {"cfg": {2, 4}, "first": {2, 4}}
     assert found.claim is not None

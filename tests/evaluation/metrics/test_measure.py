@@ -19,7 +19,7 @@ from PIL import Image
 from guidestack.evaluation import extractors
 from guidestack.evaluation import statistics as intervals
 from guidestack.evaluation.analysis import measure
-from guidestack.evaluation.analysis.measure import Cells, column
+from guidestack.evaluation.analysis.measure import Cells
 from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.store.folder import COLUMNS, METRICS, RunFolder, column_type
 from guidestack.guidance.errors import InputError
@@ -361,20 +361,6 @@ def test_images_of_two_sizes_and_a_run_without_records_are_one_line(make: Make, 
     empty.write_bytes("cells.json", json.dumps({"name": "tiny", "baseline": None, "cells": []}).encode())
     with pytest.raises(InputError, match="has no records yet"):
         measured(empty, "psnr")
-
-
-def test_numbers_of_different_names_go_into_no_table_together(make: Make, looked: list[int], refer: Refer) -> None:
-    reference = refer(np.random.default_rng(0).normal(100, 20, (30, 3)))
-    rows = [row_of("aa", prompt, 0) for prompt in range(5)] + [row_of("bb", prompt, 0) for prompt in range(6)]
-    texts = (f"kid(reference={reference!r})", f"frechet(reference={reference!r})")
-    found = measure.measure(make(rows), [parse_metric(text) for text in texts])
-    name, by = column(found, texts[0])
-    assert sorted(by) == ["aa", "bb"]
-    assert column(found, name)[1] == by
-    with pytest.raises(InputError, match=r"samples=5\] and .*samples=6\] are not comparable, and go into no table"):
-        column(found, texts[1])
-    with pytest.raises(InputError, match="no numbers of the metric 'saturation'"):
-        column(found, "saturation")
 
 
 def test_an_interval_that_is_not_known_is_null(make: Make) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .. import plots
 from ..plots import INK, LIGHT, MARKERS
+from .words import number
 
 Floats = NDArray[np.float64]
 
@@ -70,6 +71,13 @@ class Series:
     label: str = ""
     dash: int = 0
 
+    def __str__(self) -> str:
+        marks = [mark for mark in self.marks if math.isfinite(mark.y) and math.isfinite(mark.x)]
+        if not marks:
+            return self.name if any(mark.baseline for mark in self.marks) else f"{self.name}: no values"
+        first, last = min(marks, key=lambda mark: mark.x), max(marks, key=lambda mark: mark.x)
+        return f"{self.name}: {number(first.y)} at {number(first.x)}, {number(last.y)} at {number(last.x)}"
+
     @property
     def ink(self) -> str:
         """The colour of this series, as matplotlib is told it."""
@@ -92,16 +100,19 @@ class Series:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plot:
-    """A plot.
+    """A plot with the numbers that it shows.
 
     Args:
         title: for the list of plots and for those who do not see it.
         across, up: what the axes are.
         series: of the methods.
+        name: of its files.
+        metric: whose text it is of.
+        rows: of its CSV, the header first.
         front: corners of the front of what nothing is better than, ``(x, y)``; None for none.
-        described: what there is to see, in words.
+        described: what there is to see, in words; by default the ends of each series.
         apart: whether marks of different series are moved apart sideways, as they are at the same x otherwise.
         best: which edge is the better one, ``"up"`` or ``"down"``.
         notes: what it means to be above and below 0 in a plot of differences; None for other plots.
@@ -111,20 +122,24 @@ class Plot:
     across: str
     up: str
     series: Sequence[Series]
+    name: str = ""
+    metric: str = ""
+    rows: Sequence[Sequence[Any]] = ()
     front: tuple[Floats, Floats] | None = None
     described: str = ""
     apart: bool = False
     best: str = "up"
     notes: tuple[str, str] | None = None
 
-
-def key(colour: int) -> str:
-    """The mark of a series by itself."""
-    return _key(colour % (2 * len(LIGHT)))
+    @functools.cached_property
+    def svg(self) -> str:
+        """The plot as an SVG element."""
+        return drawn(self)
 
 
 @functools.cache
-def _key(colour: int) -> str:
+def key(colour: int) -> str:
+    """The mark of a series by itself, as an SVG element."""
     with plots.look("key"):
         made = plots.figure(26, 14, "none")
         axes = made.add_axes((0, 0, 1, 1), frameon=False, xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
@@ -158,7 +173,8 @@ def drawn(plot: Plot) -> str:
         _limits(axes, plot)
         if labels:
             made.legend(loc="outside lower center", ncols=columns, columnspacing=1.4, handlelength=2.4)
-        return plots.to_svg(made, plot.title, plot.described, said)
+        described = plot.described or "; ".join(str(one) for one in plot.series)
+        return plots.to_svg(made, plot.title, described, said)
 
 
 def _series(axes: Any, plot: Plot, one: Series, said: list[str]) -> None:

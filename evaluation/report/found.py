@@ -1,0 +1,122 @@
+"""What a report shows, as `gather` finds it and the page writes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ..analysis.findings import Finding
+from ..analysis.measure import Cells, Number
+from ..analysis.methods import Family, setting
+from ..metrics import Metric
+from ..spec.claim import Claim
+from .plot import Plot
+from .words import Verdict, number
+
+BESIDE = ("sampler", "steps", "size", "dtype")
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A metric, with its numbers by cell; all of them have one full name.
+
+    Args:
+        metric: the metric.
+        name: the full name.
+        numbers: by cell.
+    """
+
+    metric: Metric
+    name: str
+    numbers: dict[str, Number]
+
+    @property
+    def text(self) -> str:
+        """What `parse_metric` reads."""
+        return str(self.metric)
+
+    @property
+    def better(self) -> str:
+        """Which direction is better: ``"up"``, ``"down"`` or ``"none"``."""
+        return self.metric.better
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis of this metric."""
+        return self.text + {"up": " (higher is better)", "down": " (lower is better)"}.get(self.better, "")
+
+    def of(self, cell: str) -> Number | None:
+        """The number of a cell; None where it has no value."""
+        one = self.numbers.get(cell)
+        return None if one is None or math.isnan(one.value) else one
+
+    def told(self, cell: str) -> str:
+        """The value of a cell with its interval, after the metric's text."""
+        one = self.of(cell)
+        if one is None:
+            return f"{self.text} no value"
+        interval = "" if math.isnan(one.low) else f" [{number(one.low)}, {number(one.high)}]"
+        return f"{self.text} {number(one.value)}{interval}"
+
+
+@dataclass
+class Found:
+    """The contents of a report.
+
+    Args:
+        cells: of the run.
+        families: the methods.
+        columns: the metrics' numbers.
+        prompts: how many there are that comparisons are of.
+        verdicts: of pairs of methods over effective scale.
+        by_cost: of pairs over evaluations, at one effective scale each.
+        plots: of metrics.
+        differences: plots of comparisons, by the name that their verdicts have.
+        apart: of methods that no metric can compare, and what to do about it, a line for each pair.
+        claim: what a paper says of these cells, and what the run says of it; None if the sweep has none.
+        notes: on the numbers and comparisons.
+    """
+
+    cells: Cells
+    families: list[Family]
+    columns: list[Column] = field(default_factory=list)
+    prompts: int = 0
+    verdicts: list[Verdict] = field(default_factory=list)
+    by_cost: list[tuple[float, Verdict]] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    differences: dict[str, Plot] = field(default_factory=dict)
+    apart: dict[tuple[str, str], str] = field(default_factory=dict)
+    claim: tuple[Claim, Sequence[Finding]] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def _settings(self) -> dict[str, dict[str, str]]:
+        """The settings beside the stack, each by cell."""
+        by_name = self.cells.by_name.items()
+        return {key: {name: setting(key, cell.told[key]) for name, cell in by_name} for key in BESIDE}
+
+    def short(self, name: str) -> str:
+        """What a cell is, as far as cells differ: its stack, sampler, steps, size and type."""
+        differing = [by[name] or "the model's size" for by in self._settings.values() if len(set(by.values())) > 1]
+        return ", ".join([str(self.cells.by_name[name].told["stack"]), *differing])
+
+    @property
+    def same(self) -> str:
+        """The settings that all cells have in common."""
+        common = [next(iter(by.values())) for by in self._settings.values() if len(set(by.values())) == 1]
+        return ", ".join(filter(None, common))
+
+    def said(self, cell: str, *parts: str) -> str:
+        """A tooltip for the mark of a cell."""
+        return "\n".join([self.short(cell), *parts])
+
+    def left_out(self, column: Column, cell: str) -> bool:
+        """Whether a cell is the baseline, which a metric of pairs would compare with itself."""
+        return cell == self.cells.left_out(column.metric)
+
+    @property
+    def places(self) -> dict[str, int]:
+        """The places of the methods, by name: their colours."""
+        return {family.name: place for place, family in enumerate(self.families)}
