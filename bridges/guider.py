@@ -30,7 +30,7 @@ from ..guidance.report import Report
 from ..guidance.rule import Rule, Stack, remarks
 from ..guidance.run import GuidedRun
 from ..guidance.step import Run, Step
-from ..pipelines import time_embedding
+from ..pipelines import edits
 from ..pipelines.hooks import below, calling
 from ..pipelines.session import nothing_guided
 from ..samplers import Grid, entry, grid, parameterization
@@ -183,7 +183,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         self._step = self._num_inference_steps = None
         self._next: tuple[int, int] | None = None
         self._sample: Any = None
-        self._places: time_embedding.Places | None = None
+        self._found: edits.Architecture | None = None
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
         """Begin a step; called by the loop."""
@@ -350,9 +350,11 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         """
         super().prepare_models(denoiser)
         query = self._asked[self._count_prepared - 1]
-        if query.perturbation and self._places is None:
-            time_embedding.check(denoiser, query.perturbation)
-            self._places = time_embedding.places(denoiser)
+        if query.perturbation and self._found is None:
+            for asked in self._active.asks():
+                if asked.perturbation:
+                    edits.check(denoiser, asked.perturbation)
+            self._found = edits.architecture(denoiser)
         self._hooks.close()  # of a step that failed between this and the denoiser
         hooks = self._hooks = ExitStack()
 
@@ -371,7 +373,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         if not query.perturbation:
             return nullcontext()
         generators = self._keys(batch).generators(range(batch), f"{query.perturbation.kind} {query.condition}")
-        return time_embedding.perturbed(denoiser, query.perturbation, generators, self._places)
+        return edits.edited(denoiser, query.perturbation, generators, self._found)
 
     def cleanup_models(self, denoiser: torch.nn.Module) -> None:
         """Check that the denoiser was called; called by the loop after it.
@@ -387,7 +389,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         """The stack's estimate; called by the loop with what the denoiser answered, by identifier."""
         answers = {query: predictions[self._identifier(query)] for query in self._asked}
         native, point = answers[POSITIVE], self._point
-        network = Answered(answers, (*OWN, *self.conditions), parameterization(self.scheduler), time_embedding.KINDS)
+        network = Answered(answers, (*OWN, *self.conditions), parameterization(self.scheduler), edits.PERTURBATIONS)
         x = self._samples(native, point.level)
         if self.run is None:
             self.run = GuidedRun(self._active, self._about(tuple(native.shape), native.dtype, native.device))

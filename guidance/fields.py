@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from typing import Any
 
@@ -169,3 +170,22 @@ def axes_in(rule: object, name: str, shape: tuple[int, ...]) -> None:
             raise RuleError(
                 f"{type(rule).__name__}: samples of shape {shape[1:]} with a batch axis have no axis {axis}"
             )
+
+
+def block_names(rule: object, name: str) -> None:
+    """Make parameter `name` None or the names of blocks in one text, ``"7,8,9"``; a tuple and one number will do, too.
+
+    Raises:
+        RuleError: it is something else.
+    """
+    value = plain(getattr(rule, name))
+    if value is None:
+        return
+    several = value if isinstance(value, tuple | list) else str(value).split(",")
+    names = [str(plain(one)).strip() for one in several]
+    if isinstance(value, bool) or not names or not all(re.fullmatch(r"\w+(\.\w+)*", one) for one in names):
+        raise RuleError(
+            f"{type(rule).__name__}: {name} names blocks of the network, such as 'mid', 'down.1' or '7,8,9'; got "
+            f"{shown(value)}"
+        )
+    set_field(rule, name, ",".join(dict.fromkeys(names)))

@@ -26,24 +26,35 @@ Queries = Mapping["Query", RowMask | None]
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A change made to the network for one evaluation, e.g. noise on its time embedding. Tensor-free.
+    """An edit of the network for one evaluation, e.g. noise on its time embedding. Tensor-free and hashable.
 
     Args:
-        kind: what is changed; a network lists the kinds it can do. ``"time"``: noise is added to the embedding of the
-            time, ``"conditioning"``: to its sum with those of the class or the pooled text.
-        amount: how much, in the unit of `kind`; for the two above, the noise's standard deviation in those of the
-            embedding.
-        blocks: only in the first so many blocks of the network (of a UNet's encoder and of its decoder); 0 for all.
+        kind: what is edited; a network lists the kinds it can do. A pipeline's networks can do these:
+
+            * ``"time"``: noise is added to the embedding of the time, ``"conditioning"``: to its sum with those of the
+              class or the pooled text; `amount` is the noise's standard deviation in those of the embedding;
+            * ``"shift"``: the network is told another time; `amount` is added to it, in steps of 1000;
+            * ``"identity"``: in self-attention each token of the picture attends to itself alone, and to the text where
+              text and picture share it;
+            * ``"blur"``: the queries of self-attention are blurred over the picture; `amount` is the Gaussian's
+              standard deviation in tokens, infinity for the mean;
+            * ``"skip"``: blocks are left out;
+            * ``"drop"``: blocks that are drawn for each sample are left out; `amount` is their share;
+            * ``"shuffle"``: the picture's tokens come to each block in a random order, drawn for each sample.
+        amount: how much, in the unit of `kind`; 1 where it has none.
+        blocks: where. A text names blocks with commas between them, as `guidestack doctor` prints them: ``"mid"``,
+            ``"7,8,9"``. 0 is all blocks for the time and for drawn ones, the block in the middle for other kinds. For
+            the two kinds of noise a number is the first so many blocks (of a UNet's encoder and of its decoder).
     """
 
     kind: str
     amount: float = 1.0
-    blocks: int = 0
+    blocks: int | str = 0
 
     def __str__(self) -> str:
         rounded = f"{self.amount:.4g}"
         amount = rounded if float(rounded) == self.amount else repr(self.amount)
-        return f"{self.kind}({amount}{f', blocks={self.blocks}' if self.blocks else ''})"
+        return f"{self.kind}({amount}{f', blocks={self.blocks!r}' if self.blocks else ''})"
 
 
 @dataclass(frozen=True)
@@ -91,24 +102,25 @@ class Query:
         if isinstance(text, Query):
             return text
         match = _QUERY.fullmatch(text) if isinstance(text, str) and len(text) <= LONGEST else None
-        if not match or not math.isfinite(float(match["amount"] or 0)):
+        if not match or math.isinf(float(match["amount"] or 0)) != (match["amount"] == "inf"):
             raise RuleError(
                 "a query is written 'condition', 'condition@model' or 'condition+perturbation(amount)', such as "
                 f"'null', 'positive@weak' or 'positive+time(1)', in {LONGEST} characters at most; got {shown(text)}"
             )
         perturbation = None
         if match["kind"]:
-            amount, blocks = float(match["amount"]), float(match["blocks"] or 0)
-            if not is_number(amount) or not is_number(blocks):
+            amount, first = float(match["amount"]), float(match["first"] or 0)
+            if not (is_number(amount) or math.isinf(amount)) or not is_number(first):
                 raise RuleError(f"a query's numbers are at most {LARGEST:g}; got {shown(text)}")
-            perturbation = Perturbation(match["kind"], amount, int(blocks))
+            perturbation = Perturbation(match["kind"], amount, match["names"] or int(first))
         return cls(match["condition"], match["model"] or "main", perturbation, bool(match["grad"]))
 
 
 LONGEST = 200  # characters of a query's text
 _QUERY = re.compile(
     r"(?P<condition>[A-Za-z_]\w*(:\w+)?)(@(?P<model>[A-Za-z_]\w*))?"
-    r"(\+(?P<kind>[A-Za-z_]\w*)\((?P<amount>\d+(\.\d*)?(e[-+]?\d+)?)(, blocks=(?P<blocks>\d+))?\))?"
+    r"(\+(?P<kind>[A-Za-z_]\w*)\((?P<amount>\d+(\.\d*)?(e[-+]?\d+)?|inf)"
+    r"(, blocks=((?P<first>\d+)|'(?P<names>[\w.]+(,[\w.]+)*)'))?\))?"
     r"(?P<grad>\+grad)?"
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..guidance.errors import InputError, UnsupportedPipelineError
 from ..guidance.rule import Stack
-from . import time_embedding
+from . import edits
 from .families.lookup import denoisers_of, signature_of
 from .families.record import Family, Pipeline
 
@@ -75,4 +75,4 @@ def check_answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
             )
         if query.perturbation:
             for denoiser in denoisers_of(pipe, family):
-                time_embedding.check(denoiser, query.perturbation)
+                edits.check(denoiser, query.perturbation)

@@ -148,15 +148,15 @@ def below(name: str) -> Mine:
 
 
 class _Intercepted:
-    """What stands in a module's `SLOT` while there are hooks on its calls."""
+    """What stands in a module's `SLOT`, or innermost among diffusers' hooks, while there are hooks on its calls."""
 
-    def __init__(self, module: Any) -> None:
-        self.module, self.replaces = module, SLOT in vars(module)
-        self.compiled: Callable[..., Any] | None = vars(module).get(SLOT)
+    def __init__(self, owner: Any, slot: str) -> None:
+        self.owner, self.replaces = owner, slot in vars(owner)
+        self.compiled: Callable[..., Any] | None = vars(owner).get(slot)
         self.hooks: tuple[tuple[Mine, Hook], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        frame, call = sys._getframe(1), self.compiled or self.module._call_impl
+        frame, call = sys._getframe(1), self.compiled or self.owner._call_impl
         for mine, hook in self.hooks:
             if mine(frame):
                 call = functools.partial(_hooked, hook, call)
@@ -184,29 +184,43 @@ def hooks_on(module: Any) -> tuple[Any, ...]:
     return found.hooks if isinstance(found, _Intercepted) else ()
 
 
+def diffusers_hooks(module: Any) -> Any:
+    """The functions that diffusers' hooks (caches, offload of groups) of a module call, innermost first."""
+    return getattr(vars(module).get("_diffusers_hook"), "_fn_refs", ())
+
+
+def _slot(module: Any, inside: bool) -> tuple[Any, str]:
+    """Where calls of `module` are taken over: outside of everything, or inside of diffusers' own hooks."""
+    if inside and (functions := diffusers_hooks(module)):
+        return functions[0], "forward" if functions[0].original_forward is None else "original_forward"
+    return module, SLOT
+
+
 @contextmanager
-def calling(module: Any, hook: Hook, mine: Mine) -> Iterator[None]:
+def calling(module: Any, hook: Hook, mine: Mine, inside: bool = False) -> Iterator[None]:
     """While the context lasts, ``module(*args, **kwargs)`` is ``hook(original, args, kwargs)`` for `mine` calls.
 
-    Any number of these may be on a module at once, from any threads.
+    Any number of these may be on a module at once, from any threads. One that is `inside` of the module's feature
+    caches is not called where these answer.
     """
-    own = (mine, hook)
+    own, (owner, slot) = (mine, hook), _slot(module, inside)
     with _lock:
-        found = vars(module).get(SLOT)
+        found = vars(owner).get(slot)
         if not isinstance(found, _Intercepted):
-            found = vars(module)[SLOT] = _Intercepted(module)  # a compiled module hands what is set on to its inner one
+            # A compiled module hands what is set on to its inner one.
+            found = vars(owner)[slot] = _Intercepted(owner, slot)
         found.hooks = (*found.hooks, own)
     try:
         yield
     finally:
         with _lock:
             found.hooks = tuple(one for one in found.hooks if one is not own)
-            if not found.hooks and vars(module).get(SLOT) is found:
+            if not found.hooks and vars(owner).get(slot) is found:
                 # torch reads the slot twice for a call; CPython does not switch to another thread between the two.
                 if found.replaces:
-                    vars(module)[SLOT] = found.compiled
+                    vars(owner)[slot] = found.compiled
                 else:
-                    del vars(module)[SLOT]
+                    del vars(owner)[slot]
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
 from ..guidance.query import POSITIVE, Network, Perturbation, Query, Request, sent
 from .branch import Branch
+from .edits import PERTURBATIONS
 from .families.record import Draw, Family
 from .prepared import Prepared
 from .rows import Index, alike, join, look_up, put, take
-from .time_embedding import KINDS
 
 TEXTS = "independent:tokens"
 Chosen = tuple[tuple[int, ...] | None, str, Mapping[str, Any]]
@@ -79,7 +79,7 @@ class PipelineNetwork(Network):
         self.aliases, self.parameterization = aliases, parameterization
         self.part = (slice(None), *part)
         self.keys, self.random, self.perturb = keys, random, perturb
-        self.perturbations = KINDS
+        self.perturbations = PERTURBATIONS
         self.together = len(set(map(id, branches.values()))) == 1
         self.answered, self.prepared = answered or {}, prepared or Prepared()
         self.ahead = ahead or (keys,)

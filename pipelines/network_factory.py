@@ -15,7 +15,7 @@ from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
 from ..guidance.query import POSITIVE, Perturbation, Query, Request
 from ..guidance.rule import Stack
-from . import time_embedding
+from . import edits
 from .branch import Branch
 from .families.record import Call, Family, Pipeline, Rows
 from .network import PipelineNetwork
@@ -114,4 +114,5 @@ class NetworkFactory:
     def _perturbed(
         self, module: Any, perturbation: Perturbation, generators: Sequence[torch.Generator]
     ) -> AbstractContextManager[None]:
-        return time_embedding.perturbed(module, perturbation, generators, self.prepared.places(module))
+        clock = functools.partial(self.family.clock, self.pipe)
+        return edits.edited(module, perturbation, generators, self.prepared.architecture(module), clock)

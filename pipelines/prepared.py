@@ -1,4 +1,4 @@
-"""What a run's calls of the denoiser have in common, made once: random conditions, row numbers, time embeddings."""
+"""What a run's calls of the denoiser have in common, made once: random conditions, row numbers, blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..guidance.keyed import Keys
 from ..guidance.query import sent
-from .time_embedding import Places, places
+from .edits import Architecture, architecture
 
 MOST = 32
 """Entries that are kept: a run asks for a few, again and again; one whose samples stop one by one leaves old ones."""
@@ -25,7 +25,7 @@ class Prepared:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
-        self._places: dict[nn.Module, Places] = {}
+        self._architectures: dict[nn.Module, Architecture] = {}
         self.drawn: dict[tuple[str, Keys], Mapping[str, Any]] = {}
 
     def rows(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
@@ -36,8 +36,8 @@ class Prepared:
             self._rows[rows, device] = sent(rows, device)
         return self._rows[rows, device]
 
-    def places(self, module: nn.Module) -> Places:
-        """Where `module` embeds the time, looked up once."""
-        if module not in self._places:
-            self._places[module] = places(module)
-        return self._places[module]
+    def architecture(self, module: nn.Module) -> Architecture:
+        """The blocks of `module` and its time embedding, looked up once."""
+        if module not in self._architectures:
+            self._architectures[module] = architecture(module)
+        return self._architectures[module]

@@ -97,6 +97,11 @@ def check(denoiser: nn.Module, perturbation: Perturbation) -> None:
         )
     if not perturbation.blocks:
         return
+    if isinstance(perturbation.blocks, str):
+        raise UnsupportedPipelineError(
+            f"{perturbation} takes the first so many blocks, a number: what is added to the time's embedding is not "
+            "added in blocks by name"
+        )
     most = len(found.own) or min(len(found.encoder), len(found.decoder))
     if not most:
         raise UnsupportedPipelineError(
@@ -113,6 +118,18 @@ def check(denoiser: nn.Module, perturbation: Perturbation) -> None:
             f"{name} changes the time's embedding before its blocks get it: blocks must be 0, all of them, or "
             f"stage='conditioning'; got blocks={perturbation.blocks}"
         )
+
+
+@contextmanager
+def eager(compiled: bool) -> Iterator[None]:
+    """While the context lasts, a network that is `compiled` runs without its graphs."""
+    if not compiled:
+        yield
+        return
+    # A compiled graph does not see hooks that came after it, and would not forget those that it saw. The stance is the
+    # process's: one thread at a time puts it back as it was.
+    with _eager, torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class _Noise:
@@ -168,11 +185,7 @@ def perturbed(
     """
     noise, found = _Noise(perturbation.amount, generators), found or places(denoiser)
     with ExitStack() as hooks:
-        if found.compiled:
-            # A compiled graph does not see hooks that came after it, and would not forget those that it saw. The stance
-            # is the process's: one thread at a time puts it back as it was.
-            hooks.enter_context(_eager)
-            hooks.enter_context(torch.compiler.set_stance("force_eager"))
+        hooks.enter_context(eager(found.compiled))
         for handle in _hooks(found, perturbation, noise):
             hooks.callback(handle.remove)
         yield
@@ -189,16 +202,16 @@ def _hooks(places: Places, perturbation: Perturbation, noise: _Noise) -> Iterato
     def add(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
         return output + noise.of(output)
 
-    first = perturbation.blocks
+    first = int(perturbation.blocks)
     if first and places.own:
         for block in places.own[:first]:
             embedding: Any = block.norm1.emb  # type: ignore[union-attr]
             site = embedding if perturbation.kind == "conditioning" else embedding.timestep_embedder
             # The last layer of a DiT borrows the embedding of the first block: it is no block, hence once a pass.
-            yield site.register_forward_hook(_here(_once(add)))
+            yield site.register_forward_hook(here(_once(add)))
     elif not first and (perturbation.kind == "time" or not places.encoder):
         for module in places.embedders if perturbation.kind == "time" else places.sums:
-            yield module.register_forward_hook(_here(add))
+            yield module.register_forward_hook(here(add))
     else:
         of_time: list[Tensor] = []
         if perturbation.kind == "time":
@@ -207,14 +220,14 @@ def _hooks(places: Places, perturbation: Perturbation, noise: _Noise) -> Iterato
                 of_time[:] = [noise.of(output)]
 
             for embedder in places.embedders:
-                yield embedder.register_forward_hook(_here(note))
+                yield embedder.register_forward_hook(here(note))
         sides = [*places.encoder[:first], *places.decoder[:first]]
         for block in sides if first else [*places.encoder, *places.middle, *places.decoder]:
-            yield block.register_forward_pre_hook(_here(_adding(block, noise, of_time)), with_kwargs=True)
+            yield block.register_forward_pre_hook(here(_adding(block, noise, of_time)), with_kwargs=True)
 
 
-def _here(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """`hook` in this thread's passes, and none in others'."""
+def here(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook of a module: `hook` in this thread's passes, and none in others'."""
     thread = threading.get_ident()
 
     def here(*args: Any) -> Any:  # a thread that comes upon a hook while it is taken off may call it with fewer
