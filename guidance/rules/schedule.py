@@ -26,7 +26,6 @@ GUIDED, CONDITIONAL, REUSED, SKIPPED = "g", "c", "r", "s"
 LETTERS = GUIDED + CONDITIONAL + REUSED + SKIPPED
 LONGEST = 1000  # letters of a plan
 PERIOD = 4  # letters of a repeated group that is found when a plan is written
-ITEM = re.compile(r"\s*(?:\((?P<group>[^()]*)\)|(?P<letter>[a-z]))\s*(?P<times>\d{1,4}|\*)?\s*", re.IGNORECASE)
 
 
 class Kept(NamedTuple):
@@ -67,45 +66,18 @@ def read_plan(plan: str) -> tuple[str, str]:
     >>> read_plan("g6 (rg)2 c*"), read_plan("gcs")
     (('ggggggrgrg', 'c'), ('gcs', ''))
     """
-    place, head, tail = 0, "", ""
-    while place < len(plan):
-        item = ITEM.match(plan, place)
-        if item is None or tail:
-            raise _unreadable(plan, place, "expected a letter, or letters in brackets" if not tail else "* ends a plan")
-        letters = _letters(item["group"], plan, place) if item["group"] is not None else item["letter"]
-        times = item["times"]
-        unknown = set(letters) - set(LETTERS)
-        if unknown or not letters:
-            raise _unreadable(plan, place, f"{min(unknown)!r} is none of g, c, r, s" if unknown else "empty brackets")
-        if times == "*":
-            tail = letters
-        elif times is not None and int(times) < 1:
-            raise _unreadable(plan, place, "a number is 1 at least")
-        else:
-            head += letters * int(times or 1)
-        if len(head) + len(tail) > LONGEST:
-            raise RuleError(f"Schedule: a plan has at most {LONGEST} letters; this one begins {plan[:40]!r}")
-        place = item.end()
-    if not head + tail:
-        raise RuleError("Schedule: the plan is empty; write a letter for each step, such as 'g6 r4 c*'")
-    return head, tail
-
-
-def _letters(group: str, plan: str, place: int) -> str:
-    """What stands between brackets, which do not nest."""
-    letters = ""
-    for part in re.finditer(r"\s*([a-z])\s*(\d{1,4})?\s*|.", group, re.IGNORECASE):
-        if part[1] is None or part[2] == "0":
-            raise _unreadable(plan, place, f"{part[0]!r} within brackets")
-        letters += part[1] * int(part[2] or 1)
-    return letters
-
-
-def _unreadable(plan: str, place: int, what: str) -> RuleError:
-    return RuleError(
-        f"Schedule: cannot read the plan {plan[:80]!r} at character {place + 1}: {what}; it is letters g (guided), c "
-        "(conditional), r (reused), s (skipped) with how often, such as 'g6 (rg)2 c*'"
-    )
+    letters = re.sub(r"\s+(?=[^\d\s])|(?<=[^\d\s])\s+", "", plan.strip())
+    for item in (r"([gcrs])", r"\(([gcrs]+)\)"):  # letters with how often, then what stands in brackets
+        if len(letters) <= LONGEST:
+            letters = re.sub(item + r"(0*[1-9]\d{0,3})(?![\d*])", lambda one: one[1] * int(one[2]), letters)
+    letters = re.sub(r"\(([gcrs]+)\)(?![\d*])", r"\1", letters)
+    match = re.fullmatch(r"([gcrs]*?)(?:(?:([gcrs])|\(([gcrs]+)\))\*)?", letters) if len(letters) <= LONGEST else None
+    if not match or not letters:
+        raise RuleError(
+            f"Schedule: cannot read the plan {plan[:80]!r}: it is letters g (guided), c (conditional), r (reused), s "
+            f"(skipped) with how often, such as 'g6 (rg)2 c*', and {LONGEST} letters at most"
+        )
+    return match[1], match[2] or match[3] or ""
 
 
 def written_plan(head: str, tail: str = "") -> str:
@@ -116,32 +88,18 @@ def written_plan(head: str, tail: str = "") -> str:
     """
     while tail and head.endswith(tail):
         head = head.removesuffix(tail)
-    items, place = [], 0
-    while place < len(head):
-        period, times = max(
-            ((size, _repeats(head, place, size)) for size in range(1, PERIOD + 1)),
-            key=lambda found: found[0] * found[1] if found[1] > 1 or found[0] == 1 else 0,
-        )
-        items.append(_item(head[place : place + period], str(times) if times > 1 else ""))
-        place += period * times
-    return " ".join([*items, *([_item(tail, "*")] if tail else [])])
-
-
-def _repeats(letters: str, place: int, size: int) -> int:
-    """How often the `size` letters at `place` stand there one behind the other."""
-    unit, times = letters[place : place + size], 1
-    while letters[place + size * times : place + size * (times + 1)] == unit:
-        times += 1
-    return times
-
-
-def _item(letters: str, times: str) -> str:
-    return f"{letters}{times}" if len(letters) == 1 else f"({letters}){times}"
+    items = []
+    while head:
+        runs = [(size, len(re.match(f"({head[:size]})+", head)[0])) for size in range(1, PERIOD + 1)]  # type: ignore[index]
+        size, length = max(runs, key=lambda run: run[1] if run[1] > run[0] or run[0] == 1 else 0)
+        items.append((head[:size], str(length // size) * (length > size)))
+        head = head[length:]
+    items += [(tail, "*")] * bool(tail)
+    return " ".join(f"{one}{times}" if len(one) == 1 else f"({one}){times}" for one, times in items)
 
 
 @register(
     "schedule",
-    cost="by letter: g that of the rule, c and r 1, s 0",
     references=(CASTILLO_2023,),
     example=("schedule(cfg(3), 'g r*')", "schedule(cfg(3), 'g s*')"),
 )
@@ -238,17 +196,12 @@ class Schedule(Wrapper[Remembered]):
             RuleError: the plan is for another number.
         """
         head, tail = read_plan(self.plan)
-        if tail:
-            head += tail * (max(0, steps - len(head)) // len(tail) + 1)
-            if len(read_plan(self.plan)[0]) <= steps:
-                return head[:steps]
-        if len(head) != steps:
-            at_least = "at least " * bool(tail)
-            raise RuleError(
-                f"schedule: the plan {self.plan!r} is for {at_least}{len(read_plan(self.plan)[0])} steps, and this run "
-                f"has {steps}; write another, or end it with a letter and * for any number"
-            )
-        return head
+        if len(head) == steps or (tail and len(head) < steps):
+            return (head + tail * steps)[:steps]
+        raise RuleError(
+            f"schedule: the plan {self.plan!r} is for {'at least ' * bool(tail)}{len(head)} steps, and this run has "
+            f"{steps}; write another, or end it with a letter and * for any number"
+        )
 
     def check_steps(self, steps: int) -> None:
         """Check that the plan is for so many steps.
