@@ -12,8 +12,15 @@ from ..guidance.errors import InputError
 from ..guidance.notation.presets import load_preset, names, path_of
 from ..guidance.notation.registry import Entry
 from ..guidance.notation.registry import rules as registered
+from ..guidance.notation.text import parse
+from ..guidance.plan import When, plan
+from ..guidance.prediction import Level
+from ..guidance.rule import Stack
 from .as_json import echo_json, json_option
 from .options import rules_option
+
+SCHEDULE = [When(index, 0, Level.flow(1 - index / 20), 1 - index / 20) for index in range(20)]
+"""On which the examples of rules are counted."""
 
 
 def paper(entry: Entry) -> str:
@@ -22,13 +29,30 @@ def paper(entry: Entry) -> str:
     return found[1] if found else ""
 
 
+def cost(entry: Entry) -> str:
+    """The network evaluations that a rule costs in a step of its examples, or what the rule says of that.
+
+    A rule that stands behind others counts by itself: what it costs more than they do.
+    """
+    found, more, at_most = set(), False, False
+    for stack in () if entry.cost else map(parse, entry.examples):
+        others = Stack(*(rule for rule in stack.rules if type(rule) is not entry.rule))
+        more, at_most = bool(others.rules), any(rule.data_dependent for rule in stack.parts())
+        for whole, rest in zip(plan(stack, SCHEDULE), plan(others, SCHEDULE), strict=True):
+            found.add(len(whole.queries) - more * len(rest.queries))
+    if not found:
+        return entry.cost or "not known without an example"
+    low, high = min(found), max(found)
+    return "at most " * at_most + f"{low} to {high}" * (low < high) + f"{high}" * (low == high) + " more" * more
+
+
 def markdown() -> str:
     """The table of docs/rules.md."""
     lines = ["| rule | what it does | evaluations a step | paper |", "|---|---|---|---|"]
     for entry in registered():
         signature = entry.signature.replace("|", "\\|")
         link = f"[{number}](https://arxiv.org/abs/{number})" if (number := paper(entry)) else ""
-        lines.append(f"| `{signature}` | {entry.summary} | {entry.cost} | {link} |")
+        lines.append(f"| `{signature}` | {entry.summary} | {cost(entry)} | {link} |")
     return "\n".join(lines)
 
 
@@ -61,7 +85,7 @@ def rules_told() -> list[dict[str, str]]:
             "name": entry.name,
             "signature": entry.signature,
             "summary": entry.summary,
-            "evaluations": entry.cost,
+            "evaluations": cost(entry),
             "arxiv": paper(entry),
         }
         for entry in registered()
@@ -93,6 +117,6 @@ def command(as_markdown: bool, presets: bool, compositions: bool, as_json: bool)
         click.echo(markdown())
         return
     for entry in registered():
-        click.echo(f"{entry.signature}\n    {entry.summary}\n    evaluations a step: {entry.cost}")
+        click.echo(f"{entry.signature}\n    {entry.summary}\n    evaluations a step: {cost(entry)}")
         if number := paper(entry):
             click.echo(f"    arXiv:{number}")

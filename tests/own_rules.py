@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from guidestack.guidance import NEGATIVE, POSITIVE, Rule, number, register
 
 
-@register("halved", cost="2")
+@register("halved")
 @dataclass(frozen=True)
 class Halved(Rule):
     """Half of the way of classifier-free guidance."""

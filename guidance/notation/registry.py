@@ -44,7 +44,7 @@ class Entry:
     Args:
         name: its name in text and YAML.
         rule: its class.
-        cost: network evaluations a step, in words.
+        cost: evaluations a step, in words, where the examples do not show it; else "".
         references: BibTeX entries.
         examples: texts of stacks that show the rule.
         source: the file that registered it; None for a rule of guidestack, of a package or of a program.
@@ -52,8 +52,8 @@ class Entry:
 
     name: str
     rule: type[Rule]
-    cost: str
     references: tuple[str, ...]
+    cost: str = ""
     examples: tuple[str, ...] = ()
     source: Source | None = None
 
@@ -80,17 +80,18 @@ T = TypeVar("T")
 
 
 def register(
-    name: str, *, cost: str, references: Sequence[str] = (), example: str | Sequence[str] = ()
+    name: str, *, references: Sequence[str] = (), example: str | Sequence[str] = (), cost: str = ""
 ) -> Callable[[R], R]:
     """Class decorator: give a rule its name in text, YAML and on the command line. Third parties use it too.
 
     Args:
         name: a Python identifier that no other rule has.
-        cost: network evaluations a step, in words, for the table of rules.
         references: BibTeX entries of the papers it implements.
-        example: text of a stack that shows the rule, which `doctor` tries on a pipeline; a wrapper stands around
-            ``cfg(3)``, a rule that only reshapes what others made stands behind it. Several texts where the rule asks
-            different things of a pipeline.
+        example: text of a stack that shows the rule, which `doctor` tries on a pipeline and whose evaluations are
+            counted for the table of rules; a wrapper stands around ``cfg(3)``, a rule that only reshapes what others
+            made stands behind it. Several texts where the rule asks different things of a pipeline. By default the
+            rule with its defaults, if all its parameters have one.
+        cost: evaluations a step, in words, where counting those of the example does not show it.
 
     Raises:
         RuleError: the name is taken or is no identifier, or the class is not a frozen dataclass.
@@ -105,9 +106,10 @@ def register(
             raise RuleError(f"the rule name {name!r} is taken by {taken.rule.__name__}{where}; choose another name")
         if not getattr(getattr(rule, "__dataclass_params__", None), "frozen", False):
             raise RuleError(f"{rule.__name__} must be a frozen dataclass: put @register above @dataclass(frozen=True)")
-        _ENTRIES[name] = Entry(
-            name, rule, cost, tuple(references), (example,) if isinstance(example, str) else tuple(example)
-        )
+        texts = (example,) if isinstance(example, str) else tuple(example)
+        if not texts and all(one.default is not dataclasses.MISSING for one in parameters(rule)):
+            texts = (f"{name}()",)
+        _ENTRIES[name] = Entry(name, rule, tuple(references), cost, texts)
         rule._name = name
         return rule
 

@@ -56,7 +56,6 @@ def masked(queries: Queries, samples: Tensor) -> dict[Query, RowMask | None]:
 
 @register(
     "adaptive",
-    cost="that of the rule until a sample stops, then 1",
     references=(CASTILLO_2023,),
     example="adaptive(cfg(3), threshold=0.95, space='denoised')",
 )
@@ -214,7 +213,6 @@ class Counted(NamedTuple):
 
 @register(
     "prefix",
-    cost="that of the rule in the first steps, then 1",
     references=(CASTILLO_2023,),
     example="prefix(cfg(3), 3)",
 )

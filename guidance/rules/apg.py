@@ -33,7 +33,7 @@ class Momentum(NamedTuple):
     average: Tensor
 
 
-@register("apg", cost="2; 1 at scale 1", references=(SADAT_2024,), example="apg(3, radius=2, momentum=-0.5)")
+@register("apg", references=(SADAT_2024,), example="apg(3, radius=2, momentum=-0.5)")
 @dataclass(frozen=True)
 class APG(Contrasting):
     r"""Adaptive projected guidance: classifier-free guidance without the part that only saturates.

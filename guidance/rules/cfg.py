@@ -28,7 +28,7 @@ def extrapolated(estimate: Estimate, c: Prediction, u: Prediction, scale: float)
     return estimate.replace("any", added(estimate.read("any"), difference, scale - 1))
 
 
-@register("cfg", cost="2; 1 at scale 1", references=(HO_SALIMANS_2022,), example=("cfg(3)", "cfg(3, against='null')"))
+@register("cfg", references=(HO_SALIMANS_2022,), example=("cfg(3)", "cfg(3, against='null')"))
 @dataclass(frozen=True)
 class CFG(Contrasting):
     r"""Classifier-free guidance: away from the contrast `u`, towards the prompt `c`.

@@ -53,7 +53,7 @@ def matching_cfg_scale(scale: float) -> float:
     raise AssertionError("the table ends at 1")
 
 
-@register("cfgpp", cost="2", references=(CHUNG_2024,), example="cfgpp(0.6)")
+@register("cfgpp", references=(CHUNG_2024,), example="cfgpp(0.6)")
 @dataclass(frozen=True)
 class CFGPlusPlus(Rule):
     r"""CFG++: jump to an interpolation between unconditional and conditional, re-noise with the unconditional noise.
@@ -154,7 +154,7 @@ class CFGPlusPlus(Rule):
         return Estimate(guided.prediction, u, guided.traces), state
 
 
-@register("renoise", cost="1 of its own", references=(CHUNG_2024,), example="cfg(3) | renoise()")
+@register("renoise", references=(CHUNG_2024,), example="cfg(3) | renoise()")
 @dataclass(frozen=True)
 class Renoise(Rule):
     r"""Re-noise with the prediction of one query, and jump where the rules before say: the second half of CFG++.

@@ -25,7 +25,7 @@ FAN_2025 = """@article{fan2025cfgzero,
 }"""
 
 
-@register("cfg_zero", cost="2; 1 in zeroed steps and at scale 1", references=(FAN_2025,), example="cfg_zero(3)")
+@register("cfg_zero", references=(FAN_2025,), example="cfg_zero(3)")
 @dataclass(frozen=True)
 class CFGZero(Contrasting):
     r"""CFG-Zero*: classifier-free guidance away from the contrast, scaled to fit the prompt's prediction best.

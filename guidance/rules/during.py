@@ -23,7 +23,6 @@ KYNKAANNIEMI_2024 = """@inproceedings{kynkaanniemi2024applying,
 
 @register(
     "during",
-    cost="that of the rule inside the window, 0 outside",
     references=(KYNKAANNIEMI_2024,),
     example="during(cfg(3), progress=(0.1, 0.8))",
 )

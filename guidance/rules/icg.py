@@ -26,7 +26,6 @@ SOURCES = ("tokens", "gaussian", "class")
 
 @register(
     "icg",
-    cost="2; 1 at scale 1",
     references=(SADAT_2024_ICG,),
     example=("icg(3)", "icg(3, source='gaussian')", "icg(3, source='class')"),
 )

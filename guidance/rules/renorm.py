@@ -23,7 +23,7 @@ QIN_2025 = """@article{qin2025lumina,
 }"""
 
 
-@register("renorm", cost="0 of its own", references=(QIN_2025,), example="cfg(3) | renorm()")
+@register("renorm", references=(QIN_2025,), example="cfg(3) | renorm()")
 @dataclass(frozen=True)
 class Renorm(Rule):
     r"""Give the guided estimate the norm of the prompt's prediction, taken over some axes.

@@ -30,7 +30,7 @@ def _std(value: Tensor) -> Tensor:
     return value.std(dim=tuple(range(1, value.ndim)), keepdim=True)
 
 
-@register("rescale", cost="0 of its own", references=(LIN_2023,), example="cfg(3) | rescale(0.7)")
+@register("rescale", references=(LIN_2023,), example="cfg(3) | rescale(0.7)")
 @dataclass(frozen=True)
 class Rescale(Rule):
     r"""Give the guided estimate the standard deviation of the prompt's prediction, or a part of the way to it.

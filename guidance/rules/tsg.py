@@ -18,7 +18,6 @@ from .icg import SADAT_2024_ICG
 
 @register(
     "tsg",
-    cost="2 inside the window, 1 outside and at scale 1",
     references=(SADAT_2024_ICG,),
     example="tsg(3, strength=0.8)",
 )

@@ -7,11 +7,11 @@ import re
 import pytest
 
 import guidestack as gs
-from guidestack.guidance import Level, Wrapper
 from guidestack.guidance.notation.registry import Entry, rules
 from guidestack.guidance.plan import When, never_asking, plan
 from guidestack.guidance.testing import composition
 from guidestack.guidance.testing.checks import LEVELS, Oracle, oracle_run
+from guidestack.scripts.rules import cost
 
 SCHEDULE = [When(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
 
@@ -31,30 +31,16 @@ def test_a_plan_is_what_a_run_asks_for(text: str) -> None:
             assert seen == wanted
 
 
-@pytest.mark.parametrize("entry", rules(), ids=lambda entry: entry.name)
-def test_the_cost_in_words_is_what_a_plan_counts(entry: Entry) -> None:
-    # Bundled coefficients are for 20 steps. One negative prompt and no positive beside the prompt.
-    schedule = [When(index, 0, Level.vp((index + 0.5) / 20), 1 - index / 20) for index in range(20)]
-
-    def most(*rules: gs.Rule) -> int:
-        return max(len(one.queries) for one in plan(gs.Stack(*rules), schedule))
-
-    stack = gs.parse(entry.examples[0])
-    rule = next(part for part in stack.parts() if type(part) is entry.rule)
-    number = re.match(r"\d+", entry.cost)
-    if isinstance(rule, Wrapper):
-        assert "that of the rule" in entry.cost
-        assert most(rule) == most(rule.rule)
-    elif entry.cost == "1 + positives + negatives":
-        assert most(rule) == 1 + 1 + 1
-    elif entry.cost.endswith("of its own"):
-        assert number
-        assert most(stack) - most(*(one for one in stack.rules if one is not rule)) == int(number[0])
-    else:
-        assert number
-        assert most(rule) == int(number[0])
-        if neutral := re.search(r"(\d+)( outside and)? at scale 1", entry.cost):
-            assert most(rule.neutral()) == int(neutral[1])
+def test_what_the_list_of_rules_says_of_their_costs() -> None:
+    costs = {entry.name: cost(entry) for entry in rules()}
+    expected = {
+        "cfg": "2", "cfgpp": "2", "rescale": "0 more", "renoise": "1 more", "during": "1 to 2", "prefix": "1 to 2",
+        "adaptive": "at most 2", "schedule": "0 to 2", "linear_ag": "1 to 2", "perpneg": "1 + positives + negatives",
+    }  # fmt: skip
+    assert {name: costs[name] for name in expected} == expected
+    assert all(re.match(r"(at most )?\d", one) for one in costs.values())
+    mine = Entry("mine", gs.Rescale, ())
+    assert cost(mine) == "not known without an example"
 
 
 def test_a_window_outside_of_the_schedule_is_noticed() -> None:

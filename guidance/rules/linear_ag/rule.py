@@ -121,7 +121,6 @@ def _at(step: Step, state: Recording, who: str) -> int:
 
 @register(
     "linear_ag",
-    cost="that of the rule; at estimated steps 1 less, then 1",
     references=(CASTILLO_2023,),
     example="linear_ag(cfg(4), 'emoji-cfg4-20')",
 )
