@@ -22,7 +22,7 @@ def ordered(queries: Sequence[Query]) -> list[Query]:
 
 
 class Answered(Network):
-    """Answers by query.
+    """A network whose answers to all queries are there already.
 
     Args:
         answers: the native output for each query that anybody asks for, all rows of it.
@@ -42,7 +42,7 @@ class Answered(Network):
         self.conditions, self.aliases = conditions, ALIASES
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Take the rows."""
+        """The rows of the answers that are there."""
         found = []
         for request in requests:
             answer = self.answers[request.query]
@@ -50,7 +50,7 @@ class Answered(Network):
         return found
 
     def accounted(self, record: StepRecord) -> StepRecord:
-        """The record of a step as it was: a call a query, whole batches."""
+        """The record of a step with what the loop did: one call for each query, of the whole batch."""
         batch = len(next(iter(self.answers.values())))
         everyone = tuple(range(batch))
         return dataclasses.replace(

@@ -151,14 +151,14 @@ class GuidedDenoiser:
         return f"as_denoiser({str(self.stack)!r}, {len(self.sigmas) - 1} steps)"
 
     def reset(self) -> None:
-        """Forget the run: the next call begins a new one."""
+        """Forget the run, so that the next call begins a new one."""
         self.run: GuidedRun | None = None
         self._calls = 0
         self._above = 0.0
 
     @property
     def report(self) -> Report | None:
-        """The account of the run, up to where it got; None before the first call.
+        """The report of the run, up to where it got; None before the first call.
 
         Raises:
             NonFiniteError: NaN or Inf in a sample; on an accelerator no call waited to see it.
@@ -215,7 +215,7 @@ class GuidedDenoiser:
         return float(values.pop())
 
     def _place(self, sigma: float) -> tuple[int, int]:
-        """Step and evaluation of the next call.
+        """The step and the evaluation of the next call.
 
         Raises:
             GuidanceNotAppliedError: it is not at `sigma`.

@@ -167,13 +167,13 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
 
     @property
     def report(self) -> Report | None:
-        """The account of the last run, up to where it got; None before the first."""
+        """The report of the last run, up to where it got; None before the first."""
         return self.run.report if self.run else None
 
     # --- where the run stands ------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget the run: the next step begins a new one. A loop that begins anew does it by itself."""
+        """Forget the run, so that the next step begins a new one. A loop that begins anew does it by itself."""
         self._hooks.close()
         self.run = None
         self._grid: Grid | None = None
@@ -241,7 +241,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         )
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Mapping[str, Any]) -> list[Any]:
-        """The same for loops that name where the inputs are to be found."""
+        """The inputs of the denoiser, as of `prepare_inputs`, for loops that name where the inputs are to be found."""
         return self._prepared(
             lambda half, identifier: self._prepare_batch_from_block_state(input_fields, data, half, identifier),
             any(isinstance(value, tuple) for value in input_fields.values()),
@@ -269,7 +269,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         return "pred_" + "".join(letter if letter.isalnum() else "_" for letter in str(query))
 
     def _wanted(self, batch: int) -> list[Query]:
-        """What the stack asks for at this step, under the loop's names, without what no sample asks for."""
+        """The queries of the stack at this step, under the loop's names, without what no sample asks for."""
         run = self.run or GuidedRun(self._active, self._about((batch, *PROVISIONAL), torch.float32, None))
         if batch != run.run.batch:
             raise GuidanceNotAppliedError(

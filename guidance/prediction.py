@@ -157,7 +157,7 @@ class Parameterization:
         return (p, q) if self.sign == 1 else (-p, -q)
 
     def negated(self) -> Parameterization:
-        """Minus the same."""
+        """The parameterization of a network that emits minus what this one does."""
         return replace(self, sign=-self.sign)
 
 

@@ -181,7 +181,7 @@ class Predictions(Mapping[Query, Prediction]):
         return len(self._aliases)
 
     def given(self, query: Query, answer: Prediction) -> Predictions:
-        """These answers, with `answer` for `query` whether it was asked for or not."""
+        """A copy of these answers in which `query` has the answer `answer`, whether it was asked for or not."""
         answers = {**{self._aliases[one]: self._answer(one) for one in self._aliases}, query: answer}
         return Predictions(answers, {**self._aliases, query: query}, self._base, self._asker, self._reads)
 
@@ -231,7 +231,7 @@ class Network(ABC):
 
     @property
     def cached(self) -> int:
-        """None, of a network without such caches."""
+        """Rows of this evaluation's calls that a feature cache answered, in part at least; 0 without such caches."""
         return 0
 
     @abstractmethod

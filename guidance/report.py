@@ -46,7 +46,7 @@ class StepRecord:
         return f"<step {self.index}: sigma/alpha {self.level.k_sigma:.4g}, {asked}; {cost}>"
 
     def evaluations(self, batch: int) -> list[int]:
-        """Network evaluations of each sample, length B."""
+        """Network evaluations of each sample at this step, length B."""
         counts = [0] * batch
         for samples in self.queries.values():
             for sample in samples:

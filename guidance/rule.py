@@ -269,12 +269,12 @@ class Stack(Rule):
 
     @property
     def refines(self) -> bool:
-        """Whether one of its rules does, with nothing before it to reshape."""
+        """Whether one of its rules only reshapes what rules before it made, and has none before it."""
         return _idle(self.rules) is not None
 
     @property
     def moves(self) -> bool:
-        """Whether one of its rules does."""
+        """Whether one of its rules changes where the sampler jumps."""
         return any(rule.moves for rule in self.rules)
 
     @property
@@ -284,25 +284,25 @@ class Stack(Rule):
 
     @property
     def renoises(self) -> bool:
-        """Whether one of the rules does."""
+        """Whether one of its rules sets what the sampler re-noises with."""
         return any(rule.renoises for rule in self.rules)
 
     def init(self, run: Run) -> State:
-        """The states of the rules, in their order."""
+        """The states of its rules before the first step, in their order."""
         _ = self._suffixes  # found now: a compiled `update` cannot take the lock of a cached property
         return tuple(rule.init(run) for rule in self.rules)
 
     def asks(self) -> frozenset[Query]:
-        """Whatever any of the rules may ask for."""
+        """Every query that any of its rules may ask for."""
         return frozenset().union(*(rule.asks() for rule in self.rules))
 
     def queries(self, step: Step, state: State) -> Queries:
-        """The union of what the rules ask for."""
+        """The union of the queries that its rules ask for at this step."""
         return united(rule.queries(step, own) for rule, own in zip(self.rules, state, strict=True))
 
     @property
     def skips(self) -> bool:
-        """Whether its only rule does."""
+        """Whether its only rule may answer a step without any prediction."""
         return any(rule.skips for rule in self.rules)
 
     def unasked(self, step: Step, state: State) -> RowMask | None:
@@ -320,7 +320,7 @@ class Stack(Rule):
         return Estimate(estimate.prediction, estimate.renoise, traces), tuple(after)
 
     def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
-        """For each sample that of the first rule that leads it."""
+        """What each sample is led away from: by the first rule of the stack that leads it."""
         found: tuple[Prediction, RowMask | None] | None = None
         for rule, own in zip(self.rules, state, strict=True):
             led = rule.away(predictions, step, own)
@@ -345,7 +345,7 @@ class Stack(Rule):
         )
 
     def neutral(self) -> Self:
-        """Every rule at its neutral parameters."""
+        """The stack of the neutral forms of its rules."""
         return type(self)(*(rule.neutral() for rule in self.rules))
 
 

@@ -129,7 +129,7 @@ class GuidedRun:
             raise self.error()
 
     def finish(self) -> Report:
-        """The account, after the last step.
+        """The report of the run, after its last step.
 
         Raises:
             NonFiniteError: NaN or Inf in a sample, naming the first step that had it. The other samples are finite.

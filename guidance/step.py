@@ -60,7 +60,7 @@ class Run:
         return self.shape[0]
 
     def mask(self, samples: Iterable[bool]) -> Tensor:
-        """A row mask of these booleans, on the host: no device need be waited for to read it."""
+        """A row mask of these booleans, kept on the host, where it is read without waiting for a device."""
         return torch.tensor(list(samples), dtype=torch.bool)
 
 

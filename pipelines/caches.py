@@ -82,7 +82,7 @@ class Caches:
 
     @property
     def exact(self) -> str:
-        """What holds the last call, whatever was asked, and so works with the pipeline's own calls only; or ""."""
+        """What keeps the denoiser's last call, whatever it asked, and so allows the pipeline's own calls only; or ""."""
         return self.patched or next((kind.name for kind, _, _ in self.single if kind.exact), "")
 
     def begin(self) -> None:

@@ -92,7 +92,7 @@ def edit(
 
 @dataclass(frozen=True, eq=False)
 class Inverted:
-    """Result of an inversion.
+    """The noise that `invert` found, and the report of the run.
 
     Attributes:
         latents: the noise, as the pipeline's argument `latents` takes it.
@@ -183,7 +183,7 @@ class ResumingPipeline(GuidedPipeline):
 
 
 class EditingPipeline(Surface):
-    """A pipeline that changes images; made by `edit`. What the pipeline has, this has, as of a `GuidedPipeline`.
+    """A pipeline that changes images; made by `edit`. It has all attributes of its pipeline, as `GuidedPipeline` has.
 
     Attributes:
         pipe: the pipeline, unchanged.

@@ -12,7 +12,7 @@ from ..guidance.rules.icg import SOURCES
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions by name, checked and in the order in which they are evaluated.
+    """The conditions of a run by name, checked, in the order in which they are evaluated.
 
     Attributes:
         rows: the conditions. In the order of the field, [unconditional, conditional]: the last bit of a matrix product

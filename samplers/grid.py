@@ -32,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """The schedule of one run.
+    """The schedule of one run: its points, each an evaluation, and the level that each step leads to.
 
     Args:
         points: a point for each entry of ``scheduler.timesteps``, in order.
@@ -42,7 +42,7 @@ class Grid:
 
     @property
     def steps(self) -> int:
-        """Steps of the sampler."""
+        """How many steps the sampler takes."""
         return self.points[-1].step + 1
 
     @property

@@ -48,7 +48,7 @@ FIRST_ORDER = (
 
 
 def undone(estimate: Estimate, x: Tensor, level: Level) -> Tensor:
-    """Where the step came from that ends at `x`: the equations above.
+    """Where the step came from that ends at `x`: the equations at the top of this module.
 
     Args:
         estimate: the stack's estimate at `placed` x, read at the noisier level that the step comes from.
@@ -132,7 +132,7 @@ def reversible(stack: Stack) -> None:
 
 
 def _holds(state: Any) -> bool:
-    """Whether there is anything in a state."""
+    """Whether a rule's state holds anything."""
     return any(map(_holds, state)) if isinstance(state, tuple) else True
 
 

@@ -57,7 +57,7 @@ def _flow(scheduler: Scheduler, sigma: float) -> Level:
 
 
 def _each(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
-    """One evaluation a step, at the entry of the same index."""
+    """One evaluation a step: its level is the entry of the same index."""
     return sigmas
 
 
@@ -110,7 +110,7 @@ def _orders(scheduler: Scheduler, index: int, begin: int) -> tuple[int, int]:
 
 
 def _following(scheduler: Scheduler, entries: list[int], index: int, begin: int) -> int:
-    """To the next entry."""
+    """The timestep of the entry that follows; -1 behind the last one."""
     return entries[index + 1] if index + 1 < len(entries) else -1
 
 
@@ -331,7 +331,7 @@ def parameterization(scheduler: Scheduler) -> Parameterization:
 
 
 def emission(cls: type, config: Any) -> Parameterization:
-    """The same, of a class and a configuration with all its entries, without a scheduler: making one can take seconds.
+    """What a network emits that runs under a class of schedulers with a configuration, without making a scheduler.
 
     Raises:
         UnsupportedSchedulerError: as `parameterization`.

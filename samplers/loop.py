@@ -32,7 +32,7 @@ from .stepping import Stepper
 
 @dataclass(frozen=True)
 class Sampled:
-    """Result of `sample`.
+    """The samples of `sample` or `invert`, and the report of the run.
 
     Attributes:
         x: the samples, shape ``(B, ...)``.

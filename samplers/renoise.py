@@ -177,7 +177,7 @@ class _Homogeneous:
         self.options = {"generator": [torch.Generator().manual_seed(0) for _ in range(2)]} if takes_generator else {}
 
     def step(self, position: int, level: Level) -> float:
-        """The factor of one evaluation."""
+        """How one evaluation scales what is in the sample."""
         timestep, before = self.timesteps[position], self.numbers
         if hasattr(self.scheduler, "scale_model_input"):
             self.scheduler.scale_model_input(before, timestep)

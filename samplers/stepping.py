@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Stepper:
-    """The steps of one run of a scheduler.
+    """The steps of one run of a scheduler, for a loop that is not a pipeline's.
 
     Args:
         scheduler: any supported scheduler, after ``set_timesteps``.

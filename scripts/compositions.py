@@ -57,7 +57,7 @@ def table(rows: Sequence[str], columns: Sequence[str], text: Callable[[str, str]
 
 
 def markdown() -> str:
-    """The whole page."""
+    """The text of docs/compositions.md."""
     parts = [HEAD]
     for title, rows, columns, text in (
         ("One rule behind another: the row's, then the column's", standing(), standing(), pair),

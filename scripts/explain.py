@@ -24,7 +24,7 @@ BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
 
 
 def schedule(sampler: str, steps: int, replaced: Any = BETAS) -> list[When]:
-    """The evaluations of a sampler.
+    """The evaluations of a sampler in a run: step, level and time of each.
 
     Args:
         sampler: its name.
@@ -39,14 +39,14 @@ def schedule(sampler: str, steps: int, replaced: Any = BETAS) -> list[When]:
 
 
 def line(planned: Planned) -> str:
-    """One row of the plan."""
+    """The line that `explain` prints for one evaluation."""
     when = planned.when
     step = f"{when.index}" + f".{when.evaluation}" * bool(when.evaluation)
     return f"{step:>6} {when.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
 
 
 def told(planned: Planned) -> dict[str, Any]:
-    """One row of the plan for ``--json``; sigma/alpha is None where it is infinite."""
+    """What ``--json`` says of one evaluation; sigma/alpha is None where it is infinite."""
     when, queries = planned.when, [str(query) for query in planned.queries]
     ratio = when.level.k_sigma if math.isfinite(when.level.k_sigma) else None
     return {"step": when.index, "evaluation": when.evaluation, "sigma_over_alpha": ratio, "queries": queries}

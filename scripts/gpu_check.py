@@ -53,7 +53,7 @@ Outcome = Literal["pass", "FAIL", "figure", "not made"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One line of the table that the check prints.
 
     Args:
         model: what was run.
@@ -74,14 +74,14 @@ class Row:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
-        """For the table."""
+        """The line as the terminal shows it."""
         name = f"{self.model} {self.dtype}"
         return f"{self.outcome:<8}  {name:<22}  {self.check:<6}  {self.what:<38}  {self.text}"
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is run.
+    """How large the runs are: networks, types of weights, batches and steps.
 
     Args:
         xl: the network of Stable Diffusion XL's shape.
@@ -144,7 +144,7 @@ class Subject:
         return self.pipe(guidance_scale=SCALE, **self._given(samples, steps)).images  # type: ignore[no-any-return]
 
     def guided(self, stack: str, samples: Sequence[int], steps: int) -> Tensor:
-        """The same under a stack.
+        """The final latents of some samples under a stack.
 
         Raises:
             GuidestackError: this pipeline cannot run it.
@@ -155,12 +155,12 @@ class Subject:
             return guide(self.pipe, stack)(**self._given(samples, steps)).images  # type: ignore[no-any-return]
 
     def row(self, check: str, what: str, outcome: Outcome, text: str, **numbers: float) -> Row:
-        """A line of the table about it."""
+        """A line of the table about this pipeline."""
         return Row(self.name, self.dtype, check, what, outcome, text, numbers)
 
 
 def subject(name: str, dtype: str, device: torch.device, size: Size, timed: bool = False) -> Subject:
-    """One of the two models, with weights of a type.
+    """One of the two models that are checked, with weights of a type.
 
     Args:
         name: of the model.
@@ -185,7 +185,7 @@ def away(one: Tensor, other: Tensor) -> float:
 
 
 def limit(stock: float, dtype: str) -> float:
-    """What may lie between two computations of the same where `stock` lies between two of the stock pipeline's."""
+    """The largest difference that may be between two computations of the same, given that of two stock runs."""
     return max(FACTOR * stock, ROUNDINGS * torch.finfo(getattr(torch, dtype)).eps)
 
 
@@ -434,7 +434,7 @@ def sized(device: torch.device, size: Size) -> Size:
 
 
 def account(rows: Sequence[Row]) -> str:
-    """What came out, in a line."""
+    """The last line of the output: how many checks hold."""
     counts = Counter(row.outcome for row in rows)
     return ", ".join(f"{counts[name]} {name}" for name in ("pass", "FAIL", "figure", "not made"))
 

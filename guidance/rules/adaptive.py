@@ -30,7 +30,7 @@ CASTILLO_2023 = """@inproceedings{castillo2025adaptive,
 
 
 class Stopping(NamedTuple):
-    """What Adaptive Guidance remembers.
+    """What Adaptive Guidance remembers from one evaluation to the next.
 
     Attributes:
         crossed: samples that have reached the threshold, booleans of shape ``(B,)``; never unset within a run.
@@ -134,17 +134,17 @@ class AdaptiveGuidance(Wrapper[Stopping]):
 
     @property
     def contrast(self) -> Query | None:
-        """What the cosine is taken with."""
+        """The query whose answer is compared with the prompt's: `against`, or the contrast of the rule."""
         return self.rule.contrast if self.against is None else Query.of(self.against)
 
     def init(self, run: Run) -> Stopping:
-        """Nobody has stopped."""
+        """The state before the first step, in which every sample is guided."""
         nobody = torch.zeros(run.batch, dtype=torch.bool, device=run.device)
         known = Fetched(run.mask([False] * run.batch))
         return Stopping(nobody, ~nobody, self.rule.init(run), (known,) * (1 + self.lag), known)
 
     def rule_state(self, state: Stopping) -> State:
-        """The state of the rule."""
+        """The state of the wrapped rule, a part of this one."""
         return state.inner
 
     def _guiding(self, step: Step, state: Stopping) -> Tensor:
@@ -191,7 +191,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
         return merged, Stopping(crossed, guiding, inner, sent, state.held if self.lag else Fetched(guiding))
 
     def away(self, predictions: Predictions, step: Step, state: Stopping) -> tuple[Prediction, RowMask | None] | None:
-        """That of the rule, for the samples whose queries are evaluated still."""
+        """What the wrapped rule leads away from, for the samples whose queries are evaluated still."""
         led = self.rule.away(predictions, step, state.inner)
         if led is None:
             return None
@@ -200,7 +200,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
 
 
 class Counted(NamedTuple):
-    """What a prefix remembers.
+    """What `Prefix` remembers: the step at which the run began.
 
     Attributes:
         first: index of the step at which the run began; None before the first step.
@@ -244,25 +244,25 @@ class Prefix(Wrapper[Counted]):
         whole(self, "steps", 0)
 
     def init(self, run: Run) -> Counted:
-        """No step done: the index of the run's first step is not known yet."""
+        """The state before the first step, whose index is not known yet."""
         return Counted(None, self.rule.init(run))
 
     def asks(self) -> frozenset[Query]:
-        """Whatever the rule may ask for."""
+        """Every query that the wrapped rule may ask for."""
         return self.rule.asks() if self.steps else frozenset()
 
     def applies(self, step: Step, state: Counted) -> bool:
-        """Whether `step` is one of the first."""
+        """Whether `step` is one of the first `steps` of the run."""
         return step.index - self._first(step, state) < self.steps
 
     def rule_state(self, state: Counted) -> State:
-        """The state of the rule."""
+        """The state of the wrapped rule, a part of this one."""
         return state.inner
 
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Counted
     ) -> tuple[Estimate, Counted]:
-        """The rule's update in the first steps, nothing after."""
+        """The update of the wrapped rule in the first steps; afterwards the estimate as it is."""
         inner = state.inner
         if self.applies(step, state):
             estimate, inner = self.rule.update(estimate, predictions, step, inner)

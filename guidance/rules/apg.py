@@ -98,7 +98,7 @@ class APG(Contrasting):
         sample_axes(self, "axes")
 
     def init(self, run: Run) -> State:
-        """No momentum yet.
+        """The state before the first step: no momentum yet.
 
         Raises:
             RuleError: samples have no such axis.
@@ -111,7 +111,7 @@ class APG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equations above. Trace ``apg_clip``: the factor of the clip (the smallest, if `axes` leave several)."""
+        """Clip, project and add c - u. Trace ``apg_clip``: the clip's factor (the smallest, if `axes` leave several)."""
         m, state = self._with_momentum(c.minus(u, "denoised"), state)
         clip = self._clip(m)
         # The clip multiplies all that is projected together by one number, and projection is linear: it comes last.

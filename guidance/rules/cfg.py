@@ -63,5 +63,5 @@ class CFG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equation above."""
+        """The estimate moved away from `u` by the scale: ``u + scale*(c - u)`` of the prompt's own prediction."""
         return extrapolated(estimate, c, u, self.scale), state

@@ -116,12 +116,12 @@ class CFGPlusPlus(Rule):
 
     @property
     def contrast(self) -> Query:
-        """`against`."""
+        """The query that the rule leads away from: its parameter `against`."""
         return Query.of(self.against)
 
     @property
     def renoises(self) -> bool:
-        """It does."""
+        """Whether the rule sets what the sampler re-noises with: it always does."""
         return True
 
     @property
@@ -144,11 +144,11 @@ class CFGPlusPlus(Rule):
         return self.scale if math.isinf(k_sigma) else self.scale * k_sigma / (k_sigma - after)
 
     def asks(self) -> frozenset[Query]:
-        """The prompt and the contrast."""
+        """The prompt and the contrast, whose answer is what the sampler re-noises with."""
         return frozenset({POSITIVE, self.contrast})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The equation above."""
+        """The guided prediction to jump to, and the contrast to re-noise with."""
         u = predictions[self.contrast]
         guided = extrapolated(estimate, predictions[POSITIVE], u, self.scale)
         return Estimate(guided.prediction, u, guided.traces), state
@@ -186,18 +186,18 @@ class Renoise(Rule):
 
     @property
     def renoises(self) -> bool:
-        """It does."""
+        """Whether the rule sets what the sampler re-noises with: it always does."""
         return True
 
     @property
     def moves(self) -> bool:
-        """It does not."""
+        """Whether the rule changes where the sampler jumps: it never does."""
         return False
 
     def asks(self) -> frozenset[Query]:
-        """`query`."""
+        """The query whose answer the sampler re-noises with."""
         return frozenset({Query.of(self.query)})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The equation above."""
+        """The estimate as it is, with the answer to `query` to re-noise with."""
         return Estimate(estimate.prediction, predictions[Query.of(self.query)], estimate.traces), state

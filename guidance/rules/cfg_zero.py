@@ -76,7 +76,7 @@ class CFGZero(Contrasting):
         whole(self, "zero_steps", 0)
 
     def init(self, run: Run) -> State:
-        """Nothing to remember.
+        """The rule remembers nothing; a run of a model that emits no flow is refused where steps are to be zeroed.
 
         Raises:
             RuleError: steps are to be zeroed, and the network is no flow model.
@@ -94,11 +94,11 @@ class CFGZero(Contrasting):
         return self.scale == 1
 
     def queries(self, step: Step, state: State) -> Queries:
-        """Both after the zeroed steps, none in them."""
+        """The prompt and the contrast after the zeroed steps, nothing in them."""
         return {} if step.index < self.zero_steps else super().queries(step, state)
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """Zero in the zeroed steps, the equation above in the others."""
+        """A velocity of 0 in the zeroed steps, the guided one in the others."""
         if step.index < self.zero_steps:
             return estimate.replace("velocity", torch.zeros_like(estimate.read("velocity"))), state
         return super().update(estimate, predictions, step, state)
@@ -106,5 +106,5 @@ class CFGZero(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equation above: what is added is the part of the prompt's velocity perpendicular to the contrast's."""
+        """Add the part of the prompt's velocity that is perpendicular to the contrast's."""
         return estimate.plus("velocity", projected(c.velocity, u.velocity, keep=0), self.scale - 1), state

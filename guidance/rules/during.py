@@ -72,11 +72,11 @@ class During(Wrapper):
             interval(self, "progress", 0.0, 1.0)
 
     def applies(self, step: Step, state: State) -> bool:
-        """Whether `step` lies in the window."""
+        """Whether the rule is applied at `step`: whether that lies in the window."""
         return self.inside(step)
 
     def inside(self, step: Step) -> bool:
-        """Whether `step` lies in the window."""
+        """Whether the level or the progress of `step` lies in the window."""
         if self.progress is not None:
             start, stop = self.progress
             return start <= step.progress < stop

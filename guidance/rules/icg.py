@@ -68,15 +68,15 @@ class ICG(Rule):
 
     @property
     def contrast(self) -> Query:
-        """The random condition."""
+        """The query of the random condition, which the rule leads away from."""
         return Query(f"independent:{self.source}")
 
     def asks(self) -> frozenset[Query]:
-        """The prompt and the random condition, unless the scale makes the latter vanish."""
+        """The prompt and the random condition; nothing at scale 1."""
         return frozenset() if self.scale == 1 else frozenset({POSITIVE, self.contrast})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The equation above."""
+        """The estimate moved away from the answer to the random condition, by the scale."""
         if self.scale == 1:
             return estimate, state
         return extrapolated(estimate, predictions[POSITIVE], predictions[self.contrast], self.scale), state

@@ -75,7 +75,7 @@ class PerpNeg(Rule):
 
     @property
     def contrast(self) -> Query:
-        """The empty prompt."""
+        """The query that the rule leads away from: the empty prompt."""
         return ORIGIN
 
     @property
@@ -98,7 +98,7 @@ class PerpNeg(Rule):
         return named
 
     def init(self, run: Run) -> State:
-        """Nothing to remember; the number of weights is checked against the number of prompts.
+        """The rule remembers nothing; the number of weights is checked against the number of prompts.
 
         Samples with fewer prompts than there are weights use the first ones: a batch may mix them.
 
@@ -138,7 +138,7 @@ class PerpNeg(Rule):
         return asked
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The equation above. A sample without a negative reads the prompt there, whose perpendicular part is 0."""
+        """The guided estimate. A sample without a negative reads the prompt there, whose perpendicular part is 0."""
         if self._is_neutral():
             return estimate, state
         p, u = predictions[POSITIVE], predictions[ORIGIN]

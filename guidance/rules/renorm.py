@@ -60,11 +60,11 @@ class Renorm(Rule):
 
     @property
     def refines(self) -> bool:
-        """It does: of the prompt's own prediction the ratio is 1."""
+        """Whether the rule only reshapes what rules before it made: of the prompt's own prediction the ratio is 1."""
         return True
 
     def init(self, run: Run) -> State:
-        """Nothing to remember.
+        """The rule remembers nothing; its axes are checked against the shape of the samples.
 
         Raises:
             RuleError: samples have no such axis.
@@ -73,11 +73,11 @@ class Renorm(Rule):
         return ()
 
     def asks(self) -> frozenset[Query]:
-        """The prompt, whose norm is the measure."""
+        """The prompt, whose norm the estimate is given."""
         return frozenset({POSITIVE})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The equation above."""
+        """The estimate times the ratio of the two norms."""
         guided, prompt = estimate.read(self.space), predictions[POSITIVE].read(self.space)
         over = self.axes or tuple(range(1, guided.ndim))
         norm = torch.linalg.vector_norm(guided, dim=over, keepdim=True)

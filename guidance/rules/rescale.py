@@ -70,15 +70,15 @@ class Rescale(Rule):
 
     @property
     def refines(self) -> bool:
-        """It does: of the prompt's own prediction the ratio is 1."""
+        """Whether the rule only reshapes what rules before it made: of the prompt's own prediction the ratio is 1."""
         return True
 
     def asks(self) -> frozenset[Query]:
-        """The prompt, whose standard deviation is the measure."""
+        """The prompt, whose standard deviation the estimate is given."""
         return frozenset() if self.phi == 0 else frozenset({POSITIVE})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The equation above."""
+        """The estimate times the ratio of the two deviations, or a part of the way there."""
         if self.phi == 0:
             return estimate, state
         guided, std_c = estimate.read(self.space), _std(predictions[POSITIVE].read(self.space))

@@ -29,7 +29,7 @@ PERIOD = 4  # letters of a repeated group that is found when a plan is written
 
 
 class Kept(NamedTuple):
-    """A tensor of an earlier evaluation, with that of the re-noising prediction where the rule sets one.
+    """The numbers that `Schedule` keeps of one evaluation, and at which level that was.
 
     Attributes:
         level: of the evaluation.
@@ -43,7 +43,7 @@ class Kept(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What a schedule remembers; nothing that no step to come will need.
+    """What `Schedule` remembers, as long as a step to come needs it.
 
     Attributes:
         updates: what `rule` did to the prompt's prediction at its last evaluations, newest last; at most two.
@@ -186,11 +186,11 @@ class Schedule(Wrapper[Remembered]):
 
     @cached_property
     def skips(self) -> bool:
-        """Whether the plan has an s."""
+        """Whether a step may be answered without any prediction: whether the plan has an s."""
         return SKIPPED in "".join(read_plan(self.plan))
 
     def letters(self, steps: int) -> str:
-        """A letter for each of so many steps.
+        """The plan written out: a letter for each of `steps` steps.
 
         Raises:
             RuleError: the plan is for another number.
@@ -204,7 +204,7 @@ class Schedule(Wrapper[Remembered]):
         )
 
     def check_steps(self, steps: int) -> None:
-        """Check that the plan is for so many steps.
+        """Check that the plan is for a run of so many steps.
 
         Raises:
             RuleError: it is for another number.
@@ -212,7 +212,7 @@ class Schedule(Wrapper[Remembered]):
         self.letters(steps)
 
     def init(self, run: Run) -> Remembered:
-        """Nothing to go by.
+        """The state before the first step, in which nothing is kept.
 
         Raises:
             RuleError: the plan is for another number of steps.
@@ -232,11 +232,11 @@ class Schedule(Wrapper[Remembered]):
         return self._letter(step, state) == GUIDED
 
     def rule_state(self, state: Remembered) -> State:
-        """The state of the rule."""
+        """The state of the wrapped rule, a part of this one."""
         return state.inner
 
     def unasked(self, step: Step, state: Remembered) -> RowMask | None:
-        """All samples at a skipped step."""
+        """The samples that need no prediction at this step: all of them at a skipped one."""
         if self._letter(step, state) != SKIPPED:
             return None
         return torch.ones(step.run.batch, dtype=torch.bool)
@@ -244,7 +244,7 @@ class Schedule(Wrapper[Remembered]):
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Remembered
     ) -> tuple[Estimate, Remembered]:
-        """The rule's update at guided steps, the equations above at the others."""
+        """The update of the wrapped rule at guided steps; at others what the letter says, from what was kept."""
         letter = self._letter(step, state)
         later = self.letters(step.run.steps)[step.index :]  # with this step: a solver may come to it again
         updates, estimates, inner = state
@@ -289,7 +289,7 @@ class Schedule(Wrapper[Remembered]):
         return Kept(level, own(estimate.prediction), renoise)
 
     def neutral(self) -> Self:
-        """Around the neutral form of its rule, with a prediction at every step."""
+        """A copy around the neutral form of the wrapped rule, with the prompt's prediction at every step."""
         return dataclasses.replace(self, rule=self.rule.neutral(), plan="c*")
 
 

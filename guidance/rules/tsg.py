@@ -76,7 +76,7 @@ class TSG(Rule):
 
     @property
     def contrast(self) -> Query:
-        """The perturbed query at full strength; a step's own has the amount of its time."""
+        """The query that the rule leads away from: the prompt, perturbed at full strength."""
         return self._perturbed(self.strength)
 
     def _perturbed(self, amount: float) -> Query:
@@ -98,16 +98,16 @@ class TSG(Rule):
         return self._perturbed(amount) if lo <= step.time <= hi and amount > 0 else None
 
     def asks(self) -> frozenset[Query]:
-        """The prompt, and the prompt perturbed."""
+        """The prompt, and the prompt by the perturbed network; nothing at scale 1 or strength 0."""
         return frozenset() if self.scale == 1 or self.strength == 0 else frozenset({POSITIVE, self.contrast})
 
     def queries(self, step: Step, state: State) -> Mapping[Query, None]:
-        """Both inside the window, none outside."""
+        """The prompt and the prompt perturbed inside the window, nothing outside."""
         weak = self._at(step)
         return {} if weak is None else {POSITIVE: None, weak: None}
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The equation above."""
+        """The estimate moved away from the answer of the perturbed network, by the scale."""
         weak = self._at(step)
         if weak is None:
             return estimate, state

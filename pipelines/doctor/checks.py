@@ -275,7 +275,7 @@ def untouched(runs: Runs) -> Answer:
 
 
 def exception(runs: Runs) -> Answer:
-    """And by a call that fails in the middle?"""
+    """Is the pipeline left as it was found by a call that fails in the middle?"""
     first = sum(one.step == 0 for one in runs.guided.calls)
     if left := runs.broken(first):
         return FAIL, f"a guided call that fails at the second step leaves {', '.join(left[:4])} otherwise"

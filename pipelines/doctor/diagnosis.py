@@ -32,7 +32,7 @@ class Check:
 
     @property
     def alike(self) -> tuple[str, str]:
-        """The same for all checks that did not pass for one reason, which are one line of the page."""
+        """The outcome, and its reason (of a check that passed its name): checks that share both are one line of the page."""
         return self.outcome, self.name if self.outcome == PASS else self.reason
 
 

@@ -87,7 +87,7 @@ def _silent() -> Iterator[None]:
 
 
 def _not_finite(pipe: Pipeline) -> str:
-    """Which weights of a pipeline hold NaN or Inf, a line; "" where none does."""
+    """A line that says which weights of a pipeline hold NaN or Inf; "" where none does."""
     for name, component in vars(pipe).items():
         if not isinstance(component, torch.nn.Module):
             continue

@@ -151,13 +151,13 @@ def _example(
 
 
 def pictures(side: int) -> list[Image.Image]:
-    """A different one for each sample."""
+    """Pictures for a call, a different one for each sample."""
     drawn = np.random.default_rng(3).integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8)
     return [Image.fromarray(one) for one in drawn]
 
 
 def masks(side: int) -> list[Image.Image]:
-    """A different one for each sample, with a part to be made and a part to be kept."""
+    """Masks for a call, a different one for each sample, with a part to be made and a part to be kept."""
     found = []
     for sample in range(BATCH):
         values = np.zeros((side, side), dtype=np.uint8)

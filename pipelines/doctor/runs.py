@@ -88,7 +88,7 @@ class Runs:
 
     @property
     def three(self) -> bool:
-        """Whether its guidance has a picture's scale as well."""
+        """Whether the pipeline's own guidance has a picture's scale as well."""
         return "image" in self.family.halves
 
     @property
@@ -102,7 +102,7 @@ class Runs:
 
     @property
     def exact(self) -> bool:
-        """Whether guide() computes that in the order in which the pipeline does."""
+        """Whether guide() computes the pipeline's own guidance in the order in which the pipeline does."""
         return not (self.family.offset or self.three)
 
     # --- runs ----------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Runs:
 
     @property
     def guided(self) -> Seen:
-        """The run of `stack`."""
+        """The guided run that is compared with the pipeline's own."""
         return self._first[0]
 
     @property
@@ -188,7 +188,7 @@ class Runs:
 
     @property
     def least(self) -> float:
-        """What guidance must move at least, likewise, if it is to be told from none."""
+        """What guidance must move at least to be told from none, as a share of the samples' size."""
         return max(2e-6, 2 * self._eps)
 
     @property
@@ -202,7 +202,7 @@ _NO_SCALE = "its record names no argument with the scale of its own guidance: ow
 
 @contextmanager
 def quiet(pipe: Pipeline, family: Family) -> Iterator[None]:
-    """Without warnings and with the same global random numbers, which are left as they were."""
+    """While the context lasts, no warnings, and the same global random numbers, which are left as they were."""
     weight: Any = next(denoisers_of(pipe, family)[0].parameters(), torch.empty(0))
     devices = [weight.device] if weight.device.type in ("cuda", "xpu") else []  # others cannot be forked
     kind = devices[0].type if devices else "cuda"

@@ -43,7 +43,7 @@ def state(pipe: Pipeline, memory: bool = True) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The names that differ."""
+    """The names under which two states differ."""
     names = dict.fromkeys([*before, *after])
     return [name for name in names if name not in before or name not in after or not same(before[name], after[name])]
 

@@ -67,7 +67,7 @@ class Seen:
 
     @property
     def samples(self) -> list[Tensor]:
-        """What is compared: the samples after each step, or only at the end."""
+        """The samples to compare: those after each step, or only those at the end."""
         if not self.parted:
             return self.reached
         result = self.result if isinstance(self.result, Tensor) else self.result[0]
@@ -78,7 +78,7 @@ class Seen:
         return max(float(one.abs().max()) for one in self.samples)
 
     def away(self, other: Seen) -> float:
-        """How far two calls are apart at most; inf where they are of other shapes, or differ in the result only."""
+        """How far the samples of two calls are apart at most; inf where they differ in shape, or in the result only."""
         if [one.shape for one in self.samples] != [one.shape for one in other.samples]:
             return float("inf")
         pairs = zip(self.samples, other.samples, strict=True)

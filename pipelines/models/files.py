@@ -97,7 +97,7 @@ def check_writable(folder: Path, name: str = "") -> None:
 
 
 def check_out(folder: Path, instead: str = "") -> None:
-    """As `check_writable`, for a folder of pictures, which name themselves.
+    """Refuse a folder of pictures that cannot be written to, and one that is named like a picture.
 
     Args:
         folder: what a user gave as ``--out``.

@@ -123,7 +123,7 @@ def stored_beside(folder: Path) -> bool:
 
 
 def _local(folder: Path, part: str) -> Path:
-    """A file of a folder.
+    """The path of a file in a folder.
 
     Raises:
         InputError: there is none, or a link leads out.

@@ -30,7 +30,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One image.
+    """All that is needed to make one image again, as it is written into the image.
 
     Args:
         prompt: the prompt.

@@ -139,7 +139,7 @@ def _over_modular(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str, f
 
 
 def machine() -> dict[str, Any]:
-    """Where it was measured."""
+    """A line that says on which machine and with which versions it was measured."""
     import diffusers
 
     return {

@@ -35,7 +35,7 @@ EVERY, FEW = 3, 10
 
 @dataclass
 class Timed:
-    """One or more runs.
+    """The times of one or more runs, and of their calls of the network.
 
     Attributes:
         whole: time of each run.
@@ -67,7 +67,7 @@ class Timed:
 
     @property
     def alone(self) -> float:
-        """What these calls cost bare."""
+        """What the network's calls of the runs cost bare."""
         return self.network / statistics.median(self.slowness)
 
 
@@ -136,7 +136,7 @@ class Watched:
         return kwargs[self.family.sample] if self.family.sample in kwargs else args[names.index(self.family.sample)]
 
     def run(self, what: Callable[[], Any], into: Timed) -> float:
-        """Run, and note the times; returns that of the whole without the bare calls."""
+        """Run the pipeline and note the times; returns that of the whole without the bare calls."""
         self.seen, self.slowness, self.aside = [], [], 0.0
         self.runs += 1
         began = self.clock()

@@ -18,7 +18,7 @@ BUNDLED, SHAPED = "bundled", "sd15-shaped"
 
 @dataclass(frozen=True)
 class Model:
-    """What is measured.
+    """A model that is measured: how its pipeline is made, called and timed.
 
     Args:
         name: in the table.

@@ -57,7 +57,7 @@ encoded once a run weighs as it would not in a run of usual length.
 
 
 def read(path: Path) -> list[Measured]:
-    """The rows of a file.
+    """The rows of results that a file of ``guidestack bench --json`` has.
 
     Raises:
         InputError: there is none, or it holds something else.
@@ -88,7 +88,7 @@ def _whole(row: Any) -> bool:
 
 
 def text(rows: Sequence[Measured]) -> str:
-    """The page."""
+    """The text of docs/performance.md."""
     parts = [INTRODUCTION]
     for key in dict.fromkeys((row["model"], row["batch"]) for row in rows):
         here = [row for row in rows if (row["model"], row["batch"]) == key]

@@ -75,7 +75,7 @@ class Bench:
         self.scale = family_of(pipe).scale
 
     def with_steps(self, steps: int) -> Bench:
-        """The same with another number of steps."""
+        """The same pipeline, prompts and seeds with another number of steps."""
         return Bench(self.pipe, self.batch, steps, self.more)
 
     def _given(self) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Begun(Progress):
     """Stops where the first batch would begin."""
 
     def begin(self, total: int, existing: int) -> None:
-        """Say how long that took."""
+        """Say how long the process took to its first batch, and end it."""
         wall = time.time() - psutil.Process().create_time()
         click.echo(f"{wall:.2f} {time.process_time():.2f} {existing} {total}")
         raise KeyboardInterrupt

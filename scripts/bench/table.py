@@ -34,13 +34,13 @@ class Row:
     limit: float
 
     def mapping(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The row as plain values, for JSON."""
         plain = {name: getattr(self, name) for name in ("what", "name", "stack", "batch")}
         spreads = {name: vars(getattr(self.timing, name)) for name in ("seconds", "ratio")}
         return {**plain, **spreads, "limit": self.limit}
 
     def line(self) -> str:
-        """For the table."""
+        """The row of the printed table."""
         figure = self.timing.ratio.median
         verdict = f"{figure:.3f} <= {self.limit:.2f}" + "  exceeded" * (figure > self.limit)
         cells = [f"{self.name:<22}", f"{1000 * self.timing.seconds.median:9.2f} ms", f"{self.timing.ratio!s:>24}"]
@@ -73,7 +73,7 @@ def line(row: Measured, steps: int | None = None) -> str:
 
 
 def short(row: Measured) -> list[str]:
-    """What a row falls short of."""
+    """The limits that a row falls short of, in words."""
     found = []
     if row["rounds"] >= ENOUGH and row["efficiency"] < row["efficiency_limit"]:
         found.append(f"efficiency below {row['efficiency_limit']:.2f}")

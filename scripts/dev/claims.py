@@ -54,7 +54,7 @@ def tested(name: str, out: Path, times: int) -> tuple[Sweep, list[claims.Finding
 
 
 def page(found: list[tuple[str, Sweep, list[claims.Finding]]], versions: dict[str, Any], times: int) -> str:
-    """The page."""
+    """The text of docs/evidence.md."""
     made = f"Made {datetime.now(UTC):%Y-%m-%d} with `--times {times}` on {platform.machine()}, "
     lines = [HEAD, f"{made}Python {platform.python_version()}, "]
     lines[-1] += ", ".join(f"{key} {value}" for key, value in versions.items()) + ".\n"

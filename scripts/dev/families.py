@@ -69,7 +69,7 @@ def pipelines() -> Iterator[tuple[str, Any, Arguments]]:
 
 
 def markdown(found: Iterable[tuple[str, Any, Arguments]]) -> str:
-    """The whole page."""
+    """The text of docs/family-rules.md."""
     texts, others = columns()
     head = HEAD.format(others=", ".join(f"`{name}`" for name in others))
     lines = [f"| | {' | '.join(f'`{text}`' for text in texts)} |"]

@@ -61,11 +61,11 @@ class Fit:
 
     @classmethod
     def empty(cls, rule: str, steps: int, valid: Mapping[str, str], made: Mapping[str, str] | None = None) -> Fit:
-        """A fit of no runs."""
+        """A fit that no run went into yet."""
         return cls(rule, steps, valid, torch.zeros(2 * steps, 2 * steps, dtype=torch.float64), made=made or {})
 
     def with_runs(self, c: Sequence[Tensor], u: Sequence[Tensor]) -> Fit:
-        """The fit of some more runs.
+        """The fit with the predictions of some more runs taken in.
 
         Args:
             c: noise predictions for the prompt at every step, N tensors of shape ``(B, ...)``.

@@ -30,7 +30,7 @@ EMPTY = frozenset({NEGATIVE, NULL})
 
 
 class Recording(NamedTuple):
-    """What LinearAG, and a run to fit it on, remember.
+    """The predictions of the steps so far, which LinearAG remembers, and a run that it is fitted on.
 
     Attributes:
         c: noise predictions for the prompt, one a step, shape ``(B, ...)``, float32 or better.
@@ -189,11 +189,11 @@ class LinearAG(Wrapper[Recording]):
 
     @property
     def contrast(self) -> Query:
-        """That of the rule."""
+        """The contrast of the wrapped rule, which is estimated at some steps."""
         return plain_contrast(self.rule)
 
     def files(self) -> Mapping[str, RuleFile]:
-        """The file of coefficients.
+        """The file of coefficients, by the name of the parameter.
 
         Raises:
             InputError: no fit that comes with guidestack has this name.
@@ -212,7 +212,7 @@ class LinearAG(Wrapper[Recording]):
         return not self.rule.asks() & self._estimated
 
     def init(self, run: Run) -> Recording:
-        """No step done.
+        """The state before the first step; the coefficients are read and checked against the run.
 
         Raises:
             RuleError: the coefficients are not for this run.
@@ -250,7 +250,7 @@ class LinearAG(Wrapper[Recording]):
                 raise RuleError(f"linear_ag: {self.coefficients!r} was fitted for the {word} {there!r} {what}")
 
     def asks(self) -> frozenset[Query]:
-        """The prompt, and whatever the rule may ask for."""
+        """The prompt, and every query that the wrapped rule may ask for."""
         return self.rule.asks() if self._idle else self.rule.asks() | {POSITIVE}
 
     def _letter(self, step: Step, state: Recording) -> tuple[str, bool]:
@@ -260,7 +260,7 @@ class LinearAG(Wrapper[Recording]):
         return policy[index], ESTIMATED in policy[index + 1 :]
 
     def queries(self, step: Step, state: Recording) -> Queries:
-        """Those of the rule and the prompt; at an estimated step without the contrast."""
+        """The prompt, and the queries of the wrapped rule, at an estimated step without the contrast."""
         if self._idle:
             return self.rule.queries(step, state.inner)
         letter, later = self._letter(step, state)
@@ -274,7 +274,7 @@ class LinearAG(Wrapper[Recording]):
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Recording
     ) -> tuple[Estimate, Recording]:
-        """The rule's update; at an estimated step on the equation above."""
+        """The update of the wrapped rule, at an estimated step with the estimate as the answer to the contrast."""
         if self._idle:
             guided, inner = self.rule.update(estimate, predictions, step, state.inner)
             return guided, state._replace(inner=inner)
@@ -309,11 +309,11 @@ class LinearAG(Wrapper[Recording]):
         return estimate, Recording(c, u, state.done + 1, state.triangle, inner)
 
     def rule_state(self, state: Recording) -> State:
-        """The state of the rule."""
+        """The state of the wrapped rule, a part of this one."""
         return state.inner
 
     def away(self, predictions: Predictions, step: Step, state: Recording) -> tuple[Prediction, RowMask | None] | None:
-        """That of the rule; at an estimated step the estimate, as `update` makes it."""
+        """What the wrapped rule leads away from; at an estimated step the estimate of it."""
         letter = GUIDED if self._idle else self._letter(step, state)[0]
         if letter == CONDITIONAL:
             return None
@@ -346,7 +346,7 @@ def _combined(c: Sequence[Tensor], u: Sequence[Tensor | None], triangle: Tensor)
 
 @dataclass(frozen=True)
 class Recorded(Wrapper[Recording]):
-    """`rule` as it is, in a run that keeps what `linear.Fit` needs: the state has all noise predictions in the end.
+    """A rule as it is, in a run that keeps all noise predictions in its state, for a fit of LinearAG.
 
     Queries: those of `rule`, and at every step the prompt and the contrast.
 
@@ -365,29 +365,29 @@ class Recorded(Wrapper[Recording]):
 
     @property
     def contrast(self) -> Query:
-        """That of the rule."""
+        """The contrast of the wrapped rule."""
         return plain_contrast(self.rule)
 
     def init(self, run: Run) -> Recording:
-        """Nothing recorded."""
+        """The state before the first step, in which nothing is recorded."""
         return Recording((), (), 0, torch.zeros(0, 0, dtype=torch.float64), self.rule.init(run))
 
     def asks(self) -> frozenset[Query]:
-        """Whatever the rule may ask for, the prompt and the contrast."""
+        """The prompt, the contrast, and every query that the wrapped rule may ask for."""
         return self.rule.asks() | {POSITIVE, self.contrast}
 
     def rule_state(self, state: Recording) -> State:
-        """The state of the rule."""
+        """The state of the wrapped rule, a part of this one."""
         return state.inner
 
     def queries(self, step: Step, state: Recording) -> Queries:
-        """Those of the rule, the prompt and the contrast, for all samples."""
+        """The queries of the wrapped rule, with the prompt and the contrast for all samples."""
         return {**self.rule.queries(step, state.inner), POSITIVE: None, self.contrast: None}
 
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Recording
     ) -> tuple[Estimate, Recording]:
-        """The rule's update."""
+        """The update of the wrapped rule, while both predictions are recorded."""
         index = _at(step, state, "linear_ag")
         c, u = (_noise(predictions[query]) for query in (POSITIVE, self.contrast))
         answers = predictions.only(self.rule.queries(step, state.inner), str(self.rule))

@@ -47,7 +47,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Made:
-    """One row.
+    """One row of the figure: its stacks, its pictures, and its numbers.
 
     Args:
         guidance: text of the stack that samples.
@@ -65,7 +65,7 @@ class Made:
 
     @property
     def label(self) -> str:
-        """The row's stacks."""
+        """The text to the left of the row: its stacks."""
         return self.guidance if self.guidance == self.inversion else f"{self.guidance}, inverted under {self.inversion}"
 
     def cells(self) -> str:

@@ -31,7 +31,7 @@ class Made:
     evaluations: int
 
     def caption(self, under: str) -> str:
-        """The line under it."""
+        """The line under an image: its network evaluations."""
         if under == "evaluations":
             return f"{self.evaluations} evaluations"
         return f"sat {saturation(self.image):.2f} con {contrast(self.image):.2f}" if under == "looks" else ""
@@ -60,7 +60,7 @@ class Means:
 
     @classmethod
     def of(cls, label: str, made: Sequence[Made]) -> Means:
-        """Those of the images of a row."""
+        """The means over the images of a row."""
         images = [one.image for one in made]
         return cls(
             label,
@@ -70,14 +70,14 @@ class Means:
         )
 
     def line(self) -> str:
-        """For the terminal."""
+        """The means as a line for the terminal."""
         return (
             f"  {self.label:<48} {self.evaluations:6.1f} evaluations, saturation {self.saturation:.3f}, "
             f"contrast {self.contrast:.3f}"
         )
 
     def cells(self) -> str:
-        """For the page; a bar in the label would end its cell."""
+        """The means as cells of the page's table; a bar in the label would end its cell."""
         label = self.label.replace("|", "\\|")
         return f"| `{label}` | {self.evaluations:.3g} | {self.saturation:.3f} | {self.contrast:.3f} |"
 

@@ -22,7 +22,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Above the column."""
+        """The text above the column."""
         return (self.prompt or "(no prompt)") + (f" [negative: {self.negative}]" if self.negative else "")
 
 
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """To the left of the row."""
+        """The text to the left of the row."""
         return self.stack + (" with the negative" if self.negative else "")
 
 

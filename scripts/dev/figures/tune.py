@@ -67,7 +67,7 @@ def _interval(value: float, low: float, high: float) -> str:
 @click.option("--name", default="tune", show_default=True, help="Of the picture, and of the numbers in the page.")
 @click.option("--page", type=click.Path(path_type=Path), default=Path("docs/tuning.md"), show_default=True)
 def main(folder: Path, name: str, page: Path) -> None:
-    """Write both."""
+    """Write the figure and the tables of docs/tuning.md."""
     try:
         click.echo(f"{page.parent}: {', '.join(written(folder, name, page))}")
     except InputError as error:

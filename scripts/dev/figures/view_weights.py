@@ -88,7 +88,7 @@ class CutoffDecay:
         number(self, "margin", 0.0, QUARTER)
 
     def is_overhead(self, elevation: float) -> bool:
-        """Never: this variant has no rule for overhead views."""
+        """Whether the camera counts as overhead: never, as this variant has no rule for such views."""
         return False
 
     def negative(self, angle: float) -> tuple[float, float]:
