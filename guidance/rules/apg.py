@@ -111,7 +111,7 @@ class APG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """Clip, project and add c - u. Trace ``apg_clip``: the clip's factor (the smallest, if `axes` leave several)."""
+        """Clip, project and add c - u. Trace ``apg_clip``: the clip's factor, the least if `axes` leave several."""
         m, state = self._with_momentum(c.minus(u, "denoised"), state)
         clip = self._clip(m)
         # The clip multiplies all that is projected together by one number, and projection is linear: it comes last.

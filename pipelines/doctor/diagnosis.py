@@ -32,7 +32,7 @@ class Check:
 
     @property
     def alike(self) -> tuple[str, str]:
-        """The outcome, and its reason (of a check that passed its name): checks that share both are one line of the page."""
+        """The outcome and its reason (of a check that passed its name): checks that share them are one line."""
         return self.outcome, self.name if self.outcome == PASS else self.reason
 
 
