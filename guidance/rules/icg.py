@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
+from ..contrasting import Contrasting
 from ..fields import choice, number
 from ..notation.registry import register
-from ..query import POSITIVE, Predictions, Query
-from ..rule import Rule
+from ..prediction import Prediction
+from ..query import Query
 from ..step import Estimate, State, Step
 from .cfg import extrapolated
 
@@ -30,7 +29,7 @@ SOURCES = ("tokens", "gaussian", "class")
     example=("icg(3)", "icg(3, source='gaussian')", "icg(3, source='class')"),
 )
 @dataclass(frozen=True)
-class ICG(Rule):
+class ICG(Contrasting):
     r"""Independent condition guidance: away from a random condition, for networks trained without an empty one.
 
     .. math:: \tilde D = D(x, t, \hat y) + s\,\big(D(x, t, y) - D(x, t, \hat y)\big),\qquad \hat y \perp x
@@ -57,8 +56,6 @@ class ICG(Rule):
     ['independent:tokens', 'positive']
     """
 
-    neutral_values: ClassVar[Mapping[str, Any] | None] = {"scale": 1.0}
-
     scale: float
     source: str = "tokens"
 
@@ -71,12 +68,8 @@ class ICG(Rule):
         """The query of the random condition, which the rule leads away from."""
         return Query(f"independent:{self.source}")
 
-    def asks(self) -> frozenset[Query]:
-        """The prompt and the random condition; nothing at scale 1."""
-        return frozenset() if self.scale == 1 else frozenset({POSITIVE, self.contrast})
-
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def guided(
+        self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
+    ) -> tuple[Estimate, State]:
         """The estimate moved away from the answer to the random condition, by the scale."""
-        if self.scale == 1:
-            return estimate, state
-        return extrapolated(estimate, predictions[POSITIVE], predictions[self.contrast], self.scale), state
+        return extrapolated(estimate, c, u, self.scale), state
