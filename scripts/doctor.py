@@ -17,7 +17,7 @@ from ..pipelines.doctor import Diagnosis, unrecorded
 from ..pipelines.families.record import FAMILIES
 from ..pipelines.models.loading import chosen_device, class_of, components_of, first_line, load, pipeline_class
 from .as_json import echo_json, json_option
-from .options import device_option, notices, rules_option, threads_option
+from .options import device_option, dtype_option, notices, rules_option, threads_option
 
 
 @click.command()
@@ -25,9 +25,9 @@ from .options import device_option, notices, rules_option, threads_option
 @click.option(
     "--pipeline", metavar="CLASS", help="Test this pipeline on the model's components, e.g. one from pictures."
 )
-@click.option("--no-rules", is_flag=True, help="Do not run every rule: leave out the table.")
+@click.option("--no-rules", is_flag=True, help="Make the checks only, without the table of rules.")
 @rules_option
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@dtype_option
 @device_option
 @threads_option
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
@@ -39,7 +39,8 @@ def command(**options: Any) -> None:
     the bit, is every call of the network seen and counted, is the pipeline left as it was found, also by a call that
     fails? Then every rule is run, for a table of which run on it and why others do not.
 
-    The exit status is 0 when everything holds and 1 when a check failed. One that cannot be made here says why.
+    The exit status is 0 when everything holds and 1 when a check failed. A check that cannot be
+    made here says why.
     """
     with notices():
         found = _diagnosed(options)

@@ -24,14 +24,14 @@ from ..pipelines.latents import on_white
 from ..pipelines.models.files import check_out, make_folder, opened, read_recipe, write
 from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_sampler, scheduler_of
-from ..pipelines.models.recipe import DTYPES, LAST_SEED, check_text, note_bars, split, with_rules
+from ..pipelines.models.recipe import LAST_SEED, check_text, note_bars, split, with_rules
 from ..pipelines.size import own_size
 from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import OWN, SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
-from .options import device_option, notices, offload_option, rules_option, threads_option
+from .options import device_option, dtype_option, notices, offload_option, rules_option, steps_option, threads_option
 from .studio import note_cut
 
 BACKWARDS = [name for name, (cls, _) in SAMPLERS.items() if cls in FIRST_ORDER]
@@ -158,41 +158,46 @@ def check_sampler(name: str, model: str | None) -> None:
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option("--source", help="Prompt that describes the image.  [default: what `generate` wrote into it]")
-@click.option("--negative", default="", help="Negative prompt, of the inversion and of the edit.")
+@click.option("--negative", default="", help="Negative prompt of the inversion and of the edit.")
 @click.option(
     "--guidance", default="cfgpp(0.3)", show_default=True, metavar="STACK", help="Stack of rules, or @PRESET."
 )
-@click.option("--inversion", metavar="STACK", help="Stack to invert under.  [default: that of --guidance]")
+@click.option(
+    "--inversion", metavar="STACK", help="Stack under which the image is inverted.  [default: that of --guidance]"
+)
 @click.option(
     "--strength",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
-    help="Share of the steps that is undone and taken again: the less, the more of the image stays.",
+    help="Share of the steps that is inverted and sampled again; a smaller share keeps more of the image.",
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @click.option(
     "--sampler",
     help=f"{', '.join(BACKWARDS)}, or own, the model's own scheduler.  [default: the first that the model can use]",
 )
-@click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
+@steps_option(50)
 @click.option(
-    "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="For rules that draw at random."
+    "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of rules that draw at random."
 )
 @click.option("--size", metavar="HxW", help="Resize the image to this first.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@dtype_option
 @device_option
 @offload_option
 @threads_option
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
-@click.option("--overwrite", is_flag=True, help="Make the image again if it exists.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder of images."
+)
+@click.option("--overwrite", is_flag=True, help="Also make the image if it exists.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
 @rules_option
 def command(**options: Any) -> None:
     """Change IMAGE to what PROMPT says.
 
-    The image is inverted under the prompt that describes it, to the noise that the model makes it from, and sampled
-    from there under PROMPT, which says all that is to be seen, not the change. Nothing in it is random.
+    The image is inverted, under the prompt that describes it, to the noise that the model makes it from. The new image
+    is sampled from that noise under PROMPT, which describes the whole new image, not the change. Every run of the same
+    command makes the same image.
     """
     with notices():
         click.echo(_edit(options))

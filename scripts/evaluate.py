@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="RUN", help="Folder for the results: a path, or an fsspec address.")
 @click.option("--dry-run", is_flag=True, help="Print cells, images, evaluations and a time estimate; write nothing.")
 @click.option(
-    "--times", type=click.IntRange(1), default=1, help="Times as many seeds for each prompt: narrower intervals."
+    "--times",
+    type=click.IntRange(1),
+    default=1,
+    help="Take so many times as many seeds for each prompt, for narrower intervals.",
 )
 @click.option("--merge-only", is_flag=True, help="Merge the records of RUN; make nothing.")
 @device_option
@@ -33,8 +36,8 @@ def command(**options: Any) -> None:
     """Run a sweep: every cell of its axes, on every prompt, with every seed.
 
     SWEEP.yaml is a file, or the name of a sweep that comes with guidestack, such as smoke. Everything is checked before
-    the first network call. What exists in RUN is never made again: stop it at any moment and start it again, or add a
-    value to an axis.
+    the first network call. A run may be stopped at any moment: the same command goes on with it. Samples that exist in
+    RUN are never made again, also when an axis gets a further value.
     """
     with notices():
         _evaluate(options)

@@ -17,7 +17,7 @@ from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import chosen_sampler, scheduler_of
 from ..samplers import grid, scheduled
 from .as_json import echo_json, json_option
-from .options import rules_option, sampler_option
+from .options import rules_option, sampler_option, steps_option
 
 BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
 """Of the bundled model."""
@@ -54,7 +54,7 @@ def told(planned: Planned) -> dict[str, Any]:
 
 @click.command()
 @click.argument("stack")
-@click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
+@steps_option(25)
 @sampler_option
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the bundled emoji model]")
 @rules_option

@@ -34,19 +34,19 @@ from ..pipelines import GuidedPipeline, guide
 from ..pipelines.models.files import check_writable
 from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_sampler
-from ..pipelines.models.recipe import DTYPES, MOST, MOST_TOGETHER, check_text
+from ..pipelines.models.recipe import MOST, MOST_TOGETHER, check_text
 from ..pipelines.session import model_identity
 from ..samplers import grid
 from ..samplers.noise import generators
 from .generate import read_prompts
-from .options import device_option, notices, sampler_option, threads_option
+from .options import device_option, dtype_option, notices, sampler_option, threads_option
 
 
 @click.command()
 @click.option("--prompts", required=True, metavar="FILE", help="Prompts, one a line; - for standard input.")
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @click.option(
-    "--guidance", default="cfg(4)", show_default=True, metavar="STACK", help="What linear_ag will stand around."
+    "--guidance", default="cfg(4)", show_default=True, metavar="STACK", help="Stack that linear_ag will stand around."
 )
 @sampler_option
 @click.option("--steps", type=click.IntRange(1, linear.STEPS), default=20, show_default=True)
@@ -56,10 +56,10 @@ from .options import device_option, notices, sampler_option, threads_option
     type=click.IntRange(1, MOST_TOGETHER),
     default=8,
     show_default=True,
-    help="Runs in one call of the network.",
+    help="Runs that are made at once.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Seed of the first run.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@dtype_option
 @device_option
 @threads_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, ending in .safetensors.")
@@ -67,8 +67,8 @@ from .options import device_option, notices, sampler_option, threads_option
 def command(**options: Any) -> None:
     """Fit the coefficients of linear_ag(STACK, ...) on runs of a model.
 
-    Run i has prompt i, over and over, and the seed --seed plus i. The result is good for this model, stack, sampler
-    and number of steps, and for runs without a negative prompt. What is finished is kept beside --out: the same
+    Run i has prompt i, counted round and round, and the seed --seed plus i. The coefficients are for this model, stack,
+    sampler and number of steps, and for runs without a negative prompt. Finished runs are kept beside --out: the same
     command goes on where it was stopped.
     """
     with notices():

@@ -20,9 +20,18 @@ from ..pipelines.models.files import LARGEST_SIDE, check_out, check_writable, re
 from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_sampler, fingerprint, scheduler_of
 from ..pipelines.models.pretrained import from_pretrained, stored_beside
-from ..pipelines.models.recipe import DTYPES, LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
+from ..pipelines.models.recipe import LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
 from .explain import schedule
-from .options import device_option, notices, offload_option, rules_option, sampler_option, threads_option
+from .options import (
+    device_option,
+    dtype_option,
+    notices,
+    offload_option,
+    rules_option,
+    sampler_option,
+    steps_option,
+    threads_option,
+)
 from .studio import ADVICE, Studio
 
 LARGEST = 10_000_000  # bytes of a file of prompts
@@ -136,19 +145,19 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
 @click.option(
     "--negative",
     multiple=True,
-    help="Negative prompt: one for all, or one for each prompt; under perpneg several, as 'a | b'.",
+    help="Negative prompt: one for all prompts, or one for each; under perpneg several, as 'a | b'.",
 )
-@click.option("--extra-prompt", multiple=True, help="Under perpneg: positives beside the prompt, as for --negative.")
+@click.option("--extra-prompt", multiple=True, help="Further positive prompts under perpneg, given as for --negative.")
 @click.option(
     "--guidance",
     multiple=True,
     metavar="STACK",
-    help='Stack of rules, e.g. "cfg(4) | rescale(0.7)", or @PRESET (guidestack rules --presets); several make a set '
-    "each.  [default: guidance.yaml in the model's folder, else cfg(4)]",
+    help='Stack of rules, e.g. "cfg(4) | rescale(0.7)", or @PRESET (guidestack rules --presets); given more '
+    "than once, it makes a set of images for each.  [default: guidance.yaml in the model's folder, else cfg(4)]",
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @sampler_option
-@click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
+@steps_option(25)
 @click.option(
     "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of the first image."
 )
@@ -158,27 +167,28 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
     type=click.IntRange(1, MOST_TOGETHER),
     default=1,
     show_default=True,
-    help="Images in one call of the network.",
+    help="Images that are made at once.",
 )
 @click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: the model's]")
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@dtype_option
 @device_option
 @offload_option
 @threads_option
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder of images."
+)
 @click.option("--grid", type=click.Path(path_type=Path), help="Also write one labelled picture of all images here.")
 @click.option("--like", type=click.Path(path_type=Path), help="Make this image again, from what is written in it.")
-@click.option("--overwrite", is_flag=True, help="Make images again that exist.")
+@click.option("--overwrite", is_flag=True, help="Also make the images that exist.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
 @rules_option
 def command(**options: Any) -> None:
     """Make images from PROMPTS.
 
-    Image i depends on its own seed, --seed plus i, whatever --batch and --threads are: up to the rounding of the
-    network's matrix products, which with another of these moves a rare pixel by 1 of 255, in float32. Another device or
-    half precision rounds otherwise. Every PNG carries what it takes to make it again, to the bit (--like), on the same
-    device with as many threads. A second run makes only what is missing. manifest.jsonl beside the images has a line
-    for each (docs/programs.md).
+    Image i is made from the seed --seed plus i. --batch and --threads change only how the network rounds: in float32 a
+    rare pixel moves by 1 of 255, in half precision or on another device more may. Every PNG file says how it was made,
+    and --like makes it again, equal to the bit on the same device with as many threads. A second run makes only what is
+    missing. manifest.jsonl has a line for each image in the folder (docs/programs.md).
     """
     with notices():
         click.echo(_generate(options))

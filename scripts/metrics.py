@@ -20,7 +20,7 @@ def markdown() -> str:
 
 
 @click.command()
-@click.option("--markdown", "as_markdown", is_flag=True, help="As the table of docs/metrics.md.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of docs/metrics.md.")
 @json_option
 def command(as_markdown: bool, as_json: bool) -> None:
     """List the metrics of sweeps: parameters, what each is, and the full name of its numbers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,27 @@ def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> N
         torch.set_num_threads(value)
 
 
+def steps_option(default: int, least: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option ``--steps`` with a default."""
+    return click.option(
+        "--steps", type=click.IntRange(least, 1000), default=default, show_default=True, help="Steps of the sampler."
+    )
+
+
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Type of the weights.",
+)
 device_option = click.option(
     "--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator if there is one, else cpu]"
 )
 offload_option = click.option(
     "--offload",
     is_flag=True,
-    help="Keep the model in the host's memory, and each part on the device while it runs: for a GPU too small for all.",
+    help="Keep the model in the host's memory, and each part on the device only while it runs: for a small GPU.",
 )
 threads_option = click.option(
     "--threads",

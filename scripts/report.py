@@ -14,7 +14,11 @@ from .options import notices
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option(
-    "--metric", "metrics", metavar="METRIC", multiple=True, help="A metric beside the sweep's; may be repeated."
+    "--metric",
+    "metrics",
+    metavar="METRIC",
+    multiple=True,
+    help="A metric to add to those of the sweep; may be repeated.",
 )
 @click.option(
     "--embed",

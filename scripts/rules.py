@@ -93,13 +93,13 @@ def rules_told() -> list[dict[str, str]]:
 
 
 @click.command()
-@click.option("--markdown", "as_markdown", is_flag=True, help="As the table of docs/rules.md.")
-@click.option("--presets", is_flag=True, help="The presets that come with guidestack: --guidance @NAME.")
-@click.option("--compositions", is_flag=True, help="Which rules go with which, as docs/compositions.md.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of docs/rules.md.")
+@click.option("--presets", is_flag=True, help="List the presets that come with guidestack, for --guidance @NAME.")
+@click.option("--compositions", is_flag=True, help="Print docs/compositions.md: which rules go together.")
 @rules_option
 @json_option
 def command(as_markdown: bool, presets: bool, compositions: bool, as_json: bool) -> None:
-    """List the guidance rules: parameters, cost in evaluations a step, paper."""
+    """List the guidance rules: parameters, evaluations a step of an example, paper."""
     if as_json:
         if as_markdown or compositions:
             raise InputError("--json is for the list of rules and for --presets; drop --markdown and --compositions")

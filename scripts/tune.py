@@ -13,7 +13,7 @@ from ..guidance.reading import read_bytes
 from ..guidance.words import counted
 from ..pipelines.models.loading import chosen_device, chosen_sampler
 from .generate import read_size
-from .options import device_option, notices, rules_option, sampler_option, threads_option
+from .options import device_option, dtype_option, notices, rules_option, sampler_option, steps_option, threads_option
 
 if TYPE_CHECKING:
     from ..evaluation.tune.progress import Bar
@@ -35,23 +35,32 @@ APART = 1_000_000
 )
 @click.option("--held-out", default=str(HELD_OUT), show_default=True, metavar="FILE|N", help="Prompts to verify on.")
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
-@click.option("--reference", default="cfg(4)", show_default=True, metavar="STACK", help="Whose images are wanted.")
+@click.option(
+    "--reference", default="cfg(4)", show_default=True, metavar="STACK", help="Stack whose images are wanted for less."
+)
 @click.option(
     "--likeness",
     metavar="WANTED",
-    help="'ssim>=0.97', 'feature_distance<=0.05', or a stack: no worse than that stack.",
+    help="How like the reference's images must be: 'ssim>=0.97', 'feature_distance<=0.05', or as like as a STACK's.",
 )
-@click.option("--evaluations", type=float, metavar="N", help="At most so many an image; the most alike if alone.")
-@click.option("--metric", help="Likeness to go by.  [default: that of --likeness, or feature_distance]")
-@click.option("--budget", type=int, default=64, show_default=True, help="Stacks to try.")
+@click.option(
+    "--evaluations",
+    type=float,
+    metavar="N",
+    help="Evaluations that an image may cost at most; without --likeness the most alike is taken.",
+)
+@click.option("--metric", help="Metric of likeness.  [default: that of --likeness, or feature_distance]")
+@click.option("--budget", type=int, default=64, show_default=True, help="How many stacks to try.")
 @sampler_option
-@click.option("--steps", type=click.IntRange(2, 1000), default=25, show_default=True)
-@click.option("--size", metavar="HxW", help="In pixels.  [default: the model's own]")
-@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images in one call.")
-@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of proposals and images.")
+@steps_option(25, least=2)
+@click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: the model's own]")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images that are made at once.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Seed of the search and of the images."
+)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt.")
-@click.option("--linear-ag", metavar="FILE", help="Coefficients of linear_ag(STACK), to be tried as well.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--linear-ag", metavar="FILE", help="File of coefficients: linear_ag with them is tried as well.")
+@dtype_option
 @device_option
 @threads_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
