@@ -1,17 +1,30 @@
-"""Strict reading of a sweep's YAML: one clear line for whatever is wrong, with the nearest name that would be right."""
+"""Strict reading of YAML: pydantic checks it, and what is wrong is said in one line with its place in the file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable, Collection, Mapping
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from ..guidance import reading
-from ..guidance.errors import InputError, cut, nearest, shown
-from ..guidance.reading import yaml_of
+from ..guidance.errors import GuidestackError, InputError, cut, nearest, reason, shown
 from ..guidance.rule import literal
+
+T = TypeVar("T")
 
 LARGEST = 2_000_000  # bytes of a sweep file
 DEEPEST = 20  # lists and mappings in one another
@@ -19,12 +32,22 @@ LONGEST = 10_000  # characters of a text
 BITS = 63  # of a whole number, as a record can have it
 MOST = 10_000  # values of an axis, and cells of a sweep
 LARGEST_SIDE = 8_192  # pixels
+PLAIN = (str, int, float, bool, type(None))
+WORDS = {
+    r"^\w+ should": "must",
+    "valid string": "text",
+    "valid integer": "whole number",
+    "valid dictionary": "mapping",
+    "a valid boolean": "true or false",
+    " after validation.*": "",
+}
+"""What pydantic calls a kind of value, and what messages call it here."""
 
 Size = tuple[int, int]
 
 
 def read_yaml(data: bytes, name: str) -> Any:
-    """What a YAML file holds.
+    """The contents of a YAML file.
 
     Raises:
         InputError: it is no YAML, too large, too deep, has anchors or a key twice, or a text or a number that no record
@@ -32,16 +55,16 @@ def read_yaml(data: bytes, name: str) -> Any:
     """
     if len(data) > LARGEST:
         raise InputError(f"{name} has {len(data)} bytes; a sweep has {LARGEST} at most: put its prompts into a file")
-    found = yaml_of(data, name, "a sweep")
+    found = reading.yaml_of(data, name, "a sweep")
     check_plain(found, name)
     return found
 
 
 def check_plain(value: Any, where: str) -> None:
-    """Check that a value as it was read has texts and numbers that a record can hold, in a bounded depth.
+    """Check that a value has only texts and numbers that a record can hold, in a bounded depth.
 
     Raises:
-        InputError: it has not.
+        InputError: it has others; the message begins with `where`.
     """
     try:
         reading.check_plain(value, DEEPEST, BITS)
@@ -49,100 +72,146 @@ def check_plain(value: Any, where: str) -> None:
         raise InputError(f"{where}: {error}") from None
 
 
-def check_keys(mapping: Any, allowed: Collection[str], where: str) -> Mapping[str, Any]:
-    """`mapping`, with no other keys than `allowed`.
+class Checked(BaseModel):
+    """A mapping of a YAML file with the fields as its keys, read strictly: no other keys, no conversion of values.
+
+    Attributes:
+        others: names that other programs have for a key.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    others: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """The keys."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            raise ValueError(f"must be a mapping with keys of {', '.join(cls.keys())}")
+        check_keys(given, cls.keys(), cls.others)
+        return given
+
+
+def check_keys(mapping: Mapping[Any, Any], allowed: Collection[str], others: Mapping[str, str] | None = None) -> None:
+    """Check that a mapping has no other keys than `allowed`; `others` are other programs' names for these.
 
     Raises:
-        InputError: it is no mapping, or has one.
+        ValueError: it has.
     """
-    if not isinstance(mapping, Mapping):
-        raise InputError(f"{where} must be a mapping with keys of {', '.join(allowed)}; got {shown(mapping)}")
     for key in mapping:
         if key not in allowed:
-            raise InputError(f"{where}: unknown key {shown(key)}{meant(str(key), allowed)}")
-    return mapping
+            name = (others or {}).get(str(key).lower(), str(key))
+            raise ValueError(f"unknown key {shown(key)}{meant(name, allowed)}")
 
 
-def whole(value: Any, where: str, low: int, high: int) -> int:
-    """A whole number in [low, high].
+def checked(kind: TypeAdapter[T], value: Any, where: str, context: Any = None) -> T:
+    """`value`, if it is what `kind` describes.
 
-    Raises:
-        InputError: it is something else.
-    """
-    if type(value) is not int or not low <= value <= high:
-        raise InputError(f"{where} must be a whole number, {low} to {high}; got {shown(value)}")
-    return value
-
-
-def flag(value: Any, where: str) -> bool:
-    """True or false.
+    Args:
+        kind: a type with pydantic's annotations.
+        value: as YAML holds it.
+        where: it stands, for messages.
+        context: for validators that need to know more.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is something else; the message names the first place that is wrong and what is expected there.
     """
-    if not isinstance(value, bool):
-        raise InputError(f"{where} must be true or false; got {shown(value)}")
-    return value
+    try:
+        return kind.validate_python(value, context=context)
+    except ValidationError as error:
+        raise InputError(_told(error.errors(include_url=False)[0], where)) from error
 
 
-def choice(value: Any, where: str, valid: Collection[str]) -> str:
-    """One of some words.
+def _told(error: Any, where: str) -> str:
+    """An error of pydantic in one line."""
+    given, context = error["input"], error.get("ctx", {})
+    parts: list[str] = []
+    for part in error["loc"]:
+        if not isinstance(part, int):
+            parts += [cut(part, 80)] * (part != "[key]")
+        elif not parts or not parts[-1].startswith("entry "):  # of a list in a list the outer place is enough
+            parts.append(f"entry {part + 1}")
+    if error["type"] == "missing":
+        return f"{': '.join([where, *parts[:-1]])}: give {parts[-1]}"
+    place = ": ".join([where, *parts])
+    if error["type"] == "literal_error":
+        valid = re.findall("'([^']*)'", context["expected"])
+        return f"{place}: unknown value {shown(given)}{meant(str(given), valid)}"
+    said = error["msg"]
+    for theirs, ours in WORDS.items():
+        said = re.sub(theirs, ours, said)
+    said = str(context.get("error", said))  # a validator's own words
+    return f"{place} {said}; got {shown(given)}" if said.startswith("must ") else f"{place}: {said}"
 
-    Raises:
-        InputError: it is something else.
-    """
-    if value is False and "none" in valid:  # `off` and `no` are YAML for false
-        return "none"
-    if not isinstance(value, str) or value not in valid:
-        raise InputError(f"{where}: unknown value {shown(value)}{meant(str(value), valid)}")
-    return value
+
+def read_by(function: Callable[[str, Path | None], T]) -> AfterValidator:
+    """A validator that reads a text by a function of the text and of the folder that the context names."""
+
+    def read(text: str, info: ValidationInfo) -> T:
+        try:
+            return function(text, (info.context or {}).get("folder"))
+        except GuidestackError as error:
+            raise ValueError(str(error)) from error
+
+    return AfterValidator(read)
 
 
-def text(value: Any, where: str) -> str:
-    """A text.
+def is_text(value: Any) -> bool:
+    """Whether a value is a text of at most `LONGEST` characters, none of them NUL."""
+    return isinstance(value, str) and len(value) <= LONGEST and "\0" not in value
 
-    Raises:
-        InputError: it is something else, empty, longer than `LONGEST`, or has a NUL character.
-    """
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where} must be a text that is not empty; got {shown(value)}")
-    check_plain(value, where)
-    if len(value) > LONGEST or "\0" in value:
-        raise InputError(
-            f"{where} must be a text of at most {LONGEST} characters, none of them NUL; got {shown(value)}"
-        )
+
+def _text(value: str) -> str:
+    if not is_text(value) or not value.strip():
+        raise ValueError(f"must be a text that is not empty, of at most {LONGEST} characters, none of them NUL")
     return value.strip()
 
 
+def _path(path: str) -> str:
+    try:
+        Path(path).expanduser().exists()
+    except (OSError, RuntimeError) as error:  # a user without a home folder
+        raise ValueError(f"{shown(path)} cannot be looked for: {reason(error)}") from error
+    return path
+
+
+Text = Annotated[StrictStr, AfterValidator(_text)]
+"""A text that is not empty, without the blanks around it."""
+PathText = Annotated[Text, AfterValidator(_path)]
+"""A text that can be the path of a file or folder, whether there is one or not."""
+
+
 def file(value: Any, where: str) -> str:
-    """A text that can be the path of a file or folder, whether there is one or not.
+    """`value`, if it can be the path of a file or folder, whether there is one or not.
 
     Raises:
         InputError: it is something else.
     """
-    path = text(value, where)
-    try:
-        Path(path).expanduser().exists()
-    except (OSError, RuntimeError) as error:  # a user without a home folder
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{where}: {shown(path)} cannot be looked for: {reason}") from error
-    return path
+    check_plain(value, where)
+    return checked(_PATH, value, where)
 
 
-def size(value: Any, where: str) -> Size | None:
+_PATH: TypeAdapter[str] = TypeAdapter(PathText)
+
+
+def size(value: Any) -> Size | None:
     """Height and width in pixels, from ``"64x64"``; None for None or ``"model"``, the model's own.
 
     Raises:
-        InputError: another form.
+        ValueError: another form.
     """
     if value is None or value == "model":
         return None
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value.lower()) if isinstance(value, str) else None
     if match is None:
-        raise InputError(f"{where} must be HEIGHTxWIDTH in pixels, such as 64x64, or 'model'; got {shown(value)}")
+        raise ValueError("must be HEIGHTxWIDTH in pixels, such as 64x64, or 'model'")
     height, width = int(match[1]), int(match[2])
     if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
-        raise InputError(f"{where}: a side has 1 to {LARGEST_SIDE} pixels; got {shown(value)}")
+        raise ValueError(f"must have sides of 1 to {LARGEST_SIDE} pixels")
     return height, width
 
 
@@ -151,64 +220,61 @@ def size_text(value: Size | None) -> str | None:
     return f"{value[0]}x{value[1]}" if value else None
 
 
-def values(given: Any, where: str, most: int = MOST) -> tuple[Any, ...]:
+def axis_values(given: Any, most: int) -> tuple[Any, ...]:
     """The values of an axis: a list, or a range such as ``"1, 2, ..., 8"``, its end included.
 
     Args:
         given: as it is written.
-        where: it stands, for messages.
         most: how many there may be.
 
     Raises:
-        InputError: no values, values that are no plain ones, one that comes twice, or a range that misses its end.
+        ValueError: no values, values that are no plain ones, one that comes twice, or a range that misses its end.
     """
     if isinstance(given, str) and "..." in given:
-        found = _range(given, where, most)
+        found = _range(given, most)
     elif isinstance(given, list):
         if len(given) > most:
-            raise InputError(f"{where} has {len(given)} values; {most} are the most")
+            raise ValueError(f"has {len(given)} values; {most} are the most")
         found = tuple(tuple(one) if isinstance(one, list) else one for one in given)
     else:
-        raise InputError(f"{where} must be a list of values, or a range such as '1, 2, ..., 8'; got {shown(given)}")
+        raise ValueError("must be a list of values, or a range such as '1, 2, ..., 8'")
     if not found:
-        raise InputError(f"{where} has no values")
-    for one in found:
-        plain = one if isinstance(one, tuple) else (one,)
-        if not all(part is None or isinstance(part, str | int | float | bool) for part in plain):
-            raise InputError(f"{where}: a value is a number, a text, true, false or null; got {shown(one)}")
+        raise ValueError("must have values")
     seen: set[str] = set()
-    for one in map(value_text, found):
-        if one in seen:
-            raise InputError(f"{where}: the value {cut(one, 80)} comes twice")
-        seen.add(one)
+    for one in found:
+        if not all(isinstance(part, PLAIN) for part in (one if isinstance(one, tuple) else (one,))):
+            raise ValueError(f"a value is a number, a text, true, false or null; got {shown(one)}")
+        if (text := value_text(one)) in seen:
+            raise ValueError(f"the value {cut(text, 80)} comes twice")
+        seen.add(text)
     return found
 
 
-def _range(given: str, where: str, most: int) -> tuple[Any, ...]:
+Axis = Annotated[tuple[Any, ...], BeforeValidator(lambda given: axis_values(given, MOST))]
+"""The values of an axis."""
+
+
+def _range(given: str, most: int) -> tuple[Any, ...]:
     parts = [part.strip() for part in given.split(",")]
+    found: list[Decimal] = []
     try:
-        found: list[Decimal] = []
         for place, part in enumerate(parts):
             if part != "...":
                 found.append(Decimal(part))
                 continue
-            if not found or place + 1 == len(parts):
-                raise InvalidOperation
             end, start = Decimal(parts[place + 1]), found[-1]
             step = start - found[-2] if len(found) > 1 else Decimal(1)
             count = (end - start) / step if step else Decimal(-1)
-            if count != count.to_integral_value() or not 1 <= count <= most:
-                if count > most:
-                    raise InputError(f"{where}: the range {shown(given)} has more than {most} values")
+            if len(found) + count > most:
+                raise ValueError(f"the range {shown(given)} has more than {most} values")
+            if count != count.to_integral_value() or count < 1:
                 told = f"{end:.6g} from {start:.6g} in steps of {step:.6g}"
-                raise InputError(f"{where}: the range {shown(given)} does not reach {told}")
+                raise ValueError(f"the range {shown(given)} does not reach {told}")
             found += [start + step * index for index in range(1, int(count))]
-            if len(found) > most:
-                raise InputError(f"{where}: the range {shown(given)} has more than {most} values")
-    except (InvalidOperation, ArithmeticError):
-        raise InputError(f"{where}: a range is numbers, such as '1, 2, ..., 8'; got {shown(given)}") from None
+    except (ArithmeticError, IndexError):
+        raise ValueError(f"a range is numbers, such as '1, 2, ..., 8'; got {shown(given)}") from None
     if not all(value.is_finite() and -(2**BITS) <= value < 2**BITS for value in found):
-        raise InputError(f"{where}: a range has numbers between -2^63 and 2^63; got {shown(given)}")
+        raise ValueError(f"a range has numbers between -2^63 and 2^63; got {shown(given)}")
     return tuple(int(value) if value == value.to_integral_value() else float(value) for value in found)
 
 
@@ -219,5 +285,5 @@ def value_text(value: Any) -> str:
 
 def meant(name: str, valid: Collection[str]) -> str:
     """Say which valid name is meant, and list all of them."""
-    near = nearest(name[:60], valid)
+    near = nearest(name, valid)
     return f"{near} Allowed: {', '.join(valid)}" if near.endswith("?") else near

@@ -66,7 +66,7 @@ def parse_metric(text: str) -> Metric:
     try:
         metric = parse_call(text, "metric", metrics())
     except (StackSyntaxError, RuleError) as error:
-        raise InputError(str(error)) from None
+        raise InputError(str(error)) from error
     for one in parameters(metric):
         value = getattr(metric, one.name)
         if isinstance(one.default, str) and not isinstance(value, str):

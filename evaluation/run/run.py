@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from ...guidance.fields import count
 from ...pipelines.models.loading import chosen_device
-from .. import values
-from ..spec.sweep import MOST_OF_A_CELL, Sweep, load_sweep
+from ..spec.sweep import Sweep, load_sweep
 from ..store.folder import RunFolder
 from ..store.lock import Launch
 from . import runner
@@ -87,7 +87,7 @@ def prepared(
         GuidestackError: the sweep cannot be read or run, or the model or the device cannot be used.
     """
     launch = Launch.here()
-    values.whole(times, "times", 1, MOST_OF_A_CELL)
+    times = count("times", times)
     read = sweep if isinstance(sweep, Sweep) else load_sweep(sweep)
     if times > 1:
         read = dataclasses.replace(read, seeds=read.seeds.more(times))

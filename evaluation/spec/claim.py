@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from ...guidance.errors import InputError, shown
-from .. import values
-from ..metrics import parse_metric
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-KEYS = ("words", "paper", "expect", "remark")
-EXPECTATION = ("metric", "of", "be", "than", "margin")
+from ..metrics.located import metric_located
+from ..values import Checked, Text, check_keys, read_by, value_text
+
 MOST = 100  # expectations of a claim
-FORMS = ("lower", "higher", "not lower", "not higher", "same")
 
 
-@dataclass(frozen=True)
-class Expectation:
+def _cell(given: dict[str, Any], info: ValidationInfo) -> dict[str, str]:
+    check_keys(given, (info.context or {})["axes"])
+    return {name: value_text(value) for name, value in given.items()}
+
+
+CellValues = Annotated[dict[str, Any], AfterValidator(_cell)]
+"""Values of axes that mean one cell, as texts; the context of the validation names the axes."""
+MetricText = Annotated[Text, read_by(metric_located)]
+"""A metric, with absolute paths."""
+
+
+class Expectation(Checked):
     """How a metric in one cell is to stand to the metric in another.
 
     Args:
         metric: as `parse_metric` reads it.
         of: values of axes that mean one cell.
-        be: one of `FORMS`.
+        be: how it is to stand.
         than: values of axes that mean the other cell.
         margin: in the metric's unit, 0 or more.
     """
 
-    metric: str
-    of: Mapping[str, str]
-    be: str
-    than: Mapping[str, str]
-    margin: float = 0.0
+    metric: MetricText
+    of: Annotated[CellValues, Field(min_length=1)]
+    be: Literal["lower", "higher", "not lower", "not higher", "same"]
+    than: Annotated[CellValues, Field(min_length=1)]
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _margin(self) -> Self:
+        if self.be == "same" and not self.margin:
+            raise ValueError("give margin, a number above 0, for 'same'")
+        return self
 
     def __str__(self) -> str:
         margin = f" (margin {self.margin:g})" * bool(self.margin)
@@ -41,8 +54,7 @@ class Expectation:
         )
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Checked):
     """What a paper says.
 
     Args:
@@ -52,65 +64,10 @@ class Claim:
         remark: why it may not show here, said after it was run; or "".
     """
 
-    words: str
-    paper: str
-    expect: tuple[Expectation, ...]
+    words: Text
+    paper: Text
+    expect: Annotated[list[Expectation], Field(min_length=1, max_length=MOST)]
     remark: str = ""
-
-    def written(self) -> dict[str, Any]:
-        """The claim as the mapping that a sweep's YAML has under ``claim``."""
-        expect = []
-        for one in self.expect:
-            written: dict[str, Any] = {"metric": one.metric, "of": dict(one.of), "be": one.be, "than": dict(one.than)}
-            expect.append(written | ({"margin": one.margin} if one.margin else {}))
-        whole: dict[str, Any] = {"words": self.words, "paper": self.paper, "expect": expect}
-        return whole | ({"remark": self.remark} if self.remark else {})
-
-
-def parse_claim(given: Any, where: str, axes: Sequence[str]) -> Claim:
-    """Read the claim of a sweep.
-
-    Args:
-        given: the mapping.
-        where: it stands, for messages.
-        axes: names of the sweep's axes, with ``"stack"``.
-
-    Raises:
-        InputError: another form.
-    """
-    given = values.check_keys(given, KEYS, where)
-    for key in KEYS[:-1]:
-        if key not in given:
-            raise InputError(f"{where}: give {key}; a claim has {', '.join(KEYS)}")
-    expect = given["expect"]
-    if not isinstance(expect, list) or not 0 < len(expect) <= MOST:
-        raise InputError(f"{where}: expect must be a list of 1 to {MOST} expectations; got {shown(expect)}")
-    return Claim(
-        words=values.text(given["words"], f"{where}: words"),
-        paper=values.text(given["paper"], f"{where}: paper"),
-        remark=values.text(given["remark"], f"{where}: remark") if given.get("remark") else "",
-        expect=tuple(_expectation(one, f"{where}: expect {place}", axes) for place, one in enumerate(expect, 1)),
-    )
-
-
-def _expectation(given: Any, where: str, axes: Sequence[str]) -> Expectation:
-    given = values.check_keys(given, EXPECTATION, where)
-    for key in EXPECTATION[:-1]:
-        if key not in given:
-            raise InputError(f"{where}: give {key}; an expectation has {', '.join(EXPECTATION)}")
-    margin = given.get("margin", 0.0)
-    be = values.choice(given["be"], f"{where}: be", FORMS)
-    if type(margin) not in (int, float) or not 0 <= margin < float("inf") or (be in ("same",) and not margin):
-        raise InputError(f"{where}: margin is a number, 0 or more, and above 0 for 'same'; got {shown(margin)}")
-    cells = []
-    for key in ("of", "than"):
-        if not isinstance(given[key], Mapping) or not given[key]:
-            raise InputError(f"{where}: {key} must be a mapping of axes to values; got {shown(given[key])}")
-        values.check_keys(given[key], axes, f"{where}: {key}")
-        cells.append({name: values.value_text(value) for name, value in given[key].items()})
-    metric = values.text(given["metric"], f"{where}: metric")
-    parse_metric(metric)
-    return Expectation(metric, cells[0], be, cells[1], float(margin))
 
 
 def named(cell: Mapping[str, str]) -> str:

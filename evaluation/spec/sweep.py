@@ -6,36 +6,26 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
 import fsspec
 import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, StrictInt, TypeAdapter
 
 from ...guidance.errors import InputError, reason, shown
 from ...guidance.reading import read_bytes
 from ...samplers import canonical
 from .. import values
 from ..paths import LARGEST, located, preset_located
-from ..values import meant
-from . import prompts as prompts_of
-from .prompts import Prompt
-
-if TYPE_CHECKING:
-    from .claim import Claim
+from ..values import MOST, Axis, Checked, PathText, Size, Text, axis_values, checked, meant, read_by
+from .claim import CellValues, Claim, MetricText
+from .prompts import BOUNDS, Prompt, bundled, is_text, parse_prompts, prompt_of
 
 FOLDERS = tuple(Path(__file__).parents[2] / "configs" / name for name in ("sweeps", "claims"))
-KEYS = (
-    "model", "rules", "prompts", "negatives", "extras", "seeds", "stack", "axes", "zip", "sampler", "steps", "size",
-    "dtype", "batch", "metrics", "images", "traces", "baseline", "claim",
-)  # fmt: skip
-FIELDS = ("sampler", "steps", "size", "dtype", "batch")
-"""What may be fixed or an axis without a template's naming it."""
-DTYPES, IMAGES = ("float32", "float16", "bfloat16"), ("png", "webp", "none")
-DEFAULTS: dict[str, Any] = {"sampler": "dpm++2m", "steps": 25, "size": None, "dtype": "float32", "batch": 8}
 BUNDLED = "bundled"
 IN_PYTHON = "the sweep"  # a mapping, in messages
 STACK = "stack"  # the axis of the templates
@@ -197,7 +187,7 @@ class Sweep:
         whole |= {"metrics": list(self.metrics), "images": self.images, "traces": self.traces}
         if self.baseline is not None:
             whole["baseline"] = self.baseline if isinstance(self.baseline, str) else dict(self.baseline)
-        whole |= {"claim": self.claim.written()} if self.claim else {}
+        whole |= {"claim": self.claim.model_dump(exclude_defaults=True)} if self.claim else {}
         return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=10**6)
 
     def prompt_lines(self) -> bytes | None:
@@ -284,6 +274,94 @@ def _plain(given: Mapping[str, Any]) -> Mapping[str, Any]:
         raise InputError(f"{IN_PYTHON} has texts, numbers, lists and mappings: {error}") from error
 
 
+# --- the keys of a sweep's YAML --------------------------------------------------------------------------------------
+
+
+def _listed(given: Any) -> Any:
+    return [] if given is None else given if isinstance(given, list) else [given]
+
+
+def _named(given: Any) -> Any:
+    """Templates with their names; one without a name is its own."""
+    if not given or not isinstance(given, str | list | Mapping):
+        raise ValueError("must be a template, a list of them, or a mapping of names to them")
+    return list(given.items()) if isinstance(given, Mapping) else [(one, one) for one in _listed(given)]
+
+
+def _word(name: str) -> str:
+    if not name.isidentifier() or name == STACK:
+        raise ValueError(
+            "an axis is named by a word, as in a template's braces; several stacks are a list under 'stack'"
+        )
+    return name
+
+
+Several = Field(max_length=MOST_AXES)
+Count = Annotated[StrictInt, Field(ge=1, le=MOST_OF_A_CELL)]
+Seed = Annotated[StrictInt, Field(ge=0, le=LAST_SEED)]
+Word = Annotated[str, AfterValidator(_word)]
+KINDS: dict[str, TypeAdapter[Any]] = {
+    "sampler": TypeAdapter(Annotated[Text, read_by(lambda text, _: canonical(text))]),
+    "steps": TypeAdapter(Annotated[StrictInt, Field(ge=1, le=1000)]),
+    "size": TypeAdapter(Annotated[Size | None, BeforeValidator(values.size)]),
+    "dtype": TypeAdapter(Literal["float32", "float16", "bfloat16"]),
+    "batch": TypeAdapter(Annotated[StrictInt, Field(ge=1, le=4096)]),
+}
+FIELDS = tuple(KINDS)
+"""What may be fixed or an axis without a template's naming it."""
+
+
+class _Keys(Checked):
+    """A sweep as it is written. What depends on other keys is read by `parse_sweep`."""
+
+    model: PathText | None = None
+    rules: Annotated[list[Annotated[PathText, read_by(located)]], BeforeValidator(_listed), Several] = Field([])
+    prompts: Any = None
+    negatives: Any = None
+    extras: Any = None
+    seeds: Any = 0
+    stack: Annotated[
+        list[tuple[Text, Annotated[Text, read_by(preset_located)]]], BeforeValidator(_named), Field(max_length=MOST)
+    ]
+    axes: Annotated[dict[Word, Axis], Several] | None = None
+    zip: list[Annotated[list[str], Field(min_length=2)]] | None = None
+    sampler: Any = "dpm++2m"
+    steps: Any = 25
+    size: Any = None
+    dtype: Any = "float32"
+    batch: Any = 8
+    metrics: Annotated[list[MetricText], BeforeValidator(_listed), Several] = Field([])
+    images: Annotated[  # `off` and `no` are YAML for false
+        Literal["png", "webp", "none"], BeforeValidator(lambda given: "none" if given is False else given)
+    ] = "png"
+    traces: bool = False
+    baseline: Any = None
+    claim: Any = None
+
+
+class _SeedKeys(Checked):
+    count: Count = 0
+    each: Count = 0
+    start: Seed = 0
+    times: Count = 1
+
+
+class _Drawn(Checked):
+    count: Count
+    seed: Seed = 0
+
+
+class _PromptKeys(Checked):
+    bundled: _Drawn | None = None
+    classes: Axis | None = None
+
+
+KEYS = tuple(_Keys.keys())
+_KEYS, _CLAIM, _PROMPTS = TypeAdapter(_Keys), TypeAdapter(Claim), TypeAdapter(_PromptKeys)
+_TEXT, _CELL, _SEED_KEYS = TypeAdapter(Text), TypeAdapter(CellValues), TypeAdapter(_SeedKeys)
+_SEEDS = TypeAdapter(Annotated[tuple[Seed, ...], BeforeValidator(lambda given: axis_values(given, MOST_OF_A_CELL))])
+
+
 def parse_sweep(
     data: bytes | Mapping[str, Any], name: str, files: Files | None = None, folder: Path | None = None
 ) -> Sweep:
@@ -300,175 +378,102 @@ def parse_sweep(
         InputError: it is no sweep; the message says which key, what was expected and what to change.
     """
     read = values.read_yaml(data, name) if isinstance(data, bytes) else data
-    given = values.check_keys(read, KEYS, name)
-    if STACK not in given:
-        raise InputError(f"{name}: give stack, a template such as 'cfg({{w}})' or a list of them")
-    named = given.get("model")
-    model = values.file(BUNDLED if named is None else named, f"{name}: model")
-    stacks = {one: preset_located(text, folder) for one, text in _stacks(given[STACK], f"{name}: stack").items()}
-    axes = _axes(given.get("axes"), f"{name}: axes")
+    keys = checked(_KEYS, read, name, {"folder": folder})
+    stacks = dict(keys.stack)
+    if len(stacks) < len(keys.stack):
+        raise InputError(f"{name}: stack: a template or a name comes twice")
+    axes = {
+        axis: tuple(checked(KINDS[axis], one, f"{name}: axes: {axis}") for one in found) if axis in FIELDS else found
+        for axis, found in (keys.axes or {}).items()
+    }
+    if both := [one for one in FIELDS if one in axes and one in keys.model_fields_set]:
+        raise InputError(f"{name}: {both[0]} is fixed and an axis; keep one of the two")
     _check_used(stacks, axes, name)
-    fixed = {one: _field(one, given.get(one, DEFAULTS[one]), f"{name}: {one}") for one in FIELDS if one not in axes}
-    if model != BUNDLED and "sampler" in fixed and "sampler" not in given:
+    groups = tuple(map(tuple, keys.zip or ()))
+    _check_groups(groups, {STACK: len(stacks), **{axis: len(found) for axis, found in axes.items()}}, f"{name}: zip")
+    fixed = {one: checked(KINDS[one], getattr(keys, one), f"{name}: {one}") for one in FIELDS if one not in axes}
+    own = keys.model not in (None, BUNDLED)
+    if own and "sampler" in fixed and "sampler" not in keys.model_fields_set:
         fixed["sampler"] = None
-    for one in FIELDS:
-        if one in given and one in axes:
-            raise InputError(f"{name}: {one} is fixed and an axis; keep one of the two")
-    asked, drawn = _prompts(given.get("prompts"), name, files)
-    asked = _with_texts(asked, given, name)
-    claim = _claim(given.get("claim"), axes, f"{name}: claim", folder)
-    wanted = _metrics(given.get("metrics"), f"{name}: metrics", folder)
+    prompts, drawn = _prompts(keys.prompts, f"{name}: prompts", files)
+    known = {"folder": folder, "axes": (STACK, *axes)}
+    claim = None if keys.claim is None else checked(_CLAIM, keys.claim, f"{name}: claim", known)
     return Sweep(
-        model=None if model == BUNDLED else located(model, folder),
-        prompts=tuple(asked),
+        model=located(keys.model, folder) if own and keys.model else None,
+        prompts=_with_texts(prompts, {"negative": keys.negatives, "extra": keys.extras}, name),
         drawn=drawn,
-        seeds=_seeds(given.get("seeds", [0]), len(asked), f"{name}: seeds"),
+        seeds=_seeds(keys.seeds, f"{name}: seeds"),
         stacks=stacks,
         axes=axes,
-        zipped=_zipped(given.get("zip"), stacks, axes, f"{name}: zip"),
+        zipped=groups,
         fixed=fixed,
-        metrics=tuple(dict.fromkeys([*wanted, *(one.metric for one in (claim.expect if claim else ()))])),
-        images=values.choice(given.get("images", "png"), f"{name}: images", IMAGES),
-        traces=values.flag(given.get("traces", False), f"{name}: traces"),
-        baseline=_baseline(given.get("baseline"), stacks, axes, f"{name}: baseline"),
+        metrics=tuple(dict.fromkeys([*keys.metrics, *(one.metric for one in (claim.expect if claim else ()))])),
+        images=keys.images,
+        traces=keys.traces,
+        baseline=_baseline(keys.baseline, stacks, f"{name}: baseline", known),
         claim=claim,
-        rules=_rules(given.get("rules"), f"{name}: rules", folder),
+        rules=tuple(dict.fromkeys(keys.rules)),
     )
-
-
-def _rules(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
-    listed = [] if given is None else given if isinstance(given, list) else [given]
-    _check_count(len(listed), "rules files", MOST_AXES)
-    return tuple(dict.fromkeys(located(values.file(one, where), folder) for one in listed))
-
-
-def _stacks(given: Any, where: str) -> dict[str, str]:
-    if not given or not isinstance(given, str | list | Mapping):
-        raise InputError(
-            f"{where} must be a template, a list of them, or a mapping of names to them; got {shown(given)}"
-        )
-    listed = [given] if isinstance(given, str) else given
-    _check_count(len(listed), "templates", values.MOST)
-    stacks: dict[str, str] = {}
-    for name in listed:
-        called = values.text(name, f"{where}: {'a name' if isinstance(given, Mapping) else 'a template'}")
-        if called in stacks:
-            raise InputError(f"{where}: {shown(called)} comes twice")
-        stacks[called] = values.text(given[name], f"{where} {called}") if isinstance(given, Mapping) else called
-    return stacks
-
-
-def _axes(given: Any, where: str) -> dict[str, tuple[Any, ...]]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise InputError(f"{where} must be a mapping of names to lists of values; got {shown(given)}")
-    _check_count(len(given), "axes", MOST_AXES)
-    axes = {}
-    for name, listed in given.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise InputError(f"{where}: a name is a word, as in a template's braces; got {shown(name)}")
-        if name == STACK:
-            raise InputError(f"{where}: several stacks are a list under the key 'stack', not an axis")
-        found = values.values(listed, f"{where}: {name}")
-        axes[name] = tuple(_field(name, one, f"{where}: {name}") for one in found) if name in FIELDS else found
-    return axes
-
-
-def _field(name: str, value: Any, where: str) -> Any:
-    if name == "size":
-        return values.size(value, where)
-    if name == "dtype":
-        return values.choice(value, where, DTYPES)
-    if name == "steps":
-        return values.whole(value, where, 1, 1000)
-    if name == "batch":
-        return values.whole(value, where, 1, 4096)
-    sampler = values.text(value, where)
-    try:
-        return canonical(sampler)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def _check_used(stacks: Mapping[str, str], axes: Mapping[str, Any], name: str) -> None:
     """Every hole of a template is an axis, and every axis is one that something uses."""
-    used = set()
+    used = {*FIELDS}
     for template in stacks.values():
         told = f"{name}: the template {shown(template)}"
         for hole in HOLE.findall(template):
             if hole not in axes:
                 raise InputError(f"{told} has {{{hole[:60]}}}, and there is no such axis{meant(hole, axes)}")
             used.add(hole)
-        if "{" in HOLE.sub("", template) or "}" in HOLE.sub("", template):
+        if {"{", "}"} & {*HOLE.sub("", template)}:
             raise InputError(f"{told} has a brace without its other half")
-    for axis in axes:
-        if axis not in used and axis not in FIELDS:
-            raise InputError(
-                f"{name}: no template uses the axis {axis!r}: write {{{axis}}} where its values go, or drop it; an "
-                f"axis without a template is one of {', '.join(FIELDS)}"
-            )
+    if unused := [axis for axis in axes if axis not in used]:
+        raise InputError(
+            f"{name}: no template uses the axis {unused[0]!r}: write {{{unused[0]}}} where its values go, or drop it; "
+            f"an axis without a template is one of {', '.join(FIELDS)}"
+        )
 
 
-def _zipped(
-    given: Any, stacks: Mapping[str, str], axes: Mapping[str, tuple[Any, ...]], where: str
-) -> tuple[tuple[str, ...], ...]:
-    if given is None:
-        return ()
-    if not isinstance(given, list) or not all(isinstance(group, list) for group in given):
-        raise InputError(f"{where} must be a list of groups of axes, such as [[w, steps]]; got {shown(given)}")
-    lengths = {STACK: len(stacks), **{name: len(each) for name, each in axes.items()}}
+def _check_groups(groups: Sequence[Sequence[str]], lengths: Mapping[str, int], where: str) -> None:
+    """Axes that go together are axes, of equally many values, each in one group."""
     seen: set[str] = set()
-    for group in given:
+    for group in groups:
         for axis in group:
-            if not isinstance(axis, str) or axis not in lengths:
-                raise InputError(f"{where}: no axis {shown(axis)}{meant(str(axis), lengths)}")
+            if axis not in lengths:
+                raise InputError(f"{where}: no axis {shown(axis)}{meant(axis, lengths)}")
             if axis in seen:
                 raise InputError(f"{where}: {axis!r} comes twice; an axis goes with one group")
             seen.add(axis)
-        if len(group) < 2:
-            raise InputError(f"{where}: a group has two axes at least; got {shown(group)}")
         if len({lengths[axis] for axis in group}) > 1:
             counts = ", ".join(f"{axis} has {lengths[axis]}" for axis in group)
             raise InputError(f"{where}: axes of a group have equally many values; {counts}")
-    return tuple(tuple(group) for group in given)
 
 
-def _seeds(given: Any, prompts: int, where: str) -> Seeds:
-    if isinstance(given, Mapping):
-        values.check_keys(given, ("count", "each", "start", "times"), where)
-        if ("count" in given) == ("each" in given):
-            raise InputError(f"{where}: give count, the same seeds for every prompt, or each, its own for each prompt")
-        start = values.whole(given.get("start", 0), f"{where}: start", 0, LAST_SEED)
-        kind = "each" if "each" in given else "count"
-        count = values.whole(given[kind], f"{where}: {kind}", 1, MOST_OF_A_CELL)
-        times = values.whole(given.get("times", 1), f"{where}: times", 1, MOST_OF_A_CELL)
-        _check_count(count * times * prompts, "samples of a cell", MOST_OF_A_CELL)
-        found = Seeds(each=count, start=start) if kind == "each" else Seeds(tuple(range(start, start + count)))
-        return found.more(times)
-    listed = values.values([given] if type(given) is int else given, where, MOST_OF_A_CELL)
-    return Seeds(tuple(values.whole(one, where, 0, LAST_SEED) for one in listed))
+def _seeds(given: Any, where: str) -> Seeds:
+    if not isinstance(given, Mapping):
+        return Seeds(checked(_SEEDS, [given] if type(given) is int else given, where))
+    keys = checked(_SEED_KEYS, given, where)
+    if bool(keys.count) == bool(keys.each):
+        raise InputError(f"{where}: give count, the same seeds for every prompt, or each, its own for each prompt")
+    found = Seeds(tuple(range(keys.start, keys.start + keys.count)), keys.each, keys.each and keys.start)
+    return found.more(keys.times)
 
 
-def _prompts(given: Any, name: str, files: Files | None) -> tuple[list[Prompt], tuple[int, int] | None]:
-    where = f"{name}: prompts"
+def _prompts(given: Any, where: str, files: Files | None) -> tuple[list[Prompt], tuple[int, int] | None]:
     if given is None:
         return [Prompt("")], None  # a model without prompts; any other refuses
     if isinstance(given, list):
         if not given:
             raise InputError(f"{where} is empty")
-        return [prompts_of.prompt_of(one, f"{where}, entry {place}") for place, one in enumerate(given, 1)], None
+        return [prompt_of(one, f"{where}: entry {place}") for place, one in enumerate(given, 1)], None
     if isinstance(given, Mapping):
-        values.check_keys(given, (BUNDLED, "classes"), where)
-        if len(given) != 1:
+        asked = checked(_PROMPTS, given, where)
+        if (asked.bundled is None) == (asked.classes is None):
             raise InputError(f"{where}: give {BUNDLED} or classes, one of the two")
-        if "classes" in given:
-            found = values.values(given["classes"], f"{where}: classes")
-            return [prompts_of.prompt_of({"class": one}, where) for one in found], None
-        drawn = values.check_keys(given[BUNDLED], ("count", "seed"), f"{where}: {BUNDLED}")
-        count = values.whole(drawn.get("count"), f"{where}: count", 1, MOST_OF_A_CELL)
-        seed = values.whole(drawn.get("seed", 0), f"{where}: seed", 0, LAST_SEED)
-        return prompts_of.bundled(count, seed), (count, seed)
+        if asked.bundled:
+            drawn = (asked.bundled.count, asked.bundled.seed)
+            return bundled(*drawn), drawn
+        return [prompt_of({"class": one}, where) for one in asked.classes or ()], None
     file = values.file(given, where)
     if files is None:
         raise InputError(f"{where}: {shown(file)} is a file, and this sweep is not one beside which it could lie")
@@ -477,63 +482,33 @@ def _prompts(given: Any, name: str, files: Files | None) -> tuple[list[Prompt], 
     except (FileNotFoundError, InputError) as error:
         looked = "it is looked for beside the sweep and in the working directory"
         raise InputError(f"{where}: {reason(error)}; {looked}") from error
-    return prompts_of.parse_prompts(data, file), None
+    return parse_prompts(data, file), None
 
 
-def _with_texts(asked: list[Prompt], given: Mapping[str, Any], name: str) -> list[Prompt]:
+def _with_texts(prompts: Sequence[Prompt], given: Mapping[str, Any], name: str) -> tuple[Prompt, ...]:
     """The prompts with the sweep's own negatives and extras, one for all or one for each."""
-    for key, attribute in (("negatives", "negative"), ("extras", "extra")):
-        if given.get(key) is None:
+    for attribute, texts in given.items():
+        if texts is None:
             continue
-        texts = given[key] if isinstance(given[key], list) else [given[key]] * len(asked)
-        if len(texts) != len(asked) or not all(map(prompts_of.is_text, texts)):
+        several = texts if isinstance(texts, list) else [texts] * len(prompts)
+        if len(several) != len(prompts) or not all(map(is_text, several)):
             raise InputError(
-                f"{name}: {key} must be one text for all {len(asked)} prompts or a list with one for each; several for "
-                f"one prompt are written 'a | b'; a text has {prompts_of.BOUNDS}; got {shown(given[key])}"
+                f"{name}: {attribute}s must be one text for all {len(prompts)} prompts or a list with one for each; "
+                f"several for one prompt are written 'a | b'; a text has {BOUNDS}; got {shown(texts)}"
             )
-        if any(getattr(one, attribute) for one in asked):
-            raise InputError(f"{name}: {key} is given, and prompts have their own '{attribute}'; keep one of the two")
-        asked = [_replaced(one, attribute, text) for one, text in zip(asked, texts, strict=True)]
-    return asked
+        if any(getattr(one, attribute) for one in prompts):
+            raise InputError(
+                f"{name}: {attribute}s is given, and prompts have their own '{attribute}'; keep one of the two"
+            )
+        changes: list[dict[str, Any]] = [{attribute: text} for text in several]
+        prompts = [dataclasses.replace(one, **change) for one, change in zip(prompts, changes, strict=True)]
+    return tuple(prompts)
 
 
-def _replaced(prompt: Prompt, attribute: str, text: str) -> Prompt:
-    changed: dict[str, Any] = {attribute: text}
-    return dataclasses.replace(prompt, **changed)
-
-
-def _metrics(given: Any, where: str, folder: Path | None) -> tuple[str, ...]:
-    listed = [] if given is None else [given] if isinstance(given, str) else given
-    if not isinstance(listed, list):
-        raise InputError(f"{where} must be a list of metrics, such as [saturation]; got {shown(given)}")
-    _check_count(len(listed), "metrics", MOST_AXES)
-    from ..metrics.located import metric_located  # which reads metrics, and with them networks
-
-    found = tuple(metric_located(values.text(one, where), folder) for one in listed)
-    if len(set(found)) < len(found):
-        raise InputError(f"{where}: a metric comes twice")
-    return found
-
-
-def _claim(given: Any, axes: Mapping[str, Any], where: str, folder: Path | None) -> Claim | None:
-    if given is None:
-        return None
-    from ..metrics.located import metric_located  # which reads metrics, and with them networks
-    from .claim import parse_claim
-
-    claim = parse_claim(given, where, [STACK, *axes])
-    expect = (dataclasses.replace(one, metric=metric_located(one.metric, folder)) for one in claim.expect)
-    return dataclasses.replace(claim, expect=tuple(expect))
-
-
-def _baseline(
-    given: Any, stacks: Mapping[str, str], axes: Mapping[str, Any], where: str
-) -> str | dict[str, str] | None:
+def _baseline(given: Any, stacks: Mapping[str, str], where: str, known: Any) -> str | dict[str, str] | None:
     if given is None or isinstance(given, str):
-        return None if given is None else values.text(given, where)
-    allowed = (STACK, *axes)
-    values.check_keys(given, allowed, where)
-    found = {name: values.value_text(value) for name, value in given.items()}
+        return None if given is None else checked(_TEXT, given, where)
+    found = checked(_CELL, given, where, known)
     if STACK in found and found[STACK] not in stacks:
         raise InputError(f"{where}: no template {shown(found[STACK])}{meant(found[STACK], stacks)}")
     return found

@@ -30,8 +30,7 @@ from typing import Any
 
 import filelock
 
-from ...guidance.errors import InputError
-from ..values import cut
+from ...guidance.errors import InputError, cut
 from .location import Location
 
 FOLDER = "locks"

@@ -96,13 +96,16 @@ def test_a_claim_fails_if_one_expectation_is_contrary(tmp_path: Path, model_fold
     [
         ({"words": None}, "words"),
         ({"expects": []}, "unknown key 'expects'"),
-        ({"expect": []}, "a list of 1 to 100 expectations"),
+        ({"expect": []}, "expect must have at least 1 item; got []"),
         ({"expect": [{**CLAIM["expect"][0], "be": "greater"}]}, "be"),
-        ({"expect": [{**CLAIM["expect"][0], "be": "same"}]}, "above 0 for 'same'"),
-        ({"expect": [{**CLAIM["expect"][0], "margin": -1}]}, "0 or more"),
+        ({"expect": [{**CLAIM["expect"][0], "be": "same"}]}, "give margin, a number above 0, for 'same'"),
+        (
+            {"expect": [{**CLAIM["expect"][0], "margin": -1}]},
+            "entry 1: margin must be greater than or equal to 0; got -1",
+        ),
         ({"expect": [{**CLAIM["expect"][0], "metric": "evaluation"}]}, "unknown metric 'evaluation'"),
         ({"expect": [{**CLAIM["expect"][0], "of": {"v": 3}}]}, "unknown key 'v'"),
-        ({"expect": [{**CLAIM["expect"][0], "of": 3}]}, "a mapping of axes"),
+        ({"expect": [{**CLAIM["expect"][0], "of": 3}]}, "entry 1: of must be a mapping; got 3"),
     ],
 )
 def test_a_claim_is_read_strictly(model_folder: Path, change: dict[str, Any], message: str) -> None:
