@@ -30,7 +30,7 @@ def norm(value: Tensor, axes: Sequence[int] | None = None) -> Tensor:
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, and 0 where the denominator is 0."""
     zero = denominator == 0
-    return (numerator / denominator.masked_fill(zero, 1)).masked_fill(zero, 0)
+    return (numerator / denominator.masked_fill(zero, 1)).masked_fill_(zero, 0)
 
 
 def share(value: Tensor, along: Tensor, axes: Sequence[int] | None = None) -> Tensor:

@@ -29,7 +29,8 @@ def test_the_public_names_are_the_contracts() -> None:
     wanted = {"Stack", "CFG", "Rescale", "During", "Query", "Rule", "parse", "from_config", "to_config", "citation"}
     wanted |= {"PerpNeg", "APG", "CFGPlusPlus", "Renoise", "Renorm", "AdaptiveGuidance", "LinearAG", "Prefix"}
     wanted |= {"ICG", "TSG", "Schedule", "doctor"}
-    wanted |= {"CFGZero"}
+    wanted |= {"ADG", "CFGZero", "EpsilonScaling", "FBG", "FDG", "FreSca", "MamboG", "Momentum", "Ramp", "SMCCFG"}
+    wanted |= {"Skimmed", "TCFG", "Threshold"}
     wanted |= {"register", "register_family", "Family", "edit", "guide", "invert", "load_emoji", "sample"}
     wanted |= {"StackGuider", "as_denoiser", "from_pretrained", "save_pretrained"}
     wanted |= {"GuidedPipeline", "Report", "GuidestackError", "GuidestackWarning", "__version__"}

@@ -1,33 +1,57 @@
 """The rules, one method a file; importing this package registers them."""
 
 from .adaptive import AdaptiveGuidance, Prefix
+from .adg import ADG
 from .apg import APG
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus, Renoise
 from .cfg_zero import CFGZero
 from .during import During
+from .epsilon_scaling import EpsilonScaling
+from .fbg import FBG
+from .fdg import FDG
+from .fresca import FreSca
 from .icg import ICG
 from .linear_ag.rule import LinearAG
+from .mambo_g import MamboG
+from .momentum import Momentum
 from .perp_neg import PerpNeg
+from .ramp import Ramp
 from .renorm import Renorm
 from .rescale import Rescale
 from .schedule import Schedule
+from .skimmed import Skimmed
+from .smc_cfg import SMCCFG
+from .tcfg import TCFG
+from .threshold import Threshold
 from .tsg import TSG
 
 __all__ = [
+    "ADG",
     "APG",
     "CFG",
+    "FBG",
+    "FDG",
     "ICG",
+    "SMCCFG",
+    "TCFG",
     "TSG",
     "AdaptiveGuidance",
     "CFGPlusPlus",
     "CFGZero",
     "During",
+    "EpsilonScaling",
+    "FreSca",
     "LinearAG",
+    "MamboG",
+    "Momentum",
     "PerpNeg",
     "Prefix",
+    "Ramp",
     "Renoise",
     "Renorm",
     "Rescale",
     "Schedule",
+    "Skimmed",
+    "Threshold",
 ]

@@ -25,6 +25,20 @@ STACKS = (
     "apg(4, radius=2, momentum=-0.5)",
     "cfgpp(0.6)",
     "cfg_zero(4, zero_steps=1)",
+    "tcfg(4)",
+    "fdg(2, 4)",
+    "fresca(4, high=1.5)",
+    "mambo_g(10, alpha=2)",
+    "smc_cfg(4)",
+    "smc_cfg(4, switching='unit')",
+    "cfg(4) | momentum(0.5)",
+    "epsilon_scaling(1.005)",
+    "skimmed(6, skim=2)",
+    "cfg(6) | threshold()",
+    "cfg(6) | threshold(mimic=2)",
+    "adg(4)",
+    "fbg(0.9, 0.1, -0.1)",
+    "ramp(cfg(4))",
     "perpneg(4)",
 )
 
@@ -58,7 +72,9 @@ class Updating:
 
 
 def flat(state: State) -> list[Tensor]:
-    return [one for item in state for one in (flat(item) if isinstance(item, tuple) else [item])]
+    """The tensors of a state."""
+    parts = (flat(item) if isinstance(item, tuple) else [item] for item in state)
+    return [one for part in parts for one in part if isinstance(one, Tensor)]
 
 
 @pytest.mark.parametrize("text", STACKS)
@@ -72,7 +88,8 @@ def test_compiled_arithmetic_gives_the_same_numbers(text: str) -> None:
         native = answers(offset=shift)
         expected, state = eager(x, native, state)
         found, same = graph(x, native, same)
-        assert torch.equal(found, expected)
+        rounding = 1e-6 if text.startswith("fdg") else 0.0  # compiled, torch interpolates by another formula
+        torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
         assert all(torch.equal(one, other) for one, other in zip(flat(same), flat(state), strict=True))
 
 

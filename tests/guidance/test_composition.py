@@ -66,7 +66,7 @@ REDUNDANT = {
     for outer in composition.wrappers()
     for inner in composition.wrappers()
     if outer == inner or "adaptive" in outer + inner
-}
+} | {composition.pair("epsilon_scaling()", "renorm()")}  # the length is the prompt's again
 
 
 @pytest.mark.parametrize("text", WORKING)
@@ -97,10 +97,8 @@ def test_a_sample_is_the_same_alone(text: str) -> None:
 def test_a_refusal_is_one_line_that_names_both(text: str) -> None:
     reason = composition.attempt(text).reason
     assert "\n" not in reason
-    parties = (
-        text.split(" | ") if " | " in text and "adaptive" not in text else ["adaptive", text.split("adaptive(")[-1]]
-    )
-    for party in parties:
+    outer = next((name for name in ("adaptive", "ramp") if f"{name}(" in text), None)
+    for party in [outer, text.split(f"{outer}(")[-1]] if outer else text.split(" | "):
         assert party.split("(")[0] in reason, party
 
 

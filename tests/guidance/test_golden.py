@@ -109,15 +109,17 @@ class At:
         return (self.x - self.alpha * D) / self.sigma
 
     def velocity(self, D: Tensor) -> Tensor:
-        """eps - x0 for flow, else v = alpha eps - sigma x0."""
+        """eps - x0 for flow, else v = (alpha eps - sigma x0)/|(alpha, sigma)|, the length being 1 in VP."""
         eps = self.eps(D)
-        return eps - D if self.emits == "flow" else self.alpha * eps - self.sigma * D
+        length = math.hypot(self.alpha, self.sigma)
+        return eps - D if self.emits == "flow" else (self.alpha * eps - self.sigma * D) / length
 
     def clean_of_velocity(self, v: Tensor) -> Tensor:
-        """D of the flow's velocity: x - s v; of v: (alpha x - sigma v)/(alpha^2 + sigma^2)."""
+        """D of the flow's velocity: x - s v; of v: alpha x - sigma v, x and its level divided by |(alpha, sigma)|."""
         if self.emits == "flow":
             return self.x - self.sigma * v
-        return (self.alpha * self.x - self.sigma * v) / (self.alpha**2 + self.sigma**2)
+        length = math.hypot(self.alpha, self.sigma)
+        return (self.alpha * self.x / length - self.sigma * v) / length
 
     def output(self, D: Tensor) -> Tensor:
         """What the network emits where the clean sample is D."""

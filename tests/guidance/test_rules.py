@@ -156,6 +156,26 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.CFGZero(4), cfg_zero(4)),
     (gs.CFGZero(4, zero_steps=2, against="null"), None),
     (gs.CFGZero(1, zero_steps=2), None),
+    (gs.TCFG(4), None),
+    (gs.FDG(2, 4), None),
+    (gs.FDG(3, 3), cfg(3)),
+    (gs.FreSca(3, low=0.5, high=1.5), None),
+    (gs.FreSca(3), cfg(3)),
+    (gs.MamboG(10, alpha=2, against="null"), None),
+    (gs.SMCCFG(3, gain=0.05), None),
+    (gs.SMCCFG(3, gain=0.5, switching="unit"), None),
+    (gs.SMCCFG(3, gain=0), cfg(3)),
+    (gs.Momentum(0.5), None),
+    (gs.CFG(3) | gs.Momentum(0.5, decay=0.3, space="denoised"), None),
+    (gs.EpsilonScaling(1.02), lambda D, x, level: (x - (x - level.alpha * D("positive")) / 1.02) / level.alpha),
+    (gs.Skimmed(6, skim=2), None),
+    (gs.CFG(6) | gs.Threshold(), None),
+    (gs.CFG(6) | gs.Threshold(quantile=0.8, mimic=2), None),
+    (gs.ADG(4), None),
+    (gs.ADG(-2, largest=0.4, against="null"), None),
+    (gs.FBG(0.9, temperature=0.1, offset=-0.3), None),
+    (gs.Ramp(gs.APG(3, momentum=-0.5) | gs.Rescale(0.4), "cosine-down", floor=0.5), None),
+    (gs.Ramp(gs.During(gs.CFG(3), progress=(0, 0.5))), None),
     (gs.Prefix(gs.CFG(3), 2), windowed(lambda level: level in LEVELS[:2], cfg(3))),
     (gs.AdaptiveGuidance(gs.CFG(3), threshold=1.5), cfg(3)),
     (gs.AdaptiveGuidance(gs.CFG(3), threshold=0.97), None),
@@ -181,7 +201,7 @@ def test_the_twelve_invariants(rule: gs.Rule, reference: Any, oracle_fit: Any) -
     results = check_rule(rule, reference)
     assert len(results) == 12
     allowed = {"10."} | ({"12."} if reference is None else set())
-    if any(isinstance(part, gs.CFGPlusPlus | gs.Renoise | gs.Renorm) for part in rule.parts()):
+    if any(isinstance(part, gs.CFGPlusPlus | gs.Renoise | gs.Renorm | gs.Threshold) for part in rule.parts()):
         allowed |= {"1. "}  # at 0 it is the unconditional model, at 1 it re-noises still
     if any(part.whole_stack for part in rule.parts()):
         allowed |= {"11."}
