@@ -41,13 +41,13 @@ class ADG(Contrasting):
 
     Args:
         scale: s, any number up to 1e6 in size; 1 is no guidance. Below 1 it turns towards the contrast.
-        largest: :math:`\gamma_{max}` in [0, pi], the largest angle in either sense; the paper's is pi/3.
+        largest: :math:`\gamma_{max}`, the largest angle in either sense, in degrees from 0 to 180; the paper has 60.
         against: the query that :math:`D_u` answers, as of `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``scale=1``.
 
-    State: none. Space: denoised, as the paper has it. Trace ``adg_angle``: :math:`\gamma`. Where the two have one
-    direction there is none to turn to, and the estimate stays as it is.
+    State: none. Space: denoised, as the paper has it. Trace ``adg_angle``: :math:`\gamma` in degrees. Where the two
+    have one direction there is none to turn to, and the estimate stays as it is.
 
     References:
         Jin, Xiao, Liu & Gu, "Angle Domain Guidance: Latent Diffusion Requires Rotation Rather Than Extrapolation",
@@ -61,12 +61,12 @@ class ADG(Contrasting):
     space: ClassVar[Any] = "denoised"
 
     scale: float
-    largest: float = math.pi / 3
+    largest: float = 60.0
     against: Query | str = NEGATIVE
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number(self, "largest", 0.0, math.pi)
+        number(self, "largest", 0.0, 180.0)
 
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
@@ -75,7 +75,8 @@ class ADG(Contrasting):
         away = projected(c.minus(u, "denoised"), u.denoised, keep=0)  # e: of D_u itself nothing is perpendicular
         size = norm(away)
         theta = torch.atan2(size * norm(u.denoised), dot(c.denoised, u.denoised))
-        angle = ((self.scale - 1) * theta).clamp(-self.largest, self.largest)
+        largest = math.radians(self.largest)
+        angle = ((self.scale - 1) * theta).clamp(-largest, largest)
         turned = away.mul_(ratio(angle.sin() * norm(c.denoised), size))  # sin(theta) = |e|/|D_c|
         change = torch.addcmul(turned, c.denoised, angle.cos() - 1)
-        return estimate.plus("denoised", change, 1.0, adg_angle=angle.flatten()), state
+        return estimate.plus("denoised", change, 1.0, adg_angle=angle.flatten().rad2deg()), state

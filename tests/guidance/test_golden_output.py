@@ -305,7 +305,7 @@ CASES = {
     ),
     "threshold, latents": Case(gs.CFG(6) | gs.Threshold(quantile=0.8, mimic=2), partial(mimicking, cfg(6), 0.8, 2)),
     "adg": Case(gs.ADG(4), partial(adg, 4, math.pi / 3)),
-    "adg, small": Case(gs.ADG(1.5, largest=0.2), partial(adg, 1.5, 0.2)),
+    "adg, small": Case(gs.ADG(1.5, largest=9), partial(adg, 1.5, math.pi / 20)),
     "fbg": Case(gs.FBG(0.9, temperature=0.1, offset=-0.3), partial(fbg, 0.9, 0.1, -0.3)),
     "fbg, largest": Case(gs.FBG(0.8, temperature=0.02, offset=-0.9, largest=4), partial(fbg, 0.8, 0.02, -0.9, 4.0)),
     "ramp": Case(gs.Ramp(gs.CFG(3)), lambda **_: ramped(cfg, 3, lambda q: 2 * q)),

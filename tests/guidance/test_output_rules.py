@@ -383,7 +383,7 @@ def test_adg_hardly_grows_whatever_the_scale(scale: float) -> None:
     c, u = alike(28)
     seen, _, traces = updated(gs.ADG(scale), c, u, X0, NOISY)
     assert (seen.flatten(1).norm(dim=1) <= 2**0.5 * c.flatten(1).norm(dim=1) * (1 + 1e-12)).all()
-    assert (traces["adg_angle"].abs() <= torch.pi / 3 + 1e-12).all()
+    assert (traces["adg_angle"].abs() <= 60 + 1e-9).all()
 
 
 def test_adg_of_one_direction_has_nowhere_to_turn() -> None:

@@ -172,7 +172,7 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.CFG(6) | gs.Threshold(), None),
     (gs.CFG(6) | gs.Threshold(quantile=0.8, mimic=2), None),
     (gs.ADG(4), None),
-    (gs.ADG(-2, largest=0.4, against="null"), None),
+    (gs.ADG(-2, largest=20, against="null"), None),
     (gs.FBG(0.9, temperature=0.1, offset=-0.3), None),
     (gs.Ramp(gs.APG(3, momentum=-0.5) | gs.Rescale(0.4), "cosine-down", floor=0.5), None),
     (gs.Ramp(gs.During(gs.CFG(3), progress=(0, 0.5))), None),
