@@ -186,7 +186,7 @@ class GuidedDenoiser:
                 f"{tensors[0]!r} is a tensor, of which it is not known whether it has rows; give it as an argument of "
                 "each of the conditions"
             )
-        value = self._one(sigma)
+        value = one_level(sigma)
         level = Level.ve(value) if self.path == "ve" else Level.flow(value)
         index, evaluation = self._place(value)
         batch = len(x)
@@ -206,13 +206,6 @@ class GuidedDenoiser:
         self._calls += 1
         self._above = value
         return estimate.prediction.denoised.to(x.dtype)
-
-    @staticmethod
-    def _one(sigma: Tensor | float) -> float:
-        values = set(sigma.flatten().tolist()) if isinstance(sigma, Tensor) else {float(sigma)}
-        if len(values) != 1:
-            raise InputError(f"sigma must be one level for all samples, got {sorted(values)}")
-        return float(values.pop())
 
     def _place(self, sigma: float) -> tuple[int, int]:
         """The step and the evaluation of the next call.
@@ -258,6 +251,18 @@ class GuidedDenoiser:
             name: value.expand(batch, *value.shape[1:]) if isinstance(value, Tensor) and len(value) == 1 else value
             for name, value in tree.items()
         }
+
+
+def one_level(sigma: Tensor | float) -> float:
+    """The level that a sampler names for each sample, the same for all; waits for the device that holds it.
+
+    Raises:
+        InputError: it is not the same.
+    """
+    values = set(sigma.flatten().tolist()) if isinstance(sigma, Tensor) else {float(sigma)}
+    if len(values) != 1:
+        raise InputError(f"sigma must be one level for all samples, got {sorted(values)}")
+    return float(values.pop())
 
 
 class _Called:

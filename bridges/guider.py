@@ -20,7 +20,7 @@ import torch
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor
 
-from ..guidance.errors import GuidanceNotAppliedError, InputError, NonFiniteError, nearest, warn
+from ..guidance.errors import GuidanceNotAppliedError, InputError, nearest, warn
 from ..guidance.keyed import Keys
 from ..guidance.notation.presets import as_stack
 from ..guidance.notation.text import parse
@@ -32,9 +32,9 @@ from ..guidance.run import GuidedRun
 from ..guidance.step import Run, Step
 from ..pipelines import edits
 from ..pipelines.hooks import below, calling
-from ..pipelines.session import nothing_guided
 from ..samplers import Grid, entry, grid, parameterization
 from .answered import ALIASES, Answered, ordered
+from .ended import remark
 
 OWN = ("positive", "negative")
 """The conditions of a pipeline's loop: the prompt's half, and the other."""
@@ -399,27 +399,13 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         self._asked, self._sample = [], None
         assert self._grid is not None  # a step was begun
         ends = self._position + 1 == len(self._grid.points)
-        if ends and (remark := self._remark(self.run)):
-            warn(remark)
+        if ends and (said := remark(self.run)):
+            warn(said)
         return GuiderOutput(
             pred=estimate.prediction.native,
             pred_cond=native,
             pred_uncond=answers.get(Query("negative")),
         )
-
-    @staticmethod
-    def _remark(run: GuidedRun) -> str:
-        """What a user should know of a run that is over, or "".
-
-        Raises:
-            NonFiniteError: no sample is finite.
-        """
-        try:
-            return nothing_guided(run.finish())
-        except NonFiniteError as error:
-            if len(error.samples) == run.run.batch:
-                raise
-            return str(error)  # the loop hands its samples on by itself, and no error could carry them
 
     def _samples(self, native: Tensor, level: Level) -> Tensor:
         """The samples that `native` answers, in the scheduler's scaling, from what the denoiser was handed."""
