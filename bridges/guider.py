@@ -113,8 +113,8 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         self.stack = as_stack(stack)
         if reason := uncarried(self.stack):
             raise InputError(f"a guider cannot carry {self.stack}: {reason}")
-        for remark in remarks(self.stack):
-            warn(remark)
+        for said in remarks(self.stack):
+            warn(said)
         self.register_to_config(stack=str(self.stack), enabled=enabled)
         self.scheduler, self.conditions = scheduler, conditions or {}
         self.seeds: Sequence[int] | None = None

@@ -40,8 +40,11 @@ REPLACED = ("sampler_cfg_function", "sampler_pre_cfg_function")
 """Where other nodes put a guidance of their own, or change the predictions that it is made of."""
 AFTER = "sampler_post_cfg_function"
 """Where nodes and samplers are told of the estimate; the CFG++ samplers take what they re-noise with from there."""
-INPUTS = {"negative:1": "negative_2", "negative:2": "negative_3", "negative:3": "negative_4", "positive:1": "positive_2"}
-"""Conditions whose names differ from those of the node's inputs."""
+INPUTS = {
+    **{f"negative:{number - 1}": f"negative_{number}" for number in (2, 3, 4)},
+    "positive:1": "positive_2",
+}
+"""The node's inputs of further prompts, by the conditions that rules ask for."""
 
 
 def readable(text: str) -> Stack:
@@ -185,26 +188,26 @@ class StackWrapper:
         """Refuse what guides beside the stack, which would not be heard."""
         if type(guider).predict_noise is not plain.predict_noise:
             raise InputError(
-                f"{type(guider).__name__} has a guidance of its own, and its MODEL carries the stack {self.stack}; take "
-                "Guidestack Guider in its place"
+                f"{type(guider).__name__} has a guidance of its own, and its MODEL carries the stack {self.stack}; "
+                "take Guidestack Guider in its place"
             )
         if guider.cfg != 1:
             raise InputError(
                 f"cfg is {guider.cfg:g}, and the stack {self.stack} of the MODEL guides in its place; set cfg to 1"
             )
         for place in REPLACED:
-            found = guider.model_options.get(place)
-            for one in found if isinstance(found, list) else [found] if found else []:
+            if found := guider.model_options.get(place):
+                one = found[0] if isinstance(found, list) else found
+                name = f"{getattr(one, '__module__', '')}.{getattr(one, '__qualname__', type(one).__name__)}"
                 raise InputError(
-                    f"{getattr(one, '__module__', '')}.{getattr(one, '__qualname__', type(one).__name__)}, put into the "
-                    f"MODEL by another node ({place}), and the stack {self.stack} guide in one another's place; take "
-                    "one of the two nodes out"
+                    f"{name}, put into the MODEL by another node ({place}), and the stack {self.stack} guide in one "
+                    "another's place; take one of the two nodes out"
                 )
 
 
 @dataclass(frozen=True)
 class _Model:
-    """A network of ComfyUI's with conditions that are processed for it, and the options of its calls: None: the run's."""
+    """A network of ComfyUI's, conditions that are processed for it, and options of its calls: None for the run's."""
 
     network: Any
     conds: Mapping[str, list[dict[str, Any]]]
@@ -220,10 +223,11 @@ class _Sampling:
         import comfy.model_sampling
 
         self.stack, self.guider, self.models = stack, guider, models
-        flow: set[bool] = {isinstance(one.network.model_sampling, comfy.model_sampling.CONST) for one in models.values()}
+        const = comfy.model_sampling.CONST
+        flow = {isinstance(one.network.model_sampling, const) for one in models.values()}
         if len(flow) > 1:
             raise InputError("the weak MODEL and the other are not of one kind: one is a flow model and one is not")
-        self.flow = flow.pop()
+        self.flow: bool = flow.pop()
         # A single negative is called "negative", and one of several by its number.
         several = "negative:1" in guider.conds
         self.hosts = {"negative:0" if several and host == "negative" else host: host for host in guider.conds}
@@ -388,7 +392,7 @@ def _divisible(options: Mapping[str, Any], conds: Any) -> bool:
 
 
 def _of_rows(cond: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """A condition for some rows of the batch. ComfyUI repeats what has fewer rows than the batch, one after the other."""
+    """A condition for some rows of the batch; what has fewer rows than it ComfyUI repeats, one after the other."""
 
     def picked(value: Any) -> Any:
         if isinstance(value, list):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.report import Report
-from .guided import carrying, guiding, readable
+from .guided import INPUTS, carrying, guiding, readable
 
 STACK = ("STRING", {"default": "cfg(7)", "multiline": True, "tooltip": "Rules and their order: apg(7) | rescale(0.5)"})
 WEAK = ("MODEL", {"tooltip": "The network that rules call weak, as in cfg(2, against='positive@weak')"})
-FURTHER = ("negative_2", "negative_3", "negative_4")
-"""The inputs of the negative prompts behind the first."""
 
 
 class _Node:
@@ -26,28 +25,25 @@ class _Node:
     OUTPUT_NODE: ClassVar[bool] = False
     FUNCTION: ClassVar[str] = "execute"
     CATEGORY: ClassVar[str] = "sampling/custom_sampling/guiders"
+    execute: ClassVar[Callable[..., Any]]
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, dict[str, Any]]:  # noqa: N802  # ComfyUI's name
+    def INPUT_TYPES(cls) -> dict[str, dict[str, Any]]:
         """The inputs of the node."""
         return {"required": dict(cls.REQUIRED), "optional": dict(cls.OPTIONAL)}
 
-
-class _StackNode(_Node):
-    """A node whose text is a stack."""
-
     @classmethod
-    def VALIDATE_INPUTS(cls, stack: Any = None) -> bool | str:  # noqa: N802  # ComfyUI's name
+    def VALIDATE_INPUTS(cls, stack: Any = None) -> bool | str:
         """Whether the text is a stack, asked before the graph runs: a message is shown on the node."""
         try:
-            if stack is not None:  # None: another node makes the text
+            if stack is not None:  # a node without a text, or one whose text another node makes
                 readable(stack)
         except GuidestackError as error:
             return str(error)
         return True
 
 
-class GuidestackGuider(_StackNode):
+class GuidestackGuider(_Node):
     """A GUIDER, for SamplerCustomAdvanced, that guides by a stack."""
 
     TITLE = "Guidestack Guider"
@@ -56,8 +52,10 @@ class GuidestackGuider(_StackNode):
     OPTIONAL: ClassVar = {
         "negative": ("CONDITIONING", {"tooltip": "The negative prompt; null takes its place where none is linked"}),
         "null": ("CONDITIONING", {"tooltip": "The empty prompt, for rules that need it beside the negative one"}),
-        **{name: ("CONDITIONING", {"tooltip": "A further negative prompt, for perpneg"}) for name in FURTHER},
-        "positive_2": ("CONDITIONING", {"tooltip": "A further prompt, for perpneg"}),
+        **{
+            name: ("CONDITIONING", {"tooltip": "A further prompt of this kind, for perpneg"})
+            for name in INPUTS.values()
+        },
         "weak": WEAK,
     }
     RETURN_TYPES = ("GUIDER",)
@@ -69,35 +67,31 @@ class GuidestackGuider(_StackNode):
         stack: str,
         negative: Any = None,
         null: Any = None,
-        positive_2: Any = None,
         weak: Any = None,
         **further: Any,
     ) -> tuple[Any]:
         """The guider.
 
         Raises:
-            InputError: a negative is linked and one before it is not, or as `carrying`.
+            InputError: a negative is linked and the one before it is not, or as of `carrying`.
         """
         import comfy.samplers
 
-        negatives = [negative, *(further.get(name) for name in FURTHER)]
-        while negatives and negatives[-1] is None:
-            negatives.pop()
-        if len(negatives) > 1 and None in negatives:
-            missing = ("negative", *FURTHER)[negatives.index(None)]
-            raise InputError(f"{FURTHER[len(negatives) - 2]} is linked and {missing} is not; link them in their order")
-        against = {"negative" if not i else f"negative:{i}": one for i, one in enumerate(negatives)} | {"null": null}
-        guider = comfy.samplers.CFGGuider(carrying(model, readable(stack), weak))
-        told = {"positive": positive, "positive:1": positive_2} | {
+        linked = {"positive": positive, "negative": negative, "null": null} | further
+        for before, behind in pairwise(["negative", *(one for one in INPUTS.values() if one.startswith("negative"))]):
+            if linked.get(before) is None and linked.get(behind) is not None:
+                raise InputError(f"{behind} is linked and {before} is not; link them in their order")
+        names = {link: name for name, link in INPUTS.items()}
+        conds = {names.get(link, link): one for link, one in linked.items() if one is not None}
+        for name in conds.keys() - {"positive", "positive:1"}:
             # Networks that treat a negative prompt in a way of its own ask the condition what it is.
-            name: one and [[text, {**more, "prompt_type": "negative"}] for text, more in one]
-            for name, one in against.items()
-        }
-        guider.inner_set_conds({name: one for name, one in told.items() if one is not None})
+            conds[name] = [[text, {**more, "prompt_type": "negative"}] for text, more in conds[name]]
+        guider = comfy.samplers.CFGGuider(carrying(model, readable(stack), weak))
+        guider.inner_set_conds(conds)
         return (guider,)
 
 
-class GuidestackPatch(_StackNode):
+class GuidestackPatch(_Node):
     """A MODEL with a stack, for KSampler and whatever else samples with a positive and a negative prompt."""
 
     TITLE = "Guidestack Patch"
@@ -131,7 +125,7 @@ class GuidestackReport(_Node):
             raise InputError("link either the GUIDER or the MODEL that carries the stack to Guidestack Report")
         stack = guiding(guider.model_patcher if model is None else model)
         if stack is None:
-            raise InputError("what is linked to Guidestack Report carries no stack; link Guidestack Guider's or Patch's")
+            raise InputError("what is linked to Guidestack Report carries no stack; link what Guidestack's nodes make")
         if stack.report is None:
             raise InputError(f"{stack.stack} has not run yet; link the LATENT of the sampler that it guides")
         text = told(stack.report)
@@ -152,46 +146,48 @@ NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: node.TITLE for node in NODES}
 
 
-def as_v3(node: Any) -> type[Any]:
+def as_v3(node: type[_Node]) -> type[Any]:
     """A node in the form of ComfyUI's V3 registration."""
     from comfy_api.latest import io
 
-    def socket(name: str, kind: str, more: Mapping[str, Any], optional: bool) -> Any:
-        known = io.String if kind == "STRING" else io.Custom(kind)
-        return known.Input(name, optional=optional, **more)
+    def sockets(forms: Mapping[str, tuple[Any, ...]], optional: bool) -> list[Any]:
+        known = {"STRING": io.String}
+        return [
+            known.get(kind, io.Custom(kind)).Input(name, optional=optional, **more)
+            for name, (kind, more) in forms.items()
+        ]
 
-    def define_schema(cls: Any) -> Any:
-        required = [socket(name, *form, optional=False) for name, form in node.REQUIRED.items()]
-        optional = [socket(name, *form, optional=True) for name, form in node.OPTIONAL.items()]
-        return io.Schema(
-            node_id=node.__name__,
-            display_name=node.TITLE,
-            category=node.CATEGORY,
-            description=node.DESCRIPTION,
-            inputs=required + optional,
-            outputs=[io.Custom(kind).Output() for kind in node.RETURN_TYPES],
-            is_output_node=node.OUTPUT_NODE,
-        )
+    class Node(io.ComfyNode):  # type: ignore[misc]  # ComfyUI is not installed where types are checked
+        @classmethod
+        def define_schema(cls) -> Any:
+            return io.Schema(
+                node_id=node.__name__,
+                display_name=node.TITLE,
+                category=node.CATEGORY,
+                description=node.DESCRIPTION,
+                inputs=sockets(node.REQUIRED, False) + sockets(node.OPTIONAL, True),
+                outputs=[io.Custom(kind).Output() for kind in node.RETURN_TYPES],
+                is_output_node=node.OUTPUT_NODE,
+            )
 
-    def execute(cls: Any, **inputs: Any) -> Any:
-        done = node().execute(**inputs)
-        return io.NodeOutput(*done["result"], ui=done["ui"]) if isinstance(done, dict) else io.NodeOutput(*done)
-
-    members = {"define_schema": classmethod(define_schema), "execute": classmethod(execute), "__doc__": node.__doc__}
-    if issubclass(node, _StackNode):
-
-        def validate_inputs(cls: Any, stack: Any = None) -> bool | str:
+        @classmethod
+        def validate_inputs(cls, stack: Any = None) -> bool | str:
             return node.VALIDATE_INPUTS(stack)
 
-        members["validate_inputs"] = classmethod(validate_inputs)
-    return type(node.__name__, (io.ComfyNode,), members)
+        @classmethod
+        def execute(cls, **inputs: Any) -> Any:
+            done = node().execute(**inputs)
+            return io.NodeOutput(*done["result"], ui=done["ui"]) if isinstance(done, dict) else io.NodeOutput(*done)
+
+    Node.__name__ = node.__name__
+    return Node
 
 
 async def comfy_entrypoint() -> Any:
     """The nodes as an extension of ComfyUI's V3 registration."""
     from comfy_api.latest import ComfyExtension
 
-    class Guidestack(ComfyExtension):  # type: ignore[misc]  # ComfyUI is not installed where types are checked
+    class Guidestack(ComfyExtension):  # type: ignore[misc]  # as above
         async def get_node_list(self) -> list[type[Any]]:
             return [as_v3(node) for node in NODES]
 
