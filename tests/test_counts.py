@@ -339,13 +339,13 @@ def test_a_run_looks_for_the_time_embedding_once(pipe: Any, monkeypatch: pytest.
     from guidestack.pipelines import prepared
 
     looked: list[Any] = []
-    original: Callable[[Any], Any] = prepared.places
+    original: Callable[[Any], Any] = prepared.architecture
 
-    def places(module: Any) -> Any:
+    def architecture(module: Any) -> Any:
         looked.append(module)
         return original(module)
 
     guided = gs.guide(pipe, "tsg(3)")
-    monkeypatch.setattr(prepared, "places", places)
+    monkeypatch.setattr(prepared, "architecture", architecture)
     guided(**given(4))
     assert len(looked) == 1

@@ -27,7 +27,7 @@ SADAT_2024 = """@inproceedings{sadat2025eliminating,
 }"""
 
 
-class Momentum(NamedTuple):
+class Sum(NamedTuple):
     """What APG remembers: the running sum of the differences, shape ``(B, ...)``, neither clipped nor projected."""
 
     average: Tensor
@@ -106,7 +106,7 @@ class APG(Contrasting):
         axes_in(self, "axes", run.shape)
         if not self.momentum or self.off:
             return ()
-        return Momentum(torch.zeros(run.shape, dtype=wide(run.dtype), device=run.device))
+        return Sum(torch.zeros(run.shape, dtype=wide(run.dtype), device=run.device))
 
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
@@ -121,8 +121,8 @@ class APG(Contrasting):
 
     def _with_momentum(self, difference: Tensor, state: State) -> tuple[Tensor, State]:
         """The running sum with this difference, in its memory, and the state that keeps it."""
-        if isinstance(state, Momentum):
-            state = Momentum(difference.add_(state.average, alpha=self.momentum))
+        if isinstance(state, Sum):
+            state = Sum(difference.add_(state.average, alpha=self.momentum))
         return difference, state
 
     def _clip(self, difference: Tensor) -> Tensor | None:

@@ -45,8 +45,8 @@ class EpsilonScaling(Rule):
         5: the uniform schedule.
 
     >>> from guidestack import CFG, EpsilonScaling
-    >>> print(CFG(4) | EpsilonScaling(1.005))
-    cfg(4) | epsilon_scaling(1.005)
+    >>> print(CFG(4) | EpsilonScaling(1.01))
+    cfg(4) | epsilon_scaling(divisor=1.01)
     """
 
     space: ClassVar[Any] = "noise"

@@ -52,8 +52,8 @@ class Momentum(Rule):
         which averages denoised predictions.
 
     >>> from guidestack import CFG, Momentum
-    >>> print(CFG(4) | Momentum(0.5))
-    cfg(4) | momentum(0.5)
+    >>> print(CFG(4) | Momentum(0.3))
+    cfg(4) | momentum(amount=0.3)
     """
 
     neutral_values: ClassVar[Mapping[str, Any] | None] = {"amount": 0.0}
