@@ -12,15 +12,18 @@ its own, so that nothing is made twice.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..spec.cells import Addresses, Cell
 from ..spec.prompts import Prompt, written_prompt
 
 Pairs = Sequence[tuple[int, int]]
 """Places of prompts, each with a seed."""
+Version = tuple[Sequence[Cell], Sequence[Prompt], Pairs]
 
 
 @dataclass(frozen=True)
@@ -66,24 +69,24 @@ class Block:
         cell: the cell.
         pairs: what it is made for.
         prompts: of the version of the sweep that asks for it, which the pairs name by place.
-        written: the same prompts, as addresses are made of them.
+        address: the address of a pair.
     """
 
     cell: Cell
     pairs: Pairs
     prompts: Sequence[Prompt]
-    written: Sequence[bytes]
+    address: Callable[[int, int], str]
+
+    def batch(self, start: int) -> Batch:
+        """The batch that begins at a pair."""
+        pairs = self.pairs[start : start + self.cell.batch]
+        return Batch(self.cell, tuple(Sample(self.prompts[at], at, seed, self.address(at, seed)) for at, seed in pairs))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a batch is found again, without its samples being kept.
+class Place(NamedTuple):
+    """Where a batch is found again, without its samples being kept: its block, its start in that, and its name.
 
-    Args:
-        block: of the plan.
-        start: of the batch in the block.
-        name: of the batch.
-        missing: how many of its samples are missing.
+    `missing` is how many of its samples are missing.
     """
 
     block: int
@@ -96,17 +99,30 @@ class Plan:
     """The batches of a sweep in all its versions.
 
     Args:
-        blocks: of all versions, the oldest first.
+        versions: cells, prompts and pairs of each version of the sweep, the oldest first. What was planned by one is
+            planned by no later one.
         addresses: of the model.
     """
 
-    def __init__(self, blocks: Sequence[Block], addresses: Addresses) -> None:
+    def __init__(self, versions: Iterable[Version], addresses: Addresses) -> None:
+        blocks: list[Block] = []
+        seen_cells: set[tuple[object, ...]] = set()
+        seen_pairs: set[tuple[bytes, int]] = set()
+        for cells, prompts, pairs in versions:
+            written = [written_prompt(prompt) for prompt in prompts]
+            keys = [(written[place], seed) for place, seed in pairs]
+            fresh = [pair for pair, key in zip(pairs, keys, strict=True) if key not in seen_pairs]
+            for cell in cells:
+                address = functools.partial(_address, addresses.of_cell(cell), written)
+                wanted = fresh if cell.key in seen_cells else pairs
+                blocks += [Block(cell, part, prompts, address) for part in _alike(wanted, prompts)]
+                seen_cells.add(cell.key)
+            seen_pairs.update(keys)
         self.blocks = sorted(blocks, key=lambda block: block.cell.dtype)  # a model is loaded once for each type
-        self._addresses = [addresses.of_cell(block.cell) for block in self.blocks]
 
     @property
     def samples(self) -> int:
-        """Samples of the sweep."""
+        """How many samples the sweep has."""
         return sum(len(block.pairs) for block in self.blocks)
 
     def places(self, existing: Collection[str] = ()) -> list[Place]:
@@ -114,40 +130,18 @@ class Plan:
         found = []
         for number, block in enumerate(self.blocks):
             for start in range(0, len(block.pairs), block.cell.batch):
-                batch = self._batch(number, start)
+                batch = block.batch(start)
                 missing = sum(one.address not in existing for one in batch.samples)
                 found.append(Place(number, start, batch.name, missing))
         return sorted(found, key=lambda place: place.name)
 
     def batch(self, place: Place) -> Batch:
         """The batch at a place."""
-        return self._batch(place.block, place.start)
-
-    def _batch(self, number: int, start: int) -> Batch:
-        block, address = self.blocks[number], self._addresses[number]
-        pairs = block.pairs[start : start + block.cell.batch]
-        samples = (Sample(block.prompts[at], at, seed, address(block.written[at], seed)) for at, seed in pairs)
-        return Batch(block.cell, tuple(samples))
+        return self.blocks[place.block].batch(place.start)
 
 
-def blocks(versions: Sequence[tuple[Sequence[Cell], Sequence[Prompt], Pairs]]) -> list[Block]:
-    """What each version of a sweep adds to those before it.
-
-    Args:
-        versions: cells, prompts and pairs of each, oldest first.
-    """
-    found: list[Block] = []
-    seen_cells: set[tuple[object, ...]] = set()
-    seen_pairs: set[tuple[bytes, int]] = set()
-    for cells, prompts, pairs in versions:
-        written = [written_prompt(prompt) for prompt in prompts]
-        fresh = [pair for pair in pairs if (written[pair[0]], pair[1]) not in seen_pairs] if seen_pairs else pairs
-        for cell in cells:
-            wanted = _alike(fresh if cell.key in seen_cells else pairs, prompts)
-            found += [Block(cell, part, prompts, written) for part in wanted]
-            seen_cells.add(cell.key)
-        seen_pairs |= {(written[place], seed) for place, seed in pairs}
-    return found
+def _address(of_cell: Callable[[bytes, int], str], written: Sequence[bytes], place: int, seed: int) -> str:
+    return of_cell(written[place], seed)
 
 
 def _alike(pairs: Pairs, prompts: Sequence[Prompt]) -> list[Pairs]:

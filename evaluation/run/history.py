@@ -12,16 +12,14 @@ from ...guidance.words import counted, counted_are
 from .. import values
 from ..paths import located
 from ..spec.cells import Addresses, Cell, baseline_of, expand
-from ..spec.prompts import Prompt, written_prompt
+from ..spec.prompts import written_prompt
 from ..spec.sweep import BUNDLED, FIELDS, STACK, Sweep
 from ..store.folder import CELLS, SWEEP, RunFolder
-from .batches import Pairs
+from .batches import Version
 
 HISTORY = "history"
 MAY_CHANGE = ("batch",)
 """The one of `FIELDS` that may be another one in a folder that has samples: it does not say what they are."""
-
-Version = tuple[list[Cell], Sequence[Prompt], Pairs]
 
 
 def versions(run: RunFolder, sweep: Sweep, model: str) -> list[Sweep]:
@@ -42,7 +40,7 @@ def versions(run: RunFolder, sweep: Sweep, model: str) -> list[Sweep]:
         raise _another(run, f"the model's fingerprint is {here} there and {model} here")
     if difference := differs(before[-1], sweep, models=here is None):
         raise _another(run, difference)
-    return [*(before[:-1] if _same_samples(before[-1], sweep) else before), sweep]
+    return [*(before[:-1] if _samples(before[-1]) == _samples(sweep) else before), sweep]
 
 
 def remarks(run: RunFolder, sweep: Sweep, existing: int) -> list[str]:
@@ -136,15 +134,22 @@ def _shown(value: Any) -> str:
     return str(value) if isinstance(value, str) else shown(value)
 
 
-def _same_samples(old: Sweep, new: Sweep) -> bool:
-    same_cells = [cell.key for cell in expand(old)] == [cell.key for cell in expand(new)]
-    return same_cells and old.pairs == new.pairs
+def _samples(sweep: Sweep) -> tuple[Any, ...]:
+    """What of a sweep may grow, and decides which samples it has."""
+    axes = {name: each for name, each in sweep.axes.items() if name not in MAY_CHANGE}
+    return list(sweep.stacks), axes, sweep.pairs
 
 
-def planned(sweeps: Sequence[Sweep]) -> list[Version]:
-    """The cells, prompts and pairs of each version; the cells are those of the last, which may have another batch."""
-    now = {cell.key: cell for cell in expand(sweeps[-1])}
-    return [([now[cell.key] for cell in expand(sweep)], sweep.prompts, sweep.pairs) for sweep in sweeps]
+def planned(sweeps: Sequence[Sweep], cells: Sequence[Cell]) -> list[Version]:
+    """The cells, prompts and pairs of each version.
+
+    Args:
+        sweeps: of `versions`.
+        cells: of the last one; those of the versions before are taken from these, which may have another batch.
+    """
+    now = {cell.key: cell for cell in cells}
+    before = [([now[cell.key] for cell in expand(sweep)], sweep.prompts, sweep.pairs) for sweep in sweeps[:-1]]
+    return [*before, (cells, sweeps[-1].prompts, sweeps[-1].pairs)]
 
 
 def write(run: RunFolder, sweeps: Sequence[Sweep], cells: Sequence[Cell], addresses: Addresses, name: str) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..spec.sweep import Sweep
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """What a run did.
 
@@ -30,12 +30,12 @@ class Outcome:
         cause: what was said of the first of them.
     """
 
-    made: int
-    existing: int
-    missing: int
-    evaluations: int
-    seconds: float
-    records: int
+    made: int = 0
+    existing: int = 0
+    missing: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    records: int = 0
     others: int = 0
     others_evaluations: int = 0
     lost: int = 0

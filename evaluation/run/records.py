@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
-from PIL import Image
 
 from ...guidance.version import __version__
 from ...pipelines.models.files import contents
@@ -22,11 +20,13 @@ from ..effective_scale import gathered
 from ..spec.cells import Addresses
 from ..spec.sweep import Sweep
 from ..store.folder import COLUMNS, IMAGES, column_type
-from .batches import Batch, Sample
+from .batches import Batch
 from .writer import Finished
 
 if TYPE_CHECKING:
-    from .meter import Meter
+    from .meter import Features, Meter
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,56 +49,51 @@ class Keeper:
 
     def kept(self, batch: Batch, made: Made, existing: Collection[str]) -> Finished:
         """What is written of a batch: of its samples those that are not in `existing`, and not lost."""
-        existing = {*existing, *lost_of(batch, made)}
-        rows: list[dict[str, Any]] = []
-        images: dict[str, Callable[[], bytes]] = {}
-        measured = gathered(made.report)
-        traces: dict[str, dict[str, NDArray[np.float64]]] = {}
-        for place, sample in enumerate(batch.samples):
-            if sample.address in existing:
-                continue
-            row = self._row(batch, place, made) | {
-                "effective_scale": _number(measured.effective_scale[place]),
-                "across": _number(measured.across[place]),
+        missing = [place for place in sorted(made.images) if batch.samples[place].address not in existing]
+        kind, measured = self.sweep.images, gathered(made.report)
+        rows = []
+        for place in missing:
+            scales = {
+                "effective_scale": measured.effective_scale[place],
+                "across": measured.across[place],
                 "guided_steps": int(measured.guided_steps[place]),
             }
-            if self.sweep.images != "none":
-                row["image"] = f"{IMAGES}/{sample.address[:2]}/{sample.address}.{self.sweep.images}"
-                recipe = self._recipe(batch, sample)
-                images[row["image"]] = functools.partial(contents, made.images[place], self.sweep.images, recipe)
-            if self.sweep.traces:
-                traces[sample.address] = measured.sample(place)
+            row = self._row(batch, place, made) | scales
+            row["image"] = f"{IMAGES}/{row['address'][:2]}/{row['address']}.{kind}" if kind != "none" else None
             rows.append(row)
-        table = _table(rows)
-        features: Mapping[str, Any] = {}
+        images: dict[str, Callable[[], bytes]] = {
+            row["image"]: functools.partial(contents, made.images[place], kind, self._recipe(batch, row))
+            for row, place in zip(rows, missing, strict=True)
+            if kind != "none"
+        }
+        traces = {row["address"]: measured.sample(place) for row, place in zip(rows, missing, strict=True)}
+        names = [*COLUMNS, *sorted({name for row in rows for name in row} - set(COLUMNS))]
+        columns = {
+            name: pa.array([row.get(name) for row in rows], column_type(name), from_pandas=True) for name in names
+        }
+        table = pa.table(columns)
+        features: Features = {}
         if self.meter is not None:
-            kept = [place for place, sample in enumerate(batch.samples) if sample.address not in existing]
-            table, features = self.meter.measured(table, pixels([made.images[place] for place in kept]))
-        return Finished(table, images, features, traces)
+            pixels = np.stack([np.asarray(made.images[place].convert("RGB")) for place in missing])
+            table, features = self.meter.measured(table, pixels)
+        return Finished(table, images, features, traces if self.sweep.traces else {})
 
-    def _recipe(self, batch: Batch, sample: Sample) -> dict[str, Any]:
+    def _recipe(self, batch: Batch, row: Row) -> dict[str, Any]:
         """What `guidestack generate --like` reads out of an image."""
-        cell, prompt = batch.cell, sample.prompt
+        same = ("prompt", "negative", "extra", "sampler", "steps", "seed", "dtype")
         return Recipe(
-            prompt=prompt.text,
-            negative=prompt.negative,
-            extra=prompt.extra,
-            guidance=cell.stack,
-            sampler=cell.sampler,
-            steps=cell.steps,
-            seed=sample.seed,
-            size=cell.size,
-            dtype=cell.dtype,
+            **{name: row[name] for name in same},
+            guidance=batch.cell.stack,
+            size=batch.cell.size,
             batch=min(len(batch.samples), MOST_TOGETHER),
             model=self.identity,
             versions=self.versions,
         ).written()
 
-    def _row(self, batch: Batch, place: int, made: Made) -> dict[str, Any]:
+    def _row(self, batch: Batch, place: int, made: Made) -> Row:
         cell, sample, report = batch.cell, batch.samples[place], made.report
         prompt = sample.prompt
-        width, height = made.images[place].size
-        row: dict[str, Any] = {
+        row: Row = {
             "address": sample.address,
             "cell": self.addresses.cell(cell),
             "prompt": prompt.text,
@@ -109,8 +104,8 @@ class Keeper:
             "stack": cell.stack,
             "sampler": cell.sampler,
             "steps": cell.steps,
-            "height": height,
-            "width": width,
+            "height": made.images[place].height,
+            "width": made.images[place].width,
             "dtype": cell.dtype,
             "model": self.identity["name"],
             "fingerprint": self.identity.get("fingerprint"),
@@ -124,23 +119,3 @@ class Keeper:
         }
         row |= {f"axis.{name}": value for name, value in cell.axes}
         return row | {f"label.{name}": value for name, value in prompt.labels.items()}
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    names = [*COLUMNS, *sorted({name for row in rows for name in row} - set(COLUMNS))]
-    columns = {name: pa.array([row.get(name) for row in rows], column_type(name)) for name in names}
-    return pa.table(columns)
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def lost_of(batch: Batch, made: Made) -> set[str]:
-    """The addresses of the samples of a batch that are NaN or Inf."""
-    return {sample.address for place, sample in enumerate(batch.samples) if place not in made.images}
-
-
-def pixels(images: Sequence[Image.Image]) -> NDArray[np.uint8]:
-    """Images as an array, shape ``(B, H, W, 3)``."""
-    return np.stack([np.asarray(image.convert("RGB")) for image in images])

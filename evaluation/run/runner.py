@@ -14,7 +14,6 @@ from ...guidance.errors import InputError, NonFiniteError
 from ...guidance.notation.plugins import files_of, load_rules
 from ...guidance.words import counted_are
 from ...pipelines.models.generator import Asked, Generator, Made
-from ...pipelines.models.loading import chosen_sampler
 from ...pipelines.prompts import uses_negative
 from ..effective_scale import strength
 from ..spec.cells import Addresses, Cell, baseline_of, expand
@@ -23,10 +22,10 @@ from ..store.folder import RunFolder
 from ..store.lock import Launch, Lock, held
 from ..store.merge import merge
 from . import history
-from .batches import Batch, Place, Plan, blocks
+from .batches import Batch, Place, Plan
 from .check import Cost, check, notes
 from .progress import Outcome, Progress
-from .records import Keeper, lost_of
+from .records import Keeper
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -66,8 +65,6 @@ class Prepared:
     def __init__(self, sweep: Sweep, options: Options, generator: Generator | None = None) -> None:
         for path in sweep.rules:
             load_rules(path)
-        if sweep.fixed.get("sampler", "an axis") is None:
-            sweep = dataclasses.replace(sweep, fixed={**sweep.fixed, "sampler": chosen_sampler(None, sweep.model)})
         self.cells: tuple[Cell, ...] = expand(sweep)
         # The folder's own sweep then names every file of rules that it needs, also those of the command line.
         used = [str(file.path) for cell in self.cells for file in files_of(cell.parsed)]
@@ -83,7 +80,7 @@ class Prepared:
 
     def plan(self, sweeps: Sequence[Sweep]) -> Plan:
         """The batches of the sweep, given the versions of it that a folder has seen."""
-        return Plan(blocks(history.planned(sweeps)), self.addresses)
+        return Plan(history.planned(sweeps, self.cells), self.addresses)
 
     def make(self, batch: Batch) -> Made:
         """Make a batch; the model is loaded anew where the batch needs weights of another type.
@@ -141,22 +138,21 @@ def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = No
             history.write(run, sweeps, prepared.cells, prepared.addresses, name)
         plan = prepared.plan(sweeps)
         places = plan.places(existing)
+        absent = sum(place.missing for place in places)
         mine = [place for number, place in enumerate(places) if number % launch.world == launch.rank]
-        began = time.monotonic()
-        made, evaluations, lost, cause = _make(prepared, run, lock, plan, mine, existing, progress)
-        before = plan.samples - sum(place.missing for place in places)
-        if launch.rank:
-            return Outcome(made, before, 0, evaluations, time.monotonic() - began, 0, lost=lost, cause=cause)
-        missing = sum(place.missing for place in places) - made - lost
-        others: list[int] = []
-        if launch.world > 1:
-            missing = _await_others(run, lock, plan, launch, lost) - lost
-            known = {sample.address for place in mine if place.missing for sample in plan.batch(place).samples}
-            others = _evaluations(run, existing | known)
-        seconds = time.monotonic() - began
-        lock.check()
-        told = (len(others), sum(others), lost, cause)
-        return Outcome(made, before, missing, evaluations, seconds, merge(run), *told)
+        outcome, began = Outcome(existing=plan.samples - absent), time.monotonic()
+        _make(prepared, run, lock, plan, mine, existing, progress, outcome)
+        if launch.rank == 0:
+            outcome.missing = absent - outcome.made - outcome.lost
+            if launch.world > 1:
+                outcome.missing = _await_others(run, lock, plan, launch, outcome.lost) - outcome.lost
+                known = {sample.address for place in mine if place.missing for sample in plan.batch(place).samples}
+                others = _evaluations(run, existing | known)
+                outcome.others, outcome.others_evaluations = len(others), sum(others)
+            lock.check()
+        outcome.seconds = time.monotonic() - began
+        outcome.records = merge(run) if launch.rank == 0 else 0
+        return outcome
 
 
 def dry_run(prepared: Prepared, run: RunFolder | None) -> tuple[Plan, set[str]]:
@@ -190,13 +186,12 @@ def _make(
     places: Sequence[Place],
     existing: set[str],
     progress: Progress,
-) -> tuple[int, int, int, str]:
-    """Make the batches at `places` that miss a sample; returns samples, evaluations, samples that are lost, and why."""
-    wanted = sorted((place for place in places if place.missing), key=lambda place: (place.block, place.start))
+    outcome: Outcome,
+) -> None:
+    """Make the batches at `places` that miss a sample, and count them in `outcome`."""
+    wanted = sorted(place for place in places if place.missing)  # by block
     total = sum(place.missing for place in wanted)
     progress.begin(total, plan.samples - total)
-    made = evaluations = lost = 0
-    cause = ""
     with _writing(run, progress) as writer:
         for place in wanted:
             lock.check()
@@ -205,14 +200,15 @@ def _make(
             about = prepared.generator.identity, prepared.generator.versions
             keeper = Keeper(prepared.sweep, prepared.addresses, *about, prepared.meter)
             spent = sum(done.report.evaluations)
-            gone = len(lost_of(batch, done) - existing)
-            if done.lost and not cause:
-                cause = str(done.lost)
+            lost = {sample.address for at, sample in enumerate(batch.samples) if at not in done.images} - existing
+            if done.lost and not outcome.cause:
+                outcome.cause = str(done.lost)
                 progress.note(f"{done.lost}; the run goes on without them")
-            if gone < place.missing:
+            if len(lost) < place.missing:
                 writer.add(functools.partial(keeper.kept, batch, done, existing), spent)
-            made, evaluations, lost = made + place.missing - gone, evaluations + spent, lost + gone
-    return made, evaluations, lost, cause
+            outcome.made += place.missing - len(lost)
+            outcome.evaluations += spent
+            outcome.lost += len(lost)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from guidestack.evaluation.run.progress import Progress
-from guidestack.evaluation.run.runner import Options, Outcome, Prepared, run_sweep
+from guidestack.evaluation.run.progress import Outcome, Progress
+from guidestack.evaluation.run.runner import Options, Prepared, run_sweep
 from guidestack.evaluation.spec.sweep import Sweep, parse_sweep
 from guidestack.evaluation.store.folder import RunFolder
 

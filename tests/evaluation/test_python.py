@@ -132,8 +132,9 @@ def test_lost_samples_are_told_after_the_others_are_measured(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from guidestack.evaluation.run import runner
+    from guidestack.evaluation.run.progress import Outcome
 
-    outcome = runner.Outcome(made=0, existing=0, missing=0, evaluations=0, seconds=0, records=0, lost=1, cause="NaN")
+    outcome = Outcome(lost=1, cause="NaN")
     whole = runner.run_sweep
 
     def losing(*arguments: Any) -> Any:
