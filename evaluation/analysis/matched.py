@@ -30,7 +30,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -244,23 +244,6 @@ class Surface:
         return value, at, float(self.unsure[pair, place].max())
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """A range of x over which the same holds.
-
-    Args:
-        low, high: its ends.
-        sign: 1 where the first method's y is greater beyond the band, -1 where it is less, 0 where neither.
-        least, most: the difference's least and greatest value there.
-    """
-
-    low: float
-    high: float
-    sign: int
-    least: float
-    most: float
-
-
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Two methods at matched strength.
@@ -288,26 +271,20 @@ class Comparison:
         """Whether both cost the same wherever they were compared."""
         return bool((np.abs(self.costs[0] - self.costs[1]) <= EQUAL * self.costs.max(0)).all())
 
+    def cut(self, part: slice) -> Comparison:
+        """The comparison over a part of its x."""
+        cut = {name: getattr(self, name)[part] for name in ("x", "difference", "low", "high")}
+        return replace(self, **cut, costs=self.costs[:, part])
+
     @property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """The range, cut where the verdict changes."""
-        signs = (self.low > 0).astype(int) - (self.high < 0).astype(int)
-        found: list[Stretch] = []
-        start = 0
-        for place in range(1, len(signs) + 1):
-            if place == len(signs) or signs[place] != signs[start]:
-                part = slice(start, place)
-                found.append(
-                    Stretch(
-                        float(self.x[start]),
-                        float(self.x[place - 1]),
-                        int(signs[start]),
-                        float(self.difference[part].min()),
-                        float(self.difference[part].max()),
-                    )
-                )
-                start = place
-        return tuple(found)
+    def stretches(self) -> list[tuple[int, Comparison]]:
+        """The comparison, cut where the verdict changes.
+
+        Each part has a sign: 1 where `one` has the greater y beyond the band, -1 where `other` has, 0 where neither.
+        """
+        signs = ((self.low > 0).astype(int) - (self.high < 0).astype(int)).tolist()
+        ends = [0, *(place for place in range(1, len(signs)) if signs[place] != signs[place - 1]), len(signs)]
+        return [(signs[start], self.cut(slice(start, end))) for start, end in itertools.pairwise(ends) if end > start]
 
 
 def compare(one: Method, other: Method, replicates: Replicates) -> Comparison:

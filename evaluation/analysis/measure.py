@@ -22,20 +22,7 @@ from ...guidance.words import counted
 from .. import extractors
 from .. import statistics as intervals
 from ..metrics import Metric, PairMetric, RecordMetric, SampleMetric, Samples, SetMetric, Statistic, TooFewError
-from ..store.folder import METRICS, RECORDS, SCHEMA, VALUES, RunFolder, damaged, parquet_bytes
-
-EACH = pa.schema(
-    {
-        "address": pa.string(),
-        "cell": pa.string(),
-        "metric": pa.string(),
-        "text": pa.string(),
-        "value": pa.float64(),
-        "baseline": pa.string(),
-    }
-)
-"""Metrics of single images, a row for each that has a value; ``baseline`` is the address of the image that it was
-compared with, null for metrics that compare with none."""
+from ..store.folder import EACH, METRICS, RECORDS, SCHEMA, VALUES, RunFolder, damaged, parquet_bytes
 
 IMAGES = 64  # images in memory at a time
 ROWS = 50_000  # features in memory at a time, of as many cells as fit

@@ -153,12 +153,11 @@ def difference(
     title = f"{column.text} of {compared.one} minus {compared.other}"
     series: list[Series] = []
     for part in parts(compared, breaks):
-        series.append(_band(title, NEUTRAL, part, slice(None)))
-        for stretch in part.stretches:
-            if stretch.sign and tells:
-                winner = compared.one if (stretch.sign > 0) == (column.better != "down") else compared.other
-                there = np.flatnonzero((stretch.low <= part.x) & (part.x <= stretch.high))
-                series.append(_band(title, found.places[winner], part, slice(there[0], there[-1] + 1)))
+        series.append(_band(title, NEUTRAL, part))
+        for sign, stretch in part.stretches:
+            if sign and tells:
+                winner = compared.one if (sign > 0) == (column.better != "down") else compared.other
+                series.append(_band(title, found.places[winner], stretch))
     columns = (compared.x, compared.difference, compared.low, compared.high, *compared.costs)
     header = ["one", "other", over.replace(" ", "_"), "difference", "low", "high", "cost_one", "cost_other"]
     rows = [[compared.one, compared.other, *map(float, row)] for row in zip(*columns, strict=True)]
@@ -178,12 +177,13 @@ def difference(
     )
 
 
-def _band(title: str, colour: int, part: Comparison, cut: slice) -> Series:
-    x, y, low, high = part.x[cut], part.difference[cut], part.low[cut], part.high[cut]
+def _band(title: str, colour: int, part: Comparison) -> Series:
+    x, y, low, high = part.x, part.difference, part.low, part.high
     if len(x) > 1:
         return Series(title, colour, (), (x, y), (x, low, high))
-    said = f"{number(float(y[0]))} [{number(float(low[0]))}, {number(float(high[0]))}]"
-    return Series(title, colour, [Mark(float(x[0]), float(y[0]), float(low[0]), float(high[0]), said=said)])
+    point = [float(one[0]) for one in (x, y, low, high)]
+    said = "{} [{}, {}]".format(*map(number, point[1:]))
+    return Series(title, colour, [Mark(*point, said=said)])
 
 
 def front(points: Sequence[tuple[float, float]], across: str, up: str) -> list[tuple[float, float]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...guidance.words import counted
-from ..analysis.matched import EQUAL, Comparison, Floats, Stretch
+from ..analysis.matched import EQUAL, Comparison, Floats
 
 ROUNDING = 1e-4
 APART, FEW, NONE, ONE, OTHER, BOTH = "apart", "few", "none", "one", "other", "both"
@@ -70,18 +70,7 @@ def parts(found: Comparison, breaks: Sequence[int] = ()) -> list[Comparison]:
         breaks: the places in its x behind such a stretch.
     """
     ends = [0, *breaks, len(found.x)]
-    cuts = [slice(start, end) for start, end in itertools.pairwise(ends) if end > start]
-    return [
-        replace(
-            found,
-            x=found.x[cut],
-            difference=found.difference[cut],
-            low=found.low[cut],
-            high=found.high[cut],
-            costs=found.costs[:, cut],
-        )
-        for cut in cuts
-    ]
+    return [found.cut(slice(start, end)) for start, end in itertools.pairwise(ends) if end > start]
 
 
 def verdict(
@@ -112,20 +101,20 @@ def verdict(
         reason = few or f"No intervals from {counted(found.prompts, 'prompt')}"
         band = f", {_band(found.low, found.high)}" * bool(np.isfinite(found.low).all())
         return replace(told, words=f"{reason}: {_seen(found)} as measured{band}.", kind=FEW)
-    all_of_it = [(piece, stretch) for piece in pieces for stretch in piece.stretches]
-    decided = [(piece, stretch) for piece, stretch in all_of_it if stretch.sign]
+    stretches = [stretch for piece in pieces for stretch in piece.stretches]
+    decided = [(sign, part) for sign, part in stretches if sign]
     if not decided:
         words = (
             f"No difference found: {_seen(found)} as measured, {_band(found.low, found.high)}, so that greater "
             f"differences are excluded."
         )
         return replace(told, words=words)
-    words = "; ".join(_said(stretch, piece, better, over) for piece, stretch in decided) + "."
-    rest = [_within(stretch, piece) for piece, stretch in all_of_it if not stretch.sign]
+    words = "; ".join(_said(sign, part, better, over) for sign, part in decided) + "."
+    rest = [part for sign, part in stretches if not sign]
     if rest:
-        low, high = (np.concatenate([band[end] for band in rest]) for end in (0, 1))
-        words += f" Elsewhere no difference found: {found.one} minus {found.other} has {_band(low, high)}."
-    signs = {stretch.sign for _, stretch in decided}
+        band = _band(np.concatenate([part.low for part in rest]), np.concatenate([part.high for part in rest]))
+        words += f" Elsewhere no difference found: {found.one} minus {found.other} has {band}."
+    signs = {sign for sign, _ in decided}
     return replace(told, words=words, kind=BOTH if len(signs) > 1 else _kind(signs.pop(), better))
 
 
@@ -134,28 +123,17 @@ def _kind(sign: int, better: str) -> str:
     return OTHER if (sign > 0) == (better == "down") else ONE
 
 
-def _said(stretch: Stretch, found: Comparison, better: str, over: str) -> str:
-    if better == "none":
-        who, other = (found.one, found.other) if stretch.sign > 0 else (found.other, found.one)
-        verb = "higher"
-    else:
-        who, other = (found.one, found.other) if _kind(stretch.sign, better) == ONE else (found.other, found.one)
-        verb = "better"
-    sizes = sorted((abs(stretch.least), abs(stretch.most)))
-    low, high = _within(stretch, found)
-    if stretch.sign < 0:
-        low, high = -high, -low
-    at = "at" if number(stretch.low) == number(stretch.high) else "from"
+def _said(sign: int, part: Comparison, better: str, over: str) -> str:
+    """What is said of a stretch in which one of the methods dominates."""
+    who, other = (part.one, part.other) if _kind(sign, better) == ONE else (part.other, part.one)
+    sizes = sorted((abs(float(part.difference.min())), abs(float(part.difference.max()))))
+    low, high = (part.low, part.high) if sign > 0 else (-part.high, -part.low)
+    first, last = float(part.x[0]), float(part.x[-1])
     return (
-        f"{who} is {verb} than {other} {at} {over} {span(stretch.low, stretch.high)}, by {span(*sizes)} as measured, "
-        f"{_band(low, high)}"
+        f"{who} is {'higher' if better == 'none' else 'better'} than {other} "
+        f"{'at' if number(first) == number(last) else 'from'} {over} {span(first, last)}, by {span(*sizes)} as "
+        f"measured, {_band(low, high)}"
     )
-
-
-def _within(stretch: Stretch, found: Comparison) -> tuple[Floats, Floats]:
-    """The ends of the band in a stretch."""
-    there = (stretch.low <= found.x) & (found.x <= stretch.high)
-    return found.low[there], found.high[there]
 
 
 def _band(low: Floats, high: Floats) -> str:

@@ -74,6 +74,18 @@ SCHEMA = pa.schema(
 )
 """The columns of the metrics: ``metric`` is the full name, ``text`` what `parse_metric` reads; value and interval are
 null where there is none."""
+EACH = pa.schema(
+    {
+        "address": pa.string(),
+        "cell": pa.string(),
+        "metric": pa.string(),
+        "text": pa.string(),
+        "value": pa.float64(),
+        "baseline": pa.string(),
+    }
+)
+"""The columns of the metrics of single images, a row for each that has a value; ``baseline`` is the address of the
+image that it was compared with, null for metrics that compare with none."""
 ATTEMPTS = 10  # at a list of files that changes while it is read
 PREFIXES: dict[str, pa.DataType] = {"axis.": pa.string(), "label.": pa.string(), "metric.": pa.float64()}
 
@@ -198,18 +210,15 @@ class RunFolder:
             raise damaged(self, name, error) from error
 
     def values(self) -> pa.Table:
-        """The metrics of single images as `measure` wrote them last; its columns are `measure.EACH`.
+        """The metrics of single images as `guidestack evaluate` wrote them last; its columns are `EACH`.
 
         Raises:
             InputError: nothing was measured yet, or the file is damaged.
         """
-        try:
-            return self.read_records(VALUES)
-        except FileNotFoundError:
-            raise self._unmeasured(VALUES) from None
+        return self._measured(VALUES, EACH)
 
     def metrics(self) -> pa.Table:
-        """The metrics of each cell with their 95% intervals, as `measure` wrote them last.
+        """The metrics of each cell with their 95% intervals, as `guidestack evaluate` wrote them last.
 
         Columns: ``cell``, ``metric`` (the full name), ``text`` (as in the sweep), ``value``, ``low``, ``high``,
         ``level``, ``samples``, ``prompts``, ``better`` and ``note``.
@@ -217,16 +226,21 @@ class RunFolder:
         Raises:
             InputError: nothing was measured yet, or the file is damaged.
         """
+        return self._measured(METRICS, SCHEMA)
+
+    def _measured(self, name: str, schema: pa.Schema) -> pa.Table:
         try:
-            with self.location.open(METRICS) as file:
-                table = pq.read_table(file).select(SCHEMA.names).cast(SCHEMA)
-            if any(table.column(name).null_count for name in ("cell", "metric", "text")):
+            with self.location.open(name) as file:
+                table = pq.read_table(file).select(schema.names).cast(schema)
+            if any(table.column(one).null_count for one in ("cell", "metric", "text")):
                 raise ValueError("a row has no cell or no metric")
             return table
         except FileNotFoundError:
-            raise self._unmeasured(METRICS) from None
+            raise InputError(
+                f"{self} has no {name}; `guidestack evaluate` writes it when a sweep has metrics and is complete"
+            ) from None
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise damaged(self, METRICS, error) from error
+            raise damaged(self, name, error) from error
 
     def summary(self) -> str:
         """The metrics as a text: a line a cell, a column a metric, the full names and notes below.
@@ -235,11 +249,6 @@ class RunFolder:
             InputError: nothing was measured yet, or a file is damaged.
         """
         return summary(self.metrics(), self.cells())
-
-    def _unmeasured(self, name: str) -> InputError:
-        return InputError(
-            f"{self} has no {name}; `guidestack evaluate` writes it when a sweep has metrics and is complete"
-        )
 
     def addresses(self) -> set[str]:
         """The samples that have a record; reads that one column, and looks at no image."""
@@ -340,16 +349,11 @@ class RunFolder:
 
     def add_traces(self, traces: Mapping[str, Mapping[str, NDArray[Any]]]) -> str:
         """Append traces by address and name, a number for each step; returns the file's name."""
-        names = sorted({name for one in traces.values() for name in one})
-        lengths = [max((len(row) for row in one.values()), default=0) for one in traces.values()]
-        arrays: dict[str, NDArray[Any]] = {"steps": np.array(lengths, np.int32)}
-        for name in names:
-            whole = np.full((len(traces), max(lengths, default=0)), np.nan)
-            for row, one in enumerate(traces.values()):
-                if name in one:
-                    whole[row, : len(one[name])] = one[name]
-            arrays[name] = whole
-        return shards.add(self.location, TRACES, shards.Shard(list(traces), arrays))
+        each = []
+        for address, one in traces.items():
+            steps = np.array([max(map(len, one.values()), default=0)], np.int32)
+            each.append(shards.Shard([address], {"steps": steps, **{name: row[None] for name, row in one.items()}}))
+        return shards.add(self.location, TRACES, shards.joined(each))
 
 
 def feature_folder(extractor: str) -> str:

@@ -107,7 +107,6 @@ def read(location: Location, folder: str) -> Iterator[Shard]:
                 yield load(location, f"{folder}/{name}")
             except FileNotFoundError:
                 continue  # made into a larger one in the meantime, or removed
-    return
 
 
 def digest(addresses: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from guidestack.evaluation.analysis.methods import Family, Matched, families
 from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.plots import alone
 from guidestack.evaluation.report import write
-from guidestack.evaluation.report.figures import difference, front
+from guidestack.evaluation.report.figures import by_column, difference, front
 from guidestack.evaluation.report.found import Column, Found
 from guidestack.evaluation.report.gather import gather
 from guidestack.evaluation.report.page import script_safe, written_csv
@@ -539,3 +539,20 @@ def test_numbers() -> None:
         "0", "0.123", "−12.3", "1.00e-05", "1.23e+04", "–",
     ]  # fmt: skip
     assert written_csv([["a", "b"], [1.5, float("nan")], ['x,"y', None]]).decode() == 'a,b\n1.5,\n"x,""y",\n'
+
+
+def test_a_metric_over_alignment_has_a_line_for_each_method(baselined: Path) -> None:
+    found = gather(RunFolder(baselined))
+    psnr, saturation = (next(one for one in found.columns if one.text == text) for text in ("psnr", "saturation"))
+    plot = by_column(found, psnr, saturation, joined=True)
+    assert plot.name == "psnr-by-saturation"
+    lines = {(one.name, len(one.marks), any(mark.baseline for mark in one.marks)) for one in plot.series}
+    assert lines == {("cfg(w)", 1, False), ("cfg(w)", 1, True), ("cfg(w)", 2, False), ("apg(w, eta=0)", 4, False)}
+    assert [one.label for one in plot.series].count("cfg(w)") == 1  # of a curve in three parts
+    header, *rows = plot.rows
+    for row in rows:
+        told = dict(zip(header, row, strict=True))
+        own, other = psnr.numbers[told["cell"]], saturation.numbers[told["cell"]]
+        assert (told["saturation"], told["saturation_low"]) == (other.value, other.low)
+        assert told["value"] == own.value or (told["cell"] == found.cells.told["baseline"] and np.isnan(told["value"]))
+    assert plot.svg.count('class="whisker"') == 2 * 7  # of both metrics, but for the baseline

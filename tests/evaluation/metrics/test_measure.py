@@ -21,7 +21,7 @@ from guidestack.evaluation import statistics as intervals
 from guidestack.evaluation.analysis import measure
 from guidestack.evaluation.analysis.measure import Cells
 from guidestack.evaluation.metrics import parse_metric
-from guidestack.evaluation.store.folder import COLUMNS, METRICS, RunFolder, column_type
+from guidestack.evaluation.store.folder import COLUMNS, EACH, METRICS, RunFolder, column_type
 from guidestack.guidance.errors import InputError
 
 from .conftest import Refer
@@ -230,7 +230,7 @@ def test_the_values_of_single_images_are_kept(make: Make) -> None:
     run = make()
     table = measured(run, "ssim", "psnr", "contrast", "evaluations")
     values = run.values()
-    assert values.schema == measure.EACH
+    assert values.schema == EACH
     names = {row["metric"] for row in table if row["text"] != "evaluations"}
     assert set(values.column("metric").to_pylist()) == names
     address_of = {(row["cell"], row["prompt_index"], row["seed"]): row["address"] for row in run.records().to_pylist()}
