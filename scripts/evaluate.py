@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..guidance.errors import InputError
-from ..guidance.words import counted
+from ..guidance.words import counted, were
 from .options import device_option, notices, rules_option, threads_option
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ def _told(folder: RunFolder, launch: Launch) -> Progress:
 
 def _account(folder: RunFolder, outcome: Outcome, processes: int) -> str:
     by = f" by {processes} processes" if processes > 1 else ""
-    there = (
-        f", {outcome.existing} {'was' if outcome.existing == 1 else 'were'} there already" if outcome.existing else ""
-    )
+    there = f", {were(outcome.existing)} there already" if outcome.existing else ""
     return (
         f"{counted(outcome.made + outcome.others, 'image')} made{by}{there}: "
         f"{counted(outcome.evaluations + outcome.others_evaluations, 'network evaluation')}, {outcome.seconds:.1f} s\n"

@@ -181,9 +181,9 @@ def _band(title: str, colour: int, part: Comparison) -> Series:
     x, y, low, high = part.x, part.difference, part.low, part.high
     if len(x) > 1:
         return Series(title, colour, (), (x, y), (x, low, high))
-    point = [float(one[0]) for one in (x, y, low, high)]
-    said = "{} [{}, {}]".format(*map(number, point[1:]))
-    return Series(title, colour, [Mark(*point, said=said)])
+    at, value, least, most = (float(one[0]) for one in (x, y, low, high))
+    said = f"{number(value)} [{number(least)}, {number(most)}]"
+    return Series(title, colour, [Mark(at, value, least, most, said=said)])
 
 
 def front(points: Sequence[tuple[float, float]], across: str, up: str) -> list[tuple[float, float]]:

@@ -10,10 +10,10 @@ from functools import cached_property
 from ..analysis.findings import Finding
 from ..analysis.measure import Cells, Number
 from ..analysis.methods import Family, setting
-from ..metrics import Metric
+from ..metrics import Metric, PairMetric, summary
 from ..spec.claim import Claim
 from .plot import Plot
-from .words import Verdict, number
+from .words import APART, Verdict, number, small
 
 BESIDE = ("sampler", "steps", "size", "dtype")
 
@@ -43,9 +43,29 @@ class Column:
         return self.metric.better
 
     @property
+    def arrow(self) -> str:
+        """The better direction as a sign; "" where neither is better."""
+        return {"up": "↑", "down": "↓"}.get(self.better, "")
+
+    @property
+    def said(self) -> str:
+        """The better direction in words; "" where neither is better."""
+        return {"up": "higher is better", "down": "lower is better"}.get(self.better, "")
+
+    @property
+    def what(self) -> str:
+        """What the metric is, in a sentence."""
+        return summary(self.metric.name).replace("`", "")
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the metric compares each image with the baseline's."""
+        return isinstance(self.metric, PairMetric)
+
+    @property
     def axis(self) -> str:
         """The label of an axis of this metric."""
-        return self.text + {"up": " (higher is better)", "down": " (lower is better)"}.get(self.better, "")
+        return f"{self.text} ({self.said})" if self.said else self.text
 
     def of(self, cell: str) -> Number | None:
         """The number of a cell; None where it has no value."""
@@ -59,6 +79,15 @@ class Column:
             return f"{self.text} no value"
         interval = "" if math.isnan(one.low) else f" [{number(one.low)}, {number(one.high)}]"
         return f"{self.text} {number(one.value)}{interval}"
+
+    def written(self, cell: str) -> tuple[str, str]:
+        """The value of a cell and the ends of its interval, as a table has them."""
+        one = self.of(cell)
+        if one is None:
+            return "–", ""
+        ends = [small(end) if self.text == "across" else end for end in (one.value, one.low, one.high)]
+        value, low, high = map(number, ends)
+        return value, "" if math.isnan(one.low) else f"{low} – {high}"
 
 
 @dataclass
@@ -120,3 +149,16 @@ class Found:
     def places(self) -> dict[str, int]:
         """The places of the methods, by name: their colours."""
         return {family.name: place for place, family in enumerate(self.families)}
+
+    @property
+    def by_metric(self) -> list[tuple[Column, list[Verdict]]]:
+        """The metrics with their verdicts, but for the pairs of methods that no metric can compare."""
+        rows = [row for row in self.verdicts if (row.one, row.other) not in self.apart]
+        groups = [(column, [row for row in rows if row.metric == column.text]) for column in self.columns]
+        return [(column, own) for column, own in groups if own]
+
+    @property
+    def unplotted(self) -> int:
+        """Comparisons without a plot, as there are too many."""
+        rows = [*self.verdicts, *(row for _, row in self.by_cost)]
+        return sum(row.kind != APART and not row.plot for row in rows)

@@ -25,7 +25,7 @@ from ...guidance.words import counted, counted_are
 from .. import plots
 from ..analysis.findings import overall
 from ..analysis.measure import Cell, Cells
-from ..metrics import Metric, PairMetric, SampleMetric, summary
+from ..metrics import Metric, PairMetric, SampleMetric
 from ..store.folder import SWEEP, RunFolder
 from .found import Column, Found
 from .gather import Progress, gather
@@ -97,14 +97,12 @@ def page(found: Found, budget: float = BUDGET) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.globals.update(counted=counted, number=number)
+    environment.globals.update(counted=counted, number=number, key=key)
     template = environment.from_string((FOLDER / "page.html").read_text())
     told, run = found.cells.told, found.cells.run
     folder = run.location.folder
     address = str(run) if folder is None else str(folder.absolute())  # to be used from any folder
     records = sum(len(cell) for cell in found.cells.by_name.values())
-    compared = [*found.verdicts, *(row for _, row in found.by_cost)]
-    pairs = any(isinstance(column.metric, PairMetric) for column in found.columns)
     baseline = told.get("baseline")
     return template.render(
         title=Path(address.rstrip("/")).name or address,
@@ -114,13 +112,9 @@ def page(found: Found, budget: float = BUDGET) -> str:
         fingerprint=told.get("model") or "",
         records=records,
         wanted=told.get("samples") or records,
-        cells=_cells(found),
-        columns=[_heading(column) for column in found.columns],
         found=found,
         claimed=overall(found.claim[1]) if found.claim else None,
-        verdicts=_by_metric(found),
-        unplotted=sum(row.kind != APART and not row.plot for row in compared),
-        baseline=found.short(baseline) if pairs and baseline else "",
+        baseline=found.short(baseline) if baseline and any(column.pairs for column in found.columns) else "",
         headline=_headline(found),
         metrics=_metrics(found),
         notes=list(dict.fromkeys([*found.notes, *_column_notes(found)])),
@@ -166,56 +160,6 @@ def _metrics(found: Found) -> list[tuple[str, bool]]:
     counts = Counter(plot.metric for plot in found.plots)
     first = next((metric for metric, count in counts.items() if count == max(counts.values())), "")
     return [(metric, metric == first) for metric in counts]
-
-
-def _heading(column: Column) -> dict[str, str]:
-    arrow, said = {"up": ("↑", "higher is better"), "down": ("↓", "lower is better")}.get(column.better, ("", ""))
-    what = summary(column.metric.name).replace("`", "")
-    return {"text": column.text.replace("_", " "), "name": column.name, "arrow": arrow, "said": said, "what": what}
-
-
-def _cells(found: Found) -> list[dict[str, Any]]:
-    """A row a cell, in the order of the methods."""
-    return [
-        {
-            "key": key(place),
-            "called": found.short(name),
-            "samples": len(found.cells.by_name[name]),
-            "numbers": [_written(found, column, name) for column in found.columns],
-        }
-        for place, family in enumerate(found.families)
-        for cells in family.cells.values()
-        for name in cells
-    ]
-
-
-def _written(found: Found, column: Column, cell: str) -> dict[str, str] | None:
-    if found.left_out(column, cell):
-        return {"value": "baseline", "interval": ""}
-    if (one := column.of(cell)) is None:
-        return None
-    ends = [small(end) if column.text == "across" else end for end in (one.value, one.low, one.high)]
-    value, low, high = map(number, ends)
-    return {"value": value, "interval": "" if math.isnan(one.low) else f"{low} – {high}"}
-
-
-def _by_metric(found: Found) -> list[dict[str, Any]]:
-    """Verdicts by metric, without the pairs that no metric can compare."""
-    groups: dict[str, list[Any]] = {}
-    for verdict in found.verdicts:
-        if (verdict.one, verdict.other) not in found.apart:
-            groups.setdefault(verdict.metric, []).append(verdict)
-    columns = {column.text: column for column in found.columns}
-    word = {"up": "higher is better", "down": "lower is better", "none": "neither direction is better"}
-    return [
-        {
-            "metric": metric,
-            "better": word[columns[metric].better],
-            "pairs": isinstance(columns[metric].metric, PairMetric),
-            "rows": rows,
-        }
-        for metric, rows in groups.items()
-    ]
 
 
 def _headline(found: Found) -> str:
