@@ -40,7 +40,7 @@ HOLDS, CONTRARY, UNDECIDED = "holds", "does not hold", "undecided"
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run says of an expectation.
+    """A metric in the two cells that an expectation compares, with the interval of the difference.
 
     Args:
         expectation: that.
@@ -63,7 +63,7 @@ class Finding:
 
     @property
     def told(self) -> str:
-        """Both values, and the difference with its interval."""
+        """Both values and their difference with its interval, as text."""
         return (
             f"{self.of:.4g} and {self.than:.4g}, difference {self.of - self.than:+.4g} "
             f"[{self.low:+.4g}, {self.high:+.4g}], {counted(self.samples, 'pair')} of "
@@ -72,7 +72,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """`HOLDS`, `CONTRARY` or `UNDECIDED`."""
+        """What the interval says of the expectation: `HOLDS`, `CONTRARY` or `UNDECIDED`."""
         return judge(self.low, self.high, self.expectation.be, self.expectation.margin)
 
 
@@ -96,7 +96,7 @@ def judge(low: float, high: float, be: str, margin: float = 0.0) -> str:
 
 
 def overall(findings: Sequence[Finding]) -> str:
-    """The verdict on a claim."""
+    """The verdict on a claim, from those on its expectations."""
     verdicts = {one.verdict for one in findings}
     return CONTRARY if CONTRARY in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
 

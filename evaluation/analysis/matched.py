@@ -51,7 +51,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Replicates:
-    """Which prompts each replicate has.
+    """Draws of prompts from which intervals are computed.
 
     Args:
         draws: for each replicate the places of its prompts.
@@ -69,14 +69,14 @@ class Replicates:
 
     @classmethod
     def bootstrap(cls, prompts: int, draws: int = DRAWS, seed: int = 0) -> Replicates:
-        """Prompts with replacement, for means."""
+        """Replicates that draw prompts with replacement, for means."""
         generator = np.random.default_rng((seed, prompts))
         rows = generator.integers(prompts, size=(draws, prompts))
         return cls(tuple(rows), math.sqrt(prompts / max(1, prompts - 1)), prompts, prompts)
 
     @classmethod
     def jackknife(cls, prompts: int, groups: int = GROUPS, seed: int = 0) -> Replicates:
-        """All prompts but one group, for metrics of sets."""
+        """Replicates that leave out one group of prompts each, for metrics of sets."""
         group = dealt(prompts, groups, seed)
         units = min(prompts, groups)
         draws = tuple(np.flatnonzero(group != left) for left in range(units))
@@ -129,7 +129,7 @@ class Curve:
 
     @cached_property
     def points(self) -> tuple[Floats, Floats, Floats]:
-        """x, y and cost by block, each ``(1 + R, blocks)``."""
+        """The x, y and cost of each block of `pooled`, each of shape ``(1 + R, blocks)``."""
         return self._blocked(self.x), self._blocked(self.y), self._blocked(self.cost)
 
     @property
@@ -176,7 +176,7 @@ def _reach(values: Floats, replicates: Replicates) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """What is compared.
+    """A method as curves of a metric over effective scale.
 
     Args:
         name: to call it.
@@ -187,12 +187,12 @@ class Method:
     curves: tuple[Curve, ...]
 
     def range(self) -> tuple[float, float]:
-        """What any of the curves reaches."""
+        """The least and the greatest x that any of the curves reaches."""
         ranges = [curve.range for curve in self.curves]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
 
     def on(self, grid: Floats) -> Surface:
-        """The method at `grid`."""
+        """The values and costs of the method at the effective scales of `grid`."""
         found = [(curve.at(grid), curve.unsure(grid), curve.range) for curve in self.curves]
         return Surface(
             np.stack([at[0] for at, _, _ in found]),
@@ -204,7 +204,7 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """A method at some x.
+    """The values and costs of a method at some effective scales.
 
     Args:
         y: ``(curves, 1 + R, S)``.
@@ -288,7 +288,7 @@ class Comparison:
 
 
 def compare(one: Method, other: Method, replicates: Replicates) -> Comparison:
-    """Compare two methods where both were measured."""
+    """Compare two methods at the effective scales that both have reached."""
     low = max(one.range()[0], other.range()[0])
     high = min(one.range()[1], other.range()[1])
     grid = np.unique(np.linspace(low, high, GRID)) if high > low else np.full(int(low == high), low)

@@ -34,7 +34,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Number:
-    """A metric of a cell.
+    """The value of a metric for a cell, with its interval.
 
     Args:
         name: the whole name.
@@ -416,7 +416,7 @@ def measure(run: RunFolder, metrics: Sequence[Metric], progress: Report = lambda
 
 
 def singly(statistic: Statistic, rows: Rows) -> Values:
-    """What a mean is the mean of: the statistic of each row by itself."""
+    """The statistic of each row by itself, for a statistic that is their mean."""
     return np.array([statistic(rows[place : place + 1]) for place in range(len(rows))])
 
 

@@ -25,7 +25,7 @@ PLACEHOLDER = "w"
 
 
 @dataclass(frozen=True)
-class Family:
+class MethodCells:
     """The cells of a method.
 
     Args:
@@ -43,7 +43,7 @@ class Family:
         return f"{self.name}, {steps} steps" if len(self.cells) > 1 else self.name
 
 
-def families(told: Mapping[str, Any], templates: Mapping[str, str], known: Iterable[str]) -> list[Family]:
+def method_cells(told: Mapping[str, Any], templates: Mapping[str, str], known: Iterable[str]) -> list[MethodCells]:
     """The methods of a run, in the order of its sweep.
 
     The swept axis of a template is the one that fills its first hole. A template without a hole is a stack's text, and
@@ -67,7 +67,7 @@ def families(told: Mapping[str, Any], templates: Mapping[str, str], known: Itera
         by_steps.setdefault(cell["steps"], []).append(cell["cell"])
         values[cell["cell"]] = value
     return [
-        Family(name, {steps: _ordered(each, values) for steps, each in by_steps.items()}, values)
+        MethodCells(name, {steps: _ordered(each, values) for steps, each in by_steps.items()}, values)
         for name, by_steps, values in found.values()
     ]
 
@@ -107,14 +107,14 @@ class Matched:
 
     Args:
         cells: of the run.
-        methods: its families.
+        methods: the cells of each method.
 
     Attributes:
         prompts: those that every cell has; nothing else is compared.
         unsure: what cannot be compared, and why, in a line each.
     """
 
-    def __init__(self, cells: Cells, methods: Sequence[Family]) -> None:
+    def __init__(self, cells: Cells, methods: Sequence[MethodCells]) -> None:
         self.cells, self.unsure = cells, []  # type: tuple[Cells, list[str]]
         common = [set(cell.prompts.tolist()) for cell in cells.by_name.values()]
         self.prompts = sorted(set.intersection(*common)) if common else []
@@ -126,16 +126,16 @@ class Matched:
         self._replicates = {
             kind: (Replicates.jackknife if kind else Replicates.bootstrap)(len(self.prompts)) for kind in (False, True)
         }
-        self.families = []
-        for family in methods:
-            scales = [cells.by_name[name].numbers("effective_scale") for each in family.cells.values() for name in each]
+        self.groups = []
+        for group in methods:
+            scales = [cells.by_name[name].numbers("effective_scale") for each in group.cells.values() for name in each]
             if any(np.isnan(scale).all() for scale in scales):
-                self.unsure.append(f"{family.name} has no effective scale: no rule leads it away from anything")
+                self.unsure.append(f"{group.name} has no effective scale: no rule leads it away from anything")
             else:
-                self.families.append(family)
+                self.groups.append(group)
 
     def replicates(self, metric: Metric) -> Replicates:
-        """The draws of prompts for a metric."""
+        """The draws of prompts that intervals of a metric are made from."""
         return self._replicates[isinstance(metric, SetMetric)]
 
     def methods(self, metric: Metric) -> list[Method]:
@@ -145,8 +145,8 @@ class Matched:
             InputError: the metric has no value of a cell.
         """
         found = []
-        for family in self.families:
-            parts = [cells for _, cells in self.parts(family, metric)]
+        for group in self.groups:
+            parts = [cells for _, cells in self.parts(group, metric)]
             curves = (
                 Curve(
                     self._columns(EffectiveScale(), cells, metric),
@@ -157,17 +157,17 @@ class Matched:
                 for cells in parts
             )
             if parts:
-                found.append(Method(family.name, tuple(curves)))
+                found.append(Method(group.name, tuple(curves)))
         return found
 
-    def parts(self, family: Family, metric: Metric) -> list[tuple[int, tuple[str, ...]]]:
-        """The cells of each curve of a family, with its number of steps.
+    def parts(self, group: MethodCells, metric: Metric) -> list[tuple[int, tuple[str, ...]]]:
+        """The cells of each curve of a method, with its number of steps.
 
         A curve ends where the baseline is left out, and another one begins behind it: between the two the metric rises
         to what equal images have, and a straight line across would not.
         """
         baseline, found = self.cells.left_out(metric), []
-        for steps, cells in family.cells.items():
+        for steps, cells in group.cells.items():
             place = cells.index(baseline) if baseline in cells else len(cells)
             found += [(steps, part) for part in (cells[:place], cells[place + 1 :]) if part]
         return found
@@ -198,9 +198,9 @@ class Matched:
         """The effective scale of a cell, mean over the common prompts."""
         return mean(self.cells.by_name[name].numbers(EffectiveScale.column)[self._places[name] >= 0])
 
-    def range(self, family: Family) -> tuple[float, float]:
-        """The least and the greatest effective scale of a family's cells."""
-        scales = [self.scale(name) for cells in family.cells.values() for name in cells]
+    def range(self, group: MethodCells) -> tuple[float, float]:
+        """The least and the greatest effective scale of a method's cells."""
+        scales = [self.scale(name) for cells in group.cells.values() for name in cells]
         return min(scales), max(scales)
 
     @property

@@ -28,15 +28,15 @@ def slug(text: str) -> str:
 def by_scale(found: Found, matched: Matched, column: Column, methods: Sequence[Method]) -> Plot:
     """A metric over the measured effective scale: curves with pointwise bands."""
     replicates, (least, most) = matched.replicates(column.metric), column.metric.range
-    families = {family.name: family for family in found.families}
+    groups = {group.name: group for group in found.groups}
     series: list[Series] = []
     rows: list[list[object]] = [
         ["kind", "method", "steps", "cell", "written", "effective_scale", "value", "low", "high"]
     ]
     for method in methods:
-        family, place = families[method.name], found.places[method.name]
+        group, place = groups[method.name], found.places[method.name]
         labelled: set[str] = set()
-        for curve, (steps, cells) in zip(method.curves, matched.parts(family, column.metric), strict=True):
+        for curve, (steps, cells) in zip(method.curves, matched.parts(group, column.metric), strict=True):
             grid = np.unique(np.linspace(*curve.range, GRID)) if len(curve.pooled) > 1 else np.array([curve.range[0]])
             value, low, high = curve.band(grid, replicates)
             low, high = np.maximum(low, least), np.minimum(high, most)
@@ -45,22 +45,22 @@ def by_scale(found: Found, matched: Matched, column: Column, methods: Sequence[M
                 ends = (one.low, one.high) if (one := column.of(cell)) else NOTHING
                 said = found.said(cell, f"effective scale {number(x)}", column.told(cell))
                 marks.append(Mark(x, y, *ends, said=said))
-                rows.append(["cell", method.name, steps, cell, family.values[cell], x, y, *ends])
+                rows.append(["cell", method.name, steps, cell, group.values[cell], x, y, *ends])
             rows += [
                 ["curve", method.name, steps, "", "", *point] for point in zip(grid, value, low, high, strict=True)
             ]
-            name, dash = family.called(steps), list(family.cells).index(steps)
+            name, dash = group.called(steps), list(group.cells).index(steps)
             label = "" if name in labelled else name  # one of a curve in two parts
             labelled.add(name)
             series.append(Series(name, place, marks, (grid, value), (grid, low, high), label, dash))
-    for family in matched.families:
-        for steps, cells in family.cells.items():
+    for group in matched.groups:
+        for steps, cells in group.cells.items():
             for cell in cells:
                 if found.left_out(column, cell):
                     mark = _baseline(found, cell, matched.scale(cell))
-                    series.append(Series(f"{family.name}, baseline", found.places[family.name], [mark]))
-                    written = family.values[cell]
-                    rows.append(["baseline", family.name, steps, cell, written, mark.x, math.nan, *NOTHING])
+                    series.append(Series(f"{group.name}, baseline", found.places[group.name], [mark]))
+                    written = group.values[cell]
+                    rows.append(["baseline", group.name, steps, cell, written, mark.x, math.nan, *NOTHING])
     return Plot(
         f"{column.text} over effective scale",
         "effective scale, measured",
@@ -92,8 +92,8 @@ def by_column(found: Found, column: Column, against: Column, joined: bool = Fals
         ["method", "cell", "written", x, f"{x}_low", f"{x}_high", "effective_scale", "value", "low", "high", "samples"]
     ]
     series: list[Series] = []
-    for place, family in enumerate(found.families):
-        for dash, (steps, cells) in enumerate(family.cells.items()):
+    for place, group in enumerate(found.groups):
+        for dash, (steps, cells) in enumerate(group.cells.items()):
             marks: list[Mark] = []
             for cell in cells:
                 one, other = column.of(cell), against.of(cell)
@@ -107,8 +107,8 @@ def by_column(found: Found, column: Column, against: Column, joined: bool = Fals
                 marks.append(mark)
                 scale = mean(found.cells.by_name[cell].numbers("effective_scale"))
                 ends = (other.value, other.low, other.high, scale, mark.y, mark.low, mark.high)
-                rows.append([family.name, cell, family.values[cell], *ends, one.samples])
-            name = family.called(steps) if joined else family.name
+                rows.append([group.name, cell, group.values[cell], *ends, one.samples])
+            name = group.called(steps) if joined else group.name
             label = name if joined or not dash else ""
             at = next((index for index, mark in enumerate(marks) if mark.baseline), len(marks))
             for part in filter(None, (marks[:at], marks[at : at + 1], marks[at + 1 :])):

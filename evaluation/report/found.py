@@ -9,7 +9,7 @@ from functools import cached_property
 
 from ..analysis.findings import Finding
 from ..analysis.measure import Cells, Number
-from ..analysis.methods import Family, setting
+from ..analysis.methods import MethodCells, setting
 from ..metrics import Metric, PairMetric, summary
 from ..spec.claim import Claim
 from .plot import Plot
@@ -96,7 +96,7 @@ class Found:
 
     Args:
         cells: of the run.
-        families: the methods.
+        groups: the methods.
         columns: the metrics' numbers.
         prompts: how many there are that comparisons are of.
         verdicts: of pairs of methods over effective scale.
@@ -109,7 +109,7 @@ class Found:
     """
 
     cells: Cells
-    families: list[Family]
+    groups: list[MethodCells]
     columns: list[Column] = field(default_factory=list)
     prompts: int = 0
     verdicts: list[Verdict] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Found:
     @property
     def places(self) -> dict[str, int]:
         """The places of the methods, by name: their colours."""
-        return {family.name: place for place, family in enumerate(self.families)}
+        return {group.name: place for place, group in enumerate(self.groups)}
 
     @property
     def by_metric(self) -> list[tuple[Column, list[Verdict]]]:

@@ -13,7 +13,7 @@ from ...guidance.words import counted_are
 from ..analysis.findings import findings
 from ..analysis.matched import Comparison, Floats, Method, compare, compare_costs, widest
 from ..analysis.measure import Cells, Number
-from ..analysis.methods import Matched, families
+from ..analysis.methods import Matched, method_cells
 from ..metrics import Metric, RecordMetric, SetMetric, parse_metric
 from ..store.folder import RECORDS, RunFolder, damaged
 from . import figures
@@ -44,7 +44,7 @@ def gather(run: RunFolder, more: Sequence[str] = (), progress: Progress = lambda
     sweep, cells = run.sweep(), Cells(run)
     if any(np.isnan(cell.numbers("evaluations")).any() for cell in cells.by_name.values()):
         raise damaged(run, RECORDS, "a row has no value in the column 'evaluations'")
-    found = Found(cells, families(cells.told, sweep.stacks, cells.by_name))
+    found = Found(cells, method_cells(cells.told, sweep.stacks, cells.by_name))
     kept = all(path is not None for cell in cells.by_name.values() for path in cell.listed("image"))
     asked = [*sweep.metrics, *more] or list(USUAL if kept else ())
     wanted = [parse_metric(text) for text in dict.fromkeys(["evaluations", *asked, "effective_scale", "across"])]
@@ -81,7 +81,7 @@ def _columns(cells: Cells, metric: Metric) -> list[Column]:
 
 def _compared(found: Found, progress: Progress) -> None:
     """Comparisons and plots of every metric that has a curve."""
-    matched = Matched(found.cells, found.families)
+    matched = Matched(found.cells, found.groups)
     found.prompts = len(matched.prompts)
     found.notes += matched.unsure
     if not matched.prompts:
@@ -150,7 +150,7 @@ def _verdict(
 
 def _few(found: Found, column: Column, names: Sequence[str]) -> str:
     """Why the cells of some methods have too few samples for a comparison; "" if they have enough."""
-    cells = [cell for one in found.families if one.name in names for each in one.cells.values() for cell in each]
+    cells = [cell for one in found.groups if one.name in names for each in one.cells.values() for cell in each]
     numbers = [column.numbers[cell].samples for cell in cells if not found.left_out(column, cell)]
     least = column.metric.compared
     samples = min(numbers, default=least)
@@ -171,7 +171,7 @@ def _apart(found: Found, matched: Matched) -> None:
     kinds: dict[tuple[str, str], set[str]] = {}
     for row in found.verdicts:
         kinds.setdefault((row.one, row.other), set()).add(row.kind)
-    by_name = {family.name: family for family in found.families}
+    by_name = {group.name: group for group in found.groups}
     for one, other in [pair for pair, own in kinds.items() if own == {APART}]:
         (low, high), (low_too, high_too) = (matched.range(by_name[name]) for name in (one, other))
         told = "they have no effective scale in common. Add scales to the sweep."

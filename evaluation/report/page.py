@@ -71,12 +71,12 @@ def write(
 
 
 def no_formula(value: Any) -> Any:
-    """A cell of a table; a text that a spreadsheet would compute has an apostrophe before it."""
+    """A value for a CSV file, with an apostrophe before a text that a spreadsheet would compute."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def written_csv(rows: Sequence[Sequence[Any]]) -> bytes:
-    """Rows as CSV; what has no value is empty."""
+    """Rows as the contents of a CSV file; NaN is empty."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     for row in rows:
@@ -91,7 +91,12 @@ def script_safe(data: Any) -> str:
 
 
 def page(found: Found, budget: float = BUDGET) -> str:
-    """The page's HTML."""
+    """The HTML of a report.
+
+    Args:
+        found: what it shows.
+        budget: megabytes of images in the page itself, at most.
+    """
     samples, said = _samples(found, budget)
     script = (FOLDER / "page.js").read_text()
     environment = jinja2.Environment(
@@ -236,7 +241,7 @@ def _samples(found: Found, budget: float) -> tuple[list[dict[str, Any]], list[st
 
 
 def _values(cells: Cells, cell: Cell, metric: Metric) -> Any:
-    """Of each image; NaN where it has none, and of the baseline's, which are like themselves."""
+    """A metric of each image; NaN where it has no value, and for the baseline, which would be compared with itself."""
     try:
         baseline = cells.compares(metric)
         return np.full(len(cell), math.nan) if cell is baseline else cell.values(metric, baseline)

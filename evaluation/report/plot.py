@@ -51,7 +51,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn in one colour.
+    """The marks, the line and the band of a plot that have one colour.
 
     Args:
         name: of the method.
@@ -85,7 +85,7 @@ class Series:
 
     @property
     def css(self) -> str:
-        """Its class in the SVG."""
+        """The class of this series in the SVG."""
         return "neutral" if self.colour == NEUTRAL else f"s{self.colour % len(LIGHT)}"
 
     @property

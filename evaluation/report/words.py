@@ -44,7 +44,7 @@ class Verdict:
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
+    """A number with three significant digits; a dash where it is not finite."""
     if not math.isfinite(value):
         return "–"
     text = f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or not value else f"{value:.2e}"
@@ -52,13 +52,13 @@ def number(value: float) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """A range; one number where its ends are the same to three digits."""
+    """A range as text; one number where its ends are the same to three digits."""
     ends = (number(low), number(high))
     return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
 def small(value: float) -> float:
-    """What a record has of a length that is 0 but for rounding: 0. Its digits are of no use."""
+    """The number, or 0 where it is as small as rounding makes what is 0."""
     return 0.0 if abs(value) < ROUNDING else value
 
 
@@ -81,7 +81,7 @@ def verdict(
     breaks: Sequence[int] = (),
     few: str = "",
 ) -> Verdict:
-    """What a comparison says.
+    """What a comparison of two methods says, in words.
 
     Args:
         found: the comparison.
@@ -137,7 +137,7 @@ def _said(sign: int, part: Comparison, better: str, over: str) -> str:
 
 
 def _band(low: Floats, high: Floats) -> str:
-    """The least and the greatest that the band holds."""
+    """The least and the greatest value in a band, as text."""
     return f"95% band {number(float(low.min()))} to {number(float(high.max()))}"
 
 

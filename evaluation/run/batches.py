@@ -57,7 +57,7 @@ class Batch:
 
     @property
     def name(self) -> str:
-        """A hash of its addresses."""
+        """The name of the batch: a hash of the addresses of its samples."""
         return hashlib.blake2b("".join(one.address for one in self.samples).encode(), digest_size=8).hexdigest()
 
 

@@ -20,7 +20,7 @@ from ..spec.prompts import Prompt
 
 @dataclass(frozen=True)
 class Cost:
-    """What a sample of a cell costs.
+    """The network evaluations of a sample of a cell.
 
     Args:
         evaluations: by the number of its negatives and of its further positives.

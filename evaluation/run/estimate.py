@@ -20,7 +20,7 @@ UNGUIDED = "stack()"  # what is timed: every model runs it, and an evaluation is
 
 @dataclass(frozen=True)
 class Line:
-    """One cell.
+    """A cell with what its samples cost.
 
     Args:
         cell: the cell.

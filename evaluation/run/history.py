@@ -181,7 +181,7 @@ def write(run: RunFolder, sweeps: Sequence[Sweep], cells: Sequence[Cell], addres
 
 
 def check(sweep: Sweep, cells: Sequence[Cell], addresses: Addresses) -> None:
-    """Check what a folder will have to say of a sweep, before there is one.
+    """Check that a run folder can hold an account of the sweep, before there is one.
 
     Raises:
         InputError: it would be too long to be read again, or the claim compares cells that there are not.
@@ -202,7 +202,7 @@ def check(sweep: Sweep, cells: Sequence[Cell], addresses: Addresses) -> None:
 
 
 def described(cells: Sequence[Cell], addresses: Addresses) -> list[Mapping[str, Any]]:
-    """Cells as ``cells.json`` has them."""
+    """The cells of a sweep as ``cells.json`` has them."""
     found: list[Mapping[str, Any]] = []
     for cell in cells:
         axes = dict(cell.axes)

@@ -22,7 +22,7 @@ Features = Mapping[str, tuple[list[str], NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Meter:
-    """What is measured of every batch.
+    """The metrics and the features that are computed of every batch.
 
     Args:
         metrics: of each image by itself.

@@ -46,22 +46,22 @@ class Progress:
     """The events of a run, as methods that a subclass overrides; here they do nothing."""
 
     def begin(self, total: int, existing: int) -> None:
-        """So many samples are to be made, so many are there."""
+        """Called before the first sample is made, with the numbers of samples to make and of those that exist."""
 
     def note(self, text: str) -> None:
-        """Something a user should know."""
+        """Called with a line that the user should read."""
 
     def made(self, count: int, evaluations: int) -> None:
-        """So many samples are written, and have cost so much."""
+        """Called after each batch that is written, with its samples and the network evaluations that it has cost."""
 
     def end(self) -> None:
-        """No more samples will be made."""
+        """Called after the last sample."""
 
     def finished(self, outcome: Outcome) -> None:
-        """The records are merged; told to the first process of a launch."""
+        """Called in the first process of a launch when the records are merged."""
 
     def measured(self, sweep: Sweep) -> None:
-        """The metrics of the sweep are written; told to the first process of a launch."""
+        """Called in the first process of a launch when the metrics of the sweep are written."""
 
 
 class Bar(Progress):
@@ -81,16 +81,16 @@ class Bar(Progress):
         self.bar = tqdm(total=total, unit="image", dynamic_ncols=True, disable=not total or self.rank > 0)
 
     def note(self, text: str) -> None:
-        """Show a line."""
+        """Write the line to standard error."""
         click.echo(f"note: {text}", err=True)
 
     def made(self, count: int, evaluations: int) -> None:
-        """Go on."""
+        """Move the bar on, and show the evaluations a second."""
         self.evaluations += evaluations
         rate = self.evaluations / max(1e-9, time.monotonic() - self.began)
         self.bar.set_postfix_str(f"{rate:.1f} evaluations/s", refresh=False)
         self.bar.update(count)
 
     def end(self) -> None:
-        """Leave the bar as it is."""
+        """Stop the bar where it is."""
         self.bar.close()

@@ -37,7 +37,7 @@ POLL = 1.0  # seconds between two looks at whether the others are done
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, which changes nothing of what is made.
+    """How a sweep is run. None of it changes what is made.
 
     Args:
         device: of the model.
@@ -250,7 +250,7 @@ def _evaluations(run: RunFolder, known: Collection[str]) -> list[int]:
 
 
 def refuse_missing(missing: int) -> None:
-    """Say that samples are missing.
+    """Raise an error if samples are missing.
 
     Raises:
         InputError: they are.
@@ -263,7 +263,7 @@ def refuse_missing(missing: int) -> None:
 
 
 def refuse_lost(outcome: Outcome) -> None:
-    """Say that samples are lost.
+    """Raise an error if samples are lost.
 
     Raises:
         NonFiniteError: they are.

@@ -21,7 +21,7 @@ TOGETHER = 256  # small files of one kind that become a larger one
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """What is kept of a batch.
+    """The records, images, features and traces that are kept of a batch.
 
     Args:
         records: a row a sample.
@@ -66,7 +66,7 @@ class Writer:
         self._queue.put((batch, evaluations))
 
     def close(self) -> None:
-        """Write what is waiting.
+        """Wait until everything that was handed over is written.
 
         Raises:
             InputError: a batch could not be written.

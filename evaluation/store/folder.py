@@ -299,7 +299,7 @@ class RunFolder:
         return list(found), rows
 
     def feature_shards(self, extractor: str) -> Iterator[tuple[list[str], NDArray[Any]]]:
-        """The same file by file, in bounded memory; an address may come twice, with the same row."""
+        """Addresses and features, file by file in bounded memory; an address may come twice, with the same row."""
         width = None
         for shard in shards.read(self.location, feature_folder(extractor)):
             rows = shard.arrays.get("features", np.zeros(0))
@@ -357,7 +357,7 @@ class RunFolder:
 
 
 def feature_folder(extractor: str) -> str:
-    """Where the features of an extractor lie, whatever characters its name has."""
+    """The folder of the features of an extractor, whatever characters its name has."""
     return f"{FEATURES}/{shards.filename(extractor)}"
 
 

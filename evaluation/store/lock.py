@@ -116,7 +116,7 @@ class Lock:
     """
 
     def __init__(self, location: Location, launch: Launch) -> None:
-        self.location, self.rank, self.name = location, launch.rank, ""
+        self.location, self.rank, self.name, self._lost = location, launch.rank, "", False
         self.quick = copy.copy(location)  # what waits for nothing: signs of life, and what a release leaves behind
         self.quick.patience = 0.0
         self.owner: dict[str, Any] = {
@@ -150,11 +150,16 @@ class Lock:
         return {_rank(name): self._alive(name) is not False for name in self._names() if self._fellow(name)}
 
     def check(self) -> None:
-        """Make sure that the lock is still this process's.
+        """Check that the lock is still this process's.
 
         Raises:
-            InputError: another run has taken it.
+            InputError: another run has taken it over.
         """
+        if self._lost:
+            raise InputError(
+                f"another run has taken over {self.location}, as this one gave no sign of life for {STALE:g} s; what "
+                "is finished is safe: run again when the other one has ended"
+            )
 
     def release(self) -> None:
         """Let go of the lock, if it was taken; nothing is left behind."""
@@ -264,7 +269,7 @@ class ObjectLock(Lock):
     def __init__(self, location: Location, launch: Launch) -> None:
         super().__init__(location, launch)
         self._watched: dict[str, tuple[bytes, float]] = {}
-        self._lost, self._stopped = False, threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="guidestack-lock")
 
     def take(self) -> None:
@@ -277,14 +282,6 @@ class ObjectLock(Lock):
             raise self._taken(name)
         self.name = name
         self._thread.start()
-
-    def check(self) -> None:
-        """Make sure that the lock is still this process's."""
-        if self._lost:
-            raise InputError(
-                f"another run has taken over {self.location}, as this one gave no sign of life for {STALE:g} s; what "
-                "is finished is safe: run again when the other one has ended"
-            )
 
     def release(self) -> None:
         """Let go of the lock."""

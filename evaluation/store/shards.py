@@ -22,7 +22,7 @@ ADDRESS = "address"  # of the tensor with the addresses, bytes of shape (N, 16)
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Some samples' arrays.
+    """Arrays with a row for each of some samples.
 
     Args:
         addresses: of N samples, hex.
@@ -33,17 +33,17 @@ class Shard:
     arrays: dict[str, NDArray[Any]]
 
     def to_bytes(self) -> bytes:
-        """The contents of a file."""
+        """The shard as the contents of a safetensors file."""
         packed = np.frombuffer(b"".join(map(bytes.fromhex, self.addresses)), np.uint8).reshape(len(self.addresses), -1)
         arrays = {name: np.ascontiguousarray(rows) for name, rows in self.arrays.items()}
         return bytes(safetensors.numpy.save({ADDRESS: packed, **arrays}))
 
     @classmethod
     def of_bytes(cls, data: bytes) -> Shard:
-        """What `to_bytes` wrote.
+        """The shard in the contents of a file that `to_bytes` made.
 
         Raises:
-            ValueError: it did not.
+            ValueError: the contents are no such file.
         """
         try:
             arrays = safetensors.numpy.load(data)
@@ -86,7 +86,7 @@ def add(location: Location, folder: str, shard: Shard) -> str:
 
 
 def load(location: Location, name: str) -> Shard:
-    """The shard in a file.
+    """The shard in a file of a run folder.
 
     Raises:
         FileNotFoundError: it is not there.

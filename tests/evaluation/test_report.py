@@ -15,7 +15,7 @@ import pytest
 
 from guidestack.evaluation.analysis.matched import Comparison, compare
 from guidestack.evaluation.analysis.measure import Cells
-from guidestack.evaluation.analysis.methods import Family, Matched, families
+from guidestack.evaluation.analysis.methods import Matched, MethodCells, method_cells
 from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.plots import alone
 from guidestack.evaluation.report import write
@@ -132,7 +132,7 @@ def test_the_plots_have_the_numbers_of_the_cells(reported: Path) -> None:
 
 def test_the_plots_of_differences_have_the_band(reported: Path) -> None:
     cells = Cells(RunFolder(reported))
-    matched = Matched(cells, families(cells.told, RunFolder(reported).sweep().stacks, cells.by_name))
+    matched = Matched(cells, method_cells(cells.told, RunFolder(reported).sweep().stacks, cells.by_name))
     metric = parse_metric("saturation")
     found = compare(*matched.methods(metric), matched.replicates(metric))
     with (reported / "plots" / "saturation-difference-1.csv").open() as file:
@@ -166,7 +166,7 @@ def test_a_difference_has_the_colour_of_who_is_better() -> None:
 
 def difference_of(found: Comparison, better: str, breaks: Any = ()) -> Any:
     metric = type("Made", (), {"better": better, "__str__": lambda self: "m"})()
-    whole = Found(None, [Family(name, {}, {}) for name in ("", "", "", "A", "", "B")])  # type: ignore[arg-type]
+    whole = Found(None, [MethodCells(name, {}, {}) for name in ("", "", "", "A", "", "B")])  # type: ignore[arg-type]
     return difference(whole, Column(metric, "m", {}), found, "effective scale", breaks, "m-difference-1")
 
 
@@ -191,7 +191,7 @@ def test_the_baseline_is_compared_with_nothing(baselined: Path) -> None:
     found = gather(RunFolder(baselined))
     baseline = found.cells.told["baseline"]
     assert baseline is not None
-    matched = Matched(found.cells, found.families)
+    matched = Matched(found.cells, found.groups)
     for text, left_out in (("psnr", True), ("saturation", False)):
         methods = matched.methods(parse_metric(text))
         curves = {method.name: [len(curve.names) for curve in method.curves] for method in methods}
@@ -317,7 +317,7 @@ def test_steps_make_curves_of_one_method_and_costs_equal(model_folder: Path, tmp
     }
     run(model_folder, tmp_path / "run", **keys)
     found = gather(RunFolder(tmp_path / "run"))
-    assert [(family.name, list(family.cells)) for family in found.families] == [("cfg", [2, 4]), ("first", [2, 4])]
+    assert [(group.name, list(group.cells)) for group in found.groups] == [("cfg", [2, 4]), ("first", [2, 4])]
     of_psnr, of_saturation = found.verdicts
     assert (of_psnr.metric, of_psnr.one, of_psnr.other) == ("psnr", "cfg", "first")
     # cfg costs 4 and 8, the other 4 and 6: both reach 6 where both guide equally hard in so many steps, else 4
@@ -386,7 +386,7 @@ def told(*cells: dict[str, Any]) -> dict[str, Any]:
 
 def named(whole: dict[str, Any], templates: dict[str, str]) -> dict[str, dict[int, tuple[str, ...]]]:
     known = [cell["cell"] for cell in whole["cells"]]
-    return {family.name: dict(family.cells) for family in families(whole, templates, known)}
+    return {group.name: dict(group.cells) for group in method_cells(whole, templates, known)}
 
 
 def test_methods_are_templates_without_what_is_swept() -> None:
@@ -427,7 +427,7 @@ def test_methods_of_plain_stacks_are_their_texts_without_the_first_number() -> N
 def test_replicates_of_a_cell_are_means_of_its_prompts(reported: Path) -> None:
     run_folder = RunFolder(reported)
     cells = Cells(run_folder)
-    matched = Matched(cells, families(cells.told, run_folder.sweep().stacks, cells.by_name))
+    matched = Matched(cells, method_cells(cells.told, run_folder.sweep().stacks, cells.by_name))
     metric = parse_metric("saturation")
     method = matched.methods(metric)[0]
     cell = cells.by_name[method.curves[0].names[1]]
