@@ -34,8 +34,16 @@ demo: $(VENV)/.installed ## make a labelled picture with the bundled model, at s
 test: lint types $(VENV)/.dev ## everything that must hold: lint, types, all tests
 	$(BIN)/python -m pytest -n 2 -q
 
-quick: $(VENV)/.dev ## the part to run while working, under two minutes
-	$(BIN)/python -m pytest -n 2 -q -m "not slow" tests/guidance tests/samplers
+# All of the algebra, and of the rest what breaks first. Two schedulers take seconds to be made and are left out.
+FAMILIES := StableDiffusionXLPipeline StableDiffusion3Pipeline FluxPipeline PixArtSigmaPipeline WanPipeline
+QUICK := tests/guidance tests/samplers tests/pipelines/test_parity.py \
+  $(foreach name,$(FAMILIES),"tests/pipelines/test_families.py::test_cfg_is_the_pipelines_own[$(name)]") \
+  $(foreach name,$(FAMILIES),"tests/pipelines/test_families.py::test_the_pipeline_is_left_as_it_was_found[$(name)]") \
+  tests/bridges/test_denoiser.py::test_cfg_is_its_formula \
+  tests/evaluation/test_runner.py::test_a_stopped_run_goes_on \
+  tests/scripts/test_cli.py::test_rules_and_explain
+quick: $(VENV)/.dev ## the part to run while working, under two minutes on two cores
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" -k "not KDPM2 and not DPMSolverSDE" $(QUICK)
 
 # A job of CI of its own, and by hand before a release: the oldest torch comes with several GB of CUDA packages.
 oldest: ## the tests of the algebra and of the pipelines with the oldest versions that are said to do

@@ -152,3 +152,9 @@ def test_errors_of_libraries_stay_the_cause() -> None:
                     if isinstance(one, ast.Raise) and one.cause is not None and ast.unparse(one.cause) == "None":
                         dropped += [(name, caught)] * (caught not in own and (name, caught) not in restated)
     assert dropped == []
+
+
+def test_every_test_of_make_quick_is_there() -> None:
+    listed = re.findall(r"(tests/\S+\.py)::(test_\w+)", (ROOT / "Makefile").read_text())
+    assert listed
+    assert [name for file, name in listed if f"def {name}(" not in (ROOT / file).read_text()] == []
