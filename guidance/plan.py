@@ -20,13 +20,13 @@ class When:
     """One evaluation of a schedule.
 
     Args:
-        index: step of the sampler.
-        evaluation: evaluation within the step.
-        level: level of the samples.
-        time: the network's time as a share of its training schedule; None where the sampler has none.
+        step: step of the sampler that it belongs to, from 0.
+        evaluation: 0 for the first evaluation of a step, 1 for the second one of Heun's method and its kind.
+        level: level of the samples that the network is given.
+        time: the network's time as a share of the training schedule, in [0, 1]; None where it is something else (EDM).
     """
 
-    index: int
+    step: int
     evaluation: int
     level: Level
     time: float | None = None
@@ -62,13 +62,13 @@ def plan(
     The negative prompt counts as one condition with the empty one: what `guide` evaluates where none is given. The
     stack's state is carried along on answers that are all 0, on which no rule finds a reason to stop early.
     """
-    steps = max((when.index for when in schedule), default=0) + 1
+    steps = max((when.step for when in schedule), default=0) + 1
     shape = (batch, *SHAPE)
     run = Run(shape, steps=steps, negatives=(negatives,) * batch, positives=(positives,) * batch, identity=None)
     state, planned, step_level = stack.init(run), [], None
     for when in schedule:
         step_level = when.level if when.evaluation == 0 or step_level is None else step_level
-        step = Step(run, when.index, when.level, when.evaluation, step_level, when.time)
+        step = Step(run, when.step, when.level, when.evaluation, step_level, when.time)
         each = [rule.queries(step, own) for rule, own in zip(stack.rules, state, strict=True)]
         queries = {POSITIVE, *(query for one in each for query in one)}
         if stack.unasked(step, state) is not None:  # a rule answers without any prediction

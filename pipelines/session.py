@@ -12,7 +12,7 @@ from torch import Tensor
 from ..guidance.errors import GuidanceNotAppliedError, warn
 from ..guidance.keyed import Keys, global_seed, own_seed
 from ..guidance.observe import Observer
-from ..guidance.plan import When, plan
+from ..guidance.plan import plan
 from ..guidance.query import Query
 from ..guidance.report import Report
 from ..guidance.rule import Stack
@@ -172,10 +172,9 @@ class Session:
 
     def _planned(self, run: Run, network: PipelineNetwork) -> Iterator[tuple[int, AbstractSet[Query]]]:
         """The steps to come, each with what the network is going to be asked."""
-        schedule = [When(point.step, point.evaluation, point.level, point.time) for point in self.steps.coming()]
         negatives, positives = max(run.negatives, default=0), max(run.positives, default=0)
-        for planned in plan(self.stack, schedule, negatives, positives, run.batch):
-            yield planned.when.index, {network.resolve(query) for query in planned.queries} | set(network.always)
+        for planned in plan(self.stack, self.steps.coming(), negatives, positives, run.batch):
+            yield planned.when.step, {network.resolve(query) for query in planned.queries} | set(network.always)
 
     def finish(self) -> None:
         """Check that everything happened that was asked for.

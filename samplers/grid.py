@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..guidance.plan import When
 from ..guidance.prediction import Level
 
 
 @dataclass(frozen=True)
-class Point:
-    """One evaluation of the network: one entry of ``scheduler.timesteps``.
+class Point(When):
+    """One evaluation of the network, as `When`: one entry of ``scheduler.timesteps``.
+
+    Its level is that of the sample that the scheduler is handed there, in the scheduler's own scaling of x.
 
     Args:
         timestep: the entry.
-        step: step of the sampler it belongs to, from 0.
-        evaluation: 0 for the first evaluation of a step, 1 for the second one of Heun's method and its kind.
-        level: level of the sample that the scheduler is handed there, in the scheduler's own scaling of x.
         returned: level of the sample that the scheduler returns there. It need not be the `level` of the next point:
             DDIM steps by T // n timesteps whatever the spacing of the entries.
-        time: the timestep as a share of the training schedule, in [0, 1]; None where timesteps are something else
-            (EDM).
     """
 
-    timestep: float
-    step: int
-    evaluation: int
-    level: Level
-    returned: Level
-    time: float | None = None
+    timestep: float = field(kw_only=True)
+    returned: Level = field(kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -307,7 +307,13 @@ def grid(scheduler: Scheduler, begin: int = 0) -> Grid:
     # EDM schedulers count in log sigma or in its angle.
     training = None if option(scheduler, "sigma_data") is not None else scheduler.config.num_train_timesteps
     points = [
-        Point(timestep, *record.place(scheduler, index, begin), level, after, training and timestep / training)
+        Point(
+            *record.place(scheduler, index, begin),
+            level,
+            training and timestep / training,
+            timestep=timestep,
+            returned=after,
+        )
         for index, (timestep, level, after) in enumerate(zip(timesteps, levels, returned, strict=True))
     ]
     return Grid(tuple(points))

@@ -23,7 +23,7 @@ BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
 """Of the bundled model."""
 
 
-def schedule(sampler: str, steps: int, replaced: Any = BETAS) -> list[When]:
+def schedule(sampler: str, steps: int, replaced: Any = BETAS) -> tuple[When, ...]:
     """The evaluations of a sampler in a run: step, level and time of each.
 
     Args:
@@ -34,14 +34,13 @@ def schedule(sampler: str, steps: int, replaced: Any = BETAS) -> list[When]:
     Raises:
         InputError: there is no such sampler, or the model cannot use it.
     """
-    points = grid(scheduled(sampler, replaced, steps)).points
-    return [When(point.step, point.evaluation, point.level, point.time) for point in points]
+    return grid(scheduled(sampler, replaced, steps)).points
 
 
 def line(planned: Planned) -> str:
     """The line that `explain` prints for one evaluation."""
     when = planned.when
-    step = f"{when.index}" + f".{when.evaluation}" * bool(when.evaluation)
+    step = f"{when.step}" + f".{when.evaluation}" * bool(when.evaluation)
     return f"{step:>6} {when.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
 
 
@@ -49,7 +48,7 @@ def told(planned: Planned) -> dict[str, Any]:
     """What ``--json`` says of one evaluation; sigma/alpha is None where it is infinite."""
     when, queries = planned.when, [str(query) for query in planned.queries]
     ratio = when.level.k_sigma if math.isfinite(when.level.k_sigma) else None
-    return {"step": when.index, "evaluation": when.evaluation, "sigma_over_alpha": ratio, "queries": queries}
+    return {"step": when.step, "evaluation": when.evaluation, "sigma_over_alpha": ratio, "queries": queries}
 
 
 @click.command()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..guidance.errors import GuidestackError, InputError
 from ..guidance.notation import presets
-from ..guidance.plan import When, plan
+from ..guidance.plan import plan
 from ..guidance.reading import exists
 from ..guidance.rule import Rule, Stack
 from ..guidance.rules.linear_ag import fit as linear
@@ -210,8 +210,7 @@ def report(fit: Fit, rule: Rule, path: Path, guided: GuidedPipeline) -> str:
     for index, (of_u, of_both) in enumerate(linear.residuals(fit.triangle, _known(fit.steps))):
         lines.append(f"{index:>6}  {of_u:>8.2%}  {of_both:>8.2%}  {words[policy[index]]}")
     if guided.run is not None:  # else all runs were there already, and the levels were not asked for
-        points = grid(guided.pipe.scheduler).points
-        schedule = [When(point.step, point.evaluation, point.level, point.time) for point in points]
+        schedule = grid(guided.pipe.scheduler).points
         wrapped = LinearAG(rule, str(path))
         costs = [sum(len(one.queries) for one in plan(Stack(one), schedule)) for one in (wrapped, rule)]
         lines += ["", f"{wrapped}: {costs[0]} evaluations a sample instead of {costs[1]}"]

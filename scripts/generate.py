@@ -117,7 +117,7 @@ def _check_plans(text: str, stack: Stack, model: str | None, sampler: str, steps
         try:
             part.check_steps(steps)
         except RuleError as error:
-            if (own := 1 + max(when.index for when in schedule(sampler, steps, scheduler_of(model)))) == steps:
+            if (own := 1 + max(when.step for when in schedule(sampler, steps, scheduler_of(model)))) == steps:
                 raise InputError(f"{text}: {error}" if text.startswith("@") else str(error)) from None
             part.check_steps(own)  # of a sampler whose steps are not as many as it is asked for
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...guidance.errors import GuidestackError, InputError, shown
-from ...guidance.plan import When, plan
+from ...guidance.plan import plan
 from ...guidance.rule import remarks
 from ...guidance.words import counted, counted_are
 from ...pipelines.families.lookup import family_of
@@ -93,8 +93,8 @@ def _checked(generator: Generator, cell: Cell, prompts: Sequence[Prompt]) -> Cos
     negatives, extras = [one.negative for one in prompts], [one.extra for one in prompts]
     check_several(cell.parsed, negatives, extras, ("negatives", "extras"))
     schedule = generator.check(cell.parsed, cell.sampler, cell.steps, {bool(negative) for negative in negatives})
-    points = [When(point.step, point.evaluation, point.level, point.time) for point in schedule.points]
     evaluations = {
-        kind: sum(len(one.queries) for one in plan(cell.parsed, points, *kind)) for kind in kinds(prompts, cell)
+        kind: sum(len(one.queries) for one in plan(cell.parsed, schedule.points, *kind))
+        for kind in kinds(prompts, cell)
     }
     return Cost(evaluations, any(part.data_dependent for part in cell.parsed.parts()))

@@ -167,8 +167,7 @@ class Tuning:
         self.generator.use(self.settings.fixed["sampler"])
         self._runs(self.settings.reference)
         self.generator.pipe.scheduler.set_timesteps(self.settings.fixed["steps"])
-        points = grid(self.generator.pipe.scheduler).points
-        return tuple(When(point.step, point.evaluation, point.level, point.time) for point in points)
+        return grid(self.generator.pipe.scheduler).points
 
     def _check_goal(self) -> None:
         """Refuse what no plan costs so little as, before anything is made."""

@@ -79,7 +79,7 @@ class Space:
     @property
     def steps(self) -> int:
         """Of a run."""
-        return max(point.index for point in self.points) + 1
+        return max(point.step for point in self.points) + 1
 
     @property
     def choices(self) -> dict[str, tuple[Any, ...]]:
