@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ T = TypeVar("T")
 LARGEST = 2_000_000  # bytes of a sweep file
 DEEPEST = 20  # lists and mappings in one another
 LONGEST = 10_000  # characters of a text
+BOUNDS = f"at most {LONGEST} characters, none of them NUL"
 BITS = 63  # of a whole number, as a record can have it
 MOST = 10_000  # values of an axis, and cells of a sweep
 LARGEST_SIDE = 8_192  # pixels
@@ -73,39 +74,27 @@ def check_plain(value: Any, where: str) -> None:
 
 
 class Checked(BaseModel):
-    """A mapping of a YAML file with the fields as its keys, read strictly: no other keys, no conversion of values.
-
-    Attributes:
-        others: names that other programs have for a key.
-    """
+    """A mapping of a YAML file with the fields as its keys, read strictly: no other keys, no conversion of values."""
 
     model_config = ConfigDict(strict=True, frozen=True)
-    others: ClassVar[Mapping[str, str]] = {}
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """The keys."""
-        return [field.alias or name for name, field in cls.model_fields.items()]
 
     @model_validator(mode="before")
     @classmethod
     def _known(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
-            raise ValueError(f"must be a mapping with keys of {', '.join(cls.keys())}")
-        check_keys(given, cls.keys(), cls.others)
+            raise ValueError(f"must be a mapping with keys of {', '.join(cls.model_fields)}")
+        check_keys(given, cls.model_fields)
         return given
 
 
-def check_keys(mapping: Mapping[Any, Any], allowed: Collection[str], others: Mapping[str, str] | None = None) -> None:
-    """Check that a mapping has no other keys than `allowed`; `others` are other programs' names for these.
+def check_keys(mapping: Mapping[Any, Any], allowed: Collection[str]) -> None:
+    """Check that a mapping has no other keys than `allowed`.
 
     Raises:
         ValueError: it has.
     """
-    for key in mapping:
-        if key not in allowed:
-            name = (others or {}).get(str(key).lower(), str(key))
-            raise ValueError(f"unknown key {shown(key)}{meant(name, allowed)}")
+    if unknown := [key for key in mapping if key not in allowed]:
+        raise ValueError(f"unknown key {shown(unknown[0])}{meant(str(unknown[0]), allowed)}")
 
 
 def checked(kind: TypeAdapter[T], value: Any, where: str, context: Any = None) -> T:
@@ -161,13 +150,13 @@ def read_by(function: Callable[[str, Path | None], T]) -> AfterValidator:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text of at most `LONGEST` characters, none of them NUL."""
+    """Whether a value is a text within `BOUNDS`."""
     return isinstance(value, str) and len(value) <= LONGEST and "\0" not in value
 
 
 def _text(value: str) -> str:
     if not is_text(value) or not value.strip():
-        raise ValueError(f"must be a text that is not empty, of at most {LONGEST} characters, none of them NUL")
+        raise ValueError(f"must be a text that is not empty, of {BOUNDS}")
     return value.strip()
 
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...guidance.errors import InputError, shown
-from ..values import LONGEST, check_plain, meant
+from ..values import BOUNDS, check_plain, is_text, meant
 
 SUFFIXES = (".txt", ".jsonl", ".csv")
 KEYS = ("prompt", "negative", "extra", "class", "labels")
 LARGEST_CLASS = 10**6
 MOST = 1_000_000  # prompts of a file
-BOUNDS = f"at most {LONGEST} characters, none of them NUL"
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,6 @@ def _bars(value: Any, key: str, where: str) -> str:
     if not all(map(is_text, texts)):
         raise InputError(f"{where}: {key} must be a text or a list of texts, of {BOUNDS}; got {shown(value)}")
     return " | ".join(texts)
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a text that a prompt can be: within `BOUNDS`."""
-    return isinstance(value, str) and len(value) <= LONGEST and "\0" not in value
 
 
 def parse_prompts(data: bytes, name: str) -> list[Prompt]:

@@ -21,9 +21,9 @@ from ...guidance.reading import read_bytes
 from ...samplers import canonical
 from .. import values
 from ..paths import LARGEST, located, preset_located
-from ..values import MOST, Axis, Checked, PathText, Size, Text, axis_values, checked, meant, read_by
+from ..values import BOUNDS, MOST, Axis, Checked, PathText, Size, Text, axis_values, checked, is_text, meant, read_by
 from .claim import CellValues, Claim, MetricText
-from .prompts import BOUNDS, Prompt, bundled, is_text, parse_prompts, prompt_of
+from .prompts import Prompt, bundled, parse_prompts, prompt_of
 
 FOLDERS = tuple(Path(__file__).parents[2] / "configs" / name for name in ("sweeps", "claims"))
 BUNDLED = "bundled"
@@ -356,7 +356,7 @@ class _PromptKeys(Checked):
     classes: Axis | None = None
 
 
-KEYS = tuple(_Keys.keys())
+KEYS = tuple(_Keys.model_fields)
 _KEYS, _CLAIM, _PROMPTS = TypeAdapter(_Keys), TypeAdapter(Claim), TypeAdapter(_PromptKeys)
 _TEXT, _CELL, _SEED_KEYS = TypeAdapter(Text), TypeAdapter(CellValues), TypeAdapter(_SeedKeys)
 _SEEDS = TypeAdapter(Annotated[tuple[Seed, ...], BeforeValidator(lambda given: axis_values(given, MOST_OF_A_CELL))])
