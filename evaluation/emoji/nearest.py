@@ -1,13 +1,12 @@
-"""Which reference picture a generated one is nearest to, and with what confidence a share is known."""
+"""Which reference picture a generated one is nearest to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-
-from ..statistics import share_interval
 
 Vectors = NDArray[np.float32]
 
@@ -18,6 +17,11 @@ def shrink(pictures: Vectors, size: int = 16) -> Vectors:
     squares = pictures.reshape(count, size, height // size, size, width // size, channels)
     vectors: Vectors = squares.mean((2, 4)).reshape(count, -1)
     return vectors
+
+
+def units(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length 1."""
+    return torch.nn.functional.normalize(torch.from_numpy(features), dim=1).numpy()
 
 
 def order(made: Vectors, references: Vectors) -> NDArray[np.intp]:
@@ -54,30 +58,3 @@ def place(nearest: NDArray[np.intp], slugs: NDArray[np.str_], styles: NDArray[np
     found = slugs[nearest]
     first = int(np.argmax(found == slug))
     return Place(first, len(set(found[:first].tolist())), str(styles[nearest[first]]))
-
-
-@dataclass(frozen=True)
-class Share:
-    """How often something was right.
-
-    Args:
-        right: times it was.
-        of: times it was asked.
-    """
-
-    right: int
-    of: int
-
-    @property
-    def value(self) -> float:
-        """The share, in [0, 1]."""
-        return self.right / self.of
-
-    def interval(self) -> tuple[float, float]:
-        """Wilson's interval, at 95%."""
-        return share_interval(self.value, self.of)
-
-    def to_json(self) -> dict[str, float]:
-        """Plain numbers."""
-        low, high = self.interval()
-        return {"right": self.right, "of": self.of, "share": self.value, "low": low, "high": high}

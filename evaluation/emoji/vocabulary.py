@@ -32,33 +32,11 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 """Colour word of the caption: sRGB, 0..255."""
 
-EMPTY = 0.10  # share of empty captions, which guidance needs
-WITH_STYLE = 0.90
-WITH_BACKGROUND = 0.92
-WITH_TAGS = 0.15
-
 
 @cache
 def concepts() -> tuple[str, ...]:
     """The slugs of the 429 concepts that the denoiser learns."""
     return tuple((Path(__file__).parent / "concepts.txt").read_text().split())
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One picture of the harvest.
-
-    Args:
-        slug: its concept, a key of the icon sets, e.g. ``cat-face``.
-        label: the concept's name, e.g. ``cat face``.
-        tags: words that people search it by.
-        style: one of `STYLES`.
-    """
-
-    slug: str
-    label: str
-    tags: tuple[str, ...]
-    style: str
 
 
 def caption(label: str, style: str | None = None, background: str | None = None) -> str:
@@ -119,25 +97,3 @@ def drawn_requests(labels: Mapping[str, str], count: int, seed: int, backgrounds
         slug, style = random_.choice(slugs), random_.choice(list(STYLES))
         drawn.append(Request(slug, labels[slug], style, random_.choice(backgrounds or list(BACKGROUNDS))))
     return drawn
-
-
-def random_prompts(count: int, seed: int) -> list[str]:
-    """Prompts drawn evenly and independently over concepts, styles and backgrounds; a prefix of any longer list."""
-    random_ = random.Random(seed)
-    labels = [slug.replace("-", " ") for slug in concepts()]
-    return [
-        caption(random_.choice(labels), random_.choice(list(STYLES)), random_.choice(list(BACKGROUNDS)))
-        for _ in range(count)
-    ]
-
-
-def training_caption(drawing: Drawing, background: str, random_: random.Random) -> str:
-    """A caption as the denoiser sees it: parts left out, the label with or replaced by tags, now and then empty."""
-    if random_.random() < EMPTY:
-        return ""
-    words = drawing.label
-    if drawing.tags and random_.random() < WITH_TAGS:
-        tags: Sequence[str] = random_.sample(drawing.tags, min(len(drawing.tags), random_.choice((2, 3))))
-        words = " ".join([words, *tags] if random_.random() < 0.5 else tags)
-    style = drawing.style if random_.random() < WITH_STYLE else None
-    return caption(words, style, background if random_.random() < WITH_BACKGROUND else None)

@@ -23,7 +23,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,25 +218,3 @@ def _opened(path: Path) -> NDArray[np.uint8]:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(f"the reference picture {path} cannot be read: {error}") from error
-
-
-def write(rgba: Pixels, slugs: list[str], styles: list[str], to: Path = HERE) -> None:
-    """Write the pictures as they ship: one sheet without loss, and the names in its order.
-
-    Args:
-        rgba: shape ``(N, 64, 64, 4)``, those of a concept beside one another.
-        slugs: concept of each.
-        styles: style of each.
-        to: the folder.
-    """
-    told: dict[str, Any] = {}
-    for slug, style in zip(slugs, styles, strict=True):
-        told.setdefault(slug, []).append(style)
-    rows = -(-len(rgba) // COLUMNS)
-    filled = np.zeros((rows * COLUMNS, TILE, TILE, 4), np.uint8)
-    filled[: len(rgba)] = rgba
-    sheet = filled.reshape(rows, COLUMNS, TILE, TILE, 4).swapaxes(1, 2).reshape(rows * TILE, COLUMNS * TILE, 4)
-    with replacing(to / "emoji.webp") as path:
-        Image.fromarray(sheet).save(path, format="WEBP", lossless=True, quality=100, method=6, exact=True)
-    with replacing(to / "emoji.json") as path:
-        path.write_text(json.dumps(told) + "\n")

@@ -157,7 +157,7 @@ def references(work: Path) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 def prompts(count: int, seed: int) -> None:
     """Print prompts drawn at random over all concepts, styles and backgrounds, one a line."""
-    from ....evaluation.emoji.vocabulary import random_prompts
+    from .harvested import random_prompts
 
     click.echo("\n".join(random_prompts(count, seed)))
 

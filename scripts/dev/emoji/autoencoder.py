@@ -15,6 +15,7 @@ from torch import Tensor
 from ....evaluation.emoji import pictures
 from ....evaluation.emoji.vocabulary import BACKGROUNDS
 from ....guidance.files import replacing_folder
+from . import harvested
 from .training import Trainer, generators
 
 SEED = 20261123
@@ -50,7 +51,7 @@ def draw_batch(rgba: pictures.Pixels, step: int, batch: int) -> tuple[Tensor, to
         colour = arbitrary if random_.random() < ARBITRARY else random_.choice(named)
         picture = pictures.on_background(rgba[index], colour)
         chosen.append(picture[:, ::-1] if random_.random() < 0.5 else picture)
-    return pictures.to_tensor(np.stack(chosen)), tensor_random
+    return harvested.to_tensor(np.stack(chosen)), tensor_random
 
 
 def difference(decoded: Tensor, images: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def make_loss(vae: Any, rgba: pictures.Pixels, batch: int) -> Callable[[int], Te
 @torch.no_grad()
 def calibrate(vae: Any, rgba: pictures.Pixels) -> float:
     """Set the scaling factor so that latents have unit variance; returns the PSNR in decibels."""
-    images, latents, errors = pictures.to_tensor(pictures.on_background(rgba, BACKGROUNDS["white"])), [], []
+    images, latents, errors = harvested.to_tensor(pictures.on_background(rgba, BACKGROUNDS["white"])), [], []
     for part in torch.split(images, 64):
         latent = vae.encode(part).latent_dist.mean
         latents.append(latent)
@@ -90,7 +91,7 @@ def calibrate(vae: Any, rgba: pictures.Pixels) -> float:
 
 def autoencoder(work: Path, steps: int, decay_from: int, batch: int, learning_rate: float) -> float | None:
     """Train, or go on training, and write ``vae/`` at the end; returns the PSNR, or None if it was stopped before."""
-    rgba, _ = pictures.load(work)
+    rgba, _ = harvested.load(work)
     vae = new_autoencoder().train()
     trainer = Trainer({"vae": vae}, work / "autoencoder.safetensors", learning_rate, ema=0.995)
     if not trainer.train(make_loss(vae, rgba, batch), steps, decay_from, warmup=min(100, steps // 10)):

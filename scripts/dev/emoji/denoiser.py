@@ -10,9 +10,9 @@ import click
 import torch
 from torch import Tensor
 
-from ....evaluation.emoji import pictures
-from ....evaluation.emoji.vocabulary import BACKGROUNDS, Drawing, concepts, training_caption
-from . import latents
+from ....evaluation.emoji.vocabulary import BACKGROUNDS, concepts
+from . import harvested, latents
+from .harvested import Drawing, training_caption
 from .tokenizer import TOKENS
 from .training import Trainer, generators
 
@@ -173,7 +173,7 @@ def denoiser(
     tokenizer, text_encoder, unet = load_or_new(work, init)
     text_encoder.train()
     unet.train()
-    _, drawings = pictures.load(work, concepts())
+    _, drawings = harvested.load(work, concepts())
     trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / CHECKPOINT, learning_rate)
     scheduler = new_scheduler()
     alphas = scheduler.alphas_cumprod

@@ -16,7 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ....evaluation.emoji import pictures
-from ....evaluation.emoji.vocabulary import STYLES, Drawing
+from ....evaluation.emoji.vocabulary import STYLES
+from . import harvested
+from .harvested import Drawing
 
 PACKAGES = {
     "@iconify-json/noto": "1.2.9",
@@ -83,5 +85,5 @@ def harvest(work: Path) -> int:
     if not todo:
         raise click.ClickException(f"no emoji that fits in the packages of {modules}: delete the folder and try again")
     drawn = [draw(sets[drawing.style], drawing.slug) for drawing in tqdm(todo, desc="drawing", unit="picture")]
-    pictures.save(work, np.stack(drawn), todo)
+    harvested.save(work, np.stack(drawn), todo)
     return len(todo)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ....evaluation.emoji import pictures
 from ....evaluation.emoji.vocabulary import BACKGROUNDS, concepts
 from ....guidance.files import replacing
+from . import harvested
 
 
 def encode(vae: Any, images: Tensor) -> Tensor:
@@ -26,10 +27,10 @@ def latents(work: Path) -> int:
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(work / "vae", local_files_only=True).eval()
-    rgba, _ = pictures.load(work, concepts())
+    rgba, _ = harvested.load(work, concepts())
     every = []
     for colour in tqdm(BACKGROUNDS.values(), desc="latents", unit="background"):
-        images = pictures.to_tensor(pictures.on_background(rgba, colour))
+        images = harvested.to_tensor(pictures.on_background(rgba, colour))
         every.append(torch.cat([encode(vae, part) for part in torch.split(images, 64)]).half())
     with replacing(work / "latents.safetensors") as path:
         save_file({"latents": torch.stack(every).contiguous()}, path)

@@ -10,17 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from ....evaluation.emoji import features, pictures
-from ....evaluation.emoji.nearest import Share, Vectors, order, place, shrink
-from ....evaluation.emoji.vocabulary import BACKGROUNDS, Drawing, Request, concepts, drawn_requests
+from ....evaluation.emoji import pictures
+from ....evaluation.emoji.nearest import Vectors, order, place, shrink, units
+from ....evaluation.emoji.vocabulary import BACKGROUNDS, Request, concepts, drawn_requests
+from ....evaluation.extractors import DEFAULT, Extractor, load
+from ....evaluation.statistics import share_interval
 from ....guidance.files import replacing
-from . import sampling
+from . import harvested, sampling
+from .harvested import Drawing
 
 Describe = Callable[[NDArray[np.float32]], Vectors]
 
@@ -35,6 +41,40 @@ def requests(drawings: Sequence[Drawing], count: int, seed: int, backgrounds: Se
         backgrounds: colour words to choose from; all twelve if empty.
     """
     return drawn_requests({drawing.slug: drawing.label for drawing in drawings}, count, seed, backgrounds)
+
+
+@dataclass(frozen=True)
+class Share:
+    """How often something was right.
+
+    Args:
+        right: times it was.
+        of: times it was asked.
+    """
+
+    right: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        """The share, in [0, 1]."""
+        return self.right / self.of
+
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval, at 95%."""
+        return share_interval(self.value, self.of)
+
+    def to_json(self) -> dict[str, float]:
+        """Plain numbers."""
+        low, high = self.interval()
+        return {"right": self.right, "of": self.of, "share": self.value, "low": low, "high": high}
+
+
+def pooled(net: Extractor, images: NDArray[np.float32], batch: int = 64) -> NDArray[np.float32]:
+    """Unit vectors ``(N, 1280)`` of pictures ``(N, 64, 64, 3)`` in [0, 1]."""
+    parts = torch.split(torch.from_numpy(images), batch)
+    bar = tqdm(parts, desc="features", unit="batch", disable=None)
+    return units(np.concatenate([net.of_pixels(part * 255) for part in bar]))
 
 
 def backgrounds_right(made: NDArray[np.float32], asked: Sequence[Request]) -> Share:
@@ -104,15 +144,15 @@ def measure(
     to: Path,
 ) -> dict[str, Any]:
     """Measure the pipeline in `folder` and write the figures as JSON; the arguments are the command's."""
-    rgba, drawings = pictures.load(work, concepts())
+    rgba, drawings = harvested.load(work, concepts())
     asked = requests(drawings, count, seed, backgrounds)
     made = sampling.generate(sampling.load(folder), [request.prompt for request in asked], seed, scale, steps)
     shares = {"background": backgrounds_right(made, asked)}
     shares |= {f"pixels_{key}": share for key, share in recognized(made, asked, rgba, drawings, shrink).items()}
     if with_features:
-        net = features.network()
+        net = load(DEFAULT)
         # These features see through the background, and are too slow for twelve times the references.
-        by_features = recognized(made, asked, rgba, drawings, lambda images: features.pooled(net, images), on="white")
+        by_features = recognized(made, asked, rgba, drawings, lambda images: pooled(net, images), on="white")
         shares |= {f"features_{key}": share for key, share in by_features.items()}
     figures = {
         "weights": weights_of(folder),

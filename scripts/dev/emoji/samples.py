@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ....evaluation.emoji import pictures
 from ....evaluation.emoji.vocabulary import concepts
 from ....guidance.files import replacing
-from . import sampling
+from . import harvested, sampling
 from .measure import requests
 
 
@@ -28,7 +27,7 @@ def grid(images: NDArray[np.float32], columns: int, enlarge: int = 2) -> Image.I
 
 def samples(work: Path, folder: Path, count: int, seed: int, scale: float, steps: int, to: Path) -> list[str]:
     """Write a grid of requests drawn at random as PNG; returns their prompts, row by row of 8."""
-    _, drawings = pictures.load(work, concepts())
+    _, drawings = harvested.load(work, concepts())
     prompts = [request.prompt for request in requests(drawings, count, seed)]
     made = sampling.generate(sampling.load(folder), prompts, seed, scale, steps)
     with replacing(to) as path:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ....evaluation.emoji import pictures
-from ....evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, Drawing, caption
+from ....evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, caption
 from ....guidance.files import replacing_folder
+from . import harvested
+from .harvested import Drawing
 
 TOKENS = 24  # the longest prompt, its two ends included
 VOCABULARY = 3275  # 2 ends, 2 x 256 bytes (inside and at the end of a word) and the merges
@@ -59,7 +60,7 @@ def train(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Any:
 
 def tokenizer(work: Path) -> int:
     """Write ``tokenizer/``; returns the number of tokens. Seconds; starts over when run again."""
-    _, drawings = pictures.load(work)
+    _, drawings = harvested.load(work)
     trained = train(corpus(drawings))
     with replacing_folder(work / "tokenizer") as folder:
         trained.save_pretrained(folder)

@@ -9,9 +9,9 @@ import pytest
 from scipy import optimize, stats
 
 from guidestack.evaluation import statistics as intervals
-from guidestack.evaluation.emoji.nearest import Share
 from guidestack.evaluation.metrics.frechet import Moments, distance
 from guidestack.evaluation.metrics.neighbours import distances
+from guidestack.scripts.dev.emoji.measure import Share
 
 RUNS = 300
 

@@ -7,12 +7,12 @@ import pytest
 
 from guidestack.evaluation import references
 from guidestack.evaluation.emoji import nearest
-from guidestack.evaluation.emoji.features import units
-from guidestack.evaluation.emoji.nearest import Place, shrink
+from guidestack.evaluation.emoji.nearest import Place, shrink, units
 from guidestack.evaluation.emoji.pictures import on_background
-from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, Drawing, Request, drawn_requests, labels
+from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, Request, drawn_requests, labels
 from guidestack.evaluation.metrics import SampleMetric, parse_metric, recognition
 from guidestack.guidance.errors import InputError
+from guidestack.scripts.dev.emoji.harvested import Drawing
 from guidestack.scripts.dev.emoji.measure import backgrounds_right, recognized
 
 COUNT = 48

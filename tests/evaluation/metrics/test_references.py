@@ -10,6 +10,7 @@ from guidestack.evaluation import extractors, references
 from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, concepts
 from guidestack.evaluation.metrics import frechet, parse_metric
 from guidestack.guidance.errors import InputError
+from guidestack.scripts.dev.emoji.references import write
 
 from .made import samples
 
@@ -51,7 +52,7 @@ def test_what_is_written_is_read_back_to_the_bit(
     )  # also where opacity is 0
     slugs = [f"thing-{place // styles}" for place in range(count)]
     names = [list(STYLES)[place % styles] for place in range(count)]
-    references.write(rgba, slugs, names, tmp_path)
+    write(rgba, slugs, names, tmp_path)
     monkeypatch.setattr(references, "HERE", tmp_path)
     found = references.drawings.__wrapped__()
     assert np.array_equal(found.rgba, rgba)

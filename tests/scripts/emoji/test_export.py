@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guidestack.evaluation.emoji.vocabulary import Drawing
 from guidestack.guidance.files import replacing, replacing_folder
 from guidestack.scripts.dev.emoji.card import card
 from guidestack.scripts.dev.emoji.export import make_portable
+from guidestack.scripts.dev.emoji.harvested import Drawing
 from guidestack.scripts.dev.emoji.measure import weights_of
 from guidestack.scripts.dev.emoji.tokenizer import TOKENS, corpus, train
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from guidestack.evaluation.emoji import pictures
-from guidestack.evaluation.emoji.nearest import Share, order, shrink
-from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, Drawing
-from guidestack.scripts.dev.emoji.measure import Request, backgrounds_right, recognized, requests
+from guidestack.evaluation.emoji.nearest import order, shrink
+from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, STYLES
+from guidestack.scripts.dev.emoji.harvested import Drawing
+from guidestack.scripts.dev.emoji.measure import Request, Share, backgrounds_right, recognized, requests
 
 DRAWINGS = [Drawing(f"thing-{number}", f"thing {number}", (), style) for number in range(8) for style in STYLES]
 RGBA = np.random.default_rng(3).integers(0, 256, (len(DRAWINGS), 8, 8, 4), np.uint8).repeat(8, 1).repeat(8, 2)

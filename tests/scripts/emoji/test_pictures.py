@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from guidestack.evaluation.emoji import pictures
-from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, Drawing
+from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS
+from guidestack.scripts.dev.emoji import harvested
 from guidestack.scripts.dev.emoji.harvest import slug_of
+from guidestack.scripts.dev.emoji.harvested import Drawing
 
 
 def square() -> pictures.Pixels:
@@ -34,14 +36,14 @@ def test_every_background_is_recognized_from_the_border(name: str) -> None:
 def test_pictures_are_kept_with_their_names_and_chosen_by_concept(tmp_path: Path) -> None:
     drawings = [Drawing("cat", "cat", ("pet",), "noto"), Drawing("dog", "dog", (), "flat")]
     pixels = np.stack([square(), square() + 1])
-    pictures.save(tmp_path, pixels, drawings)
-    kept, names = pictures.load(tmp_path, ("dog",))
+    harvested.save(tmp_path, pixels, drawings)
+    kept, names = harvested.load(tmp_path, ("dog",))
     assert names == drawings[1:]
     np.testing.assert_array_equal(kept, pixels[1:])
 
 
 def test_to_tensor_puts_channels_first_and_white_at_one() -> None:
-    tensor = pictures.to_tensor(np.ones((2, 64, 64, 3), np.float32))
+    tensor = harvested.to_tensor(np.ones((2, 64, 64, 3), np.float32))
     assert tensor.shape == (2, 3, 64, 64)
     assert tensor.is_contiguous()
     assert tensor.min() == tensor.max() == 1

@@ -4,15 +4,8 @@ import random
 
 import pytest
 
-from guidestack.evaluation.emoji.vocabulary import (
-    BACKGROUNDS,
-    STYLES,
-    Drawing,
-    caption,
-    concepts,
-    random_prompts,
-    training_caption,
-)
+from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, caption, concepts
+from guidestack.scripts.dev.emoji.harvested import Drawing, random_prompts, training_caption
 
 CAT = Drawing("cat-face", "cat face", ("feline", "kitty", "pet", "whiskers"), "noto")
 
