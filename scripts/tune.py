@@ -95,7 +95,8 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
         from ..evaluation.tune.goal import read_goal
         from ..evaluation.tune.progress import Bar
         from ..evaluation.tune.search import check_budget, check_installed
-        from ..evaluation.tune.session import Settings, Tuning
+        from ..evaluation.tune.session import Tuning
+        from ..evaluation.tune.settings import Settings
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise
@@ -147,7 +148,7 @@ def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
         InputError: a file cannot be read, or prompts are to be drawn for another model than the bundled one.
     """
     from ..evaluation.spec.prompts import bundled
-    from ..evaluation.tune.session import Prompts
+    from ..evaluation.tune.settings import Prompts
 
     sets: dict[str, Any] = {}
     for name, place, text in (("held-out", 1, options["held_out"]), ("prompts", 0, options["prompts"])):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -17,52 +16,12 @@ from ..analysis.measure import Cells
 from ..run.history import differs
 from ..run.progress import Progress
 from ..run.runner import Options, Prepared, refuse_lost, run_sweep
-from ..spec.prompts import Prompt
-from ..spec.sweep import Seeds, Sweep
 from ..store.folder import SWEEP, RunFolder
 from .frontier import Point
 from .goal import likeness
+from .settings import Prompts, Settings
 
 MEASURED = "measured.json"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all samples of a pool have in common.
-
-    Args:
-        model: folder or hub id; None for the bundled model.
-        reference: text of the stack whose images are wanted.
-        prompts: in order.
-        start: seed of the first prompt; each further one has the next.
-        each: seeds of a prompt.
-        fixed: sampler, steps, size, dtype, batch.
-        metrics: of likeness, as `parse_metric` reads them.
-        drawn: count and seed of prompts that were drawn for the bundled model.
-    """
-
-    model: str | None
-    reference: str
-    prompts: tuple[Prompt, ...]
-    start: int
-    each: int
-    fixed: Mapping[str, Any]
-    metrics: tuple[str, ...]
-    drawn: tuple[int, int] | None = None
-
-    def sweep(self, stacks: Sequence[str]) -> Sweep:
-        """The sweep of these stacks, the reference its baseline if it is one of them."""
-        has = self.reference in stacks
-        return Sweep(
-            model=self.model,
-            prompts=self.prompts,
-            drawn=self.drawn,
-            seeds=Seeds(each=self.each, start=self.start),
-            stacks={stack: stack for stack in stacks},
-            fixed=self.fixed,
-            metrics=self.metrics if has else (),
-            baseline=self.reference if has else None,
-        )
 
 
 @dataclass
@@ -71,7 +30,8 @@ class Pool:
 
     Args:
         location: of the folder.
-        setup: of the samples.
+        settings: of the tuning.
+        prompts: of the samples.
         generator: the model.
         options: how to run.
         progress: told what happens.
@@ -82,25 +42,26 @@ class Pool:
     """
 
     location: str
-    setup: Setup
+    settings: Settings
+    prompts: Prompts
     generator: Generator
     options: Options
     progress: Progress = field(default_factory=Progress)
     against: Pool | None = None
 
     def __post_init__(self) -> None:
-        self.run = RunFolder(self.location)
+        self.run, self.reference = RunFolder(self.location), str(self.settings.reference)
         self.points: dict[str, Point] = {}
         there: list[str] = []
         if self.run.location.exists(SWEEP):
             before = self.run.sweep()
             there = list(before.stacks)
-            difference = differs(before, self.setup.sweep(there))
-            if before.baseline != self.setup.reference:
-                difference = f"the reference is {before.baseline} there and {self.setup.reference} here"
+            difference = differs(before, self.settings.sweep(self.prompts, there))
+            if before.baseline != self.reference:
+                difference = f"the reference is {before.baseline} there and {self.reference} here"
             if difference:
                 raise InputError(f"{self.run} is of another tuning: {difference}; choose another --out")
-        self.stacks = there or ([self.setup.reference] if self.against is None else [])
+        self.stacks = there or ([self.reference] if self.against is None else [])
         self._values: dict[str, dict[str, list[float]]] = self._read()
 
     def _read(self) -> dict[str, dict[str, list[float]]]:
@@ -119,11 +80,7 @@ class Pool:
     @property
     def samples(self) -> int:
         """Samples of a stack."""
-        return len(self.setup.prompts) * self.setup.each
-
-    def known(self, stacks: Iterable[str]) -> list[str]:
-        """Those of `stacks` that the folder's sweep has already."""
-        return [stack for stack in stacks if stack in self.stacks]
+        return len(self.prompts.prompts) * self.settings.each
 
     def measure(self, stacks: Sequence[str]) -> list[Point]:
         """Make what is missing of some stacks and of all before them, and measure.
@@ -135,7 +92,7 @@ class Pool:
         new = [stack for stack in dict.fromkeys(stacks) if stack not in self.stacks]
         if new or any(stack not in self.points for stack in stacks):
             self.stacks += new
-            prepared = Prepared(self.setup.sweep(self.stacks), self.options, self.generator)
+            prepared = Prepared(self.settings.sweep(self.prompts, self.stacks), self.options, self.generator)
             refuse_lost(run_sweep(prepared, self.run, self.progress))
             self._points(prepared)
         return [self.points[stack] for stack in stacks]
@@ -144,7 +101,7 @@ class Pool:
         """Measure the stacks that are not yet."""
         cells = Cells(self.run)
         name_of = {cell.stack: prepared.addresses.cell(cell) for cell in prepared.cells}
-        baseline = cells.by_name[name_of[self.setup.reference]] if self.against is None else self.against.reference()
+        baseline = cells.by_name[name_of[self.reference]] if self.against is None else self.against.images()
         fresh = False
         for stack in self.stacks:
             if stack in self.points:
@@ -154,9 +111,9 @@ class Pool:
             values = self._values[name_of[stack]]
             self.points[stack] = Point(
                 stack,
-                int(self.setup.fixed["steps"]),
+                int(self.settings.fixed["steps"]),
                 images.numbers("evaluations"),
-                {metric: np.array(values[likeness(metric).full_name]) for metric in self.setup.metrics},
+                {metric: np.array(values[likeness(metric).full_name]) for metric in self.settings.metrics},
                 images.prompts,
             )
         if fresh:
@@ -170,27 +127,22 @@ class Pool:
             )
         known = self._values.setdefault(name, {})
         fresh = False
-        for metric in map(likeness, self.setup.metrics):
+        for metric in map(likeness, self.settings.metrics):
             if len(known.get(metric.full_name, ())) != len(images):
                 known[metric.full_name] = images.values(metric, baseline).tolist()
                 fresh = True
         return fresh
 
-    def reference(self) -> Images:
+    def images(self) -> Images:
         """The reference's images.
 
         Raises:
             InputError: there are none yet.
         """
-        cell = self.cell(self.setup.reference)
-        return Cells(self.run).by_name[cell]
-
-    def cell(self, stack: str) -> str:
-        """The name of a stack's cell in the folder."""
-        told = self.run.cells()["cells"]
-        return next(str(one["cell"]) for one in told if one["stack"] == stack)
+        cells = self.run.cells()["cells"]
+        return Cells(self.run).by_name[next(one["cell"] for one in cells if one["stack"] == self.reference)]
 
     def at(self, steps: int, location: str) -> Pool:
         """A pool of the same samples with another number of steps, compared with this one's reference."""
-        setup = replace(self.setup, fixed={**self.setup.fixed, "steps": steps})
-        return Pool(location, setup, self.generator, self.options, self.progress, self)
+        settings = replace(self.settings, fixed={**self.settings.fixed, "steps": steps})
+        return Pool(location, settings, self.prompts, self.generator, self.options, self.progress, self)

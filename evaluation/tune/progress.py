@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 import click
-from tqdm import tqdm
 
-from ..run.progress import Progress
+from ..run import progress
 
 
-class Bar(Progress):
+class Bar(progress.Bar):
     """A bar on the terminal for several runs one after the other."""
 
     def __init__(self) -> None:
-        self.evaluations, self.began = 0, time.monotonic()
-        self.bar: Any = None
+        super().__init__(rank=0)
         self.notes: set[str] = set()
-        self.existing: dict[int, int] = {}
 
     def start(self, images: int) -> None:
-        """About so many images are to come; those that are there do not count for the time that is left."""
-        self.began = time.monotonic()
-        self.bar = tqdm(total=images, unit="image", dynamic_ncols=True)
+        """Show the bar: about so many images are to come. Those that exist do not count for the time that is left."""
+        super().begin(images, 0)
+
+    def begin(self, total: int, existing: int) -> None:
+        """Do nothing: the bar goes on from run to run."""
 
     def note(self, text: str) -> None:
         """Show a line once."""
@@ -39,12 +35,12 @@ class Bar(Progress):
             self.bar.write(text, file=self.bar.fp)
 
     def made(self, count: int, evaluations: int) -> None:
-        """Go on."""
-        self.evaluations += evaluations
+        """Move the bar, if it is shown."""
         if self.bar is not None:
-            rate = self.evaluations / max(1e-9, time.monotonic() - self.began)
-            self.bar.set_postfix_str(f"{rate:.1f} evaluations/s", refresh=False)
-            self.bar.update(count)
+            super().made(count, evaluations)
+
+    def end(self) -> None:
+        """Do nothing: the bar goes on from run to run."""
 
     def stop(self, ended: bool = False) -> None:
         """Leave the bar as it is; where all has `ended`, with as many images as there were: it was about so many."""

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,105 +17,26 @@ from ...guidance.notation.presets import TunedFor, load_preset
 from ...guidance.plan import When
 from ...guidance.rule import Stack
 from ...guidance.version import __version__
-from ...guidance.words import counted_are
 from ...pipelines import guide
 from ...pipelines.models.files import check_writable
 from ...samplers import grid
 from ..run.check import check
 from ..run.progress import Progress
 from ..run.runner import Options, generator_of
-from ..spec.prompts import Prompt
+from ..spec.cells import expand
 from ..store.folder import RunFolder
 from . import frontier, plot, preset
 from .frontier import Point, pareto
-from .goal import Goal, check_than, likeness
-from .pool import Pool, Setup
-from .search import check_budget, check_installed, search
+from .goal import likeness
+from .pool import Pool
+from .search import check_installed, search
+from .settings import Prompts, Settings
 from .space import Space, linear_stacks
 
 TRAINING, HELD_OUT = "training", "held-out"
 PRESET = "tuned.yaml"
 SHARES = (3 / 4, 1 / 2, 1 / 3, 1 / 4)
 """Of the steps, with which the reference itself is measured: what a schedule has to beat."""
-SECOND = "ssim"
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts of one set.
-
-    Args:
-        prompts: in order.
-        start: seed of the first.
-        drawn: count and seed, of prompts for the bundled model that were drawn by these.
-    """
-
-    prompts: tuple[Prompt, ...]
-    start: int
-    drawn: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to tune.
-
-    Args:
-        model: folder or hub id; None for the bundled model.
-        reference: the stack whose images are wanted for less.
-        goal: what is wanted.
-        training: prompts that the search looks at.
-        held_out: prompts that verify what it found.
-        fixed: sampler, steps, size, dtype, batch.
-        budget: stacks to try.
-        seed: of the proposals.
-        each: seeds of a prompt.
-        coefficients: of LinearAG around the reference, to be tried as well; None for none.
-
-    Raises:
-        InputError: a budget of 0, prompts that are in both sets, or a goal that is the reference itself.
-    """
-
-    model: str | None
-    reference: Stack
-    goal: Goal
-    training: Prompts
-    held_out: Prompts
-    fixed: Mapping[str, Any]
-    budget: int = 64
-    seed: int = 0
-    each: int = 1
-    coefficients: str | None = None
-
-    def __post_init__(self) -> None:
-        check_budget(self.budget)
-        check_than(self.goal, str(self.reference))
-        both = {one.text for one in self.training.prompts} & {one.text for one in self.held_out.prompts}
-        if both:
-            raise InputError(
-                f"{counted_are(len(both), 'prompt')} in the training and in the held-out set, such as {min(both)!r}: "
-                "what is verified must be new; take them out of one of the two"
-            )
-        for name, one in (("training", self.training), ("held-out", self.held_out)):
-            if len(one.prompts) < 2:
-                raise InputError(f"an interval needs two {name} prompts at least; got {len(one.prompts)}")
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The likeness that is searched by, and a second one to look at."""
-        return tuple(dict.fromkeys((self.goal.metric, SECOND)))
-
-    def setup(self, prompts: Prompts) -> Setup:
-        """The samples of one of the sets."""
-        return Setup(
-            self.model,
-            str(self.reference),
-            prompts.prompts,
-            prompts.start,
-            self.each,
-            self.fixed,
-            self.metrics,
-            prompts.drawn,
-        )
 
 
 @dataclass
@@ -154,11 +75,11 @@ class Tuning:
         self.space = Space.of(settings.reference, self._points(), self._runs)
         self._check_goal()
         self.extra = list(map(str, linear_stacks(settings.reference, settings.coefficients, settings.fixed["steps"])))
-        for pool in (self.training, self.held_out):
-            self._check(pool.setup)
+        for prompts in (settings.training, settings.held_out):
+            self._check(prompts)
 
     def _pool(self, name: str, prompts: Prompts) -> Pool:
-        return Pool(str(self.out / name), self.settings.setup(prompts), self.generator, self.options, self.progress)
+        return Pool(str(self.out / name), self.settings, prompts, self.generator, self.options, self.progress)
 
     def _runs(self, stack: Stack) -> None:
         guide(self.generator.pipe, stack)
@@ -178,13 +99,11 @@ class Tuning:
                 f"model costs {least} in {self.space.steps} steps"
             )
 
-    def _check(self, setup: Setup) -> None:
+    def _check(self, prompts: Prompts) -> None:
         """Refuse what the model cannot run before it runs anything."""
-        from ..spec.cells import expand
-
         than = [self.settings.goal.than] if self.settings.goal.than else []
-        stacks = list(dict.fromkeys([setup.reference, *than, *self.extra]))
-        check(self.generator, expand(setup.sweep(stacks)), setup.prompts)
+        stacks = list(dict.fromkeys([self.training.reference, *than, *self.extra]))
+        check(self.generator, expand(self.settings.sweep(prompts, stacks)), prompts.prompts)
 
     @property
     def preset_file(self) -> Path:
@@ -217,7 +136,7 @@ class Tuning:
             KeyboardInterrupt: Ctrl-C, likewise.
         """
         settings, goal = self.settings, self.settings.goal
-        (reference,) = self.training.measure([self.training.setup.reference])
+        (reference,) = self.training.measure([self.training.reference])
         fewer = [self._fewer(self.training, TRAINING, steps) for steps in self.fewer]
         than = self.training.measure([goal.than])[0] if goal.than else None
         if than is not None and goal.sign * than.mean(goal.metric) >= goal.sign * reference.mean(goal.metric):
@@ -239,13 +158,13 @@ class Tuning:
 
     def _fewer(self, pool: Pool, name: str, steps: int) -> Point:
         """The reference with fewer steps, on the samples of a pool."""
-        (point,) = pool.at(steps, str(self.out / f"{name}-{steps}-steps")).measure([pool.setup.reference])
+        (point,) = pool.at(steps, str(self.out / f"{name}-{steps}-steps")).measure([pool.reference])
         return point
 
     def _verified(self, points: Sequence[Point], fewer: Sequence[Point], than: Point | None) -> preset.Verdict:
         goal, looked = self.settings.goal, []
         for candidate in self._some(preset.candidates(points[1:], goal, than)):  # the reference saves nothing
-            stacks = [self.held_out.setup.reference, *([goal.than] if goal.than else []), candidate.stack]
+            stacks = [self.held_out.reference, *([goal.than] if goal.than else []), candidate.stack]
             measured = dict(zip(stacks, self.held_out.measure(stacks), strict=True))
             other = measured[goal.than] if goal.than else None
             verdict = preset.judged(measured[candidate.stack], goal, other)

@@ -25,7 +25,8 @@ from guidestack.evaluation.store.folder import RunFolder
 from guidestack.evaluation.tune import preset as presets
 from guidestack.evaluation.tune.frontier import Point
 from guidestack.evaluation.tune.goal import Goal
-from guidestack.evaluation.tune.session import Prompts, Settings, Tuning
+from guidestack.evaluation.tune.session import Tuning
+from guidestack.evaluation.tune.settings import Prompts, Settings
 from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.guidance.notation.presets import TunedFor, load_preset, tuned_for
 from guidestack.pipelines.models.loading import fingerprint
@@ -360,7 +361,7 @@ def test_the_verdict_of_a_tuning_knows_fewer_steps(whole: Path, model_folder: Pa
     [
         (["--budget", "0", "--evaluations", "9"], "--budget is the number of stacks to try"),
         ([], "say what is wanted"),
-        (["--evaluations", "9", "--prompts", "nowhere.txt"], "--prompts: cannot read 'nowhere.txt': No such file"),
+        (["--evaluations", "9", "--prompts", "nowhere.txt"], "cannot read the file of --prompts 'nowhere.txt': No such file"),
         (["--evaluations", "9", "--model", "x", "--prompts", "12"], "draws prompts for the bundled model"),
         (["--evaluations", "9", "--reference", "cfq(4)"], "did you mean 'cfg'"),
         (["--evaluations", "9", "--size", "64"], "64"),

@@ -1,0 +1,96 @@
+"""What to tune, for what, and on which prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...guidance.errors import InputError
+from ...guidance.rule import Stack
+from ...guidance.words import counted_are
+from ..spec.prompts import Prompt
+from ..spec.sweep import Seeds, Sweep
+from .goal import Goal, check_than
+from .search import check_budget
+
+SECOND = "ssim"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of one set.
+
+    Args:
+        prompts: in order.
+        start: seed of the first.
+        drawn: count and seed, of prompts for the bundled model that were drawn by these.
+    """
+
+    prompts: tuple[Prompt, ...]
+    start: int
+    drawn: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to tune.
+
+    Args:
+        model: folder or hub id; None for the bundled model.
+        reference: the stack whose images are wanted for less.
+        goal: what is wanted.
+        training: prompts that the search looks at.
+        held_out: prompts that verify what it found.
+        fixed: sampler, steps, size, dtype, batch.
+        budget: stacks to try.
+        seed: of the proposals.
+        each: seeds of a prompt.
+        coefficients: of LinearAG around the reference, to be tried as well; None for none.
+
+    Raises:
+        InputError: a budget of 0, prompts that are in both sets, or a goal that is the reference itself.
+    """
+
+    model: str | None
+    reference: Stack
+    goal: Goal
+    training: Prompts
+    held_out: Prompts
+    fixed: Mapping[str, Any]
+    budget: int = 64
+    seed: int = 0
+    each: int = 1
+    coefficients: str | None = None
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        check_than(self.goal, str(self.reference))
+        both = {one.text for one in self.training.prompts} & {one.text for one in self.held_out.prompts}
+        if both:
+            raise InputError(
+                f"{counted_are(len(both), 'prompt')} in the training and in the held-out set, such as {min(both)!r}: "
+                "what is verified must be new; take them out of one of the two"
+            )
+        for name, one in (("training", self.training), ("held-out", self.held_out)):
+            if len(one.prompts) < 2:
+                raise InputError(f"an interval needs two {name} prompts at least; got {len(one.prompts)}")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The likeness that is searched by, and a second one to look at."""
+        return tuple(dict.fromkeys((self.goal.metric, SECOND)))
+
+    def sweep(self, prompts: Prompts, stacks: Sequence[str]) -> Sweep:
+        """The sweep of some stacks on prompts; the reference is its baseline if it is one of the stacks."""
+        reference = str(self.reference)
+        return Sweep(
+            model=self.model,
+            prompts=prompts.prompts,
+            drawn=prompts.drawn,
+            seeds=Seeds(each=self.each, start=prompts.start),
+            stacks={stack: stack for stack in stacks},
+            fixed=self.fixed,
+            metrics=self.metrics if reference in stacks else (),
+            baseline=reference if reference in stacks else None,
+        )
