@@ -148,12 +148,12 @@ class Traces:
 
     @property
     def effective_scale(self) -> Floats:
-        """Mean over the steps that have one, ``(B,)``; NaN where none has."""
+        """Mean over the steps that have an effective scale, ``(B,)``; NaN where none has."""
         return mean(self.values["effective_scale"])
 
     @property
     def across(self) -> Floats:
-        """Likewise."""
+        """Mean over the steps of what is across the direction, ``(B,)``; NaN where no step has a direction."""
         return mean(self.values["across"])
 
     def sample(self, place: int) -> dict[str, Floats]:

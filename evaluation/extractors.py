@@ -80,7 +80,7 @@ class Extractor:
 
     @torch.no_grad()
     def of_pixels(self, pixels: Tensor, batch: int = BATCH) -> Features:
-        """The same of values in [0, 255] of any type, shape ``(N, H, W, 3)``."""
+        """The features of values in [0, 255] of any type, shape ``(N, H, W, 3)``."""
         found = [self.network(self._prepared(part)).float().cpu() for part in torch.split(pixels, batch)]
         features = torch.cat(found) if found else torch.zeros(0, self.dimensions)
         if not torch.isfinite(features).all():
@@ -135,7 +135,7 @@ def _here() -> str:
 
 
 def dimensions(text: str) -> int:
-    """How many numbers a feature has.
+    """D, the number of dimensions of an extractor's features.
 
     Raises:
         InputError: as `load`.
@@ -165,7 +165,7 @@ def _split(text: str) -> tuple[str, Path | None]:
 
 
 def located(text: str, folder: Path | None = None) -> str:
-    """The same text with the absolute path of the user's own files; see `places.located`."""
+    """The text of an extractor with the absolute path of the user's own files."""
     kind, _, path = text.partition(":")
     return f"{kind}:{places.located(path, folder)}" if kind in RESIZINGS and path else text
 

@@ -42,7 +42,7 @@ NORMAL = 1.959963984540054
 
 
 def members(prompts: Prompts) -> list[Rows]:
-    """The rows of each prompt."""
+    """The rows of the samples of each prompt."""
     order = np.argsort(prompts, kind="stable")
     starts = np.flatnonzero(np.diff(prompts[order])) + 1
     return [rows.astype(np.int64) for rows in np.split(order, starts)] if len(prompts) else []
@@ -61,7 +61,7 @@ def bootstrap(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval:
-    """The interval of a mean.
+    """The 95% interval of a mean, by the bootstrap over prompts.
 
     Args:
         values: of each sample.
@@ -106,7 +106,7 @@ def share_interval(share: float, count: float, z: float = 1.959964) -> Interval:
 
 
 def wilson(values: Values, prompts: Prompts) -> Interval:
-    """The interval of a share, of values that are 0 and 1."""
+    """Wilson's 95% interval of a share, of values that are 0 and 1, with prompts as the unit."""
     if not len(values):
         return UNKNOWN
     share = float(values.mean())
@@ -184,7 +184,7 @@ def jackknife(
     groups: int = GROUPS,
     seed: int = 0,
 ) -> Interval:
-    """The interval of a metric of a set.
+    """The 95% interval of a metric of a set, by the jackknife over groups of prompts.
 
     Args:
         statistic: the metric of some rows.

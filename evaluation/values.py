@@ -205,7 +205,7 @@ def size(value: Any) -> Size | None:
 
 
 def size_text(value: Size | None) -> str | None:
-    """What `size` reads."""
+    """The text that `size` reads back as `value`."""
     return f"{value[0]}x{value[1]}" if value else None
 
 
@@ -268,7 +268,7 @@ def _range(given: str, most: int) -> tuple[Any, ...]:
 
 
 def value_text(value: Any) -> str:
-    """A value as it is put into a template and into the records."""
+    """The text of an axis's value in templates and in records."""
     return value if isinstance(value, str) else literal(value)
 
 

@@ -20,7 +20,7 @@ def shrink(pictures: Vectors, size: int = 16) -> Vectors:
 
 
 def units(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1."""
+    """The features, shape ``(N, D)``, with rows of length 1."""
     return torch.nn.functional.normalize(torch.from_numpy(features), dim=1).numpy()
 
 
@@ -47,7 +47,7 @@ class Place:
 
 
 def place(nearest: NDArray[np.intp], slugs: NDArray[np.str_], styles: NDArray[np.str_], slug: str) -> Place:
-    """Where the concept `slug` comes.
+    """Where the concept `slug` comes among the references.
 
     Args:
         nearest: the references in order, as a row of `order`.

@@ -69,7 +69,7 @@ def labels() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Request:
-    """What a prompt asks for."""
+    """What a prompt for the bundled model asks for."""
 
     slug: str
     label: str

@@ -73,7 +73,7 @@ class Metric:
 
     @property
     def full_name(self) -> str:
-        """The name of its numbers, without the number of samples.
+        """The name under which numbers are kept and compared, without the number of samples.
 
         Raises:
             InputError: a file of the extractor or of the reference is not there.
@@ -82,7 +82,7 @@ class Metric:
         return f"{self.name}[{', '.join(parts)}]" if parts else self.name
 
     def named(self, samples: int, prompts: int = 1) -> str:
-        """The whole name of a number of so many samples, of so many prompts."""
+        """The full name of a number of so many samples, of so many prompts."""
         return self.full_name
 
     def lacks(self, labels: Collection[str], baseline: bool, images: bool) -> str:
@@ -101,7 +101,7 @@ class Metric:
         return ""
 
     def note(self, samples: int) -> str:
-        """What is to be said of a number of so many samples; "" if there are enough of them."""
+        """A note for a number of so many samples; "" if there are enough of them."""
         few = f"{counted(samples, 'sample')}; {self.minimum} are wanted at least"
         return few if samples < self.minimum else ""
 
@@ -111,7 +111,7 @@ class Metric:
         return self.minimum
 
     def described(self) -> list[str]:
-        """What the brackets of the full name hold: extractor, reference, and every other parameter."""
+        """The parts in the brackets of the full name: extractor, reference, and every other parameter."""
         parts = [extractors.full_name(self.extractor)] if self.extractor else []
         for one in parameters(self):
             value = getattr(self, one.name)
@@ -132,7 +132,7 @@ class SampleMetric(Metric):
     share: ClassVar[bool] = False
 
     def measure(self, images: Images, labels: Labels, prompts: Sequence[str], features: Features | None) -> Values:
-        """The numbers of N images.
+        """Measure N images.
 
         Args:
             images: N of one size.
@@ -150,7 +150,7 @@ class PairMetric(Metric):
     """A number of each image and its counterpart: the baseline cell's image of the same prompt and seed."""
 
     def lacks(self, labels: Collection[str], baseline: bool, images: bool) -> str:
-        """The labels, a baseline, or the images."""
+        """What a metric of pairs needs and a sweep does not have: labels, a baseline, or images; "" if nothing."""
         if not baseline:
             return "compares with a baseline; name one cell of the sweep as baseline: STACK"
         return super().lacks(labels, baseline, images) if images else "needs images, and none are kept; use images: png"
@@ -160,7 +160,7 @@ class PairMetric(Metric):
         return f"{self.name}[{', '.join([*self.described(), f'baseline={baseline}'])}]"
 
     def compare(self, images: Images, others: Images) -> Values:
-        """The numbers of N images and their N counterparts, of the same size.
+        """Measure N images against their N counterparts of the same size.
 
         Raises:
             InputError: the images do not suit the metric.
@@ -169,7 +169,7 @@ class PairMetric(Metric):
 
 
 class RecordMetric(Metric):
-    """The mean of a column of the records.
+    """A metric that is the mean of a column of the records.
 
     Attributes:
         column: its name.
@@ -180,7 +180,7 @@ class RecordMetric(Metric):
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What a set metric sees of a cell.
+    """The samples of a cell as a set metric reads them.
 
     Args:
         features: of the metric's extractor, shape ``(N, D)``.
@@ -210,7 +210,7 @@ class SetMetric(Metric):
     share: ClassVar[bool] = False
 
     def named(self, samples: int, prompts: int = 1) -> str:
-        """The whole name of a number of so many samples, of so many prompts."""
+        """The full name of a number of so many samples, of so many prompts."""
         if not self.counted:
             return self.full_name
         return f"{self.name}[{', '.join([*self.described(), f'samples={samples}'])}]"
@@ -238,7 +238,7 @@ class AgainstReference(SetMetric):
     reference: str = references.EMOJI
 
     def lacks(self, labels: Collection[str], baseline: bool, images: bool) -> str:
-        """A reference, where the prompts are not those of the bundled model."""
+        """What the metric needs and a sweep does not have, such as a reference of its own; "" if nothing."""
         if self.reference == references.EMOJI and "concept" not in labels:
             return (
                 "compares with the pictures of the bundled model unless told otherwise, and no prompt has the label "

@@ -37,11 +37,11 @@ class ClipScore(SampleMetric):
 
     @property
     def extractor(self) -> str:
-        """The CLIP's image side."""
+        """The text of the extractor: the image side of the CLIP."""
         return f"clip:{self.model}"
 
     def described(self) -> list[str]:
-        """The CLIP and its resizing."""
+        """The full name of the CLIP with its resizing."""
         return [extractors.full_name(self.extractor)]
 
     def measure(self, images: Images, labels: Labels, prompts: Sequence[str], features: Features | None) -> Values:

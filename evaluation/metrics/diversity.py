@@ -18,7 +18,7 @@ Matrix = NDArray[np.float64]
 
 
 def cosines(features: NDArray[np.float32]) -> Matrix:
-    """The cosine of each pair, shape ``(N, N)``."""
+    """The cosine of each pair of features, shape ``(N, N)``."""
     rows = features.astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
     return rows @ rows.T
@@ -44,7 +44,7 @@ class _WithinPrompts(SetMetric):
     extractor: str = extractors.DEFAULT
 
     def value(self, alike: Matrix) -> float:
-        """Of one prompt, from the cosines of its images."""
+        """The number of one prompt, from the cosines of its images."""
         raise NotImplementedError
 
     def prepare(self, samples: Samples) -> Statistic:
@@ -80,7 +80,7 @@ class Diversity(_WithinPrompts):
     range: ClassVar[tuple[float, float]] = (0.0, 2.0)
 
     def value(self, alike: Matrix) -> float:
-        """The mean over the pairs."""
+        """The mean of 1 - cosine over the pairs of one prompt's images."""
         return apart(alike)
 
 
@@ -103,5 +103,5 @@ class Vendi(_WithinPrompts):
         return f"{self.name}[{', '.join([*self.described(), f'seeds={samples / prompts:g}'])}]"
 
     def value(self, alike: Matrix) -> float:
-        """The score."""
+        """The Vendi score of one prompt's images."""
         return vendi(alike)

@@ -89,7 +89,7 @@ class Frechet(AgainstReference):
     minimum: ClassVar[int] = 1281  # with the default extractor; `note` knows others
 
     def prepare(self, samples: Samples) -> Statistic:
-        """The distance of some of `samples`."""
+        """A function from rows to the distance of these samples to the reference."""
         need(len(samples), 2, "a covariance")
         self.target(samples)
         moments, half = _target(self.reference, self.extractor, references.full_name(self.reference))
@@ -100,7 +100,7 @@ class Frechet(AgainstReference):
         )
 
     def note(self, samples: int) -> str:
-        """That there are few samples."""
+        """A note if there are no more samples than the features have dimensions; "" otherwise."""
         dimensions = extractors.dimensions(self.extractor)
         if samples > dimensions:
             return ""

@@ -46,7 +46,7 @@ class KID(AgainstReference):
         fields.whole(self, "degree", 1)
 
     def prepare(self, samples: Samples) -> Statistic:
-        """The distance of some of `samples`; a sample that comes several times makes no pair with itself."""
+        """A function from rows to the distance of these samples; a repeated sample makes no pair with itself."""
         need(len(samples), 2, "an unbiased distance")
         need(len(self.target(samples)), 2, "a reference")
         rows = samples.features.astype(np.float64)

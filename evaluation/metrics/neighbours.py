@@ -36,7 +36,7 @@ def distances(one: Matrix, other: Matrix) -> Matrix:
 
 
 def by_rows(one: Matrix, other: Matrix) -> Iterator[tuple[slice, Matrix]]:
-    """The same, some rows of `one` at a time."""
+    """The distances of `distances`, some rows of `one` at a time, with the rows."""
     for start in range(0, len(one), CHUNK):
         rows = slice(start, min(start + CHUNK, len(one)))
         yield rows, distances(one[rows], other)
@@ -93,7 +93,7 @@ class Precision(_Neighbours):
     k: int = 3
 
     def prepare(self, samples: Samples) -> Statistic:
-        """The share among some of `samples`."""
+        """A function from rows to the share of these samples inside a ball of the reference."""
         need(len(samples), 1, "precision")
         rows, points, reach = self.balls(samples)
         return _mean_of(
@@ -113,7 +113,7 @@ class Density(_Neighbours):
     range: ClassVar[tuple[float, float]] = (0.0, math.inf)
 
     def prepare(self, samples: Samples) -> Statistic:
-        """The mean over some of `samples`."""
+        """A function from rows to the mean number of balls around these samples, over k."""
         need(len(samples), 1, "density")
         rows, points, reach = self.balls(samples)
         counts = np.concatenate([(away <= reach).sum(1) for _, away in by_rows(rows, points)])
@@ -136,7 +136,7 @@ class Recall(_Neighbours):
     k: int = 3
 
     def prepare(self, samples: Samples) -> Statistic:
-        """The share by some of `samples`; one that comes several times counts once."""
+        """A function from rows to the share of the reference inside a ball of these samples; repeats count once."""
         need(len(samples), self.k + 1, f"recall with k={self.k}")
         rows, points, _ = self.balls(samples)
         own, across = distances(rows, rows), distances(points, rows)
@@ -166,7 +166,7 @@ class Coverage(_Neighbours):
     counted: ClassVar[bool] = True
 
     def prepare(self, samples: Samples) -> Statistic:
-        """The share by some of `samples`."""
+        """A function from rows to the share of the reference's balls with one of these samples inside."""
         need(len(samples), 1, "coverage")
         rows, points, reach = self.balls(samples)
         inside = np.concatenate([away <= reach for _, away in by_rows(rows, points)])

@@ -72,17 +72,17 @@ class _Recognized(SampleMetric):
 
     @property
     def extractor(self) -> str | None:
-        """The default, if it is by features."""
+        """The default extractor if images are compared by features; None for pixels."""
         return extractors.DEFAULT if self.by == FEATURES else None
 
     def described(self) -> list[str]:
-        """How images are compared, with which references, and the parameters."""
+        """The parts of the full name: how images are compared, with which references, and the parameters."""
         how = "16x16 pixels" if self.by == PIXELS else extractors.full_name(extractors.DEFAULT)
         on = "emoji-1716-as-asked" if self.by == PIXELS else references.full_name(WHITE)
         return [how, f"reference={on}", *self.more()]
 
     def more(self) -> list[str]:
-        """Further parameters."""
+        """Further parts of the full name."""
         return []
 
     def places(self, images: Images, labels: Labels, features: Features | None) -> list[Place | None]:
@@ -130,11 +130,11 @@ class Concept(_Recognized):
         fields.whole(self, "top", 1)
 
     def more(self) -> list[str]:
-        """How many are looked at."""
+        """The number of nearest pictures, as a part of the full name."""
         return [f"top={self.top}"]
 
     def measure(self, images: Images, labels: Labels, prompts: Sequence[str], features: Features | None) -> Values:
-        """1 or 0 for each image."""
+        """Measure each image: 1 or 0, NaN where its label is not known."""
         found = self.places(images, labels, features)
         return np.array([np.nan if one is None else float(one.picture < self.top) for one in found])
 
@@ -151,7 +151,7 @@ class Style(_Recognized):
     labels: ClassVar[tuple[str, ...]] = ("concept", "style", "background")
 
     def measure(self, images: Images, labels: Labels, prompts: Sequence[str], features: Features | None) -> Values:
-        """1 or 0 for each image."""
+        """Measure each image: 1 or 0, NaN where its label is not known."""
         found = self.places(images, labels, features)
         asked = _asked(self, labels, "style", sorted(set(references.drawings().styles.tolist())))
         pairs = zip(found, asked, strict=True)
@@ -172,7 +172,7 @@ class Background(SampleMetric):
     labels: ClassVar[tuple[str, ...]] = ("background",)
 
     def measure(self, images: Images, labels: Labels, prompts: Sequence[str], features: Features | None) -> Values:
-        """1 or 0 for each image."""
+        """Measure each image: 1 or 0, NaN where its label is not known."""
         asked = _asked(self, labels, "background", list(BACKGROUNDS))
         pairs = zip(nearest_colour(border(_shown(self, images))), asked, strict=True)
         return np.array([np.nan if name is None else float(found == name) for found, name in pairs])

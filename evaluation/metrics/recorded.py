@@ -12,7 +12,7 @@ from .registry import register
 @register("evaluations")
 @dataclass(frozen=True)
 class Evaluations(RecordMetric):
-    """Network evaluations of a sample, mean."""
+    """Mean network evaluations of a sample."""
 
     better: ClassVar[str] = "down"
     minimum: ClassVar[int] = 1

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from ...guidance.errors import InputError, RuleError, StackSyntaxError, shown
 from ...guidance.fields import parameters
 from ...guidance.notation import registry as notation
 from ...guidance.notation.text import parse_call
+from .. import extractors, references
+from ..paths import located
 from .base import Metric
 
 M = TypeVar("M", bound=type[Metric])
@@ -72,3 +76,16 @@ def parse_metric(text: str) -> Metric:
         if isinstance(one.default, str) and not isinstance(value, str):
             raise InputError(f"{metric.name}: {one.name} is a text in quotes; got {shown(value)}")
     return metric
+
+
+def metric_located(text: str, folder: Path | None = None) -> str:
+    """A metric as it is written, with absolute paths of its reference, of its extractor's files and of its model.
+
+    Raises:
+        InputError: it is no metric.
+    """
+    ways = {"reference": references.located, "extractor": extractors.located, "model": located}
+    metric = parse_metric(text)
+    named = {name: way(getattr(metric, name), folder) for name, way in ways.items() if vars(metric).get(name)}
+    found = dataclasses.replace(metric, **named)  # type: ignore[type-var]
+    return text if found == metric else str(found)

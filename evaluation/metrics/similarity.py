@@ -57,7 +57,7 @@ class SSIM(PairMetric):
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
 
     def described(self) -> list[str]:
-        """The window."""
+        """The parts of the full name: window and channels."""
         return [f"window={WINDOW}", f"sigma={SIGMA}", "rgb"]
 
     def compare(self, images: Images, others: Images) -> Values:

@@ -137,7 +137,7 @@ def find(text: str) -> Reference:
 
 
 def located(text: str, folder: Path | None = None) -> str:
-    """The same text with the absolute path of the user's pictures; see `places.located`."""
+    """The text of a reference with the absolute path of the user's pictures."""
     return text if _ships(text) else places.located(text, folder)
 
 
@@ -152,7 +152,7 @@ def _digest(folder: Path, files: list[Path]) -> str:
 
 
 def full_name(text: str) -> str:
-    """The name of a reference in numbers' names.
+    """The name of a reference, as full names of metrics have it.
 
     Raises:
         InputError: there is none.
@@ -207,7 +207,7 @@ def _made_of(reference: Reference) -> str:
 
 
 def cache() -> Path:
-    """The folder for what can be computed again."""
+    """The folder in which features of references are kept; deleting it costs their computation."""
     return Path(os.environ.get("GUIDESTACK_CACHE", "~/.cache/guidestack")).expanduser() / "references"
 
 

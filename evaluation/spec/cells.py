@@ -23,7 +23,7 @@ from .sweep import FIELDS, HOLE, MOST_SAMPLES, STACK, Sweep
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything of a sample but its prompt, negatives and seed.
+    """One combination of the settings of a sweep: everything of a sample but its prompt, negatives and seed.
 
     Args:
         stack: the stack's canonical text.
@@ -46,22 +46,22 @@ class Cell:
 
     @cached_property
     def parsed(self) -> Stack:
-        """The stack."""
+        """The cell's stack as a rule."""
         return as_stack(self.stack)
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells it from other cells of one model, to compare."""
+        """The values that differ between any two cells of one model."""
         return (self.stack, self.sampler, self.steps, self.size, self.dtype)
 
     @property
     def several(self) -> bool:
-        """Whether the stack takes each of several negatives."""
+        """Whether the stack uses several negative prompts, one by one."""
         return self.parsed.takes_several
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells it from other cells of one model; files that rules are from, or read, by their contents."""
+        """What the hash of the cell is made of; files that rules are from, or read, by a hash of their contents."""
         fits = [one for part in self.parsed.parts() for one in part.files().items()]
         found: dict[str, Any] = {
             "stack": self.stack,
@@ -194,7 +194,7 @@ class Addresses:
         return cls(identity.get("fingerprint") or identity["name"])
 
     def cell(self, cell: Cell) -> str:
-        """A short hash of a cell."""
+        """The short hash of a cell: 12 hexadecimal digits."""
         return hashlib.blake2b(self._written(cell), digest_size=6).hexdigest()
 
     def _written(self, cell: Cell) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from ..metrics.located import metric_located
+from ..metrics.registry import metric_located
 from ..values import Checked, Text, check_keys, read_by, value_text
 
 MOST = 100  # expectations of a claim
@@ -55,7 +55,7 @@ class Expectation(Checked):
 
 
 class Claim(Checked):
-    """What a paper says.
+    """A claim of a paper, and what is expected of a sweep if it is true.
 
     Args:
         words: the claim.

@@ -39,7 +39,7 @@ class Prompt:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def written(self) -> str | dict[str, Any]:
-        """As it stands in a sweep or in JSON Lines."""
+        """The prompt as a sweep or a file of JSON Lines has it: a text, or a mapping."""
         whole: dict[str, Any] = {"prompt": self.text} if self.class_id is None else {"class": self.class_id}
         whole |= {"negative": self.negative} if self.negative else {}
         whole |= {"extra": self.extra} if self.extra else {}
@@ -201,7 +201,7 @@ def bundled(count: int, seed: int) -> list[Prompt]:
 
 
 def written_prompt(prompt: Prompt) -> bytes:
-    """What of a prompt decides the picture."""
+    """The part of a prompt that decides the image, as bytes for addresses."""
     return canonical([prompt.text, prompt.negative, prompt.extra, prompt.class_id])
 
 

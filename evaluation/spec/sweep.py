@@ -74,7 +74,7 @@ class Seeds:
         return self.each * self.times if self.each else len(self.seeds)
 
     def more(self, factor: int) -> Seeds:
-        """So many times as many for each prompt, these among them.
+        """`factor` times as many seeds for each prompt, with these among them.
 
         Raises:
             InputError: they are too many.
@@ -208,7 +208,7 @@ def names() -> list[str]:
 
 
 def shipped() -> dict[str, Path]:
-    """Their files by name."""
+    """The files of the sweeps that come with guidestack, by name."""
     return {path.stem: path for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -365,7 +365,7 @@ _SEEDS = TypeAdapter(Annotated[tuple[Seed, ...], BeforeValidator(lambda given: a
 def parse_sweep(
     data: bytes | Mapping[str, Any], name: str, files: Files | None = None, folder: Path | None = None
 ) -> Sweep:
-    """Read a sweep.
+    """Read and check a sweep from its YAML.
 
     Args:
         data: its YAML, or what that holds.

@@ -20,7 +20,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A stack that was measured.
+    """The measurements of one stack.
 
     Args:
         stack: its text.
@@ -38,11 +38,11 @@ class Point:
 
     @property
     def cost(self) -> float:
-        """Mean evaluations of a sample."""
+        """Mean network evaluations of a sample."""
         return float(self.evaluations.mean())
 
     def mean(self, metric: str) -> float:
-        """Mean likeness."""
+        """Mean likeness by a metric."""
         return float(self.likeness[metric].mean())
 
     def interval(self, metric: str) -> tuple[float, float]:
@@ -55,7 +55,7 @@ class Point:
         return float(away.mean()), *intervals.bootstrap(away, self.prompts)
 
     def row(self) -> dict[str, Any]:
-        """The numbers, to be written."""
+        """The stack and its numbers, as a row of frontier.csv and frontier.json."""
         found: dict[str, Any] = {"stack": self.stack, "steps": self.steps, "evaluations": self.cost}
         for metric in self.likeness:
             low, high = self.interval(metric)
@@ -87,7 +87,7 @@ def told(about: Mapping[str, Any], groups: Mapping[str, Sequence[Point]]) -> dic
 
 
 def as_json(whole: Mapping[str, Any]) -> bytes:
-    """What `told` tells, as a file."""
+    """The contents of frontier.json, from what `told` returns."""
     return json.dumps(whole, indent=1, ensure_ascii=False).encode() + b"\n"
 
 

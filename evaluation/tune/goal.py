@@ -18,7 +18,7 @@ BOUND = re.compile(r"\s*(?P<metric>[^<>]+?)\s*(?P<sign><=|>=)\s*(?P<number>[-+.\
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wanted.
+    """The goal of a tuning: how alike images must be, and what a sample may cost.
 
     Args:
         metric: the likeness, as `parse_metric` reads it.
@@ -78,7 +78,7 @@ def likeness(text: str) -> PairMetric:
 
 
 def read_goal(wanted: str | None, evaluations: float | None, metric: str | None = None) -> Goal:
-    """What a user asks for.
+    """Read the goal of a tuning from options of the command.
 
     Args:
         wanted: ``"METRIC>=NUMBER"``, ``"METRIC<=NUMBER"``, or a stack than which the likeness may be no worse.

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """Points that belong together.
+    """The look of one group of points in the plot.
 
     Args:
         group: of the frontier's file.

@@ -26,7 +26,7 @@ MEASURED = "measured.json"
 
 @dataclass
 class Pool:
-    """The stacks of a run folder.
+    """Stacks whose images on some prompts are made and measured in one run folder.
 
     Args:
         location: of the folder.
@@ -79,7 +79,7 @@ class Pool:
 
     @property
     def samples(self) -> int:
-        """Samples of a stack."""
+        """Number of samples of each stack."""
         return len(self.prompts.prompts) * self.settings.each
 
     def measure(self, stacks: Sequence[str]) -> list[Point]:

@@ -23,7 +23,7 @@ WIDTH = 118
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a stack did.
+    """The verdict on a stack: whether it reaches the goal on held-out prompts.
 
     Args:
         point: its measurements.
@@ -52,7 +52,7 @@ class Verdict:
 
 
 def judged(point: Point, goal: Goal, than: Point | None) -> Verdict:
-    """Whether a point reaches a goal.
+    """Judge whether the measurements of a stack reach a goal.
 
     Args:
         point: measured.

@@ -31,7 +31,7 @@ Measure = Callable[[Sequence[str]], Sequence[Point]]
 
 
 def check_budget(budget: int) -> None:
-    """Refuse a search of nothing.
+    """Check that a search may try one stack at least.
 
     Raises:
         InputError: it is.
@@ -41,7 +41,7 @@ def check_budget(budget: int) -> None:
 
 
 def check_installed() -> None:
-    """Refuse a search that could not be made, before anything is.
+    """Check that optuna is installed.
 
     Raises:
         InputError: optuna is missing.

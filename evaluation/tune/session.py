@@ -107,18 +107,18 @@ class Tuning:
 
     @property
     def preset_file(self) -> Path:
-        """Where the preset is written."""
+        """The file of the preset that the tuning writes."""
         return self.out / self.settings.goal.name / PRESET
 
     @property
     def samples(self) -> int:
-        """Images that a whole tuning makes, about."""
+        """About how many images a whole tuning makes."""
         yardsticks = len(self.fewer)
         return (self.settings.budget + 1 + yardsticks) * self.training.samples + 5 * self.held_out.samples
 
     @functools.cached_property
     def fewer(self) -> list[int]:
-        """Numbers of steps to measure the reference with."""
+        """Numbers of steps, fewer than those asked for, with which the reference is measured."""
         steps = self.settings.fixed["steps"]
         return sorted({round(share * steps) for share in SHARES if 1 <= round(share * steps) < steps}, reverse=True)
 
@@ -201,7 +201,7 @@ class Tuning:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What the numbers are of."""
+        """The model, settings and goal that the numbers of frontier.json belong to."""
         settings = self.settings
         return {
             "model": dict(self.generator.identity),

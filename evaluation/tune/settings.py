@@ -19,7 +19,7 @@ SECOND = "ssim"
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of one set.
+    """The training or the held-out prompts of a tuning.
 
     Args:
         prompts: in order.
@@ -34,7 +34,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to tune.
+    """What a tuning searches, for which goal, on which prompts.
 
     Args:
         model: folder or hub id; None for the bundled model.

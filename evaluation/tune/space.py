@@ -78,7 +78,7 @@ class Space:
 
     @property
     def steps(self) -> int:
-        """Of a run."""
+        """Number of steps of a run."""
         return max(point.step for point in self.points) + 1
 
     @property
@@ -163,7 +163,7 @@ class Space:
 
 
 def letter_of(step: int) -> str:
-    """The name of a step's choice."""
+    """The name under which a search chooses the letter of a step."""
     return f"step{step}"
 
 

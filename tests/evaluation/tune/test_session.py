@@ -361,7 +361,10 @@ def test_the_verdict_of_a_tuning_knows_fewer_steps(whole: Path, model_folder: Pa
     [
         (["--budget", "0", "--evaluations", "9"], "--budget is the number of stacks to try"),
         ([], "say what is wanted"),
-        (["--evaluations", "9", "--prompts", "nowhere.txt"], "cannot read the file of --prompts 'nowhere.txt': No such file"),
+        (
+            ["--evaluations", "9", "--prompts", "nowhere.txt"],
+            "cannot read the file of --prompts 'nowhere.txt': No such file",
+        ),
         (["--evaluations", "9", "--model", "x", "--prompts", "12"], "draws prompts for the bundled model"),
         (["--evaluations", "9", "--reference", "cfq(4)"], "did you mean 'cfg'"),
         (["--evaluations", "9", "--size", "64"], "64"),
