@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .encoding import encode_prompt, lora_scale, tokens
-from .record import Call, Family, Pipeline, Rows, register_family
+from .record import SEQUENTIAL, Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -41,8 +41,7 @@ CHROMA = register_family(
             "attention_mask",
             "joint_attention_kwargs.ip_adapter_image_embeds",
         ),
-        halves=("positive", "negative"),
-        sequential=True,
+        **SEQUENTIAL,
         clock=lambda pipe, timestep: 1000 * timestep,
         scratch=("_guidance_scale", "_joint_attention_kwargs"),
         encode=_encode,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .encoding import encode_prompt
-from .record import Call, Family, Pipeline, Rows, register_family
+from .record import SEQUENTIAL, Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -20,8 +20,7 @@ register_family(
     Family(
         pipeline="CogView4Pipeline",
         rows=("encoder_hidden_states", "timestep", "original_size", "target_size", "crop_coords"),
-        halves=("positive", "negative"),
-        sequential=True,
+        **SEQUENTIAL,
         encode=_encode,
         embeds={"prompt_embeds": "encoder_hidden_states"},
     )

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from .encoding import lora_scale, tokens
-from .record import Call, Family, Pipeline, Rows, register_family
+from .record import TRUE_CFG, Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -37,19 +37,12 @@ FLUX = register_family(
             "encoder_hidden_states",
             "joint_attention_kwargs.ip_adapter_image_embeds",
         ),
-        halves=("positive", "negative"),
-        sequential=True,
+        **TRUE_CFG,
         clock=lambda pipe, timestep: 1000 * timestep,
-        guided={"true_cfg_scale": 2.0},
-        filled={"negative_prompt": ""},
-        unguided={"true_cfg_scale": 1.0},
-        owned={"true_cfg_scale": "cfg(scale)"},
         scratch=("_guidance_scale", "_joint_attention_kwargs"),
-        branches=lambda pipe, call: call["true_cfg_scale"] > 1,
         encode=_encode,
         alike=True,
         embeds={"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"},
-        embedded=lambda pipe: "guidance_scale" if pipe.transformer.config.guidance_embeds else "",
     )
 )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .record import Call, Family, Pipeline, Rows, register_family
+from .record import SEQUENTIAL, Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -26,8 +26,7 @@ register_family(
     Family(
         pipeline="Flux2KleinPipeline",
         rows=("timestep", "guidance", "encoder_hidden_states", "txt_ids", "img_ids"),
-        halves=("positive", "negative"),
-        sequential=True,
+        **SEQUENTIAL,
         clock=lambda pipe, timestep: 1000 * timestep,
         encode=_encode,
         embeds={"prompt_embeds": "encoder_hidden_states"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .record import Call, Family, Pipeline, Rows, register_family
+from .record import TRUE_CFG, Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -29,19 +29,12 @@ register_family(
     Family(
         pipeline="HunyuanVideoPipeline",
         rows=("timestep", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections", "guidance"),
-        halves=("positive", "negative"),
-        sequential=True,
-        guided={"true_cfg_scale": 2.0},
-        filled={"negative_prompt": ""},
-        unguided={"true_cfg_scale": 1.0},
-        owned={"true_cfg_scale": "cfg(scale)"},
-        branches=lambda pipe, call: call["true_cfg_scale"] > 1,
+        **TRUE_CFG,
         encode=_encode,
         embeds={
             "prompt_embeds": "encoder_hidden_states",
             "pooled_prompt_embeds": "pooled_projections",
             "prompt_attention_mask": "encoder_attention_mask",
         },
-        embedded=lambda pipe: "guidance_scale" if pipe.transformer.config.guidance_embeds else "",
     )
 )

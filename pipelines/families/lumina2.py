@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .record import Call, Family, Pipeline, Rows, register_family
+from .record import SEQUENTIAL, Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -32,8 +32,7 @@ register_family(
     Family(
         pipeline="Lumina2Pipeline",
         rows=("timestep", "encoder_hidden_states", "encoder_attention_mask"),
-        halves=("positive", "negative"),
-        sequential=True,
+        **SEQUENTIAL,
         negates=True,
         clock=lambda pipe, timestep: 1000 * (1 - timestep),
         guided={"guidance_scale": 2.0, "cfg_trunc_ratio": 1.0, "cfg_normalization": False},

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .record import Call, Family, Pipeline, Rows, register_family
+from .record import TRUE_CFG, Call, Family, Pipeline, Rows, register_family
 
 
 def _encode(pipe: Pipeline, call: Call, texts: Sequence[str], as_prompt: bool) -> Rows:
@@ -28,19 +28,12 @@ QWEN = register_family(
     Family(
         pipeline="QwenImagePipeline",
         rows=("timestep", "guidance", "encoder_hidden_states", "encoder_hidden_states_mask"),
-        halves=("positive", "negative"),
-        sequential=True,
+        **TRUE_CFG | {"owned": {"true_cfg_scale": "cfg(scale) | renorm()"}},
         clock=lambda pipe, timestep: 1000 * timestep,
-        guided={"true_cfg_scale": 2.0},
-        filled={"negative_prompt": ""},
-        unguided={"true_cfg_scale": 1.0},
-        owned={"true_cfg_scale": "cfg(scale) | renorm()"},
         own="renorm()",
         scratch=("_guidance_scale", "_attention_kwargs"),
-        branches=lambda pipe, call: call["true_cfg_scale"] > 1,
         encode=_encode,
         embeds={"prompt_embeds": "encoder_hidden_states", "prompt_embeds_mask": "encoder_hidden_states_mask"},
-        embedded=lambda pipe: "guidance_scale" if pipe.transformer.config.guidance_embeds else "",
     )
 )
 

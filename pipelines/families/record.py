@@ -183,6 +183,18 @@ WITH_RESCALE: Mapping[str, Any] = {
     "scratch": (f"_{SCALE}", "_guidance_rescale"),
 }
 """The fields of a record whose pipeline rescales what it guided, by an argument of its own."""
+SEQUENTIAL: dict[str, Any] = {"halves": ("positive", "negative"), "sequential": True}
+"""The fields of a record whose pipeline evaluates the prompt, and then the negative prompt by another call."""
+TRUE_CFG: dict[str, Any] = {
+    **SEQUENTIAL,
+    "guided": {"true_cfg_scale": 2.0},
+    "filled": {"negative_prompt": ""},
+    "unguided": {"true_cfg_scale": 1.0},
+    "owned": {"true_cfg_scale": "cfg(scale)"},
+    "branches": lambda pipe, call: call["true_cfg_scale"] > 1,
+    "embedded": lambda pipe: SCALE if pipe.transformer.config.guidance_embeds else "",
+}
+"""The fields of a sequential record whose pipeline guides by ``true_cfg_scale``; its network may take another scale."""
 
 FAMILIES: dict[str, Family] = {}
 """All records by the name of their pipeline; `register_family` enters one."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .encoding import encode_prompt, tokens
-from .record import Call, Family, Pipeline, Rows, register_family
+from .record import SEQUENTIAL, Call, Family, Pipeline, Rows, register_family
 
 
 def _transformer(pipe: Pipeline) -> Any:
@@ -34,8 +34,7 @@ WAN = register_family(
         pipeline="WanPipeline",
         others=("transformer_2",),
         rows=("timestep", "encoder_hidden_states"),
-        halves=("positive", "negative"),
-        sequential=True,
+        **SEQUENTIAL,
         owned={"guidance_scale": "cfg(scale)", "guidance_scale_2": "during(cfg(scale), sigma=...)"},
         scratch=("_guidance_scale", "_guidance_scale_2"),
         encode=_encode,
