@@ -20,7 +20,7 @@ from ...guidance.errors import InputError, nearest, shown, warn
 from ...guidance.notation.presets import load_preset, name_in, names
 from ...guidance.notation.text import PRESET, parse
 from ...guidance.observe import Seen
-from ...guidance.prediction import X0, Level
+from ...guidance.prediction import FLOW, X0, Level
 from ...guidance.query import ANY, POSITIVE, Network, Query, Request, sent
 from ...guidance.report import Report
 from ...guidance.rule import Stack, remarks
@@ -243,6 +243,7 @@ class _Sampling:
             tuple((seed or 0) + place for place in range(batch)),
             self.conditions.count("negative", batch),
             self.conditions.count("positive", batch),
+            emits=FLOW if self.flow else X0,
         )
         self.guided = GuidedRun(stack, about, observe=self._observe)
         self.listeners = len(guider.model_options.get(AFTER, ()))

@@ -203,6 +203,15 @@ def test_a_cfg_pp_sampler_under_other_stacks(flow: bool) -> None:
     assert counted.rows == []
 
 
+def test_cfg_zero_zeroes_steps_of_flows() -> None:
+    patcher = model(flow=True)
+    counted = Counted(patcher)
+    assert sample(guider(patcher, "cfg_zero(3, zero_steps=2)"), True).isfinite().all()
+    assert counted.rows == [BATCH] * 2 + [2 * BATCH] * (STEPS - 2)
+    with pytest.raises(RuleError, match="zero_steps is for flow models"):
+        sample(guider(model(), "cfg_zero(3, zero_steps=2)"))
+
+
 def test_steps_are_levels(comfyui: Any) -> None:
     windowed = guider(model(), "during(cfg(3), sigma=(0.9, 3.5))")
     sample(windowed)
