@@ -9,7 +9,7 @@ Written from the interface of ComfyUI 0.3.64. Nothing of ComfyUI is imported bef
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,6 +126,26 @@ def carrying(model: Any, stack: Stack, weak: Any = None) -> Any:
     return carried
 
 
+def answering(stack: Stack, given: Iterable[str]) -> Conditions:
+    """The conditions that a guider has, each with ComfyUI's name for it.
+
+    Raises:
+        InputError: one that the stack may ask for is missing, and which input takes it.
+    """
+    # A single negative is called "negative", and one of several by its number.
+    several = "negative:1" in given
+    conditions = Conditions.of({"negative:0" if several and host == "negative" else host: host for host in given})
+    for query in sorted(stack.asks(), key=str):
+        name = query.condition
+        if not name.endswith(ANY) and conditions.aliases.get(name, name) not in conditions.rows:
+            name = "negative" if name == "negative:0" else name
+            raise InputError(
+                f"{stack} asks for {name!r}, and the graph has {', '.join(sorted(conditions.rows))}; link the input "
+                f"{INPUTS.get(name, name)} of Guidestack Guider"
+            )
+    return conditions
+
+
 class StackWrapper:
     """What ComfyUI calls around a sampler on a MODEL that carries a stack.
 
@@ -169,9 +189,9 @@ class StackWrapper:
             models["weak"] = _Model(self.weak.model, conds, self.weak.model_options)
         run = _Sampling(self.stack, guider, models, sigmas, noise, extra_args.get("seed"))
         self.report = run.guided.report
-        guider.predict_noise = run.predict_noise  # innermost: what other nodes wrap around it stays in force
         if self.weak is not None:
             self.weak.pre_run()
+        guider.predict_noise = run.predict_noise  # innermost: what other nodes wrap around it stays in force
         try:
             samples: Tensor = executor(
                 guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs
@@ -228,11 +248,7 @@ class _Sampling:
         if len(flow) > 1:
             raise InputError("the weak MODEL and the other are not of one kind: one is a flow model and one is not")
         self.flow: bool = flow.pop()
-        # A single negative is called "negative", and one of several by its number.
-        several = "negative:1" in guider.conds
-        self.hosts = {"negative:0" if several and host == "negative" else host: host for host in guider.conds}
-        self.conditions = Conditions.of(self.hosts)
-        self._check()
+        self.conditions = answering(stack, guider.conds)
         self.sigmas: list[float] = sigmas.tolist()
         batch = len(noise)
         about = Run(
@@ -248,22 +264,6 @@ class _Sampling:
         self.guided = GuidedRun(stack, about, observe=self._observe)
         self.listeners = len(guider.model_options.get(AFTER, ()))
         self.index, self.evaluation = -1, 0
-
-    def _check(self) -> None:
-        """Check that there is whatever the stack may ask for.
-
-        Raises:
-            InputError: a condition is missing, and which input takes it.
-        """
-        for query in sorted(self.stack.asks(), key=str):
-            name = query.condition
-            if name.endswith(ANY) or self.conditions.aliases.get(name, name) in self.hosts:
-                continue
-            name = {"negative:0": "negative"}.get(name, name)
-            raise InputError(
-                f"{self.stack} asks for {name!r}, and the graph has {', '.join(sorted(self.hosts))}; link the input "
-                f"{INPUTS.get(name, name)} of Guidestack Guider"
-            )
 
     def _observe(self, seen: Seen) -> Mapping[str, Tensor]:
         self.seen = seen
@@ -291,7 +291,7 @@ class _Sampling:
             )
         sigma = one_level(timestep)
         models = {name: replace(one, options=one.options or options) for name, one in self.models.items()}
-        network = _Batches(models, self.hosts, self.conditions.aliases, x, timestep)
+        network = _Batches(models, self.conditions, x, timestep)
         level = Level.flow(min(sigma, 1.0)) if self.flow else Level.ve(sigma)  # rounding may lead beyond pure noise
         index, evaluation = self._place(sigma)
         estimate = self.guided.estimate(network, x, index, level, evaluation)
@@ -331,18 +331,13 @@ class _Batches(Network):
 
     parameterization = X0
 
-    def __init__(
-        self,
-        models: Mapping[str, _Model],
-        hosts: Mapping[str, str],
-        aliases: Mapping[str, str],
-        x: Tensor,
-        sigma: Tensor,
-    ) -> None:
-        self.networks, self.hosts, self.aliases, self.x, self.sigma = models, hosts, aliases, x, sigma
-        self.models = tuple(models)
+    def __init__(self, models: Mapping[str, _Model], conditions: Conditions, x: Tensor, sigma: Tensor) -> None:
+        self.networks, self.hosts, self.x, self.sigma = models, conditions.rows, x, sigma
+        self.models, self.aliases = tuple(models), conditions.aliases
         # The order in which ComfyUI's own guider names them: the last bit of a matrix product can depend on it.
-        self.conditions = sorted(hosts, key=lambda name: (name != "positive", not name.startswith("negative"), name))
+        self.conditions = sorted(
+            conditions.rows, key=lambda name: (name != "positive", not name.startswith("negative"), name)
+        )
         self.calls = self.rows = 0
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:

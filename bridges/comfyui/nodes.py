@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ...guidance.errors import GuidestackError, InputError
 from ...guidance.report import Report
-from .guided import INPUTS, carrying, guiding, readable
+from .guided import INPUTS, answering, carrying, guiding, readable
 
 STACK = ("STRING", {"default": "cfg(7)", "multiline": True, "tooltip": "Rules and their order: apg(7) | rescale(0.5)"})
 WEAK = ("MODEL", {"tooltip": "The network that rules call weak, as in cfg(2, against='positive@weak')"})
@@ -73,7 +73,8 @@ class GuidestackGuider(_Node):
         """The guider.
 
         Raises:
-            InputError: a negative is linked and the one before it is not, or as of `carrying`.
+            InputError: a condition that the stack asks for is missing, a negative is linked and the one before it is
+                not, or as of `carrying`.
         """
         import comfy.samplers
 
@@ -86,7 +87,9 @@ class GuidestackGuider(_Node):
         for name in conds.keys() - {"positive", "positive:1"}:
             # Networks that treat a negative prompt in a way of its own ask the condition what it is.
             conds[name] = [[text, {**more, "prompt_type": "negative"}] for text, more in conds[name]]
-        guider = comfy.samplers.CFGGuider(carrying(model, readable(stack), weak))
+        rules = readable(stack)
+        answering(rules, conds)
+        guider = comfy.samplers.CFGGuider(carrying(model, rules, weak))
         guider.inner_set_conds(conds)
         return (guider,)
 

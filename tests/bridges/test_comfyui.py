@@ -372,7 +372,7 @@ def test_conditions_that_are_missing() -> None:
         ("cfg(3, against='negative:1')", {}, "link the input negative_2 of"),
     ):
         with pytest.raises(InputError, match=says):
-            sample(guider(patcher, stack, **links))
+            guider(patcher, stack, **links)
     with pytest.raises(InputError, match="negative_3 is linked and negative_2 is not"):
         guider(patcher, "perpneg(3)", null=told(3), negative_3=told(4))
     # The empty prompt takes a negative's place, and the networks are told what a condition is.
