@@ -51,7 +51,7 @@ class ModelPatcher:
         self.model_options: dict[str, Any] = {"transformer_options": {}}
         self.wrappers: dict[str, dict[str, list[Any]]] = {}
         self.additional: dict[str, list[Any]] = {}
-        self.running = 0
+        self.began = self.ended = 0
 
     def clone(self) -> ModelPatcher:
         other = ModelPatcher(self.model)
@@ -78,10 +78,10 @@ class ModelPatcher:
         self.model_options.setdefault("sampler_post_cfg_function", []).append(function)
 
     def pre_run(self) -> None:
-        self.running += 1
+        self.began += 1
 
     def cleanup(self) -> None:
-        self.running -= 1
+        self.ended += 1
 
 
 class Cond:

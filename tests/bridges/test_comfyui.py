@@ -270,7 +270,14 @@ def test_what_other_nodes_put_into_the_model() -> None:
     patcher = model()
     patcher.set_model_sampler_post_cfg_function(hook)
     patcher.add_wrapper_with_key("predict_noise", "mine", wrapper)
-    assert (sample(guider(patcher, "cfg(3)")) - sample(own(patcher, 3))).abs().max() == 0
+    ours = guider(patcher, "cfg(3)")
+    assert (sample(ours) - sample(own(patcher, 3))).abs().max() == 0
+    assert "predict_noise" not in vars(ours)  # nor after a failure:
+    patcher.add_wrapper_with_key("predict_noise", "mine", lambda executor, *args, **kwargs: 1 / 0)
+    ours = guider(patcher, "cfg(3)")
+    with pytest.raises(ZeroDivisionError):
+        sample(ours)
+    assert "predict_noise" not in vars(ours)
 
 
 def test_a_weak_model() -> None:
@@ -279,6 +286,8 @@ def test_a_weak_model() -> None:
     counted, weaker = Counted(patcher), Counted(weak)
     samples = sample(by_weak)
     assert counted.rows == weaker.rows == [BATCH] * STEPS
+    if not REAL:
+        assert (weak.began, weak.ended) == (1, 1)
     # A weak network that is as good leads nowhere.
     same = sample(guider(patcher, "cfg(2, against='positive@weak')", weak=model()))
     assert near(same, sample(guider(patcher, "stack()")))
