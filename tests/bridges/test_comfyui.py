@@ -212,11 +212,16 @@ def test_cfg_zero_zeroes_steps_of_flows() -> None:
         sample(guider(model(), "cfg_zero(3, zero_steps=2)"))
 
 
+@FLOW
+def test_windows_are_of_sigma_over_alpha(flow: bool) -> None:
+    windowed = guider(model(flow), "during(cfg(3), sigma=(0.9, 3.5))")
+    sample(windowed, flow)
+    assert [len(one.queries) for one in report(windowed).steps] == [1, 1, 2, 2, 1, 1]
+    assert {one.level.path for one in report(windowed).steps} == {"flow" if flow else "diffusion"}
+
+
 def test_steps_are_levels(comfyui: Any) -> None:
     windowed = guider(model(), "during(cfg(3), sigma=(0.9, 3.5))")
-    sample(windowed)
-    asked = [len(one.queries) for one in report(windowed).steps]
-    assert asked == [1, 1, 2, 2, 1, 1]
     sample(windowed, sampler="heun")
     places = [(one.index, one.evaluation) for one in report(windowed).steps]
     assert places == [(0, 0), *((index, evaluation) for index in range(1, STEPS) for evaluation in (0, 1))]
