@@ -94,15 +94,12 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
         from ..evaluation.run.runner import Options
         from ..evaluation.tune.goal import read_goal
         from ..evaluation.tune.progress import Bar
-        from ..evaluation.tune.search import check_budget, check_installed
         from ..evaluation.tune.session import Tuning
         from ..evaluation.tune.settings import Settings
     except ImportError as error:
         if (error.name or "").startswith("guidestack"):
             raise
         raise InputError(f"tune needs {error.name}: pip install 'guidestack[tune]'") from error
-    check_installed()
-    check_budget(options["budget"])
     goal = read_goal(options["likeness"], options["evaluations"], options["metric"])
     fixed = {name: options[name] for name in ("steps", "dtype", "batch")}
     fixed["sampler"] = chosen_sampler(options["sampler"], options["model"])

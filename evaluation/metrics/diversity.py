@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,24 +47,20 @@ class _WithinPrompts(SetMetric):
         raise NotImplementedError
 
     def prepare(self, samples: Samples) -> Statistic:
-        """The mean over the prompts of some of `samples`, which hold all images of a prompt or none."""
-        return _over_prompts(samples, self.value, self.name)
+        """A function from rows to the mean over their prompts; the rows have all images of a prompt or none."""
+        worth, share = np.full(len(samples), np.nan), np.zeros(len(samples))
+        for prompt in np.unique(samples.prompts):
+            rows = np.flatnonzero(samples.prompts == prompt)
+            if len(rows) > 1:
+                worth[rows], share[rows] = self.value(cosines(samples.features[rows])), 1 / len(rows)
+        if not share.any():
+            raise TooFewError(f"{self.name} needs two seeds of a prompt at least; got one of each")
 
+        def of(chosen: Rows) -> float:
+            weights = share[chosen]
+            return float(np.nansum(worth[chosen] * weights) / weights.sum()) if weights.any() else math.nan
 
-def _over_prompts(samples: Samples, value: Callable[[Matrix], float], name: str) -> Statistic:
-    worth, share = np.full(len(samples), np.nan), np.zeros(len(samples))
-    for prompt in np.unique(samples.prompts):
-        rows = np.flatnonzero(samples.prompts == prompt)
-        if len(rows) > 1:
-            worth[rows], share[rows] = value(cosines(samples.features[rows])), 1 / len(rows)
-    if not share.any():
-        raise TooFewError(f"{name} needs two seeds of a prompt at least; got one of each")
-
-    def of(chosen: Rows) -> float:
-        weights = share[chosen]
-        return float(np.nansum(worth[chosen] * weights) / weights.sum()) if weights.any() else math.nan
-
-    return of
+        return of
 
 
 @register("diversity")

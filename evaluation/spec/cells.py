@@ -17,7 +17,7 @@ from ...guidance.reading import read_bytes
 from ...guidance.rule import Stack
 from .. import values
 from ..paths import LARGEST
-from .prompts import canonical
+from .prompts import stable_bytes
 from .sweep import FIELDS, HOLE, MOST_SAMPLES, STACK, Sweep
 
 
@@ -198,7 +198,7 @@ class Addresses:
         return hashlib.blake2b(self._written(cell), digest_size=6).hexdigest()
 
     def _written(self, cell: Cell) -> bytes:
-        return canonical({"model": self.model, **cell.identity})
+        return stable_bytes({"model": self.model, **cell.identity})
 
     def of_cell(self, cell: Cell) -> Callable[[bytes, int], str]:
         """A function from a prompt, as `written_prompt` gives it, and a seed to the address: 32 hexadecimal digits."""

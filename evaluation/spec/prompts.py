@@ -202,9 +202,9 @@ def bundled(count: int, seed: int) -> list[Prompt]:
 
 def written_prompt(prompt: Prompt) -> bytes:
     """The part of a prompt that decides the image, as bytes for addresses."""
-    return canonical([prompt.text, prompt.negative, prompt.extra, prompt.class_id])
+    return stable_bytes([prompt.text, prompt.negative, prompt.extra, prompt.class_id])
 
 
-def canonical(value: Any) -> bytes:
+def stable_bytes(value: Any) -> bytes:
     """Plain values as bytes that are the same wherever they are made: what hashes are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -122,23 +122,6 @@ def read_goal(wanted: str | None, evaluations: float | None, metric: str | None 
     return goal
 
 
-def check_than(goal: Goal, reference: str) -> None:
-    """Refuse a goal that is the reference itself.
-
-    Args:
-        goal: what is wanted.
-        reference: text of the stack whose images are wanted.
-
-    Raises:
-        InputError: it is.
-    """
-    if goal.than == reference:
-        raise InputError(
-            f"--likeness {reference!r} is the reference itself, than which only equal images are no worse; give a "
-            "cheaper stack, or a bound such as 'ssim>=0.97'"
-        )
-
-
 def _best(metric: PairMetric) -> float:
     """Of equal images."""
     low, high = metric.range

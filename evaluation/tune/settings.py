@@ -11,7 +11,7 @@ from ...guidance.rule import Stack
 from ...guidance.words import counted_are
 from ..spec.prompts import Prompt
 from ..spec.sweep import Seeds, Sweep
-from .goal import Goal, check_than
+from .goal import Goal
 from .search import check_budget
 
 SECOND = "ssim"
@@ -65,7 +65,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
-        check_than(self.goal, str(self.reference))
+        if self.goal.than == str(self.reference):
+            raise InputError(
+                f"--likeness {self.goal.than!r} is the reference itself, than which only equal images are no worse; "
+                "give a cheaper stack, or a bound such as 'ssim>=0.97'"
+            )
         both = {one.text for one in self.training.prompts} & {one.text for one in self.held_out.prompts}
         if both:
             raise InputError(
