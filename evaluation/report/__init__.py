@@ -1,5 +1,1 @@
 """The report of a run: one page that needs no server, with its plots as files beside it."""
-
-from .page import BUDGET, write
-
-__all__ = ["BUDGET", "write"]

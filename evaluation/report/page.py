@@ -28,12 +28,10 @@ from ..analysis.measure import Cell, Cells
 from ..metrics import Metric, PairMetric, SampleMetric
 from ..store.folder import SWEEP, RunFolder
 from .found import Column, Found
-from .gather import Progress, gather
 from .plot import key
 from .words import APART, BOTH, FEW, ONE, OTHER, number, small
 
 FOLDER = Path(__file__).parent
-REPORT, PLOTS = "report.html", "plots"
 BUDGET = 16.0  # megabytes of images in the page
 THUMBNAIL, QUALITY = 128, 80
 SAMPLES = 3000  # in the page
@@ -41,33 +39,6 @@ IMAGE = re.compile(r"images/[\w./-]+\.(png|webp)", re.ASCII)
 """A path of an image in a run folder; records are read as anybody may have written them."""
 UNUSED = "–"  # the value of an axis in a cell that does not use it
 TRACED = 1000  # of which it has the steps as well
-
-
-def write(
-    run: RunFolder, more: Sequence[str] = (), budget: float = BUDGET, progress: Progress = lambda what: None
-) -> str:
-    """Write the report of a run into its folder: ``report.html``, and ``plots/``.
-
-    Args:
-        run: the folder.
-        more: metrics beside those that the sweep names.
-        budget: megabytes of images that may stand in the page itself. Beyond it are smaller ones, and beyond that links
-            to those of the folder.
-        progress: told what is done.
-
-    Returns:
-        Where the page is.
-
-    Raises:
-        InputError: there is no run, a metric cannot be had, or the page cannot be written.
-    """
-    found = gather(run, more, progress)
-    for plot in [*found.plots, *found.differences.values()]:
-        run.write_bytes(f"{PLOTS}/{plot.name}.svg", plots.alone(plot.svg).encode())
-        run.write_bytes(f"{PLOTS}/{plot.name}.csv", written_csv(plot.rows))
-    progress("the page")
-    run.write_bytes(REPORT, page(found, budget).encode())
-    return f"{run}/{REPORT}"
 
 
 def no_formula(value: Any) -> Any:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .. import plots
 from ..store.folder import RunFolder
-from .page import BUDGET, write
+from .gather import gather
+from .page import BUDGET, page, written_csv
+
+REPORT, PLOTS = "report.html", "plots"
 
 
 def report(
@@ -21,7 +25,8 @@ def report(
     Args:
         run: a run folder, or its path or fsspec address.
         metrics: metrics beside those that the sweep names, such as ``"contrast"``.
-        embed: megabytes of images in the page itself, at most; others are links to those of the folder.
+        embed: megabytes of images in the page itself, at most. Where that is not enough for all, they are made smaller,
+            and those beyond it are links to the images of the folder.
         progress: called with a line that says what is done now.
 
     Returns:
@@ -31,4 +36,10 @@ def report(
         InputError: there is no run, a metric cannot be computed, or the page cannot be written.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    return write(folder, metrics, embed, progress)
+    found = gather(folder, metrics, progress)
+    for plot in [*found.plots, *found.differences.values()]:
+        folder.write_bytes(f"{PLOTS}/{plot.name}.svg", plots.alone(plot.svg).encode())
+        folder.write_bytes(f"{PLOTS}/{plot.name}.csv", written_csv(plot.rows))
+    progress("the page")
+    folder.write_bytes(REPORT, page(found, embed).encode())
+    return f"{folder}/{REPORT}"

@@ -26,7 +26,7 @@ def server() -> Any:
 @pytest.fixture(scope="session")
 def reported(model_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of the tiny pipeline with its report."""
-    from guidestack.evaluation.report import write
+    from guidestack.evaluation.report.report import report
     from guidestack.evaluation.store.folder import RunFolder
 
     from .common import run
@@ -34,5 +34,5 @@ def reported(model_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any
 
     out = tmp_path_factory.mktemp("reported") / "run"
     run(model_folder, out, prompts=[WICKED, "red", "sea", "b", "c"], metrics=["saturation", "contrast"], traces=True)
-    write(RunFolder(out))
+    report(RunFolder(out))
     return out

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from guidestack.evaluation import values
 from guidestack.evaluation.analysis.measure import measure
 from guidestack.evaluation.metrics import parse_metric
-from guidestack.evaluation.report import write
+from guidestack.evaluation.report.report import report
 from guidestack.evaluation.run import history
 from guidestack.evaluation.run.meter import Meter
 from guidestack.evaluation.run.runner import Options, Prepared, merge_only, run_sweep
@@ -505,7 +505,7 @@ def test_any_text_is_run_or_refused_before_there_is_a_run_folder(
     else:
         assert found.made == 1
         assert RunFolder(out).sweep()
-        write(RunFolder(out))
+        report(RunFolder(out))
 
 
 # --- run folders -----------------------------------------------------------------------------------------------------
@@ -533,7 +533,7 @@ def read_everything(folder: Path, generator: Any) -> list[Any]:
     metrics = [parse_metric(one) for one in ("saturation", "ssim")]
     again: list[Callable[[], Any]] = [
         run.values,
-        lambda: write(run),
+        lambda: report(run),
         lambda: measure(run, metrics),
         lambda: list(run.feature_shards("net")),
         lambda: run_sweep(Prepared(load_sweep(str(folder / "sweep.yaml")), Options(), generator), run),
@@ -754,7 +754,7 @@ def test_any_account_of_cells_is_one_or_gets_one_line(told: Any) -> None:
 
 def test_a_stack_named_like_a_formula_is_text(model_folder: Path, tmp_path: Path) -> None:
     run(model_folder, tmp_path, stack={"=1+1": "cfg({w})", "@a": "apg({w})"}, prompts=["a", "b"], steps=2)
-    write(RunFolder(tmp_path))
+    report(RunFolder(tmp_path))
     cells = [
         cell
         for file in (tmp_path / "plots").glob("*.csv")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from guidestack.evaluation.report import write
+from guidestack.evaluation.report.report import report
 from guidestack.evaluation.run.runner import Options, Prepared
 from guidestack.evaluation.spec.cells import Addresses, expand
 from guidestack.evaluation.spec.sweep import load_sweep
@@ -111,7 +111,7 @@ def test_another_version_of_the_file_makes_its_samples_and_no_others(command: An
     told = {cell["cell"] for cell in RunFolder(out).cells()["cells"]}
     listed = [row for row in common.rows(RunFolder(out)) if row["cell"] in told]
     assert len(listed) == 4  # what is measured and reported are those of the file as it is now
-    write(RunFolder(out))
+    report(RunFolder(out))
 
 
 def test_addresses_without_a_rules_file_are_as_they_were(model_folder: Path, folder: Path) -> None:

@@ -198,14 +198,14 @@ def test_the_choice_of_axes_changes_the_grid(page: Page) -> None:
 def test_every_row_has_pictures_where_stacks_have_axes_of_their_own(
     page: Page, model_folder: Path, tmp_path: Path
 ) -> None:
-    from guidestack.evaluation.report import write
+    from guidestack.evaluation.report.report import report
     from guidestack.evaluation.store.folder import RunFolder
 
     from .common import run
 
     keys = {"stack": ["stack()", "cfg({w})", "apg({v}, eta=0)"], "axes": {"w": [2, 5], "v": [3, 6]}}
     run(model_folder, tmp_path / "run", prompts=["red", "sea"], **keys)
-    write(RunFolder(tmp_path / "run"))
+    report(RunFolder(tmp_path / "run"))
     page.path = tmp_path / "run" / "report.html"
     page.open()
     page.choose("#choose-rows", "stack")

@@ -18,12 +18,12 @@ from guidestack.evaluation.analysis.measure import Cells
 from guidestack.evaluation.analysis.methods import Matched, MethodCells, method_cells
 from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.plots import alone
-from guidestack.evaluation.report import write
 from guidestack.evaluation.report.figures import by_column, difference, front
 from guidestack.evaluation.report.found import Column, Found
 from guidestack.evaluation.report.gather import gather
 from guidestack.evaluation.report.page import script_safe, written_csv
 from guidestack.evaluation.report.plot import NEUTRAL, Mark, Plot, Series, drawn
+from guidestack.evaluation.report.report import report
 from guidestack.evaluation.report.words import APART, BOTH, FEW, NONE, ONE, OTHER, number, verdict
 from guidestack.evaluation.store.folder import RunFolder
 
@@ -37,7 +37,7 @@ def baselined(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("baselined") / "run"
     axes = {"w": [2, 3, 5, 7]}
     run(model_folder, out, axes=axes, metrics=["psnr", "saturation"], baseline={"stack": "cfg({w})", "w": 3})
-    write(RunFolder(out))
+    report(RunFolder(out))
     return out
 
 
@@ -225,7 +225,7 @@ def ticks_of(text: str) -> list[float]:
 def test_what_is_nowhere_equally_strong_is_said_once(model_folder: Path, tmp_path: Path) -> None:
     keys = {"stack": ["cfg({w})", "apg({v}, eta=1)"], "axes": {"w": [2, 3], "v": [6, 7]}}
     run(model_folder, tmp_path / "run", metrics=["saturation", "contrast"], **keys)
-    write(RunFolder(tmp_path / "run"))
+    report(RunFolder(tmp_path / "run"))
     page = html_of(tmp_path / "run")
     assert page.count("cannot be compared") == 1
     assert re.search(
@@ -286,7 +286,7 @@ def test_images_beyond_the_budget_are_smaller_and_then_links(reported: Path, tmp
 
 def test_a_run_without_images_or_metrics(model_folder: Path, tmp_path: Path) -> None:
     run(model_folder, tmp_path / "run", images="none", prompts=["a cat"])
-    write(RunFolder(tmp_path / "run"))
+    report(RunFolder(tmp_path / "run"))
     page = html_of(tmp_path / "run")
     assert "images of this run are not kept" in page
     assert not (tmp_path / "run" / "plots").exists()
@@ -296,7 +296,7 @@ def test_a_run_without_images_or_metrics(model_folder: Path, tmp_path: Path) -> 
 
 def test_a_run_of_one_cell(model_folder: Path, tmp_path: Path) -> None:
     run(model_folder, tmp_path / "run", stack="stack()", axes=None, prompts=["a cat", "red"])
-    write(RunFolder(tmp_path / "run"))
+    report(RunFolder(tmp_path / "run"))
     page = html_of(tmp_path / "run")
     assert "There are no two methods to compare" in page
     assert [cell["stack"] for cell in data_of(page)["cells"]] == ["stack()"]
@@ -328,7 +328,7 @@ def test_steps_make_curves_of_one_method_and_costs_equal(model_folder: Path, tmp
         scales[row[1]].add(row[2])
     assert scales == {"cfg": {2, 4}, "first": {2, 4}}
     assert found.claim is not None
-    write(RunFolder(tmp_path / "run"))
+    report(RunFolder(tmp_path / "run"))
     page = html_of(tmp_path / "run")
     assert "More guidance, another image." in page
     assert "psnr of cfg, w 5, steps 2 is lower than that of cfg, w 2, steps 2" in page
@@ -349,7 +349,7 @@ def test_a_run_that_is_not_finished_says_so(reported: Path, tmp_path: Path) -> N
     cell = table.column("cell")[0].as_py()
     kept = [row["cell"] != cell or row["prompt_index"] < 2 for row in table.to_pylist()]
     pq.write_table(table.filter(kept), out / "records.parquet")
-    write(RunFolder(out))
+    report(RunFolder(out))
     page = html_of(out)
     assert f"{sum(kept)} images of {SAMPLES}" in page
     assert "on 2 prompts that all cells share" in page

@@ -99,6 +99,7 @@ def test_a_real_gain_is_found_where_it_is() -> None:
         better = [stretch for sign, stretch in signs if sign > 0]
         assert len(better) == 1
         assert not any(sign < 0 for sign, _ in signs)
+        assert better[0].costs.shape == (2, len(better[0].x))
         assert 3.0 < better[0].x[0] < 5.5  # the curve is a line from the point at 3 to that at 4.8
         assert better[0].x[-1] == pytest.approx(9.0, abs=0.6)
         assert 0.03 < better[0].difference.min() <= better[0].difference.max() < 0.5
