@@ -334,10 +334,10 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"sampler": "x" * 10**5}, "unknown sampler"),
     ({"sampler": "ddim\x00"}, "unknown sampler"),
     ({"dtype": "float8"}, "in a form"),
-    ({"model": {"name": ["x"]}}, "texts that are none"),
+    ({"model": {"name": ["x"]}}, "a value that is no text"),
     ({"model": {"name": "x" * 10**5}}, "longer than 10000 characters"),
     ({"model": []}, "in a form"),
-    ({"versions": {"torch": 2}}, "texts that are none"),
+    ({"versions": {"torch": 2}}, "a value that is no text"),
     ({"further": 1}, "in a form"),
 ]
 
