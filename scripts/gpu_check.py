@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -194,12 +194,13 @@ def examples() -> list[str]:
     return [text for entry in registry.rules() if not entry.rule.needs_identity for text in entry.examples]
 
 
-def attempt(subject: Subject, check: str, what: str, ask: Callable[[], Row]) -> Row:
-    """A check's row, also where the pipeline refuses what it asks, memory ends, or something breaks."""
-    try:
-        return ask()
-    except Exception as error:  # whatever an accelerator raises: the other checks still tell something
-        return subject.row(check, what, *_instead(error))
+def attempts(subject: Subject, check: str, asked: Iterable[str], ask: Callable[[str], Row]) -> Iterator[Row]:
+    """A row for each of `asked`, also where the pipeline refuses it, memory ends, or something breaks."""
+    for what in asked:
+        try:
+            yield ask(what)
+        except Exception as error:  # whatever an accelerator raises: the other checks still tell something
+            yield subject.row(check, what, *_instead(error))
 
 
 def whole(model: str, dtype: str, rows: Iterator[Row]) -> Iterator[Row]:
@@ -222,18 +223,18 @@ def _instead(error: Exception) -> tuple[Outcome, str]:
 
 def parity(subject: Subject, size: Size) -> Iterator[Row]:
     """Is the pipeline's own guidance the same to the bit through guide()?"""
-    for count in sorted({1, size.batch}):
+    counts = {counted(count, "image"): count for count in sorted({1, size.batch})}
 
-        def ask(count: int = count) -> Row:
-            samples = range(count)
-            stock, guided = subject.stock(samples, size.steps), subject.guided(f"cfg({SCALE:g})", samples, size.steps)
-            same = torch.equal(stock, guided)
-            if same and torch.isfinite(stock).all():
-                return subject.row("parity", counted(count, "image"), "pass", "cfg equals stock to the bit")
-            text = f"cfg and stock are {away(guided, stock):.2g} of the largest number apart" * (not same)
-            return subject.row("parity", counted(count, "image"), "FAIL", text or "the stock pipeline's are not finite")
+    def ask(what: str) -> Row:
+        samples = range(counts[what])
+        stock, guided = subject.stock(samples, size.steps), subject.guided(f"cfg({SCALE:g})", samples, size.steps)
+        same = torch.equal(stock, guided)
+        if same and torch.isfinite(stock).all():
+            return subject.row("parity", what, "pass", "cfg equals stock to the bit")
+        text = f"cfg and stock are {away(guided, stock):.2g} of the largest number apart" * (not same)
+        return subject.row("parity", what, "FAIL", text or "the stock pipeline's are not finite")
 
-        yield attempt(subject, "parity", counted(count, "image"), ask)
+    yield from attempts(subject, "parity", counts, ask)
 
 
 def references(subject: Subject, size: Size) -> dict[str, Tensor]:
@@ -263,18 +264,17 @@ def rules(subject: Subject, size: Size, wanted: Mapping[str, Tensor]) -> Iterato
     samples = range(size.batch)
     stock = away(subject.stock(samples, size.steps), wanted[""])
     most = limit(stock, subject.dtype)
-    for text in examples():
 
-        def ask(text: str = text) -> Row:
-            found = subject.guided(text, samples, size.steps)
-            if not torch.isfinite(found).all():
-                return subject.row("rules", text, "FAIL", "not finite")
-            apart = away(found, wanted[text]) if text in wanted else float("nan")
-            outcome: Outcome = "pass" if apart <= most else "FAIL"
-            told = f"{apart:.2g} from float32, at most {most:.2g}; stock {stock:.2g}"
-            return subject.row("rules", text, outcome, told, away=apart, limit=most, stock=stock)
+    def ask(text: str) -> Row:
+        found = subject.guided(text, samples, size.steps)
+        if not torch.isfinite(found).all():
+            return subject.row("rules", text, "FAIL", "not finite")
+        apart = away(found, wanted[text]) if text in wanted else float("nan")
+        outcome: Outcome = "pass" if apart <= most else "FAIL"
+        told = f"{apart:.2g} from float32, at most {most:.2g}; stock {stock:.2g}"
+        return subject.row("rules", text, outcome, told, away=apart, limit=most, stock=stock)
 
-        yield attempt(subject, "rules", text, ask)
+    yield from attempts(subject, "rules", examples(), ask)
     for entry in registry.rules():
         if entry.rule.needs_identity:
             yield subject.row("rules", entry.name, "not made", "its coefficients are of one model in float32")
@@ -307,18 +307,17 @@ def waits(
     if own is None:
         yield subject.row("waits", "all rules", "not made", f"torch does not tell on {device.type}")
         return
-    for text in (*examples(), "adaptive(cfg(3), lag=1)"):
 
-        def ask(text: str = text) -> Row:
-            more = each(lambda steps: subject.guided(text, (0,), steps)) - own  # type: ignore[operator]
-            told = f"{more:g} a step beyond stock's {own:g}"
-            if more <= 0:
-                return subject.row("waits", text, "pass", told, waits=more, stock=own)
-            excuse = next((MAY_WAIT[name] for name in names(text) if name in MAY_WAIT), "")
-            outcome: Outcome = "figure" if excuse and "lag=1" not in text else "FAIL"
-            return subject.row("waits", text, outcome, f"{told}; {excuse}" if excuse else told, waits=more, stock=own)
+    def ask(text: str) -> Row:
+        more = each(lambda steps: subject.guided(text, (0,), steps)) - own  # type: ignore[operator]
+        told = f"{more:g} a step beyond stock's {own:g}"
+        if more <= 0:
+            return subject.row("waits", text, "pass", told, waits=more, stock=own)
+        excuse = next((MAY_WAIT[name] for name in names(text) if name in MAY_WAIT), "")
+        outcome: Outcome = "figure" if excuse and "lag=1" not in text else "FAIL"
+        return subject.row("waits", text, outcome, f"{told}; {excuse}" if excuse else told, waits=more, stock=own)
 
-        yield attempt(subject, "waits", text, ask)
+    yield from attempts(subject, "waits", (*examples(), "adaptive(cfg(3), lag=1)"), ask)
 
 
 def names(text: str) -> list[str]:
@@ -337,15 +336,14 @@ def seeds(subject: Subject, size: Size) -> Iterator[Row]:
 
     stock, _ = apart(lambda given: subject.stock(given, size.steps))
     most = limit(stock, subject.dtype)
-    for text in (f"cfg({SCALE:g})", "icg(3)", "tsg(3)", "perpneg(3)"):
 
-        def ask(text: str = text) -> Row:
-            own, other = apart(lambda given: subject.guided(text, given, size.steps))
-            outcome: Outcome = "pass" if own <= most < other else "FAIL"
-            told = f"alone {own:.2g} from itself in a batch, at most {most:.2g}; from another seed {other:.2g}"
-            return subject.row("seeds", text, outcome, told, away=own, limit=most, other=other, stock=stock)
+    def ask(text: str) -> Row:
+        own, other = apart(lambda given: subject.guided(text, given, size.steps))
+        outcome: Outcome = "pass" if own <= most < other else "FAIL"
+        told = f"alone {own:.2g} from itself in a batch, at most {most:.2g}; from another seed {other:.2g}"
+        return subject.row("seeds", text, outcome, told, away=own, limit=most, other=other, stock=stock)
 
-        yield attempt(subject, "seeds", text, ask)
+    yield from attempts(subject, "seeds", (f"cfg({SCALE:g})", "icg(3)", "tsg(3)", "perpneg(3)"), ask)
 
 
 def cost(subject: Subject, size: Size, device: torch.device, go_on: Callable[[], bool]) -> Iterator[Row]:
@@ -364,7 +362,7 @@ def cost(subject: Subject, size: Size, device: torch.device, go_on: Callable[[],
             yield subject.row("cost", what, "not made", "no time left")
             continue
 
-        def ask(batch: int = batch, what: str = what) -> Row:
+        def ask(what: str, batch: int = batch) -> Row:
             bench = Bench(subject.pipe, batch, steps, subject.more)
             runs = {name: bench.guided(known[name]) for name in COSTS[subject.name]}
             timed = interleaved(bench.stock, runs, size.rounds, accelerator.clock(device))
@@ -383,7 +381,7 @@ def cost(subject: Subject, size: Size, device: torch.device, go_on: Callable[[],
             missing = "; memory is not told here" if own is None else ""
             return subject.row("cost", what, "figure", f"{speed}time over stock: {', '.join(told)}{missing}", **numbers)
 
-        yield attempt(subject, "cost", what, ask)
+        yield from attempts(subject, "cost", [what], ask)
         accelerator.release(device)
 
 
