@@ -115,7 +115,7 @@ class Recipe:
         texts = [mapping[name] for name in ("prompt", "negative", "extra")]
         about = [one for name in ("model", "versions") for one in mapping[name].values()]
         if not all(isinstance(one, str) and len(one) <= LONGEST for one in (*texts, *about)):
-            raise InputError(f"{path} has a value that is no text, or more than {LONGEST} characters")
+            raise InputError(f"{path} has a value that is no text, or is longer than {LONGEST} characters")
         in_range = {"steps": (1, 1000), "batch": (1, MOST_TOGETHER), "seed": (0, LAST_SEED)}
         if not all(low <= mapping[name] <= high for name, (low, high) in in_range.items()) or not all(
             1 <= side <= LARGEST_SIDE for side in size or ()
