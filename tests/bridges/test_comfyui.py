@@ -30,7 +30,8 @@ BATCH = 2
 SIGMAS = {False: [14.0, 7.0, 3.0, 1.0, 0.3, 0.1, 0.0], True: [1.0, 0.85, 0.7, 0.5, 0.3, 0.1, 0.0]}
 STEPS = 6
 FLOW = pytest.mark.parametrize("flow", [False, True], ids=["diffusion", "flow"])
-pytestmark = pytest.mark.filterwarnings(*["ignore:.*:UserWarning", "ignore:.*:DeprecationWarning"][: 2 * bool(REAL)])
+# ComfyUI's samplers warn of their own ways with tensors and of Brownian motion at its ends.
+pytestmark = [pytest.mark.filterwarnings(f"ignore:.*:{kind}") for kind in ("UserWarning", "DeprecationWarning") if REAL]
 
 
 @pytest.fixture(autouse=True)
@@ -480,7 +481,32 @@ def test_there_are_two_workflows() -> None:
     assert [path.stem for path in WORKFLOWS] == ["ksampler", "perp_neg"]
 
 
-@pytest.mark.skipif(not REAL, reason="GUIDESTACK_COMFYUI names no folder of ComfyUI")
+ON_COMFYUI = pytest.mark.skipif(not REAL, reason="GUIDESTACK_COMFYUI names no folder of ComfyUI")
+
+
+@ON_COMFYUI
+def test_areas_masks_and_ranges_stay_in_force() -> None:
+    patcher = model()
+    masks = torch.rand(BATCH, 8, 8, generator=torch.Generator().manual_seed(0))
+    within = [[told(6)[0][0], {"area": (4, 6, 2, 0), "strength": 0.7}], [told(7)[0][0], {"start_percent": 0.3}]]
+    masked = [[told(1)[0][0], {"mask": masks, "mask_strength": 1.0}], *within]
+    positive = own(patcher, 3, told(2))
+    positive.set_conds(masked, told(2))
+    (ours,) = GuidestackGuider().execute(patcher, masked, "cfg(3)", negative=told(2))
+    assert (sample(ours) - sample(positive)).abs().max() == 0
+    # A sample that stops by itself keeps its own mask.
+    mixed = [[torch.cat([told(1)[0][0], told(2)[0][0]]), {"mask": masks, "mask_strength": 1.0}], *within]
+    stack = "adaptive(cfg(3), threshold=0.999999, space='denoised')"
+    (divided,) = GuidestackGuider().execute(patcher, masked, stack, negative=mixed)
+    seen = patcher.clone()
+    seen.model_options["transformer_options"]["patches"] = {"none": []}
+    (whole,) = GuidestackGuider().execute(seen, masked, stack, negative=mixed)
+    assert near(sample(divided), sample(whole))
+    assert report(divided).evaluations == report(whole).evaluations == [STEPS + 1, 2 * STEPS]
+    assert report(divided).rows < report(whole).rows
+
+
+@ON_COMFYUI
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_comfyui_takes_the_workflows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI's own check of a graph finds nothing wrong, and finds a text that is."""
