@@ -25,6 +25,7 @@ from .conditions import Conditions
 from .grid import Point
 from .identity import scheduler_identity
 from .levels import grid, parameterization
+from .lists import arguments, checked
 from .noise import generators, initial_noise, seeded
 from .renoise import Renoising
 from .stepping import Stepper
@@ -53,6 +54,8 @@ def sample(
     shape: Sequence[int],
     seeds: Sequence[int],
     steps: int = 25,
+    sigmas: Sequence[float] | None = None,
+    timesteps: Sequence[int] | None = None,
     start: Tensor | None = None,
     emits: Parameterization | None = None,
     negatives: Sequence[int] | None = None,
@@ -75,7 +78,10 @@ def sample(
             ``"independent"`` is a function ``draw(generators)`` that returns such rows at random.
         shape: shape of one sample.
         seeds: one a sample: sample i depends on its own seed alone.
-        steps: steps of the scheduler.
+        steps: steps of the scheduler, where neither of the next two is given.
+        sigmas: noise levels instead, one for each step, falling: sigma/alpha, of flow models sigma before their shift.
+            A 0 behind them may be left out. For schedulers that take some, or the training steps that are nearest.
+        timesteps: training steps instead, one for each step, falling.
         start: the samples to begin with, shape ``(B, *shape)``, at the first level of the schedule, such as `invert`
             returns; by default noise from the seeds.
         emits: what the model emits; by default what the scheduler's configuration says, to which it must agree in any
@@ -90,7 +96,7 @@ def sample(
         observe: told of every evaluation, such as `evaluation.traces.strength`.
 
     Raises:
-        InputError: no ``"positive"`` condition, or `emits` contradicts the scheduler.
+        InputError: no ``"positive"`` condition, `emits` contradicts the scheduler, or it takes no such levels.
         UnsupportedSchedulerError: the scheduler's levels are not known.
         NonFiniteError: NaN or Inf in a sample; the error's `output` is what this returns, with the other samples.
         QueryError: the model cannot answer what the stack asks.
@@ -98,8 +104,7 @@ def sample(
     if not len(seeds):
         raise InputError("seeds is empty, and there is nothing to make; give one a sample")
     setup = Setup(model, scheduler, conditions, seeds, emits, negatives, positives)
-    steps = count("steps", steps)
-    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_timesteps(**_given(scheduler, steps, sigmas, timesteps), device=device)
     schedule = grid(scheduler)
     own = generators(seeds)
     x = initial_noise(shape, own, dtype=dtype, device=device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
@@ -131,6 +136,19 @@ def sample(
             x = advance(told, timestep, at, **options)
             x = renoising.after(x) if renoising else x
     return finished(run, x)
+
+
+def _given(
+    scheduler: Any, steps: int, sigmas: Sequence[float] | None, timesteps: Sequence[int] | None
+) -> Mapping[str, Any]:
+    """What `set_timesteps` is given."""
+    lists = [(kind, values) for kind, values in (("sigmas", sigmas), ("timesteps", timesteps)) if values is not None]
+    if not lists:
+        return {"num_inference_steps": count("steps", steps)}
+    if len(lists) > 1:
+        raise InputError("sigmas and timesteps are both given; leave one of them out")
+    levels = checked(*lists[0])
+    return arguments(scheduler, levels, len(levels.values))
 
 
 class Setup:

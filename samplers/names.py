@@ -13,6 +13,7 @@ from typing import Any
 from ..guidance.errors import InputError, UnsupportedSchedulerError, nearest
 from ..guidance.prediction import Parameterization
 from .levels import emission, option, parameterization
+from .lists import Levels, arguments, read_levels
 
 _SPACINGS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
 
@@ -60,14 +61,20 @@ def canonical(name: str) -> str:
 
     Args:
         name: one of `SAMPLERS`, with ``-karras``, ``-exponential`` or ``-beta`` for the spacing of its sigmas; what
-            another program calls it; or ``own``, the scheduler that a model came with.
+            another program calls it; or ``own``, the scheduler that a model came with. Behind an ``@`` may stand a list
+            of levels: ``euler@ays``, ``euler@sigmas=14.6,2.7,0.15``, ``dpm++2m@timesteps=999,545,24``.
 
     Raises:
-        InputError: there is no such sampler.
+        InputError: there is no such sampler or list.
 
     >>> canonical("DPM++ 2M Karras"), canonical("Euler a"), canonical("dpm_2_ancestral")
     ('dpm++2m-karras', 'euler-a', 'kdpm2-a')
     """
+    name, at, levels = name.partition("@")
+    if at:
+        if _parts(known := canonical(name))[1] in _SPACINGS:
+            raise InputError(f"sampler {known!r} makes its own levels, and a list says others; leave one of them out")
+        return f"{known}@{read_levels(levels)}"
     names = {**{_squashed(one): one for one in SAMPLERS}, **ELSEWHERE, OWN: OWN}
     for spacing in _SPACINGS:
         names |= {f"{squashed}{spacing}": f"{one}-{spacing}" for squashed, one in names.items() if one in SAMPLERS}
@@ -83,6 +90,16 @@ def _squashed(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.lower()).replace("pp", "++").replace("ancestral", "a")
 
 
+def levels_of(name: str) -> Levels | None:
+    """The list of levels behind a sampler's name; None where there is none.
+
+    Raises:
+        InputError: there is no such list.
+    """
+    _, at, levels = name.partition("@")
+    return read_levels(levels) if at else None
+
+
 def by_name(name: str, replaced: Any = None) -> Any:
     """The diffusers scheduler with a short name, such as ``"dpm++2m"`` or ``"euler-karras"``.
 
@@ -93,10 +110,14 @@ def by_name(name: str, replaced: Any = None) -> Any:
             makes it anew, as it was configured.
 
     Raises:
-        InputError: an unknown name, a spacing that this sampler does not have, a package that is missing, or a sampler
-            that does not go with the network that runs under `replaced`.
+        InputError: an unknown name, a spacing or a list that this sampler does not take, a package that is missing, or
+            a sampler that does not go with the network that runs under `replaced`.
     """
     known = canonical(name)
+    if (levels := levels_of(known)) is not None:
+        scheduler = by_name(known.partition("@")[0], replaced)
+        arguments(scheduler, levels, len(levels.values) - bool(levels.name))
+        return scheduler
     if known == OWN:
         if not hasattr(replaced, "config"):
             raise InputError(f"sampler {OWN!r} is the scheduler that a model came with, and there is no model here")
@@ -146,8 +167,10 @@ def scheduled(name: str, replaced: Any, steps: int) -> Any:
     scheduler = by_name(name, replaced)
     dynamic = option(scheduler, "use_dynamic_shifting")
     size = {"mu": option(scheduler, "max_shift") or 1.15} if dynamic else {}
+    levels = levels_of(name)
+    given = {"num_inference_steps": steps} if levels is None else arguments(scheduler, levels, steps)
     try:
-        scheduler.set_timesteps(steps, **size)
+        scheduler.set_timesteps(**given, **size)
     except (ValueError, IndexError) as error:
         raise InputError(f"{name} does not take {steps} steps: {error}") from None
     return scheduler

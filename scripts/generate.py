@@ -21,6 +21,8 @@ from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_sampler, fingerprint, scheduler_of
 from ..pipelines.models.pretrained import from_pretrained, stored_beside
 from ..pipelines.models.recipe import LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
+from ..samplers.lists import KINDS, LISTS
+from ..samplers.names import canonical, levels_of
 from .explain import schedule
 from .options import (
     device_option,
@@ -86,6 +88,25 @@ def stored_guidance(model: str | None) -> tuple[str, ...]:
     stack = str(from_pretrained(model))
     click.echo(f"guidance of the model's folder: {stack}", err=True)
     return (stack,)
+
+
+def with_levels(options: dict[str, Any]) -> dict[str, Any]:
+    """The sampler with the list that the options give, and how many steps that has.
+
+    Raises:
+        InputError: several lists, or none that is known.
+    """
+    given = {kind: options[kind] for kind in KINDS if options[kind] is not None}
+    sampler, steps = options["sampler"], options["steps"]
+    if given and (len(given) > 1 or "@" in sampler):
+        raise InputError("give one list: --sigmas, --timesteps, or one behind the sampler's @")
+    for kind, text in given.items():
+        sampler = canonical(f"{sampler}@{text if text in LISTS else f'{kind}={text}'}")
+    levels = levels_of(sampler)
+    source = click.get_current_context().get_parameter_source("steps")
+    if levels is not None and not levels.name and source is not None and source.name == "DEFAULT":
+        steps = len(levels.values)
+    return {"sampler": sampler, "steps": steps}
 
 
 def check_presets(texts: Sequence[str], model: str | None, sampler: str, steps: int) -> None:
@@ -159,6 +180,13 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
 @sampler_option
 @steps_option(25)
 @click.option(
+    "--sigmas",
+    metavar="LIST",
+    help=f"Noise levels of the steps: {', '.join(LISTS)} (for any number of steps), or numbers with commas. "
+    "The same as --sampler NAME@LIST and NAME@sigmas=..., which sweeps take too.",
+)
+@click.option("--timesteps", metavar="LIST", help="Training steps of the steps, likewise: numbers with commas.")
+@click.option(
     "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of the first image."
 )
 @click.option("--count", type=click.IntRange(1, MOST), default=1, show_default=True, help="Images for each prompt.")
@@ -222,7 +250,7 @@ def _generate(options: dict[str, Any]) -> str:
         if not prompts:
             raise InputError('no prompt given; try: guidestack generate "cat face, noto style, blue background"')
         size = read_size(options["size"])
-        named = {"sampler": chosen_sampler(options["sampler"], options["model"])}
+        named = with_levels({**options, "sampler": chosen_sampler(options["sampler"], options["model"])})
         options = {**options, **named, "guidance": options["guidance"] or stored_guidance(options["model"])}
         wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
         check_presets(options["guidance"], options["model"], options["sampler"], options["steps"])

@@ -38,7 +38,7 @@ class EpsilonScaling(Rule):
 
     Queries: none of its own.
 
-    State: none. Space: noise.
+    State: none. Space: noise. At pure noise (alpha 0), where every predicted noise is x, it does nothing.
 
     References:
         Ning, Li, Su, Salah & Ertugrul, "Elucidating the Exposure Bias in Diffusion Models", arXiv:2308.15321, section
@@ -60,6 +60,6 @@ class EpsilonScaling(Rule):
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """The equation above."""
-        if self.divisor == 1:
+        if self.divisor == 1 or step.level.alpha == 0:
             return estimate, state
         return estimate.replace("noise", estimate.read("noise") / self.divisor), state

@@ -53,7 +53,7 @@ class Posterior(NamedTuple):
     step: Made | None = None
 
 
-@register("fbg", references=(KOULISCHER_2025,), example="fbg(0.9, temperature=0.5, offset=-0.1)")
+@register("fbg", references=(KOULISCHER_2025,), example="fbg(0.9, 0.5, -0.1)")
 @dataclass(frozen=True)
 class FBG(Contrasting):
     r"""Feedback guidance: each sample's scale grows while its path does not look like one of the prompt's.

@@ -9,7 +9,7 @@ import torch
 
 from ..contrasting import Contrasting
 from ..notation.registry import register
-from ..per_sample import dot, norm, ratio
+from ..per_sample import dot, norm, projected, ratio
 from ..prediction import Prediction
 from ..query import NEGATIVE, Query
 from ..step import Estimate, State, Step
@@ -46,7 +46,9 @@ class TCFG(Contrasting):
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``scale=1``.
 
-    State: none. Space: noise, as the paper has it; directions of clean samples or velocities are others.
+    State: none. Space: noise, as the paper has it; directions of clean samples or velocities are others. At pure noise
+    (alpha 0), where both noises are x, what is added is its limit, in velocities half of the difference d and of the
+    part of d along x.
 
     References:
         Kwon, Kim, Jeong, Hsiao & Uh, "TCFG: Tangential Damping Classifier-free Guidance", arXiv:2503.18137, section 4.
@@ -66,6 +68,10 @@ class TCFG(Contrasting):
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
         """The equations above."""
+        if c.level.alpha == 0:
+            difference = c.minus(u, "velocity")
+            change = projected(difference, c.x.to(difference.dtype), keep=2).mul_(0.5)
+            return estimate.plus("velocity", change, self.scale - 1), state
         eps_c, eps_u = c.noise, u.noise
         more, along = norm(eps_c).square() - norm(eps_u).square(), dot(eps_c, eps_u)
         h = torch.hypot(more, 2 * along)

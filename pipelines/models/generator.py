@@ -21,6 +21,8 @@ from ...guidance.report import Report
 from ...guidance.rule import Rule
 from ...guidance.step import Run
 from ...samplers import Grid, by_name, grid, scheduled, scheduler_identity
+from ...samplers.lists import arguments
+from ...samplers.names import levels_of
 from ...samplers.noise import generators, seeded
 from ...samplers.renoise import Renoising
 from .. import guide
@@ -151,6 +153,7 @@ class Generator:
         self.use(sampler)
         stack = as_stack(stack)
         guide(self.pipe, stack)
+        self._levels(sampler, steps)
         scheduler = scheduled(sampler, self.own, steps)
         schedule = grid(scheduler)
         if stack.renoises:
@@ -224,6 +227,7 @@ class Generator:
         filled = [*asked, *[asked[0]] * (fill - len(asked))]
         seeds = [one.seed for one in filled]
         options: dict[str, Any] = {"num_inference_steps": steps, "generator": generators(seeds)}
+        options |= self._levels(sampler, steps)
         if size:
             options["height"], options["width"] = size
         began = time.perf_counter()
@@ -239,6 +243,19 @@ class Generator:
         assert report is not None  # a call leaves one
         finished = {place: image for place, image in enumerate(images[: len(asked)]) if place not in gone}
         return Made(finished, report, time.perf_counter() - began, lost if len(finished) < len(asked) else None)
+
+    def _levels(self, sampler: str, steps: int) -> dict[str, Any]:
+        """The arguments of the pipeline for the list behind the sampler's name; none where there is no list.
+
+        Raises:
+            InputError: the pipeline takes no such list, or the list is for another number of steps.
+        """
+        if (levels := levels_of(sampler)) is None:
+            return {}
+        given = arguments(by_name(sampler, self.own), levels, steps)
+        if missing := set(given) - self.takes:
+            raise InputError(f"{type(self.pipe).__name__} takes no {missing.pop()}; leave @{levels} out")
+        return given
 
     def _conditions(self, asked: Sequence[Asked], several: bool) -> dict[str, Any]:
         """The arguments of the pipeline that say what is to be seen."""

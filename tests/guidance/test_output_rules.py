@@ -179,6 +179,16 @@ def test_diffusers_tcfg_depends_on_what_the_network_emits() -> None:
     assert (theirs.forward(*velocities).pred - (theirs.forward(c, u).pred - x) / 0.4).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("near", [1e-4, 1e-6])
+def test_tcfg_at_pure_noise_is_its_limit(near: float) -> None:
+    """There both noises are x, and nothing is left of the formula."""
+    c, u = alike(36)
+    at, close = (updated(gs.TCFG(4), c, u, FLOW, Level.flow(sigma))[0] for sigma in (1.0, 1 - near))
+    assert (at - close).abs().max() < 100 * near
+    assert (at - updated(gs.CFG(4), c, u)[0]).abs().max() > 0.1
+    assert torch.equal(updated(gs.EpsilonScaling(1.1), c, u, FLOW, Level.flow(1.0))[0], c)
+
+
 # --- frequencies --------------------------------------------------------------------------------------------------
 
 

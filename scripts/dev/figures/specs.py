@@ -65,6 +65,11 @@ class Figure:
     seed: int = 1
 
 
+def rows(*stacks: str) -> tuple[Row, ...]:
+    """A row for each stack."""
+    return tuple(map(Row, stacks))
+
+
 CASES = tuple(
     map(
         Case,
@@ -150,6 +155,22 @@ FIGURES: Mapping[str, Figure] = {
         under="evaluations",
     ),
     "icg": Figure(CASES, (Row("stack()"), Row("cfg(4)"), Row("icg(4)"), Row("icg(4, source='gaussian')"))),
+    "cfg_zero": Figure(CASES, rows("cfg(4)", "cfg_zero(4)", "cfg(8)", "cfg_zero(8)"), under="looks"),
+    "tcfg": Figure(CASES, rows("cfg(4)", "tcfg(4)", "cfg(8)", "tcfg(8)"), under="looks"),
+    "fdg": Figure(CASES, rows("cfg(4)", "fdg(2, 4)", "fdg(4, 8)", "fdg(8, 4)"), under="looks"),
+    "fresca": Figure(CASES, rows("cfg(4)", "fresca(4, high=1.5)", "fresca(4, low=1.5)"), under="looks"),
+    "mambo_g": Figure(CASES, rows("cfg(8)", "mambo_g(8, alpha=2)", "mambo_g(8)"), under="looks"),
+    "smc_cfg": Figure(CASES, rows("cfg(4)", "smc_cfg(4, gain=0.01)", "smc_cfg(4, gain=0.05)"), under="looks"),
+    "adg": Figure(CASES, rows("cfg(4)", "adg(4)", "cfg(15)", "adg(15)"), under="looks"),
+    # By the authors' recipe for 25 steps, prior 0.95, t0 0.5 and t1 0.4, at this model's levels.
+    "fbg": Figure(CASES, rows("cfg(2)", "cfg(4)", "fbg(0.95, 0.01, -0.2)"), under="looks"),
+    "skimmed": Figure(CASES, rows("cfg(4)", "cfg(15)", "skimmed(15, skim=4)"), under="looks"),
+    "momentum": Figure(CASES, rows("stack()", "momentum(0.5)", "cfg(4)", "cfg(4) | momentum(0.5)"), under="looks"),
+    "threshold": Figure(CASES, rows("cfg(4)", "cfg(15)", "cfg(15) | threshold(mimic=4)"), under="looks"),
+    "epsilon_scaling": Figure(
+        CASES, rows("cfg(4)", "cfg(4) | epsilon_scaling(1.005)", "cfg(4) | epsilon_scaling(1.02)"), under="looks"
+    ),
+    "ramp": Figure(CASES, rows("cfg(4)", "ramp(cfg(4))", "ramp(cfg(4), 'linear-down')"), under="looks"),
     "tsg": Figure(
         (Case(""),) * 6,
         (Row("stack()"), Row("tsg(3, strength=1.25, window=(0.1, 0.9))")),
