@@ -34,21 +34,34 @@ def pyramid_low(value: Tensor) -> Tensor:
     """`value` without the high band of its Laplacian pyramid: halved and doubled again (Burt & Adelson 1983).
 
     Blurred by the kernel (1, 4, 6, 4, 1)/16 of each axis with reflected borders, reduced to half the size and brought
-    back to the whole by linear interpolation, and blurred again; sides that are odd are rounded up.
+    back to the whole by linear interpolation, and blurred again; sides that are odd are rounded up. All of that is
+    linear and of each axis by itself: a small matrix on either side.
     """
-    height, width = value.shape[-2:]
-    pictures = value.flatten(0, -3).unsqueeze(1)
-    half = functional.interpolate(_blurred(pictures), ((height + 1) // 2, (width + 1) // 2), mode="bilinear")
-    return _blurred(functional.interpolate(half, (height, width), mode="bilinear")).reshape(value.shape)
+    down, across = (_halved(size).to(value.device, value.dtype, non_blocking=True) for size in value.shape[-2:])
+    return down @ value @ across.T
 
 
-def _blurred(pictures: Tensor) -> Tensor:
-    """By (1, 1)/2 four times along each axis: no convolution, which some devices round to TF32."""
-    border = "reflect" if min(pictures.shape[-2:]) > 2 else "replicate"  # reflection needs three numbers
-    pictures = functional.pad(pictures, (2, 2, 2, 2), mode=border)
-    for _ in range(4):
-        pictures = functional.avg_pool2d(pictures, 2, stride=1)
-    return pictures
+_KNOWN: dict[int, Tensor] = {}  # no decorator's cache: a compiler traces through those
+
+
+def _halved(size: int) -> Tensor:
+    """The matrix of one axis of so many numbers, in float64 on the host."""
+    if size not in _KNOWN:
+        _KNOWN[size] = _halving(size)
+    return _KNOWN[size]
+
+
+def _halving(size: int) -> Tensor:
+    signals = torch.eye(size, dtype=torch.float64)[None]
+    half = functional.interpolate(_blurred(signals), (size + 1) // 2, mode="linear")
+    return _blurred(functional.interpolate(half, size, mode="linear"))[0].T
+
+
+def _blurred(signals: Tensor) -> Tensor:
+    border = "reflect" if signals.shape[-1] > 2 else "replicate"  # reflection needs three numbers
+    padded = functional.pad(signals, (2, 2), mode=border)
+    kernel = torch.tensor([1, 4, 6, 4, 1], dtype=signals.dtype) / 16
+    return (padded.unfold(-1, 5, 1) * kernel).sum(-1)
 
 
 def disc_low(value: Tensor, cutoff: float) -> Tensor:

@@ -77,11 +77,12 @@ class Skimmed(Contrasting):
         """The equations above."""
         noisy = c.x.to(c.denoised.dtype) / c.level.alpha
         d = c.minus(u, "denoised")
-        d = torch.where(self._outward(u.denoised, d, -1, noisy), d * (self.skim / self.scale), d)
-        skimmed = self._outward(c.denoised, d, 1, noisy)
-        return estimate.plus("denoised", torch.where(skimmed, (self.skim - 1) * d, (self.scale - 1) * d), 1.0), state
+        back = (u.denoised * d < 0) & self._beyond(u.denoised, d, 1 - self.scale, noisy)
+        d.mul_(torch.where(back, d.new_full((), self.skim / self.scale), d.new_ones(())))
+        out = (c.denoised * d > 0) & self._beyond(c.denoised, d, self.scale - 1, noisy)
+        scales = torch.where(out, d.new_full((), self.skim - 1), d.new_full((), self.scale - 1))
+        return estimate.plus("denoised", d.mul_(scales), 1.0), state
 
-    def _outward(self, value: Tensor, d: Tensor, sense: int, noisy: Tensor) -> Tensor:
-        """Where `d` in this sense leads `value` away from 0, and the end is on the far side of the noisy sample."""
-        end = torch.add(value, d, alpha=sense * (self.scale - 1)).sub_(noisy)
-        return (value * d * sense > 0) & (value * end > 0)
+    def _beyond(self, value: Tensor, d: Tensor, by: float, noisy: Tensor) -> Tensor:
+        """Where ``value + by*d`` is further out than the noisy sample, seen from 0 in the direction of `value`."""
+        return torch.add(value, d, alpha=by).sub_(noisy).mul_(value) > 0

@@ -115,8 +115,8 @@ class Threshold(Rule):
             return estimate.replace("denoised", _clipped(value, limit) / limit, threshold=1 / limit.flatten()), state
         c, u = predictions[POSITIVE].denoised, predictions[Query.of(self.against)].denoised
         kept = 2 if value.ndim > 3 else 1
-        mean, smaller = _mean(value, kept), u + self.mimic * (c - u)
-        centred, wanted = value - mean, _quantile((smaller - _mean(smaller, kept)).abs(), 1.0, kept)
+        mean, smaller = _mean(value, kept), torch.lerp(u, c, self.mimic)
+        centred, wanted = value - mean, _quantile((smaller - _mean(smaller, kept)).abs_(), 1.0, kept)
         limit = torch.maximum(_quantile(centred.abs(), self.quantile, kept), wanted)
         shrink = torch.where(limit > 0, wanted / limit, torch.ones_like(limit))
         guided = torch.addcmul(mean, shrink, _clipped(centred, limit))
@@ -132,8 +132,11 @@ def _quantile(value: Tensor, share: float, kept: int) -> Tensor:
     """Likewise the quantile, of any number of elements: torch's own has a limit."""
     flat = value.flatten(kept)
     place = share * (flat.shape[kept] - 1)
-    top = flat.topk(flat.shape[kept] - int(place), dim=kept).values  # the smallest of these lies below the place
-    found = torch.lerp(top[..., -1], top[..., max(-2, -top.shape[kept])], place - int(place))
+    if share == 1:
+        found = flat.amax(kept)
+    else:
+        top = flat.topk(flat.shape[kept] - int(place), dim=kept).values  # the smallest of these lies below the place
+        found = torch.lerp(top[..., -1], top[..., max(-2, -top.shape[kept])], place - int(place))
     return found.reshape(*found.shape, *[1] * (value.ndim - kept))
 
 
