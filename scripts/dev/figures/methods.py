@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,17 +109,25 @@ def exchanged(page: str, name: str, text: str) -> str:
     return before + begin + text + end + after
 
 
-def draw(pipe: Any, figure: Figure) -> tuple[Image.Image, list[Means]]:
+def draw(
+    pipe: Any, figure: Figure, known: dict[tuple[Figure, Row], list[Made]] | None = None
+) -> tuple[Image.Image, list[Means]]:
     """The figure, and the numbers of each of its rows.
 
     Args:
         pipe: a pipeline with prompts, left as it was.
         figure: what to show.
+        known: rows of other figures, which are not made again; those of this one are added.
     """
+    known = {} if known is None else known
+    alike = dataclasses.replace(figure, rows=(), under="")
     own = pipe.scheduler
     try:
         pipe.scheduler = by_name(figure.sampler, own.config)
-        table = [row(pipe, figure, which) for which in figure.rows]
+        for which in figure.rows:
+            if (alike, which) not in known:
+                known[alike, which] = row(pipe, figure, which)
+        table = [known[alike, which] for which in figure.rows]
     finally:
         pipe.scheduler = own
     labels = [which.label for which in figure.rows]
@@ -150,9 +159,10 @@ def main(only: tuple[str, ...], to: Path, model: str | None) -> None:
         with notices():
             pipe, _ = load(model, torch.float32, "cpu")
             make_folder(to)
+            known: dict[tuple[Figure, Row], list[Made]] = {}
             for name in only or FIGURES:
                 figure = FIGURES[name]
-                picture, means = draw(pipe, figure)
+                picture, means = draw(pipe, figure, known)
                 write(picture, to / f"{name}.png")
                 if page.exists():
                     text = with_numbers(page.read_text(encoding="utf-8"), name, means)
