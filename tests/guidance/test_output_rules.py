@@ -127,6 +127,30 @@ def test_zero_init_is_refused_before_the_first_step_of_a_pipeline(pipe: Any) -> 
         gs.guide(pipe, "cfg_zero(4, zero_steps=1)")("a cat", num_inference_steps=2)
 
 
+def network(x: Tensor, level: Level, conditions: Tensor) -> Tensor:
+    return x * (0.5 + 0.1 * conditions.reshape(-1, 1, 1, 1))
+
+
+def test_zero_init_in_a_plain_loop_is_for_flows() -> None:
+    """With flow matching the zeroed step leaves x where it is; a scheduler that reads noise is refused at once."""
+    from diffusers import EulerDiscreteScheduler
+
+    conditions = {"positive": torch.ones(2), "null": torch.zeros(2)}
+    told: dict[str, Any] = {"conditions": conditions, "shape": (1, 4, 4), "seeds": (0, 1), "steps": 3}
+    seen: list[Tensor] = []
+
+    def watch(x: Tensor, level: Level, conditions: Tensor) -> Tensor:
+        seen.append(x[:2])
+        return network(x, level, conditions)
+
+    report = gs.sample(watch, "cfg_zero(4, zero_steps=1)", flow_scheduler(), **told).report
+    assert report.evaluations == [5, 5]
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+    with pytest.raises(RuleError, match="zero_steps is for flow models"):
+        gs.sample(network, "cfg_zero(4, zero_steps=1)", EulerDiscreteScheduler(), **told)
+
+
 def test_diffusers_zero_init_with_its_rescale_is_not_finite() -> None:
     """0 times infinity, in its default way to rescale; a stack has nothing to rescale in a zeroed step."""
     c, u = alike(8)
@@ -416,6 +440,25 @@ def test_feedback_of_equal_predictions_grows_by_the_offset_alone_to_the_largest(
     assert scales == pytest.approx(expected)
     assert scales[0] == pytest.approx(1 / 0.9)
     assert scales[-1] == pytest.approx(5)
+
+
+def test_a_steps_second_evaluation_has_the_scale_of_its_first() -> None:
+    c, u = alike(35)
+    rule = gs.FBG(0.9, temperature=1, offset=-0.5)
+    run = Run(SHAPE, torch.float64, steps=STEPS)
+    state, scales = rule.init(run), []
+    for index, evaluation, sigma in ((0, 0, 4.0), (0, 1, 2.0), (1, 0, 2.0), (1, 1, 1.0)):
+        level = Level.ve(sigma)
+        read = {POSITIVE: Prediction(c, normal(99), level, X0), NEGATIVE: Prediction(u, normal(99), level, X0)}
+        predictions = Predictions(read, {query: query for query in read}, read[POSITIVE])
+        step = Step(run, index, level, evaluation)
+        estimate, after = rule.update(Estimate(read[POSITIVE]), predictions, step, state)
+        scales.append(estimate.traces["fbg_scale"])
+        assert (after is state) == (evaluation == 1)
+        state = after
+    assert torch.equal(scales[0], scales[1])
+    assert torch.equal(scales[2], scales[3])
+    assert not torch.equal(scales[1], scales[2])
 
 
 def test_feedback_follows_the_path_of_each_sample() -> None:
