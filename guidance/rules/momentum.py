@@ -41,15 +41,15 @@ class Momentum(Rule):
     Args:
         amount: m >= 0, any number up to 1e6; 0 does nothing.
         decay: :math:`\beta` in [0, 1), the share of the average that stays.
-        space: what v is. ``"velocity"``, as the paper has it for flow models.
+        space: what v is. None is the velocity on the path of a flow, as the paper has it, and the denoised prediction
+            on others, as its port to ComfyUI has it: their velocity turns where clean sample and noise stay the same.
 
     Queries: none of its own, for models without a contrast, too.
 
     State: the average, ``(B, ...)`` in float32 or better; none before the first evaluation.
 
     References:
-        "Momentum Guidance: Plug-and-Play Guidance for Flow Models", arXiv:2602.20360; defaults as its port to ComfyUI,
-        which averages denoised predictions.
+        "Momentum Guidance: Plug-and-Play Guidance for Flow Models", arXiv:2602.20360; defaults as its port to ComfyUI.
 
     >>> from guidestack import CFG, Momentum
     >>> print(CFG(4) | Momentum(0.3))
@@ -60,20 +60,22 @@ class Momentum(Rule):
 
     amount: float = 0.5
     decay: float = 0.6
-    space: Space = "velocity"  # type: ignore[misc]  # the user's choice, so a field instead of a class attribute
+    space: Space | None = None  # type: ignore[misc]  # the user's choice, so a field instead of a class attribute
 
     def __post_init__(self) -> None:
         number(self, "amount", 0.0)
         number(self, "decay", 0.0, 1.0)
-        choice(self, "space", SPACES)
+        if self.space is not None:
+            choice(self, "space", SPACES)
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """The equations above."""
         if self.amount == 0:
             return estimate, state
-        value = estimate.read(self.space)
+        space = self.space or ("velocity" if step.level.path == "flow" else "denoised")
+        value = estimate.read(space)
         if not isinstance(state, Averaged):
             return estimate, Averaged(value.clone())  # a network may write its next answer where this one is
         away = value - state.average
         average = state.average.add(away, alpha=1 - self.decay)
-        return estimate.replace(self.space, value.add(away, alpha=self.amount)), Averaged(average)
+        return estimate.replace(space, value.add(away, alpha=self.amount)), Averaged(average)

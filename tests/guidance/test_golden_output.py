@@ -144,16 +144,17 @@ def smc(scale: float, decay: float, gain: float, unit: bool = False, wrong: str 
 
 
 def momentum(inner: Guide, amount: float, decay: float, wrong: str = "") -> Guide:
-    """v~ = v + m (v - a);  a <- b a + (1 - b) v;  a = v at the start."""
+    """v~ = v + m (v - a);  a <- b a + (1 - b) v;  a = v at the start. v is the velocity of a flow, else D."""
 
     def guide(at: At, memory: Memory) -> Tensor:
         D = inner(at, memory)
-        v = D if wrong == "denoised" else at.velocity(D)
+        velocities = (at.emits == "flow") != (wrong == "other form")
+        v = at.velocity(D) if velocities else D
         average = v if memory.step == 0 else memory.m
         out = v + amount * (v - average)
         memory.m = decay * average + (1 - decay) * (out if wrong == "averages the result" else v)
         memory.step += 1
-        return out if wrong == "denoised" else at.clean_of_velocity(out)
+        return at.clean_of_velocity(out) if velocities else out
 
     return guide
 
@@ -347,7 +348,7 @@ def test_ten_steps_agree_with_the_formula(name: str, family: str) -> None:
         ("smc", "remembers e"),
         ("smc, unit", "remembers e"),
         ("smc, unit", "whole batch"),
-        ("momentum", "denoised"),
+        ("momentum", "other form"),
         ("momentum", "averages the result"),
         ("epsilon scaling", "multiplied"),
         ("skimmed", "no filter"),

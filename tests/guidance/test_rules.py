@@ -166,7 +166,7 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.SMCCFG(3, gain=0.5, switching="unit"), None),
     (gs.SMCCFG(3, gain=0), cfg(3)),
     (gs.Momentum(0.5), None),
-    (gs.CFG(3) | gs.Momentum(0.5, decay=0.3, space="denoised"), None),
+    (gs.CFG(3) | gs.Momentum(0.5, decay=0.3, space="noise"), None),
     (gs.EpsilonScaling(1.02), lambda D, x, level: (x - (x - level.alpha * D("positive")) / 1.02) / level.alpha),
     (gs.Skimmed(6, skim=2), None),
     (gs.CFG(6) | gs.Threshold(), None),
