@@ -60,7 +60,7 @@ class Momentum(Rule):
 
     amount: float = 0.5
     decay: float = 0.6
-    space: Space | None = None  # type: ignore[misc]  # the user's choice, so a field instead of a class attribute
+    space: Space | None = None  # type: ignore[assignment,misc]  # the user's choice, so a field instead of a class attribute
 
     def __post_init__(self) -> None:
         number(self, "amount", 0.0)
