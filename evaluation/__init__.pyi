@@ -1,6 +1,7 @@
 """The public names of sweeps from Python, and where each comes from."""
 
 from . import metrics as metrics
+from . import world as world
 from .metrics.registry import parse_metric as parse_metric
 from .report.report import report as report
 from .run.run import run as run

@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "Write a run's page: plots, tables, images, and what holds at matched strength.",
     "edit": "Change an image by a prompt: invert it, and sample under another.",
     "tune": "Search what to evaluate at which step: the cheapest schedule of a stack.",
+    "world": "Measure stacks where every law is known, and test papers' claims there.",
     "rules": "List the guidance rules with cost, parameters and paper.",
     "metrics": "List the metrics of sweeps with their parameters.",
     "explain": "Print what a stack will ask for at each step, before anything runs.",

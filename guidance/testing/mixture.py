@@ -59,11 +59,15 @@ class GaussianMixture:
             conditions: weights over the components, shape ``(B, K)``.
             widen: factor on all stds, for a worse network.
         """
-        variance = (level.alpha * widen * self.stds) ** 2 + level.sigma**2
-        away = (x.unsqueeze(1) - level.alpha * self.means).flatten(2)
-        size = away.shape[2]
-        log_normal = -0.5 * ((away**2).sum(2) / variance + size * (2 * math.pi * variance).log())
-        return conditions.log() + log_normal
+        return self._log_joint(x.flatten(1), level.alpha, level.sigma, conditions, widen)
+
+    def _log_joint(self, x: Tensor, alpha: float, sigma: float | Tensor, conditions: Tensor, widen: float) -> Tensor:
+        """The same for flat samples ``(B, D)`` at levels with one alpha; sigma a number, or one a sample ``(B, 1)``."""
+        means = self.means.flatten(1)
+        variance = (alpha * widen * self.stds) ** 2 + sigma**2
+        # |x - alpha m|^2 as a product of matrices: no tensor of shape (B, K, D)
+        squares = (x**2).sum(1, keepdim=True) - 2 * alpha * (x @ means.T) + alpha**2 * (means**2).sum(1)
+        return conditions.log() - 0.5 * (squares / variance + x.shape[1] * (2 * math.pi * variance).log())
 
     def log_density(self, x: Tensor, level: Level, conditions: Tensor) -> Tensor:
         """``log p_t(x | condition)`` with the condition's weights normalized, shape ``(B,)``."""
@@ -74,12 +78,13 @@ class GaussianMixture:
 
         with responsibilities r and gains :math:`g_k = \alpha s_k^2 / (\alpha^2 s_k^2 + \sigma^2)`. Shape ``(B, ...)``.
         """
-        ones = [1] * (x.ndim - 1)
-        stds = widen * self.stds
-        gain = (level.alpha * stds**2 / ((level.alpha * stds) ** 2 + level.sigma**2)).reshape(-1, *ones)
-        each = self.means + gain * (x.unsqueeze(1) - level.alpha * self.means)
-        responsibility = self.log_joint(x, level, conditions, widen).softmax(1)
-        return (responsibility.reshape(*responsibility.shape, *ones) * each).sum(1)
+        return self._denoised(x.flatten(1), level.alpha, level.sigma, conditions, widen).reshape(x.shape)
+
+    def _denoised(self, x: Tensor, alpha: float, sigma: float | Tensor, conditions: Tensor, widen: float) -> Tensor:
+        variances = (widen * self.stds) ** 2
+        gain = alpha * variances / (alpha**2 * variances + sigma**2)
+        share = self._log_joint(x, alpha, sigma, conditions, widen).softmax(1)
+        return (share * (1 - alpha * gain)) @ self.means.flatten(1) + (share * gain).sum(1, keepdim=True) * x
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +119,10 @@ class MixtureDenoiser:
         wide = x.to(self.mixture.means.dtype)
         conditions = conditions.to(wide.dtype)
         if perturbation and perturbation.kind != "widen":
-            rows = []
-            for row, condition, generator in zip(wide, conditions, generators, strict=True):
-                away = math.exp(perturbation.amount * float(torch.randn((), generator=generator, dtype=torch.float32)))
-                believed = Level.ve(level.k_sigma * away)
-                rows.append(self.mixture.denoised(row[None] / level.alpha, believed, condition[None], self.widen))
-            denoised = torch.cat(rows)
+            drawn = [torch.randn((), generator=one, dtype=torch.float32) for one in generators]
+            away = (perturbation.amount * torch.stack(drawn).to(wide)).exp().unsqueeze(1)
+            flat, mixture = wide.flatten(1) / level.alpha, self.mixture
+            denoised = mixture._denoised(flat, 1.0, level.k_sigma * away, conditions, self.widen).reshape(wide.shape)
         else:
             widen = self.widen * (1 + perturbation.amount if perturbation else 1)
             denoised = self.mixture.denoised(wide, level, conditions, widen)

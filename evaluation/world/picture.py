@@ -1,0 +1,84 @@
+"""Samples over the densities of a world: guidance made visible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..plots import INK, LIGHT, figure, look
+from .worlds import ALL, CLEAN, GuidedLaw, World
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EDGE, CELLS, WIDE, SHOWN, MOST_IN_A_ROW = 3.0, 200, 260, 1500, 5
+SHARES = (0.5, 0.9, 0.99)  # of a law's mass within its contours
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One set of samples.
+
+    Args:
+        title: above them.
+        x: samples, shape ``(N, D)``; the first 1500 are shown.
+        caption: below them.
+    """
+
+    title: str
+    x: Tensor
+    caption: str = ""
+
+
+def picture(world: World, panels: Sequence[Panel], law: str = "a", crop: float = EDGE) -> Figure:
+    """A row of panels: the density of the data in grey, contours of a law in blue, the samples in orange.
+
+    Args:
+        world: where; of more than two dimensions its plane is shown.
+        panels: one to ten; more than five make a second row.
+        law: the condition whose contours, around 50, 90 and 99% of its mass, are drawn.
+        crop: half the side of the square that is shown; what lies outside is drawn on its edge.
+    """
+    rows = 1 + (len(panels) - 1) // MOST_IN_A_ROW
+    columns = -(-len(panels) // rows)
+    along = torch.linspace(-crop, crop, CELLS, dtype=torch.float64)
+    place = torch.cartesian_prod(along, along)
+    flat = GuidedLaw(world.mixture, world.plane, world.weights(ALL), 1.0).flat
+    of_data, of_law = (
+        flat.log_density(place, CLEAN, world.weights(one).expand(len(place), -1)).exp().reshape(CELLS, CELLS).T.numpy()
+        for one in (ALL, law)
+    )
+    with look():
+        made = figure(WIDE * columns, (WIDE + 40) * rows)
+        for axes, panel in zip(made.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
+            axes.contourf(
+                along, along, np.sqrt(of_data), levels=12, cmap="Greys", vmin=0, vmax=2.2 * np.sqrt(of_data).max()
+            )
+            axes.contour(
+                along,
+                along,
+                of_law,
+                levels=sorted(_level(of_law, one) for one in SHARES),
+                colors=LIGHT[0],
+                linewidths=0.9,
+            )
+            points = (panel.x[:SHOWN].double() @ world.plane.T).clamp(-crop, crop).numpy()
+            axes.plot(points[:, 0], points[:, 1], "o", color=LIGHT[1], markersize=1.6, markeredgewidth=0, alpha=0.6)
+            axes.set_title(panel.title)
+            axes.set_xlabel(panel.caption)
+            axes.set(xlim=(-crop, crop), ylim=(-crop, crop), xticks=[], yticks=[], aspect="equal")
+            axes.grid(visible=False)
+            for side in axes.spines.values():
+                side.set(visible=True, color=INK["line"])
+    return made
+
+
+def _level(density: np.ndarray, share: float) -> float:  # type: ignore[type-arg]
+    """The density around which lies this share of the mass."""
+    ordered = np.sort(density.ravel())[::-1]
+    return float(ordered[np.searchsorted(ordered.cumsum() / ordered.sum(), share)])
