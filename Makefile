@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 PACKAGES := guidance samplers pipelines bridges evaluation configs scripts
 OUT := out/demo
 
-.PHONY: help demo test quick oldest lint types bench gpu-check figures docs clean
+.PHONY: help demo test quick oldest lint types bench gpu-check figures world docs clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
 
@@ -79,6 +79,10 @@ gpu-check: $(GPU_VENV)/.installed ## does everything hold on this machine's GPU,
 figures: $(VENV)/.dev ## the pictures of the documentation, and the tables of docs/methods.md
 	$(BIN)/python -m guidestack.scripts.dev.figures methods
 	$(BIN)/python -m guidestack.scripts.dev.figures views
+	$(BIN)/python -m guidestack.scripts.dev.figures worlds
+
+world: $(VENV)/.dev ## the papers' claims where every law is known: docs/exact-world.md, in about ten minutes
+	$(BIN)/python -m guidestack.scripts.dev.worlds
 
 docs: $(VENV)/.docs ## the documentation site, in out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -28,7 +28,7 @@ DEFAULT = ("distance", "coverage", "off", "agreement", "norm", "variety")
 @click.option("--samples", type=click.IntRange(100, 10_000_000), default=20_000, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="Of the first sample.")
 @click.option("--measure", "measures", multiple=True, help="Instead of the usual ones; may be repeated.")
-@click.option("--picture", type=click.Path(path_type=Path), help="PNG or SVG to write: the samples over the densities.")
+@click.option("--picture", type=click.Path(path_type=Path), help="PNG to write: the samples over the densities.")
 @click.option("--claim", help="A claim that comes with guidestack, such as cfg, or a file: test it, instead of stacks.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder that keeps a claim's samples, to go on with it.")
 @rules_option
@@ -69,6 +69,8 @@ def _measure(options: dict[str, Any]) -> None:
         raise InputError(f"no world {shown(options['name'])}{meant(options['name'], list(WORLDS))}")
     if not options["stacks"]:
         raise InputError("give a stack such as 'cfg(4)', or --claim NAME")
+    if options["picture"] and options["picture"].suffix.lower() != ".png":
+        raise InputError(f"--picture ends in .png; got {str(options['picture'])!r}")
     world, count, condition = WORLDS[options["name"]], options["samples"], options["condition"]
     law = options["law"] or condition
     measures = options["measures"] or DEFAULT
@@ -104,14 +106,10 @@ def _measure(options: dict[str, Any]) -> None:
 
 
 def _draw(world: Any, cells: dict[str, Any], condition: str, path: Path) -> None:
-    from ..evaluation.plots import written
+    from ..evaluation.plots import to_png
     from ..evaluation.world.picture import Panel, picture
     from ..guidance.files import replacing
 
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise InputError(f"--picture ends in .png or .svg; got {str(path)!r}")
     panels = [Panel(name, drawn.x) for name, drawn in cells.items()]
-    made = written(picture(world, panels, condition), f"The world {world.name}", kind)
     with replacing(path) as beside:
-        beside.write_bytes(made)
+        beside.write_bytes(to_png(picture(world, panels, condition)))

@@ -52,7 +52,7 @@ CELL = ("stack", "condition", "negatives", "positives", "blur", "sampler", "step
 ROW = ("measure", "of", "be", "than", "matters", "law", "baseline", "worlds")
 EXACT = "exact"  # the cell of exact draws of a row's law
 FIT = "{fit}"  # in a stack: the file of coefficients that the claim has fitted
-BATCHES, SIZE = 20, 2000
+BATCHES, SIZE = 20, 1000
 NOTHING = "no difference"
 
 
@@ -67,6 +67,17 @@ class Cell:
     blur: float = 1.0
     sampler: str = SAMPLER
     steps: int = STEPS
+
+    @property
+    def beside(self) -> str:
+        """What is not as usual beside the stack, as words that follow it."""
+        given = [(one.name, getattr(self, one.name)) for one in dataclasses.fields(self) if one.name != "stack"]
+        usual = Cell("")
+        return "".join(
+            f", {name} {' and '.join(value) if isinstance(value, tuple) else value}"
+            for name, value in given
+            if value != getattr(usual, name)
+        )
 
 
 @dataclass(frozen=True)
@@ -278,12 +289,16 @@ class Finding:
         return verdict(self.difference.low, self.difference.high, self.row.be, self.row.matters)
 
     @property
+    def said(self) -> str:
+        """The verdict in words."""
+        return f"{NOTHING} larger than {self.row.matters:g}" if self.verdict == NOTHING else self.verdict
+
+    @property
     def told(self) -> str:
-        """The verdict in words, and both values and the difference with its interval."""
-        said = f"{NOTHING} larger than {self.row.matters:g}" if self.verdict == NOTHING else self.verdict
+        """The verdict, and both values and the difference with its interval."""
         low, high = self.difference.low, self.difference.high
         return (
-            f"{said}: {self.world}: {self.row}: {self.of.value:.4g} and {self.than.value:.4g}, difference "
+            f"{self.said}: {self.world}: {self.row}: {self.of.value:.4g} and {self.than.value:.4g}, difference "
             f"{self.difference.value:+.4g} [{low:+.4g}, {high:+.4g}]"
         )
 

@@ -22,7 +22,7 @@ from ..statistics import Values, student
 from .draws import BATCH, Drawn
 from .worlds import ALL, Law, MixtureLaw, World
 
-DIRECTIONS, REFERENCE, REFERENCE_SEED, RARE, NEIGHBOURS = 48, 200_000, 1 << 40, 0.01, 4
+DIRECTIONS, REFERENCE, REFERENCE_SEED, RARE, NEIGHBOURS = 48, 100_000, 1 << 40, 0.01, 4
 FEWEST = 4  # batches
 
 
@@ -59,7 +59,7 @@ class Against:
 
     @cached_property
     def slices(self) -> Tensor:
-        """The reference along each direction, sorted, shape ``(48, 200000)``."""
+        """The reference along each direction, sorted, shape ``(48, 100000)``."""
         return (self.reference @ self.directions).T.contiguous().sort(1).values
 
     @cached_property

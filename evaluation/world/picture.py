@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..plots import INK, LIGHT, figure, look
+from ..plots import INK, LIGHT, SIZE, figure, look
 from .worlds import ALL, CLEAN, GuidedLaw, World
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EDGE, CELLS, WIDE, SHOWN, MOST_IN_A_ROW = 3.0, 200, 260, 1500, 5
+EDGE, CELLS, WIDE, SHOWN, MOST_IN_A_ROW, LETTERS = 2.8, 200, 200, 1500, 5, 32
 SHARES = (0.5, 0.9, 0.99)  # of a law's mass within its contours
 
 
@@ -54,7 +55,7 @@ def picture(world: World, panels: Sequence[Panel], law: str = "a", crop: float =
         for one in (ALL, law)
     )
     with look():
-        made = figure(WIDE * columns, (WIDE + 40) * rows)
+        made = figure(WIDE * columns, (WIDE + 56) * rows)
         for axes, panel in zip(made.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
             axes.contourf(
                 along, along, np.sqrt(of_data), levels=12, cmap="Greys", vmin=0, vmax=2.2 * np.sqrt(of_data).max()
@@ -69,7 +70,7 @@ def picture(world: World, panels: Sequence[Panel], law: str = "a", crop: float =
             )
             points = (panel.x[:SHOWN].double() @ world.plane.T).clamp(-crop, crop).numpy()
             axes.plot(points[:, 0], points[:, 1], "o", color=LIGHT[1], markersize=1.6, markeredgewidth=0, alpha=0.6)
-            axes.set_title(panel.title)
+            axes.set_title(textwrap.fill(panel.title, LETTERS), fontsize=SIZE - 1)
             axes.set_xlabel(panel.caption)
             axes.set(xlim=(-crop, crop), ylim=(-crop, crop), xticks=[], yticks=[], aspect="equal")
             axes.grid(visible=False)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import click
 
-from . import edit, methods, tune, views
+from . import edit, methods, tune, views, worlds
 
 group = click.Group(
-    commands={"edit": edit.main, "methods": methods.main, "tune": tune.main, "views": views.main},
+    commands={
+        "edit": edit.main,
+        "methods": methods.main,
+        "tune": tune.main,
+        "views": views.main,
+        "worlds": worlds.main,
+    },
     help="Draw the figures of the documentation.",
 )
 

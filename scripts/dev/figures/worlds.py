@@ -1,0 +1,76 @@
+"""Samples of the plane world under each rule, over the densities: the pictures of docs/methods.md beside the emoji."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from PIL import Image
+
+from ....evaluation.plots import to_png
+from ....evaluation.world import WORLDS, draw, measured
+from ....evaluation.world.claims import Cell
+from ....evaluation.world.picture import Panel, picture
+from ....guidance.errors import InputError, nearest
+from ....guidance.files import replacing
+from ...options import notices, threads_option
+
+PICTURES: Mapping[str, tuple[str | Cell, ...]] = {
+    "cfg": ("stack()", "cfg(2)", "cfg(4)", "cfg(8)"),
+    "perpneg": (
+        "cfg(2)",
+        Cell("cfg(0, against='null') | cfg(3)", negatives=("outer",)),
+        Cell("perpneg(2)", negatives=("outer",)),
+        Cell("perpneg(2)", positives=("outer",)),
+    ),
+    "apg": ("cfg(15)", "apg(15)", "apg(15, radius=0.1)", "apg(1.014, eta=1000)"),
+    "cfgpp": tuple(Cell(one, sampler="ddim", steps=50) for one in ("cfg(2)", "cfgpp(0.2)", "cfg(7.5)", "cfgpp(0.6)")),
+    "icg": ("cfg(1.5)", "icg(1.5, source='class')", "cfg(3)", "icg(3, source='class')"),
+    "tsg": tuple(Cell(one, "all", blur=1.5) for one in ("stack()", "tsg(2, strength=0.5)", "tsg(4, strength=0.5)")),
+    "during": (
+        "cfg(4)",
+        "during(cfg(4), sigma=(0.28, 5.42))",
+        "during(cfg(4), sigma=(0, 0.28))",
+        "during(cfg(4), sigma=(5.42, 1000))",
+    ),
+    "adaptive": ("cfg(4)", "adaptive(cfg(4), 0.99, 'denoised')", "prefix(cfg(4), 12)", Cell("cfg(4)", steps=12)),
+    "weak": tuple(Cell(one, blur=1.5) for one in ("stack()", "cfg(2)", "cfg(2, against='positive@weak')")),
+}
+"""Each picture's panels: a rule of one's own is one more line."""
+COUNT, SHOWN = 4000, ("distance", "coverage")
+WORLD = WORLDS["plane"]
+
+
+def panel(cell: Cell) -> Panel:
+    """The samples of a cell, with what was measured of them."""
+    drawn = draw(WORLD, **asdict(cell), count=COUNT, batch=COUNT)
+    found = measured(WORLD, drawn, cell.condition, SHOWN, batch=COUNT)
+    prompt = f"{cell.condition}{''.join(f', negative: {one}' for one in cell.negatives)}"
+    prompt += "".join(f", positive: {one}" for one in cell.positives) + f", blurred {cell.blur:g}" * (cell.blur != 1)
+    told = ", ".join(f"{name} {one.value:.2f}" for name, one in found.items())
+    return Panel(cell.stack, drawn.x, f"{prompt}\n{told}")
+
+
+@click.command()
+@click.argument("only", nargs=-1, metavar="[PICTURE]...")
+@click.option("--out", "to", type=click.Path(path_type=Path), default=Path("docs/methods"), show_default=True)
+@threads_option
+def main(only: tuple[str, ...], to: Path) -> None:
+    """Write the pictures ONLY, all by default."""
+    for name in only:
+        if name not in PICTURES:
+            raise click.ClickException(f"no picture {name!r}{nearest(name, PICTURES)}")
+    try:
+        with notices():
+            for name in only or PICTURES:
+                cells = [one if isinstance(one, Cell) else Cell(one) for one in PICTURES[name]]
+                made = picture(WORLD, [panel(cell) for cell in cells], cells[0].condition)
+                image = Image.open(io.BytesIO(to_png(made))).convert("RGB").quantize(64)
+                with replacing(to / f"world-{name}.png") as beside:
+                    image.save(beside, format="PNG", optimize=True)
+                click.echo(f"{to / f'world-{name}.png'}")
+    except InputError as error:
+        raise click.ClickException(str(error)) from None
