@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, shown
 from .as_json import echo_json, json_option
 from .options import notices, rules_option, threads_option
 
@@ -62,7 +62,7 @@ def command(**options: Any) -> None:
 
 
 def _measure(options: dict[str, Any]) -> None:
-    from ..evaluation.values import meant, shown
+    from ..evaluation.values import meant
     from ..evaluation.world import WORLDS, Drawn, draw, measured
 
     if options["name"] not in WORLDS:

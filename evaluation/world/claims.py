@@ -33,13 +33,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...guidance.errors import InputError
+from ...guidance.errors import InputError, shown
 from ...guidance.files import replacing
 from ...guidance.notation.presets import read
+from ...guidance.reading import read_bytes, yaml_of
 from ...guidance.words import counted
 from .. import values
 from ..analysis.findings import CONTRARY, HOLDS, UNDECIDED, judge
-from ..paths import contents
 from ..spec.claim import FORMS
 from .draws import SAMPLER, STEPS, Drawn, draw
 from .fitting import fitted
@@ -53,6 +53,7 @@ ROW = ("measure", "of", "be", "than", "matters", "law", "baseline", "worlds")
 EXACT = "exact"  # the cell of exact draws of a row's law
 FIT = "{fit}"  # in a stack: the file of coefficients that the claim has fitted
 BATCHES, SIZE = 20, 1000
+LARGEST = 1_000_000  # bytes of a file
 NOTHING = "no difference"
 
 
@@ -149,11 +150,11 @@ def load_claim(source: str) -> Claim:
     path = FOLDER / f"{source}.yaml" if source in names() else Path(values.file(source, "the claim"))
     if path.suffix != ".yaml":
         raise InputError(
-            f"no claim {values.shown(source)}, neither a YAML file nor one that comes with guidestack"
+            f"no claim {shown(source)}, neither a YAML file nor one that comes with guidestack"
             f"{values.meant(source, names())}"
         )
     where = path.name
-    given = values.check_keys(values.read_yaml(contents(str(path)), where), KEYS, where)
+    given = values.check_keys(yaml_of(read_bytes(path, "claim", LARGEST), where, "a claim"), KEYS, where)
     for key in ("words", "paper", "cells", "rows"):
         if not given.get(key):
             raise InputError(f"{where}: give {key}; a claim of a world has {', '.join(KEYS)}")
@@ -198,7 +199,7 @@ def _row(given: Any, where: str, cells: Mapping[str, Cell], worlds: tuple[str, .
     matters = given["matters"]
     if type(matters) not in (int, float) or not 0 < matters < float("inf"):
         raise InputError(
-            f"{where}: matters is the smallest difference that would matter, above 0; got {values.shown(matters)}"
+            f"{where}: matters is the smallest difference that would matter, above 0; got {shown(matters)}"
         )
     measure = values.choice(given["measure"], f"{where}: measure", [*MEASURES, *OTHERS])
     baseline = values.choice(given["baseline"], f"{where}: baseline", list(cells)) if "baseline" in given else ""

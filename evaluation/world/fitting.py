@@ -37,7 +37,8 @@ def fitted(world: World, cell: Mapping[str, Any], path: Path) -> None:
         assert contrast is not None  # a stack that LinearAG can wrap
         c.append(one.predictions[POSITIVE].noise)
         u.append(one.predictions[contrast].noise)
-        identity.update(one.step.run.identity or {})
+        known = one.step.run.identity or {}
+        identity.update({name: value for name, value in known.items() if value is not None})
         return {}
 
     recorded = Recorded(read(cell["stack"]))

@@ -55,7 +55,7 @@ class Against:
             return torch.stack([angle.cos(), angle.sin()])
         shape = (self.world.dimensions, DIRECTIONS)
         drawn = torch.randn(shape, generator=keyed(0, "directions"), dtype=torch.float64)
-        return drawn / drawn.norm(dim=0)
+        return torch.nn.functional.normalize(drawn, dim=0)
 
     @cached_property
     def slices(self) -> Tensor:
@@ -67,6 +67,11 @@ class Against:
         """Mean length of a unit vector's shadow on a direction: of sliced distances, so that they are lengths."""
         half = self.world.dimensions / 2
         return math.exp(math.lgamma(half) - math.lgamma(half + 0.5)) / math.sqrt(math.pi)
+
+    @cached_property
+    def size(self) -> tuple[float, float]:
+        """Of the law: the mean norm, and the root mean square distance from the mean."""
+        return float(self.reference.norm(dim=1).mean()), math.sqrt(float(self.reference.var(0).sum()))
 
     @cached_property
     def rare(self) -> float:
@@ -134,12 +139,12 @@ def agreement(x: Tensor, to: Against) -> float:
 
 def norm(x: Tensor, to: Against) -> float:
     """Mean norm of the samples over that of the law: above 1 is what saturation is in pictures."""
-    return float(x.norm(dim=1).mean() / to.reference.norm(dim=1).mean())
+    return float(x.norm(dim=1).mean()) / to.size[0]
 
 
 def variety(x: Tensor, to: Against) -> float:
     """Root mean square distance of the samples from their mean, over that of the law."""
-    return math.sqrt(float(x.var(0).sum() / to.reference.var(0).sum()))
+    return math.sqrt(float(x.var(0).sum())) / to.size[1]
 
 
 MEASURES: dict[str, Callable[[Tensor, Against], float]] = {

@@ -79,7 +79,7 @@ def picture(world: World, panels: Sequence[Panel], law: str = "a", crop: float =
     return made
 
 
-def _level(density: np.ndarray, share: float) -> float:  # type: ignore[type-arg]
+def _level(density: np.ndarray, share: float) -> float:
     """The density around which lies this share of the mass."""
     ordered = np.sort(density.ravel())[::-1]
     return float(ordered[np.searchsorted(ordered.cumsum() / ordered.sum(), share)])

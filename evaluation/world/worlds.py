@@ -169,7 +169,7 @@ class GuidedLaw(Law):
     cells: int = CELLS
 
     def __post_init__(self) -> None:
-        if self.plane.shape[1] > 2 and len(self.mixture.stds.unique()) > 1:
+        if self.plane.shape[1] > 2 and len(set(self.mixture.stds.tolist())) > 1:
             raise InputError("guided laws of more than two dimensions need components of one width")
 
     @cached_property
