@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -41,17 +41,15 @@ PICTURES: Mapping[str, tuple[str | Cell, ...]] = {
 }
 """Each picture's panels: a rule of one's own is one more line."""
 COUNT, SHOWN = 4000, ("distance", "coverage")
-WORLD = WORLDS["plane"]
+WORLD, USUAL = WORLDS["plane"], Cell("").condition
 
 
 def panel(cell: Cell) -> Panel:
     """The samples of a cell, with what was measured of them."""
     drawn = draw(WORLD, **asdict(cell), count=COUNT, batch=COUNT)
     found = measured(WORLD, drawn, cell.condition, SHOWN, batch=COUNT)
-    prompt = f"{cell.condition}{''.join(f', negative: {one}' for one in cell.negatives)}"
-    prompt += "".join(f", positive: {one}" for one in cell.positives) + f", blurred {cell.blur:g}" * (cell.blur != 1)
     told = ", ".join(f"{name} {one.value:.2f}" for name, one in found.items())
-    return Panel(cell.stack, drawn.x, f"{prompt}\n{told}")
+    return Panel(cell.stack, drawn.x, f"{cell.condition}{replace(cell, condition=USUAL).beside}\n{told}")
 
 
 @click.command()
