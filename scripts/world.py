@@ -9,7 +9,7 @@ import click
 
 from ..guidance.errors import InputError, shown
 from .as_json import echo_json, json_option
-from .options import notices, rules_option, threads_option
+from .options import notices, rules_option, steps_option, threads_option
 
 BATCHES = 10
 DEFAULT = ("distance", "coverage", "off", "agreement", "norm", "variety")
@@ -23,9 +23,9 @@ DEFAULT = ("distance", "coverage", "off", "agreement", "norm", "variety")
 @click.option("--positive", "positives", multiple=True, help="A positive beside the prompt; may be repeated.")
 @click.option("--blur", type=float, default=1.0, show_default=True, help="How much too wide the network sees the data.")
 @click.option("--law", help="What samples are compared with, such as 'a^3', the guided law.  [the condition's]")
-@click.option("--sampler", default="dpm++2m-karras", show_default=True, help="As of generate.")
-@click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
-@click.option("--samples", type=click.IntRange(100, 10_000_000), default=20_000, show_default=True)
+@click.option("--sampler", default="dpm++2m-karras", show_default=True, help="Short name, as of generate.")
+@steps_option(25)
+@click.option("--samples", type=click.IntRange(100, 10_000_000), default=20_000, show_default=True, help="Of a row.")
 @click.option("--seed", type=click.IntRange(0, 2**40), default=0, show_default=True, help="Of the first sample.")
 @click.option("--measure", "measures", multiple=True, help="Instead of the usual ones; may be repeated.")
 @click.option("--picture", type=click.Path(path_type=Path), help="PNG to write: the samples over the densities.")

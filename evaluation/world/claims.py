@@ -23,33 +23,31 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from ...guidance.errors import InputError, shown
 from ...guidance.files import replacing
 from ...guidance.notation.presets import read
 from ...guidance.reading import read_bytes, yaml_of
 from ...guidance.words import counted
-from .. import values
+from ...samplers import canonical
 from ..analysis.findings import CONTRARY, HOLDS, UNDECIDED, judge
-from ..spec.claim import FORMS
+from ..values import Checked, Text, checked, meant, read_by
 from .draws import SAMPLER, STEPS, Drawn, draw
 from .fitting import fitted
 from .measures import AWAY, MEASURES, OTHERS, Against, Number, batched, interval
 from .worlds import WORLDS, World
 
 FOLDER = Path(__file__).parents[2] / "configs" / "world"
-KEYS = ("words", "paper", "worlds", "cells", "rows", "fit", "remark")
-CELL = ("stack", "condition", "negatives", "positives", "blur", "sampler", "steps")
-ROW = ("measure", "of", "be", "than", "matters", "law", "baseline", "worlds")
 EXACT = "exact"  # the cell of exact draws of a row's law
 FIT = "{fit}"  # in a stack: the file of coefficients that the claim has fitted
 BATCHES, SIZE = 20, 1000
@@ -57,32 +55,54 @@ LARGEST = 1_000_000  # bytes of a file
 NOTHING = "no difference"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """How samples are drawn: the arguments of `draw`, beside the world."""
+def _condition(text: str) -> str:
+    try:
+        WORLDS["plane"].weights(text)  # all worlds have the same words
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return text
 
-    stack: str
-    condition: str = "a"
-    negatives: tuple[str, ...] = ()
-    positives: tuple[str, ...] = ()
-    blur: float = 1.0
-    sampler: str = SAMPLER
-    steps: int = STEPS
+
+def _stack(text: str) -> str:
+    if FIT not in text:
+        read(text)
+    return text
+
+
+def _tuple(given: Any) -> Any:
+    return tuple(given) if isinstance(given, list) else (given,) if isinstance(given, str) else given
+
+
+def _short(given: Any) -> Any:
+    return {"stack": given} if isinstance(given, str) else given
+
+
+Condition = Annotated[Text, AfterValidator(_condition)]
+Conditions = Annotated[tuple[Condition, ...], BeforeValidator(_tuple)]
+Worlds = Annotated[tuple[Literal["plane", "space"], ...], BeforeValidator(_tuple)]
+
+
+class Cell(Checked):
+    """How samples are drawn: the arguments of `draw`, beside the world. In YAML the stack alone will do."""
+
+    stack: Annotated[Text, read_by(lambda text, _: _stack(text))]
+    condition: Condition = "a"
+    negatives: Conditions = ()
+    positives: Conditions = ()
+    blur: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    sampler: Annotated[Text, read_by(lambda text, _: canonical(text))] = SAMPLER
+    steps: Annotated[int, Field(ge=1, le=1000)] = STEPS
 
     @property
     def beside(self) -> str:
         """What is not as usual beside the stack, as words that follow it."""
-        given = [(one.name, getattr(self, one.name)) for one in dataclasses.fields(self) if one.name != "stack"]
-        usual = Cell("")
+        given = self.model_dump(exclude={"stack"}, exclude_defaults=True)
         return "".join(
-            f", {name} {' and '.join(value) if isinstance(value, tuple) else value}"
-            for name, value in given
-            if value != getattr(usual, name)
+            f", {name} {' and '.join(value) if isinstance(value, tuple) else value}" for name, value in given.items()
         )
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Checked):
     """How a measure in one cell is to stand to that in another.
 
     Args:
@@ -93,17 +113,17 @@ class Row:
         matters: X, the smallest difference that matters, in the measure's unit.
         law: what is compared with; that of the cell's condition if "".
         baseline: name of the cell that ``away`` compares with.
-        worlds: where.
+        worlds: where; all of the claim's by default.
     """
 
-    measure: str
-    of: str
-    be: str
-    than: str
-    matters: float
-    law: str
-    baseline: str
-    worlds: tuple[str, ...]
+    measure: Text
+    of: Text
+    be: Literal["lower", "higher", "not lower", "not higher", "same"]
+    than: Text
+    matters: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    law: str = ""
+    baseline: str = ""
+    worlds: Worlds = ()
 
     def __str__(self) -> str:
         to = f" to {self.law}" * bool(self.law) + f" from {self.baseline}" * bool(self.baseline)
@@ -112,8 +132,7 @@ class Row:
         )
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Checked):
     """What a paper says, and what follows from it in a world.
 
     Args:
@@ -121,16 +140,38 @@ class Claim:
         paper: its number on arXiv.
         cells: by name.
         rows: what follows.
+        worlds: where.
         fit: name of the cell on whose runs LinearAG's coefficients are fitted, or "".
         remark: what is to be said of the findings, or "".
     """
 
-    words: str
-    paper: str
-    cells: Mapping[str, Cell]
-    rows: tuple[Row, ...]
+    words: Text
+    paper: Text
+    cells: Annotated[dict[str, Annotated[Cell, BeforeValidator(_short)]], Field(min_length=1)]
+    rows: Annotated[list[Row], Field(min_length=1)]
+    worlds: Worlds = ("plane", "space")
     fit: str = ""
     remark: str = ""
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for place, row in enumerate(self.rows, 1):
+            known = {"measure": [*MEASURES, *OTHERS], "of": self.cells, "than": [*self.cells, EXACT]}
+            known |= {"baseline": ["", *self.cells]}
+            for key, valid in known.items():
+                if getattr(row, key) not in valid:
+                    name = getattr(row, key)
+                    raise ValueError(f"rows: entry {place}: {key}: unknown value {shown(name)}{meant(name, valid)}")
+            if (row.measure == AWAY) != bool(row.baseline):
+                raise ValueError(
+                    f"rows: entry {place}: the measure away, and no other, has a baseline, which is a cell"
+                )
+        if self.fit not in ("", *self.cells):
+            raise ValueError(f"fit: unknown value {shown(self.fit)}{meant(self.fit, list(self.cells))}")
+        return self
+
+
+_CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
 
 
 def names() -> list[str]:
@@ -147,74 +188,12 @@ def load_claim(source: str) -> Claim:
     Raises:
         InputError: there is no such file, or it is no claim; the message names the key.
     """
-    path = FOLDER / f"{source}.yaml" if source in names() else Path(values.file(source, "the claim"))
+    path = FOLDER / f"{source}.yaml" if source in names() else Path(source)
     if path.suffix != ".yaml":
         raise InputError(
-            f"no claim {shown(source)}, neither a YAML file nor one that comes with guidestack"
-            f"{values.meant(source, names())}"
+            f"no claim {shown(source)}, neither a YAML file nor one that comes with guidestack{meant(source, names())}"
         )
-    where = path.name
-    given = values.check_keys(yaml_of(read_bytes(path, "claim", LARGEST), where, "a claim"), KEYS, where)
-    for key in ("words", "paper", "cells", "rows"):
-        if not given.get(key):
-            raise InputError(f"{where}: give {key}; a claim of a world has {', '.join(KEYS)}")
-    worlds = _listed(given.get("worlds", list(WORLDS)), f"{where}: worlds", list(WORLDS))
-    if not isinstance(given["cells"], Mapping) or not isinstance(given["rows"], list):
-        raise InputError(f"{where}: cells must be a mapping of names to cells, and rows a list")
-    cells = {str(name): _cell(one, f"{where}: cells: {name}") for name, one in given["cells"].items()}
-    rows = [_row(one, f"{where}: rows {place}", cells, worlds) for place, one in enumerate(given["rows"], 1)]
-    return Claim(
-        words=values.text(given["words"], f"{where}: words"),
-        paper=values.text(given["paper"], f"{where}: paper"),
-        cells=cells,
-        rows=tuple(rows),
-        fit=values.choice(given["fit"], f"{where}: fit", list(cells)) if given.get("fit") else "",
-        remark=values.text(given["remark"], f"{where}: remark") if given.get("remark") else "",
-    )
-
-
-def _listed(given: Any, where: str, valid: Sequence[str] | None = None) -> tuple[str, ...]:
-    listed = given if isinstance(given, list) else [given]
-    return tuple(values.choice(one, where, valid) if valid else values.text(one, where) for one in listed)
-
-
-def _cell(given: Any, where: str) -> Cell:
-    given = values.check_keys({"stack": given} if isinstance(given, str) else given, CELL, where)
-    stack = values.text(given.get("stack"), f"{where}: stack")
-    if FIT not in stack:
-        read(stack)
-    several = {key: _listed(given[key], f"{where}: {key}") for key in ("negatives", "positives") if key in given}
-    cell = Cell(**{**given, **several, "stack": stack})
-    for condition in (cell.condition, *cell.negatives, *cell.positives):
-        WORLDS["plane"].weights(condition)  # all worlds have the same words
-    return cell
-
-
-def _row(given: Any, where: str, cells: Mapping[str, Cell], worlds: tuple[str, ...]) -> Row:
-    given = values.check_keys(given, ROW, where)
-    for key in ROW[:5]:
-        if key not in given:
-            told = "; it is the smallest difference that would matter" if key == "matters" else ""
-            raise InputError(f"{where}: give {key}{told}")
-    matters = given["matters"]
-    if type(matters) not in (int, float) or not 0 < matters < float("inf"):
-        raise InputError(
-            f"{where}: matters is the smallest difference that would matter, above 0; got {shown(matters)}"
-        )
-    measure = values.choice(given["measure"], f"{where}: measure", [*MEASURES, *OTHERS])
-    baseline = values.choice(given["baseline"], f"{where}: baseline", list(cells)) if "baseline" in given else ""
-    if (measure == AWAY) != bool(baseline):
-        raise InputError(f"{where}: the measure away, and no other, has a baseline, the name of a cell")
-    return Row(
-        measure=measure,
-        of=values.choice(given["of"], f"{where}: of", list(cells)),
-        be=values.choice(given["be"], f"{where}: be", FORMS),
-        than=values.choice(given["than"], f"{where}: than", [*cells, EXACT]),
-        matters=float(matters),
-        law=values.text(given["law"], f"{where}: law") if "law" in given else "",
-        baseline=baseline,
-        worlds=_listed(given["worlds"], f"{where}: worlds", worlds) if "worlds" in given else worlds,
-    )
+    return checked(_CLAIM, yaml_of(read_bytes(path, "claim", LARGEST), path.name, "a claim"), path.name)
 
 
 @dataclass
@@ -248,17 +227,17 @@ class Store:
 
     def drawn(self, world: World, cell: Cell, fit: Cell | None = None) -> Drawn:
         """The samples of a cell, drawn unless they are there."""
-        asked = {"world": world.name, "count": self.count, "seed": self.seed, **dataclasses.asdict(cell)}
+        asked = {"world": world.name, "count": self.count, "seed": self.seed, **cell.model_dump()}
         asked |= {name: version(name) for name in ("torch", "diffusers")}
         digest = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
         path = self.folder / f"{world.name}-{digest}.npz"
         if path.exists():
             with np.load(path) as found:
                 return Drawn(torch.from_numpy(found["x"]), float(found["evaluations"]), float(found["seconds"]))
-        arguments = dataclasses.asdict(cell)
+        arguments = cell.model_dump()
         if FIT in cell.stack and fit is not None:
             coefficients = self.folder / f"{world.name}-{digest}.safetensors"
-            fitted(world, dataclasses.asdict(fit), coefficients)
+            fitted(world, fit.model_dump(), coefficients)
             arguments["stack"] = cell.stack.replace(FIT, str(coefficients))
         drawn = draw(world, **arguments, count=self.count, seed=self.seed, batch=self.size)
         with replacing(path) as beside, beside.open("wb") as file:
@@ -322,7 +301,7 @@ def verdict(low: float, high: float, be: str, matters: float) -> str:
 
 def findings(claim: Claim, store: Store) -> list[Finding]:
     """Draw what is missing, and say what each row shows in each of its worlds."""
-    return [_found(claim, row, WORLDS[name], store) for row in claim.rows for name in row.worlds]
+    return [_found(claim, row, WORLDS[name], store) for row in claim.rows for name in row.worlds or claim.worlds]
 
 
 def tested(claim: Claim, folder: Path | None) -> list[Finding]:

@@ -42,7 +42,8 @@ def made(found: Sequence[tuple[str, Claim, list[Finding]]], store: Store) -> str
     ]
     for name, claim, each in found:
         paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.paper})"
-        lines.append(f"| [{claim.words}](#{name}) | {paper} | {claims.overall(each)} |")
+        words = claim.words.replace("|", "\\|")
+        lines.append(f"| [{words}](#{name}) | {paper} | {claims.overall(each)} |")
     for name, claim, each in found:
         lines += ["", f"### {name}", "", f"{claim.words} *{claims.overall(each)}.*", ""]
         lines += ["| cell | how it is drawn |", "|---|---|"]

@@ -333,8 +333,8 @@ def test_a_claim_is_tested_and_its_samples_are_kept(
 
 
 def test_linear_ag_is_fitted_on_the_world(tmp_path: Path) -> None:
-    store, cfg = Store(tmp_path, batches=4, size=20), Cell("cfg(2)", steps=8, sampler="ddim")
-    made = store.drawn(PLANE, Cell("linear_ag(cfg(2), coefficients='{fit}')", steps=8, sampler="ddim"), cfg)
+    store, cfg = Store(tmp_path, batches=4, size=20), Cell(stack="cfg(2)", steps=8, sampler="ddim")
+    made = store.drawn(PLANE, Cell(stack="linear_ag(cfg(2), coefficients='{fit}')", steps=8, sampler="ddim"), cfg)
     assert made.evaluations < 16
     assert [path.suffix for path in sorted(tmp_path.iterdir())].count(".safetensors") == 1
 
@@ -342,8 +342,8 @@ def test_linear_ag_is_fitted_on_the_world(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (("matters: 1}", "}"), "rows 1: give matters; it is the smallest difference"),
-        (("matters: 1}", "matters: 0}"), "rows 1: matters is the smallest"),
+        (("matters: 1}", "}"), "rows: entry 1: give matters"),
+        (("matters: 1}", "matters: 0}"), "rows: entry 1: matters"),
         (("measure: distance", "measure: distanc"), "did you mean 'distance'"),
         (("of: cfg, be: higher, than: none, matters: 1", "of: cg, be: higher, than: none, matters: 1"), "'cfg'"),
         (("cfg(3)", "cgf(3)"), "did you mean 'cfg'"),
@@ -365,7 +365,7 @@ def test_the_page_has_every_claim_and_every_row() -> None:
     for name in of_worlds.names():
         claim = load_claim(name)
         assert f"\n### {name}\n" in page
-        assert all(f"| {row} | {world} |" in page for row in claim.rows for world in row.worlds)
+        assert all(f"| {row} | {world} |" in page for row in claim.rows for world in row.worlds or claim.worlds)
     assert all(f"| `{name}` |" in page for name in (*MEASURES, AWAY, EVALUATIONS))
 
 

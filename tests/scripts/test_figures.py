@@ -18,7 +18,7 @@ from guidestack.guidance.notation.presets import names
 from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.rules.linear_ag import fit as linear
 from guidestack.pipelines.models.files import grid
-from guidestack.scripts.dev.figures import methods
+from guidestack.scripts.dev.figures import methods, worlds
 from guidestack.scripts.dev.figures.__main__ import group
 from guidestack.scripts.dev.figures.looks import contrast, saturation
 from guidestack.scripts.dev.figures.specs import FIGURES, Case, Figure, Row
@@ -153,8 +153,8 @@ def test_prompts_of_the_figures_are_not_cut() -> None:
 
 
 def test_the_page_shows_every_figure_and_no_other() -> None:
-    shown = set(re.findall(r"\]\(methods/([a-z_]+)\.png\)", PAGE))
-    assert shown == set(FIGURES)
+    shown = set(re.findall(r"\]\(methods/([a-z_-]+)\.png\)", PAGE))
+    assert shown == set(FIGURES) | {f"world-{name}" for name in worlds.PICTURES}
     assert {path.stem for path in (ROOT / "docs" / "methods").glob("*.png")} == shown
 
 
@@ -182,3 +182,12 @@ def test_stacks_of_the_page_can_be_read() -> None:
     assert len(stacks) >= 8
     for text in stacks:
         gs.parse(text)
+
+
+def test_a_picture_of_the_plane_world_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worlds, "COUNT", 20)
+    told = CliRunner().invoke(group, ["worlds", "perpneg", "--out", str(tmp_path)])
+    assert told.exit_code == 0, told.output
+    with Image.open(tmp_path / "world-perpneg.png") as image:
+        assert image.width > 3 * image.height  # four panels in a row
+    assert "did you mean 'cfg'" in CliRunner().invoke(group, ["worlds", "cgf"]).output

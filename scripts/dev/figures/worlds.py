@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -22,34 +21,39 @@ PICTURES: Mapping[str, tuple[str | Cell, ...]] = {
     "cfg": ("stack()", "cfg(2)", "cfg(4)", "cfg(8)"),
     "perpneg": (
         "cfg(2)",
-        Cell("cfg(0, against='null') | cfg(3)", negatives=("outer",)),
-        Cell("perpneg(2)", negatives=("outer",)),
-        Cell("perpneg(2)", positives=("outer",)),
+        Cell(stack="cfg(0, against='null') | cfg(3)", negatives=("outer",)),
+        Cell(stack="perpneg(2)", negatives=("outer",)),
+        Cell(stack="perpneg(2)", positives=("outer",)),
     ),
     "apg": ("cfg(15)", "apg(15)", "apg(15, radius=0.1)", "apg(1.014, eta=1000)"),
-    "cfgpp": tuple(Cell(one, sampler="ddim", steps=50) for one in ("cfg(2)", "cfgpp(0.2)", "cfg(7.5)", "cfgpp(0.6)")),
+    "cfgpp": tuple(
+        Cell(stack=one, sampler="ddim", steps=50) for one in ("cfg(2)", "cfgpp(0.2)", "cfg(7.5)", "cfgpp(0.6)")
+    ),
     "icg": ("cfg(1.5)", "icg(1.5, source='class')", "cfg(3)", "icg(3, source='class')"),
-    "tsg": tuple(Cell(one, "all", blur=1.5) for one in ("stack()", "tsg(2, strength=0.5)", "tsg(4, strength=0.5)")),
+    "tsg": tuple(
+        Cell(stack=one, condition="all", blur=1.5)
+        for one in ("stack()", "tsg(2, strength=0.5)", "tsg(4, strength=0.5)")
+    ),
     "during": (
         "cfg(4)",
         "during(cfg(4), sigma=(0.28, 5.42))",
         "during(cfg(4), sigma=(0, 0.28))",
         "during(cfg(4), sigma=(5.42, 1000))",
     ),
-    "adaptive": ("cfg(4)", "adaptive(cfg(4), 0.99, 'denoised')", "prefix(cfg(4), 12)", Cell("cfg(4)", steps=12)),
-    "weak": tuple(Cell(one, blur=1.5) for one in ("stack()", "cfg(2)", "cfg(2, against='positive@weak')")),
+    "adaptive": ("cfg(4)", "adaptive(cfg(4), 0.99, 'denoised')", "prefix(cfg(4), 12)", Cell(stack="cfg(4)", steps=12)),
+    "weak": tuple(Cell(stack=one, blur=1.5) for one in ("stack()", "cfg(2)", "cfg(2, against='positive@weak')")),
 }
 """Each picture's panels: a rule of one's own is one more line."""
 COUNT, SHOWN = 4000, ("distance", "coverage")
-WORLD, USUAL = WORLDS["plane"], Cell("").condition
+WORLD, USUAL = WORLDS["plane"], "a"
 
 
 def panel(cell: Cell) -> Panel:
     """The samples of a cell, with what was measured of them."""
-    drawn = draw(WORLD, **asdict(cell), count=COUNT, batch=COUNT)
+    drawn = draw(WORLD, **cell.model_dump(), count=COUNT, batch=COUNT)
     found = measured(WORLD, drawn, cell.condition, SHOWN, batch=COUNT)
     told = ", ".join(f"{name} {one.value:.2f}" for name, one in found.items())
-    return Panel(cell.stack, drawn.x, f"{cell.condition}{replace(cell, condition=USUAL).beside}\n{told}")
+    return Panel(cell.stack, drawn.x, f"{cell.condition}{cell.model_copy(update={'condition': USUAL}).beside}\n{told}")
 
 
 @click.command()
@@ -64,7 +68,7 @@ def main(only: tuple[str, ...], to: Path) -> None:
     try:
         with notices():
             for name in only or PICTURES:
-                cells = [one if isinstance(one, Cell) else Cell(one) for one in PICTURES[name]]
+                cells = [one if isinstance(one, Cell) else Cell(stack=one) for one in PICTURES[name]]
                 made = picture(WORLD, [panel(cell) for cell in cells], cells[0].condition)
                 image = Image.open(io.BytesIO(to_png(made))).convert("RGB").quantize(64)
                 with replacing(to / f"world-{name}.png") as beside:
