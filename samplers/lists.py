@@ -150,13 +150,18 @@ def arguments(scheduler: Any, levels: Levels, steps: int) -> dict[str, list[floa
 
 
 def _timesteps(scheduler: Any, sigmas: Sequence[float]) -> list[float]:
-    """The training steps whose noise levels are nearest, none of them twice."""
+    """The training steps whose noise levels are nearest, none of them twice.
+
+    Raises:
+        InputError: there are not as many.
+    """
     table = [0.5 * math.log((1 - one) / one) for one in scheduler.alphas_cumprod.tolist()]
-    found: list[int] = []
-    for sigma in sigmas:
-        wanted = math.log(sigma)
-        nearest_one = min(range(len(table)), key=lambda t: abs(table[t] - wanted))
-        found.append(min(nearest_one, found[-1] - 1) if found else nearest_one)
-    if found[-1] < 0:
-        raise InputError(f"{len(sigmas)} steps are more than the training steps between these noise levels")
-    return list(found)
+    if len(sigmas) > len(table):
+        raise InputError(f"{len(sigmas)} steps are more than the {len(table)} of the training")
+    found: list[float] = []
+    for place, sigma in enumerate(sigmas):
+        away = [abs(one - math.log(sigma)) for one in table]
+        last = found[-1] if found else len(table)
+        # Below the last, and with one left for each to come.
+        found.append(max(min(away.index(min(away)), last - 1), len(sigmas) - 1 - place))
+    return found

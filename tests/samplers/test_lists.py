@@ -43,6 +43,16 @@ def test_a_published_list_goes_between_the_steps_of_any_run(name: str) -> None:
         assert all(one >= other for one, other in itertools.pairwise(found.timesteps.tolist()))
 
 
+def test_no_training_step_stands_twice() -> None:
+    """Where many steps lie between two of them: a solver would divide by their distance."""
+    for count in (100, 300, 1000):
+        steps = scheduled("dpm++2m@gits", STABLE, count).timesteps.tolist()
+        assert all(one > other for one, other in itertools.pairwise(steps))
+        assert steps[-1] >= 0
+    with pytest.raises(InputError, match="1001 steps are more than the 1000 of the training"):
+        scheduled("dpm++2m@gits", STABLE, 1001)
+
+
 @pytest.mark.parametrize("sampler", [name for name, (cls, _) in SAMPLERS.items() if takes(getattr(diffusers, cls))])
 @pytest.mark.filterwarnings("ignore:.*custom timestep:UserWarning")
 def test_every_scheduler_that_takes_a_list_is_where_it_says(sampler: str) -> None:
