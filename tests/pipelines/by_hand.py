@@ -108,6 +108,55 @@ def apg(
     return guide
 
 
+def cfg_zero(scale: float) -> Guide:
+    """v~ = a v_u + s (v_c - a v_u), a = <v_c, v_u>/<v_u, v_u>;  v = eps - x0, or (alpha eps - sigma x0)/length."""
+
+    def guide(at: At, memory: Memory) -> Tensor:
+        length = math.hypot(at.alpha, at.sigma)
+
+        def v(output: Tensor) -> Tensor:
+            return output if at.flow else (at.alpha * output - at.sigma * at.D(output)) / length
+
+        c, u = v(at["positive"]), v(at["negative"])
+        a = dot(c, u) / dot(u, u)
+        guided = a * u + scale * (c - a * u)
+        return guided if at.flow else at.output((at.alpha * at.x / length - at.sigma * guided) / length)
+
+    return guide
+
+
+def tcfg(scale: float) -> Guide:
+    """u' = <eps_u, v_1> v_1, v_1 the first right singular vector of [eps_c; eps_u];  eps~ = u' + s (eps_c - u').
+
+    At pure noise both are x, and of the flow's velocities what is left is half of d and of its part along x.
+    """
+
+    def guide(at: At, memory: Memory) -> Tensor:
+        if at.alpha == 0:
+            d = at["positive"] - at["negative"]
+            return at["positive"] + (scale - 1) / 2 * (d + dot(d, at.x) / dot(at.x, at.x) * at.x)
+        c, u = at.eps(at["positive"]), at.eps(at["negative"])
+        first = torch.linalg.svd(torch.stack([c.flatten(), u.flatten()]).double(), full_matrices=False)[2][0]
+        damped = (dot(u.flatten().double(), first) * first).to(u.dtype).reshape(u.shape)
+        eps = damped + scale * (c - damped)
+        return (eps - at.x) / at.alpha if at.flow else eps
+
+    return guide
+
+
+def adg(scale: float) -> Guide:
+    """cos(g) c + sin(g)/sin(theta) e, g = min((s - 1) theta, 60 degrees), e = c - <c,u>/<u,u> u."""
+
+    def guide(at: At, memory: Memory) -> Tensor:
+        c, u = at.D(at["positive"]).double(), at.D(at["negative"]).double()
+        theta = math.acos(float(dot(c, u) / (c.norm() * u.norm())))
+        angle = min((scale - 1) * theta, math.pi / 3)
+        e = c - dot(c, u) / dot(u, u) * u
+        return at.output((math.cos(angle) * c + math.sin(angle) / math.sin(theta) * e).to(at.x.dtype))
+
+    return guide
+
+
 def perp_neg(
     scale: float,
     negatives: int,

@@ -17,7 +17,23 @@ from torch import Tensor
 import guidestack as gs
 
 from . import by_hand
-from .by_hand import Course, Guide, adaptive, apg, cfg, cfg_plus_plus, key, perp_neg, prefix, renoised, rescale, tsg
+from .by_hand import (
+    Course,
+    Guide,
+    adaptive,
+    adg,
+    apg,
+    cfg,
+    cfg_plus_plus,
+    cfg_zero,
+    key,
+    perp_neg,
+    prefix,
+    renoised,
+    rescale,
+    tcfg,
+    tsg,
+)
 
 STEPS, SAMPLES = 6, 3
 CLOSE = 2e-5  # relative, in float32
@@ -53,6 +69,9 @@ CASES = {
     "cfg against null": same(gs.CFG(3, against="null") | gs.CFG(2), cfg(2, inner=cfg(3, "null"))),
     "apg": same(gs.APG(4, **APG_ALL, momentum=-0.5), apg(4, **APG_ALL, beta=-0.5)),
     "apg, eta 0": same(gs.APG(4), apg(4)),
+    "cfg zero": same(gs.CFGZero(4), cfg_zero(4)),
+    "tcfg": same(gs.TCFG(4), tcfg(4)),
+    "adg": same(gs.ADG(3), adg(3)),
     "perpneg": Case(
         gs.PerpNeg(3, weights=(1, 0.5), positive_weights=(0.7, 1.5)),
         [
