@@ -14,6 +14,7 @@ from ...guidance.errors import InputError, NonFiniteError
 from ...guidance.notation.plugins import files_of, load_rules
 from ...guidance.words import counted_are
 from ...pipelines.models.generator import Asked, Generator, Made
+from ...pipelines.models.loading import chosen_sampler
 from ...pipelines.prompts import uses_negative
 from ..effective_scale import strength
 from ..spec.cells import Addresses, Cell, baseline_of, expand
@@ -65,6 +66,8 @@ class Prepared:
     def __init__(self, sweep: Sweep, options: Options, generator: Generator | None = None) -> None:
         for path in sweep.rules:
             load_rules(path)
+        if sweep.fixed.get("sampler", "an axis") is None:
+            sweep = dataclasses.replace(sweep, fixed={**sweep.fixed, "sampler": chosen_sampler(None, sweep.model)})
         self.cells: tuple[Cell, ...] = expand(sweep)
         # The folder's own sweep then names every file of rules that it needs, also those of the command line.
         used = [str(file.path) for cell in self.cells for file in files_of(cell.parsed)]
