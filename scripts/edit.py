@@ -31,7 +31,16 @@ from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import OWN, SAMPLERS
 from ..samplers.noise import generators
 from .generate import read_size
-from .options import device_option, dtype_option, notices, offload_option, rules_option, steps_option, threads_option
+from .options import (
+    device_option,
+    dtype_option,
+    notices,
+    offload_option,
+    rules_option,
+    steps_option,
+    threads_option,
+    without_list,
+)
 from .studio import note_cut
 
 BACKWARDS = [name for name, (cls, _) in SAMPLERS.items() if cls in FIRST_ORDER]
@@ -146,7 +155,7 @@ def check_sampler(name: str, model: str | None) -> None:
     Raises:
         InputError: it cannot, or there is none of that name.
     """
-    own = scheduler_of(model) if canonical(name) == OWN else None
+    own = scheduler_of(model) if canonical(without_list(name)) == OWN else None
     if not any(base.__name__ in FIRST_ORDER for base in type(by_name(name, own)).__mro__):
         raise InputError(
             f"--sampler {name} cannot be run backwards: an image is inverted by first-order steps without fresh noise, "

@@ -39,7 +39,7 @@ from ..pipelines.session import model_identity
 from ..samplers import grid
 from ..samplers.noise import generators
 from .generate import read_prompts
-from .options import device_option, dtype_option, notices, sampler_option, threads_option
+from .options import device_option, dtype_option, notices, sampler_option, threads_option, without_list
 
 
 @click.command()
@@ -85,7 +85,7 @@ def _fit(options: dict[str, Any]) -> str:
     prompts = read_prompts(options["prompts"])
     for prompt in prompts:
         check_text(prompt, "a prompt")
-    sampler = chosen_sampler(options["sampler"], options["model"])
+    sampler = without_list(chosen_sampler(options["sampler"], options["model"]))
     recorded = Recorded(presets.read(options["guidance"]))  # errors of the stack come before the model is loaded
     how = {name: options[name] for name in ("model", "dtype", "device", "allow_pickle")}
     generator = Generator(**how, advice="try a smaller --batch")

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..guidance.errors import GuidestackWarning, cut
+from ..guidance.errors import GuidestackWarning, InputError, cut
 
 
 @contextmanager
@@ -29,9 +29,23 @@ def notices() -> Iterator[None]:
 
 sampler_option = click.option(
     "--sampler",
-    help="Sampler, e.g. ddim, euler-a, dpm++2m-karras; other programs' names too, such as 'DPM++ 2M Karras'; own is "
-    "the model's own scheduler.  [default: dpm++2m, or own for a model that cannot use it, such as a flow]",
+    help="Sampler, e.g. ddim, euler-a, dpm++2m-karras; other programs' names too, such as 'DPM++ 2M Karras'; behind an "
+    "@ a list of noise levels, such as euler@ays; own is the model's own scheduler.  [default: dpm++2m, or own for a "
+    "model that cannot use it, such as a flow]",
 )
+
+
+def without_list(sampler: str) -> str:
+    """A sampler's name for a command that makes the levels by itself.
+
+    Raises:
+        InputError: a list of levels stands behind it.
+    """
+    if "@" in sampler:
+        raise InputError(
+            f"this command takes the sampler's own noise levels; leave the @ and the list out of {sampler!r}"
+        )
+    return sampler
 
 
 def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers.schedulers import AysSchedules
+from PIL import Image
 
 import guidestack as gs
 from guidestack.evaluation.spec.sweep import load_sweep
@@ -182,3 +184,15 @@ def test_a_sweep_compares_lists() -> None:
         }
     )
     assert sweep.axes["sampler"] == ("dpm++2m", "dpm++2m@ays", "dpm++2m@gits")
+
+
+def test_commands_that_make_the_levels_themselves_refuse_a_list(tmp_path: Any) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (64, 64)).save(picture)
+    for command in (
+        ["edit", str(picture), "a dog", "--source", "a cat"],
+        ["fit-linear-ag", "--out", str(tmp_path / "x.safetensors")],
+    ):
+        prompts = ["--prompts", str(Path(__file__))] if command[0] == "fit-linear-ag" else []
+        done = CliRunner().invoke(group, [*command, *prompts, "--sampler", "euler@ays"])
+        assert "takes the sampler's own noise levels" in str(done.exception)
