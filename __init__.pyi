@@ -29,8 +29,13 @@ from .guidance.rules import CFG as CFG
 from .guidance.rules import FBG as FBG
 from .guidance.rules import FDG as FDG
 from .guidance.rules import ICG as ICG
+from .guidance.rules import PAG as PAG
+from .guidance.rules import S2 as S2
+from .guidance.rules import SEG as SEG
+from .guidance.rules import SLG as SLG
 from .guidance.rules import SMCCFG as SMCCFG
 from .guidance.rules import TCFG as TCFG
+from .guidance.rules import TPG as TPG
 from .guidance.rules import TSG as TSG
 from .guidance.rules import AdaptiveGuidance as AdaptiveGuidance
 from .guidance.rules import CFGPlusPlus as CFGPlusPlus
@@ -48,6 +53,7 @@ from .guidance.rules import Renoise as Renoise
 from .guidance.rules import Renorm as Renorm
 from .guidance.rules import Rescale as Rescale
 from .guidance.rules import Schedule as Schedule
+from .guidance.rules import SelfGuidance as SelfGuidance
 from .guidance.rules import Skimmed as Skimmed
 from .guidance.rules import Threshold as Threshold
 from .guidance.version import __version__ as __version__

@@ -43,8 +43,9 @@ class Perturbation:
             * ``"shuffle"``: the picture's tokens come to each block in a random order, drawn for each sample.
         amount: how much, in the unit of `kind`; 1 where it has none.
         blocks: where. A text names blocks with commas between them, as `guidestack doctor` prints them: ``"mid"``,
-            ``"7,8,9"``. 0 is all blocks for the time and for drawn ones, the block in the middle for other kinds. For
-            the two kinds of noise a number is the first so many blocks (of a UNet's encoder and of its decoder).
+            ``"7,8,9"``; ``"middle"`` is the block in the middle of any network. 0 is the place that a kind has by
+            itself: all blocks for the time and for drawn ones, a UNet's encoder for shuffled tokens, else the middle.
+            For the two kinds of noise a number is the first so many blocks (of a UNet's encoder and of its decoder).
     """
 
     kind: str

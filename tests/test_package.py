@@ -31,6 +31,7 @@ def test_the_public_names_are_the_contracts() -> None:
     wanted |= {"ICG", "TSG", "Schedule", "doctor"}
     wanted |= {"ADG", "CFGZero", "EpsilonScaling", "FBG", "FDG", "FreSca", "MamboG", "Momentum", "Ramp", "SMCCFG"}
     wanted |= {"Skimmed", "TCFG", "Threshold"}
+    wanted |= {"PAG", "S2", "SEG", "SLG", "SelfGuidance", "TPG"}
     wanted |= {"register", "register_family", "Family", "edit", "guide", "invert", "load_emoji", "sample"}
     wanted |= {"StackGuider", "as_denoiser", "from_pretrained", "save_pretrained"}
     wanted |= {"GuidedPipeline", "Report", "GuidestackError", "GuidestackWarning", "__version__"}

@@ -15,15 +15,21 @@ from .icg import ICG
 from .linear_ag.rule import LinearAG
 from .mambo_g import MamboG
 from .momentum import Momentum
+from .pag import PAG
 from .perp_neg import PerpNeg
 from .ramp import Ramp
 from .renorm import Renorm
 from .rescale import Rescale
+from .s2 import S2
 from .schedule import Schedule
+from .seg import SEG
+from .self_guidance import SelfGuidance
 from .skimmed import Skimmed
+from .slg import SLG
 from .smc_cfg import SMCCFG
 from .tcfg import TCFG
 from .threshold import Threshold
+from .tpg import TPG
 from .tsg import TSG
 
 __all__ = [
@@ -33,8 +39,13 @@ __all__ = [
     "FBG",
     "FDG",
     "ICG",
+    "PAG",
+    "S2",
+    "SEG",
+    "SLG",
     "SMCCFG",
     "TCFG",
+    "TPG",
     "TSG",
     "AdaptiveGuidance",
     "CFGPlusPlus",
@@ -52,6 +63,7 @@ __all__ = [
     "Renorm",
     "Rescale",
     "Schedule",
+    "SelfGuidance",
     "Skimmed",
     "Threshold",
 ]

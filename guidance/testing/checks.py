@@ -31,7 +31,7 @@ from ..rule import Rule, Stack
 from ..rules.during import During
 from ..run import GuidedRun
 from ..step import Estimate, Run, Step
-from .mixture import Gaussian1D, GaussianMixture, MixtureDenoiser, gaussian_1d
+from .mixture import RANDOM, Gaussian1D, GaussianMixture, MixtureDenoiser, gaussian_1d, worsened
 
 __all__ = ["Gaussian1D", "GaussianMixture", "MixtureDenoiser", "check_rule", "gaussian_1d", "guide_once", "oracle_run"]
 
@@ -453,8 +453,13 @@ def _golden(rule: Rule, reference: Reference | None) -> str | None:
         def denoised(text: str, x: Tensor = x, level: Level = level) -> Tensor:
             # By Tweedie's formula from the log density, not by the posterior mean that the network computes.
             query = Query.of(text)
-            mixture = oracle.mixture
-            wider = GaussianMixture(mixture.means, mixture.stds * _MODELS[query.model], mixture.weights)
+            mixture, edit = oracle.mixture, query.perturbation
+            if edit and edit.kind in RANDOM:
+                raise _Broken(f"the answer to {text!r} is drawn; give no reference for it")
+            widen, away = worsened(edit.kind, edit.amount) if edit else (1.0, 1.0)
+            wider = GaussianMixture(mixture.means, mixture.stds * widen * _MODELS[query.model], mixture.weights)
+            if away != 1:
+                x, level = x / level.alpha, Level.ve(level.k_sigma * away)
             point = x.detach().requires_grad_()
             (score,) = torch.autograd.grad(wider.log_density(point, level, conditions[query.condition]).sum(), point)
             return (x + level.sigma**2 * score) / level.alpha

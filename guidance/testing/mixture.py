@@ -87,6 +87,19 @@ class GaussianMixture:
         return (share * (1 - alpha * gain)) @ self.means.flatten(1) + (share * gain).sum(1, keepdim=True) * x
 
 
+RANDOM = frozenset({"time", "conditioning", "drop", "shuffle"})
+"""The kinds of perturbations that draw."""
+
+
+def worsened(kind: str, amount: float) -> tuple[float, float]:
+    """What `MixtureDenoiser` multiplies the stds and the noise level by under a perturbation that does not draw."""
+    if kind in ("widen", "identity", "skip"):
+        return 1 + amount, 1.0
+    if kind == "blur":
+        return 2.0 if math.isinf(amount) else 1 + amount / (1 + amount), 1.0
+    return 1.0, math.exp(amount / 5) if kind == "shift" else 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class MixtureDenoiser:
     """A mixture as a network: ``model(x, level, conditions)``.
@@ -96,15 +109,17 @@ class MixtureDenoiser:
         parameterization: what the network emits.
         widen: factor on the mixture's stds: other than 1 for a worse network.
 
-    It can be perturbed: ``"widen"`` multiplies the stds by ``1 + amount`` for one evaluation; ``"time"`` and
-    ``"conditioning"`` let it believe in a noise level of ``exp(amount * n)`` times the true one, n a normal number for
-    each sample.
+    It can be perturbed, for one evaluation, by the kinds of a pipeline's networks (see `Perturbation`), each of which
+    makes it worse in a way that has a closed form: ``"widen"``, ``"identity"`` and ``"skip"`` multiply the stds by
+    ``1 + amount``, ``"blur"`` by ``1 + amount/(1 + amount)``, at infinity 2; ``"shift"`` lets it believe in a noise
+    level of ``exp(amount/5)`` times the true one, ``"time"`` and ``"conditioning"`` of ``exp(amount * n)`` times,
+    ``"drop"`` and ``"shuffle"`` of ``exp((2 + amount) * n)`` times, n a normal number for each sample.
     """
 
     mixture: GaussianMixture
     parameterization: Parameterization = EPSILON
     widen: float = 1.0
-    perturbations = frozenset({"widen", "time", "conditioning"})
+    perturbations = frozenset({"widen", "identity", "skip", "blur", "shift"}) | RANDOM
 
     def __call__(
         self,
@@ -118,13 +133,18 @@ class MixtureDenoiser:
         """The native output for x, shape ``(B, ...)``, in the type of x; computed in the mixture's type."""
         wide = x.to(self.mixture.means.dtype)
         conditions = conditions.to(wide.dtype)
-        if perturbation and perturbation.kind != "widen":
-            drawn = [torch.randn((), generator=one, dtype=torch.float32) for one in generators]
-            away = (perturbation.amount * torch.stack(drawn).to(wide)).exp().unsqueeze(1)
+        kind, amount = (perturbation.kind, perturbation.amount) if perturbation else ("", 0.0)
+        wider, noisier = worsened(kind, amount)
+        widen = self.widen * wider
+        if kind == "shift" or kind in RANDOM:
+            away: float | Tensor = noisier
+            if kind in RANDOM:
+                drawn = [torch.randn((), generator=one, dtype=torch.float32) for one in generators]
+                spread = amount + 2 * (kind in ("drop", "shuffle"))
+                away = (spread * torch.stack(drawn).to(wide)).exp().unsqueeze(1)
             flat, mixture = wide.flatten(1) / level.alpha, self.mixture
-            denoised = mixture._denoised(flat, 1.0, level.k_sigma * away, conditions, self.widen).reshape(wide.shape)
+            denoised = mixture._denoised(flat, 1.0, level.k_sigma * away, conditions, widen).reshape(wide.shape)
         else:
-            widen = self.widen * (1 + perturbation.amount if perturbation else 1)
             denoised = self.mixture.denoised(wide, level, conditions, widen)
         return convert(denoised, wide, level, X0, self.parameterization).to(x.dtype)
 

@@ -11,6 +11,7 @@ import torch
 
 from ...guidance.errors import GuidestackError, InputError, UnsupportedPipelineError
 from ...samplers import parameterization
+from ..edits import architecture
 from ..families.lookup import denoisers_of, family_of
 from ..families.record import FAMILIES, Family, Pipeline
 from ..families.suggest import nearest_records
@@ -198,6 +199,8 @@ def _notes(pipe: Pipeline, family: Family) -> list[str]:
             f"this network was distilled from guided runs and takes their scale as an input, {embedded}, which stays "
             "yours; rules guide on top of it"
         )
+    if (blocks := architecture(denoisers_of(pipe, family)[0])).blocks:
+        notes.append(f"blocks, as pag, seg, slg, tpg and s2 name them: {blocks.listed}; 'middle' is {blocks.middle}")
     if family.offset:
         notes.append(f"its own scale counts from 0: {family.scale}=s is cfg(s + {family.offset:g})")
     return notes

@@ -16,7 +16,10 @@ from ...guidance.errors import UnsupportedPipelineError, nearest
 from .. import time_embedding
 from ..hooks import compiled
 
-MIDDLE = "mid"
+MIDDLE = "middle"
+"""The name that the block in the middle has in every network."""
+MID = "mid"
+"""What it is called in a UNet."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Architecture:
     def names(self) -> list[str]:
         """The names to choose from: of a UNet's stages, of a transformer's blocks."""
         short = (
-            block.name if not self.is_unet else MIDDLE if _is_in(block, MIDDLE) else ".".join(block.name.split(".")[:2])
+            block.name if not self.is_unet else MID if _is_in(block, MID) else ".".join(block.name.split(".")[:2])
             for block in self.blocks
         )
         return list(dict.fromkeys(short))
@@ -140,14 +143,13 @@ class Architecture:
     @property
     def middle(self) -> str:
         """The name of the block in the middle."""
-        return MIDDLE if MIDDLE in self.names else self.names[len(self.names) // 2]
+        return MID if MID in self.names else self.names[len(self.names) // 2]
 
-    def chosen(self, names: int | str, default: str = "") -> list[Block]:
+    def chosen(self, names: int | str) -> list[Block]:
         """The blocks with these names; a UNet's ``"down"`` or ``"down.1"`` is all blocks in there.
 
         Args:
-            names: with commas between them.
-            default: in their place if there are none, where ``""`` stands for all.
+            names: with commas between them; ``"middle"`` is the block in the middle, and none are all blocks.
 
         Raises:
             UnsupportedPipelineError: the denoiser has no such block, or none that is known.
@@ -155,7 +157,7 @@ class Architecture:
         network = type(self.denoiser).__name__
         if not self.blocks:
             raise UnsupportedPipelineError(f"the blocks of {network} are of no kind that an edit of the network knows")
-        asked = str(names or default).split(",") if names or default else []
+        asked = [self.middle if name == MIDDLE else name for name in str(names or "").split(",") if name]
         for name in asked:
             if not any(_is_in(block, name) for block in self.blocks):
                 near = nearest(name, self.names) if name.isidentifier() else ""
@@ -179,7 +181,7 @@ def architecture(denoiser: nn.Module) -> Architecture:
 def _unet(denoiser: Any) -> Iterator[Block]:
     """The transformer blocks of a UNet, and the lone self-attentions of one without."""
     middle = [block] if (block := getattr(denoiser, "mid_block", None)) is not None else []
-    sides = {"down": denoiser.down_blocks, MIDDLE: middle, "up": denoiser.up_blocks}
+    sides = {"down": denoiser.down_blocks, MID: middle, "up": denoiser.up_blocks}
     for side, stages in sides.items():
         for number, stage in enumerate(stages):
             inside = ""
@@ -187,7 +189,7 @@ def _unet(denoiser: Any) -> Iterator[Block]:
                 if not path.startswith("attentions.") or (inside and path.startswith(inside)):
                     continue
                 place = [part for part in path.split(".") if part.isdigit()]
-                name = ".".join([side, *([] if side == MIDDLE else [str(number)]), *place])
+                name = ".".join([side, *([] if side == MID else [str(number)]), *place])
                 if found := _block(name, module):
                     inside = f"{path}."
                     yield found

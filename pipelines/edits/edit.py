@@ -20,7 +20,7 @@ from ...guidance.query import Perturbation
 from .. import time_embedding
 from ..hooks import Hook, calling, diffusers_hooks, in_this_thread
 from ..time_embedding import eager, here
-from .architecture import Architecture, Block, Tokens, architecture
+from .architecture import MIDDLE, Architecture, Block, Tokens, architecture
 from .attention import Product, alone, blurred, multiplying
 
 SHIFT = "shift"
@@ -55,8 +55,7 @@ class Call:
     @property
     def blocks(self) -> list[Block]:
         """The blocks that it names, or means."""
-        where = self.found.middle if self.found.blocks and KINDS[self.edit.kind].where == "middle" else ""
-        return self.found.chosen(self.edit.blocks, where)
+        return self.found.chosen(self.edit.blocks or KINDS[self.edit.kind].where(self.found))
 
     def each(self, rows: int) -> int:
         """How many of `rows` a sample has: several of the frames of a video, one after the other."""
@@ -75,12 +74,12 @@ class Kind:
 
     Args:
         sites: the modules of one block that it takes over.
-        where: the blocks that are meant where none are named: ``"middle"`` or ``"all"``.
+        where: the names of the blocks that are meant where none are named; none are all.
         check: refuses what it cannot do to a block.
     """
 
     sites: Callable[[Call, Block], Iterator[Site]]
-    where: str = "middle"
+    where: Callable[[Architecture], str] = lambda found: MIDDLE
     check: Callable[[Block], None] = lambda block: None
 
 
@@ -213,8 +212,8 @@ KINDS: dict[str, Kind] = {
     "identity": Kind(_identity),
     "blur": Kind(_attention(_blur), check=_check_blur),
     "skip": Kind(_skip),
-    "drop": Kind(_drop, where="all"),
-    "shuffle": Kind(_shuffle),
+    "drop": Kind(_drop, where=lambda found: ""),
+    "shuffle": Kind(_shuffle, where=lambda found: "down" if found.is_unet else MIDDLE),
 }
 """The kinds of edits of blocks, by the name that a `Perturbation` has for them."""
 PERTURBATIONS = frozenset({*KINDS, *time_embedding.KINDS, SHIFT})
@@ -231,13 +230,18 @@ def check(denoiser: nn.Module, perturbation: Perturbation) -> None:
     if perturbation.kind in time_embedding.KINDS:
         time_embedding.check(denoiser, perturbation)
     elif perturbation.kind == SHIFT:
-        _time_argument(getattr(denoiser, "_orig_mod", denoiser))
+        time_argument(getattr(denoiser, "_orig_mod", denoiser))
     else:
         for block in Call(architecture(denoiser), perturbation, ()).blocks:
             KINDS[perturbation.kind].check(block)
 
 
-def _time_argument(denoiser: nn.Module) -> str:
+def time_argument(denoiser: nn.Module) -> str:
+    """The name of the argument in which a denoiser is told the time.
+
+    Raises:
+        UnsupportedPipelineError: it has none.
+    """
     names = inspect.signature(denoiser.forward).parameters
     found = next((name for name in ("timestep", "timesteps", "t") if name in names), None)
     if found is None:
@@ -279,7 +283,7 @@ def edited(
         stack.callback(found.denoiser.register_forward_pre_hook(begun, with_kwargs=True).remove)
         for block in call.blocks if perturbation.kind in KINDS else ():
             for module, hook in KINDS[perturbation.kind].sites(call, block):
-                remembers |= bool(diffusers_hooks(module))
+                remembers |= bool(diffusers_hooks(module) or diffusers_hooks(block.module))  # a cache may answer
                 stack.enter_context(calling(module, hook, in_this_thread(), inside=True))
         yield
     if not call.touched and not remembers:
@@ -302,7 +306,7 @@ def _beginning(call: Call) -> Callable[..., Any]:
 def _shifting(call: Call, clock: Callable[[Any], Any]) -> Callable[..., Any]:
     """A hook that shifts the time that the denoiser is told, not beyond what it knows."""
     denoiser = call.found.denoiser
-    name, names = _time_argument(denoiser), tuple(inspect.signature(denoiser.forward).parameters)
+    name, names = time_argument(denoiser), tuple(inspect.signature(denoiser.forward).parameters)
 
     def begun(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         call.touched += 1

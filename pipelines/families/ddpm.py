@@ -19,7 +19,7 @@ for name in ("DDPMPipeline", "DDIMPipeline"):
             unguided={},
             owned={},
             branches=lambda pipe, call: False,
-            cannot=lambda pipe: "it is unconditional; tsg(scale) guides such a model",
+            cannot=lambda pipe: "it is unconditional; tsg(scale) or pag(scale) guides such a model",
             halves=("positive",),
             example=lambda pipe, batch: {"batch_size": batch},
         )

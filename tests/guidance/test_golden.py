@@ -6,6 +6,7 @@ the line "the package's run" there is none of the package's code.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 import guidestack as gs
+from guidestack.guidance.keyed import Keys
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, V
 from guidestack.guidance.report import Report
@@ -69,15 +71,16 @@ PLAIN = FAMILIES["vp-epsilon"]
 # --- the second computation: `wrong` names a mistake to make, each seen or likely in some implementation -----------
 
 
-def posterior_mean(x: Tensor, alpha: float, sigma: float, classes: Sequence[int]) -> Tensor:
+def posterior_mean(x: Tensor, alpha: float, sigma: float, classes: Sequence[int], wider: float = 1.0) -> Tensor:
     """E[x0 | x] of one sample, x = alpha x0 + sigma eps, x0 of one of the Gaussians in `classes`."""
     log_weights, means = [], []
     for k in classes:
         # p(x|k) = N(alpha mu, alpha^2 s^2 + sigma^2);  E[x0|x,k]: precisions 1/s^2 and alpha^2/sigma^2 add up.
-        variance = alpha**2 * STDS[k] ** 2 + sigma**2
+        std = wider * STDS[k]
+        variance = alpha**2 * std**2 + sigma**2
         square = ((x - alpha * MEANS[k]) ** 2).sum()
         log_weights.append(WEIGHTS[k].log() - square / (2 * variance) - x.numel() / 2 * variance.log())
-        precise, seen = 1 / STDS[k] ** 2, alpha**2 / sigma**2
+        precise, seen = 1 / std**2, alpha**2 / sigma**2
         means.append((precise * MEANS[k] + seen * x / alpha) / (precise + seen))
     unnormalized = (torch.stack(log_weights) - max(log_weights)).exp()
     weights = unnormalized / unnormalized.sum()
@@ -172,6 +175,11 @@ def golden_run(guide: Guide, family: Family) -> Course:
         course.denoised.append(D)
         course.samples.append(x)
     return course
+
+
+def prompt(at: At, memory: Memory) -> Tensor:
+    """Without guidance."""
+    return at.D("positive")
 
 
 OWN, WHOLE = (1, 2, 3), (0, 1, 2, 3)  # all axes of a sample; with the batch's, which is wrong
@@ -378,6 +386,46 @@ def adaptive(
     return guide
 
 
+def edited(
+    scale: float, wider: float = 1.0, noisier: Sequence[float] = (1.0,) * BATCH, inner: Guide = prompt, wrong: str = ""
+) -> Guide:
+    """D~ = D + s (D_c - D_weak); the weak network has wider Gaussians, or takes x for `noisier`, sample by sample."""
+
+    def guide(at: At, memory: Memory) -> Tensor:
+        weak = torch.stack(
+            [
+                posterior_mean(x / at.alpha, 1.0, at.k * noise, classes, wider)
+                for x, classes, noise in zip(at.x, CLASSES["positive"], noisier, strict=True)
+            ]
+        )
+        c = at.D("positive")
+        base = weak if wrong == "base" else inner(at, memory)
+        return base + (scale - 1 if wrong == "counts from 1" else scale) * (c - weak)
+
+    return guide
+
+
+def in_a_window(outside: Guide, inside: Guide) -> Guide:
+    return lambda at, memory: (inside if in_window(at) else outside)(at, memory)
+
+
+def drawn(scale: float, purpose: str, amount: float, inner: Guide = prompt, wrong: str = "") -> Guide:
+    """The weak network takes x for exp(amount n) times as noisy, n of each sample's own generator (guidance.keyed)."""
+    step = [-1]
+
+    def guide(at: At, memory: Memory) -> Tensor:
+        step[0] += wrong != "one draw" or step[0] < 0
+        noisier = []
+        for seed in range(BATCH):
+            key = repr((0 if wrong == "one for all" else seed, step[0], 0, purpose))
+            number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+            generator = torch.Generator().manual_seed(number)
+            noisier.append(math.exp(amount * float(torch.randn((), generator=generator))))
+        return edited(scale, 1.0, noisier, inner)(at, memory)
+
+    return guide
+
+
 # --- the package's run --------------------------------------------------------------------------------------------
 
 EMITS: dict[str, Parameterization] = {"epsilon": EPSILON, "x0": X0, "v": V, "flow": FLOW}
@@ -400,7 +448,8 @@ def package_run(
     denoised, samples = [], []
     for index in range(STEPS):
         level = Level(*family.levels[index], path=family.path)  # type: ignore[arg-type]
-        network = CallableNetwork({"main": model}, x, level, conditions, EMITS[family.emits])
+        keys = Keys((0, 1, 2), index)
+        network = CallableNetwork({"main": model}, x, level, conditions, EMITS[family.emits], keys=keys)
         estimate = run.estimate(network, x, index, level)
         noise = (estimate.prediction if estimate.renoise is None else estimate.renoise).noise
         alpha_next, sigma_next = family.levels[index + 1]
@@ -509,6 +558,21 @@ CASES = {
 }
 
 
+CASES |= {
+    "pag": Case(gs.PAG(2), partial(edited, 2, 2)),
+    "cfg, pag": Case(gs.CFG(3) | gs.PAG(2), partial(edited, 2, 2, inner=cfg(3))),
+    "seg": Case(gs.SEG(2), partial(edited, 2, 2)),
+    "seg, blur": Case(gs.SEG(2, sigma=0.6), partial(edited, 2, 1 + 0.6 / 1.6)),
+    "slg during": Case(
+        gs.CFG(3) | gs.During(gs.SLG(2.5, "7,8"), sigma=WINDOW),
+        lambda wrong="": in_a_window(cfg(3), edited(2.5, 2, inner=cfg(3), wrong=wrong)),
+    ),
+    "sg": Case(gs.SelfGuidance(3, shift=4), partial(edited, 3, noisier=(math.exp(0.8),) * BATCH)),
+    "tpg": Case(gs.TPG(0.5), partial(drawn, 0.5, "shuffle positive", 3.0)),
+    "s2": Case(gs.CFG(3) | gs.S2(2, share=0.2), partial(drawn, 2, "drop positive", 2.2, cfg(3))),
+}
+
+
 @cache
 def seen(name: str, family: str = "vp-epsilon") -> tuple[list[Tensor], list[Tensor], Report]:
     case = CASES[name]
@@ -562,6 +626,12 @@ WRONG = [
     ("adaptive, early", "whole batch"),
     ("adaptive, denoised", "in noise"),
     ("adaptive during apg", "measures outside"),
+    ("pag", "base"),
+    ("pag", "counts from 1"),
+    ("cfg, pag", "base"),
+    ("slg during", "counts from 1"),
+    ("tpg", "one draw"),
+    ("s2", "one for all"),
 ]
 
 

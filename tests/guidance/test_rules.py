@@ -110,6 +110,11 @@ def projected(scale: float, eta: float, against: str = "negative") -> Callable[.
     return reference
 
 
+def away(scale: float, edit: str, inner: Callable[..., Tensor] = lambda D, x, level: D("positive")) -> Any:
+    """Away from the network under an edit, from what `inner` made."""
+    return lambda D, x, level: inner(D, x, level) + scale * (D("positive") - D(f"positive+{edit}"))
+
+
 TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.CFG(3), cfg(3)),
     (gs.CFG(0), cfg(0)),
@@ -190,6 +195,17 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.ICG(3, source="class"), None),
     (gs.TSG(3, strength=0.8), None),
     (gs.TSG(3, strength=0.8, power=1.5, window=(0.2, 0.9), stage="conditioning"), None),
+    (gs.PAG(2), away(2, "identity(1)")),
+    (gs.CFG(3) | gs.PAG(2, blocks="mid"), away(2, "identity(1, blocks='mid')", cfg(3))),
+    (gs.SEG(3), away(3, "blur(inf)")),
+    (gs.SEG(3, sigma=0.5, blocks=("down.1", "mid")), away(3, "blur(0.5, blocks='down.1,mid')")),
+    (gs.SLG(2.5, blocks=(7, 8, 9)), away(2.5, "skip(1, blocks='7,8,9')")),
+    (gs.CFG(3) | gs.SLG(2.5, blocks=7), away(2.5, "skip(1, blocks='7')", cfg(3))),
+    (gs.SelfGuidance(3, shift=40), away(3, "shift(40)")),
+    (gs.During(gs.PAG(2), sigma=(0.5, 3)), windowed(lambda at: 0.5 < at.k_sigma <= 3, away(2, "identity(1)"))),
+    (gs.AdaptiveGuidance(gs.PAG(2), threshold=0.97), None),
+    (gs.TPG(0.4), None),
+    (gs.S2(0.25), None),
     (gs.During(gs.AdaptiveGuidance(gs.APG(4, against="independent:tokens"), threshold=0.97), sigma=(0.2, 6)), None),
 ]  # type: ignore[list-item]
 
