@@ -43,6 +43,8 @@ RULES = (
     "prefix(apg(4), 2)",
     "tsg(3, strength=2)",
     "cfg(2) | apg(3, against='positive+time(1.5)')",
+    "cfg(2) | pag(2) | sg(3, shift=30)",
+    "cfg(2) | tpg(1) | slg(0.5, 'middle')",
 )
 THRESHOLDS = {"sdxl": 0.99, "sd3": 0.9, "z_image": 0.9985, "qwen_image": 0.998, "wan": 0.9994}
 """At which some samples of each tiny network stop, and not all at the first step."""

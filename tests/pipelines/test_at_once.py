@@ -131,7 +131,8 @@ SHARING = (
     "ZImagePipeline",
 )
 """Conditions in one batch and in calls one after the other, one network and two, lists of samples."""
-STACKS = ("cfg(3)", "apg(5, momentum=-0.5) | rescale(0.5)", "perpneg(4)", "stack()", "cfgpp(0.6)", "tsg(3)")
+EDITED = "pag(2) | slg(0.3, 'middle') | tpg(0.3) | sg(2)"
+STACKS = ("cfg(3)", "apg(5, momentum=-0.5) | rescale(0.5)", "perpneg(4)", "stack()", "cfgpp(0.6)", "tsg(3)", EDITED)
 PERTURBED = "tsg(3)"
 KINDS = ("stock", "fails", "asks", *STACKS)
 
@@ -159,7 +160,7 @@ def untouched(pipe: Any) -> None:
     """Nothing is left on a pipeline's networks and scheduler."""
     for module in networks(pipe):
         assert type(module).__module__.startswith("diffusers.")
-        assert "_compiled_call_impl" not in vars(module)
+        assert not any("_compiled_call_impl" in vars(one) for one in module.modules())
         assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
     assert not any(callable(value) for value in vars(pipe.scheduler).values())
 
@@ -179,7 +180,7 @@ class Family:
             return pipe(**self.arguments(True), **more)[0]
         if kind != "fails":
             given = self.arguments(False)
-            if kind in ("stack()", PERTURBED):
+            if kind in ("stack()", PERTURBED, EDITED):
                 given = {name: value for name, value in given.items() if name != "negative_prompt"}
             made = gs.guide(pipe, kind)(**given, **more)[0]
             untouched_scheduler(pipe)

@@ -16,7 +16,7 @@ from torch import Tensor
 import guidestack as gs
 from guidestack.guidance.errors import UnsupportedPipelineError
 from guidestack.guidance.query import Perturbation
-from guidestack.pipelines import time_embedding
+from guidestack.pipelines.edits import edited
 from guidestack.pipelines.families.record import FAMILIES
 
 from . import by_hand
@@ -166,6 +166,8 @@ def in_context(pipe: Any, name: str, calls: Calls, each: int, around: Callable[[
                     if isinstance(pipe.transformer._cache_config, MagCacheConfig):
                         states[0].get_state().step_index = step
                 with around(step):
+                    for hook in pipe.transformer._forward_pre_hooks.values():  # `original` is behind them
+                        hook(pipe.transformer, (), arguments)
                     output = original(**arguments)
             last = step
             for one in states:
@@ -177,16 +179,21 @@ def in_context(pipe: Any, name: str, calls: Calls, each: int, around: Callable[[
     return [(made(original, number // each), arguments) for number, (original, arguments) in enumerate(calls)]
 
 
-def weak(pipe: Any, each: int) -> Callable[[int], Any]:
-    """The perturbed pass of TSG at a step; where unconditional rows stand before those of the prompt, theirs too."""
+WEAK = {
+    "positive weak": Perturbation("time", 1.0),
+    "positive alone": Perturbation("identity", blocks="0"),
+    "positive short": Perturbation("skip", blocks="0"),
+}
+"""The perturbed pass of TSG, and those of PAG and SLG in the first block, which caches measure."""
+
+
+def weak(pipe: Any, each: int, edit: Perturbation) -> Callable[[int], Any]:
+    """A perturbed pass at a step; where unconditional rows stand before those of the prompt, theirs too."""
 
     def around(step: int) -> Any:
-        own = [by_hand.key(7 + sample, step, "time positive") for sample in range(BATCH)]
+        own = [by_hand.key(7 + sample, step, f"{edit.kind} positive") for sample in range(BATCH)]
         others = [torch.Generator() for _ in own] if each == 1 else []
-        network = pipe.transformer
-        return time_embedding.perturbed(
-            network, Perturbation("time", 1.0), others + own, time_embedding.places(network)
-        )
+        return edited(pipe.transformer, edit, others + own)
 
     return around
 
@@ -195,6 +202,8 @@ SECOND = ["old", "a pig"]
 GUIDES: dict[str, tuple[by_hand.Guide, bool]] = {
     "perpneg(3, weights=(1.0, 0.5))": (by_hand.perp_neg(3, 2, 0, (1.0, 0.5)), True),
     "tsg(3) | cfg(2)": (by_hand.cfg(2, inner=by_hand.cfg(3, "positive weak")), True),
+    "pag(2, blocks='0') | cfg(2)": (by_hand.cfg(2, inner=by_hand.cfg(3, "positive alone")), True),
+    "slg(2, '0') | cfg(2)": (by_hand.cfg(2, inner=by_hand.cfg(3, "positive short")), True),
     "prefix(cfg(4), 2)": (by_hand.prefix(by_hand.cfg(4), 2), False),
     "schedule(cfg(4), 'g c g2 c*')": (
         lambda at, memory: by_hand.cfg(4)(at, memory) if at.step in (0, 2, 3) else at["positive"],
@@ -220,13 +229,13 @@ def test_each_question_has_a_memory_of_its_own(name: str, kind: str, text: str) 
         pytest.skip("it takes no negative prompts")
     with cached(name, kind, threshold=1e9) as pipe:
         first = recorded(pipe, given(name, on=True))
-        runs = {"negative": first, "negative:0": first, "positive weak": first}
+        runs = {"negative": first, "negative:0": first, **dict.fromkeys(WEAK, first)}
         runs["null"] = recorded(pipe, given(name, on=True, negative=False))
         if name != KLEIN:
             runs["negative:1"] = recorded(pipe, given(name, on=True, negative_prompt=list(SECOND)))
         others = {
             one: in_context(
-                pipe, one.replace(":0", ""), calls, each, weak(pipe, each) if "weak" in one else nullcontext
+                pipe, one.replace(":0", ""), calls, each, weak(pipe, each, WEAK[one]) if one in WEAK else nullcontext
             )
             for one, calls in runs.items()
         }

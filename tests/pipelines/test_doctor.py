@@ -95,7 +95,7 @@ def test_class_conditional_and_unconditional_models() -> None:
         diagnosis = gs.doctor(make_unconditional(name))
         assert diagnosis.ok
         assert not_made(diagnosis) == ["halves", "cfg", "prompts"]
-        assert diagnosis["cfg"].reason == "it is unconditional; tsg(scale) guides such a model"
+        assert diagnosis["cfg"].reason == "it is unconditional; tsg(scale) or pag(scale) guides such a model"
         assert [trial.rule for trial in diagnosis.trials if trial.evaluations is not None] == ["tsg(3, strength=0.8)"]
         (fitted,) = (trial for trial in diagnosis.trials if trial.rule == "linear_ag")
         assert fitted.reason.startswith(

@@ -122,7 +122,7 @@ def test_tsg_on_a_noisy_scheduler_leaves_the_schedulers_draws_alone() -> None:
     [
         (
             "cfg(3)",
-            r"cfg\(3\) asks for negative; this pipeline cannot answer: it is unconditional; tsg\(scale\) guides",
+            r"cfg\(3\) asks for negative; this pipeline cannot answer: it is unconditional; tsg\(scale\) or pag\(sc",
         ),
         ("perpneg(3)", "asks for negative:each, null, positive:each; .* unconditional"),
         ("cfgpp(0.6)", "asks for negative; .* unconditional"),
