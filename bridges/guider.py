@@ -40,6 +40,12 @@ OWN = ("positive", "negative")
 """The conditions of a pipeline's loop: the prompt's half, and the other."""
 PROMPTS = ("positive", "independent")
 """What the names of conditions begin with that are like the prompt's."""
+CLOCKS: tuple[Callable[[Any], Any], ...] = (
+    lambda told: told,
+    lambda told: 1000 * told,
+    lambda told: 1000 * (1 - told),
+)
+"""The time in steps of 1000 of what networks are told."""
 PROVISIONAL = (2, 1, 1, 1)
 """Shape of a sample before the first prediction: what is asked for then does not depend on it."""
 
@@ -184,6 +190,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         self._next: tuple[int, int] | None = None
         self._sample: Any = None
         self._found: edits.Architecture | None = None
+        self._clock: Callable[[Any], Any] | None = None
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
         """Begin a step; called by the loop."""
@@ -362,18 +369,36 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
             with hooks:
                 sample = args[0] if args else kwargs[next(iter(inspect.signature(denoiser.forward).parameters))]
                 asked, self._asked = self._asked, []  # of a call that fails nothing is left
-                with self._perturbed(denoiser, query, len(sample)):
+                with self._perturbed(denoiser, query, len(sample), args, kwargs):
                     answer = original(*args, **kwargs)
                 self._asked, self._sample = asked, sample
                 return answer
 
         hooks.enter_context(calling(denoiser, hook, below("prepare_models")))
 
-    def _perturbed(self, denoiser: torch.nn.Module, query: Query, batch: int) -> AbstractContextManager[None]:
-        if not query.perturbation:
+    def _perturbed(
+        self, denoiser: torch.nn.Module, query: Query, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AbstractContextManager[None]:
+        edit = query.perturbation
+        if edit is None:
             return nullcontext()
-        generators = self._keys(batch).generators(range(batch), f"{query.perturbation.kind} {query.condition}")
-        return edits.edited(denoiser, query.perturbation, generators, self._found)
+        generators = self._keys(batch).generators(range(batch), f"{edit.kind} {query.condition}")
+        if edit.kind == edits.SHIFT and self._clock is None:
+            names = inspect.signature(denoiser.forward).parameters
+            given = dict(zip(names, args, strict=False)) | kwargs
+            self._clock = self._clock_of(float(torch.as_tensor(given[edits.time_argument(denoiser)]).max()))
+        return edits.edited(denoiser, edit, generators, self._found, self._clock or CLOCKS[0])
+
+    def _clock_of(self, told: float) -> Callable[[Any], Any]:
+        """How the loop's timestep follows from what it tells the denoiser as time."""
+        now = float(torch.as_tensor(self._timestep).max())
+        for clock in CLOCKS:
+            if abs(clock(told) - now) < 1e-2 * max(1.0, now):
+                return clock
+        raise InputError(
+            f"{self.stack} shifts the time, and the loop tells its network {told:g} at timestep {now:g}: a clock that "
+            "is not known"
+        )
 
     def cleanup_models(self, denoiser: torch.nn.Module) -> None:
         """Check that the denoiser was called; called by the loop after it.

@@ -171,6 +171,14 @@ FIGURES: Mapping[str, Figure] = {
         CASES, rows("cfg(4)", "cfg(4) | epsilon_scaling(1.005)", "cfg(4) | epsilon_scaling(1.02)"), under="looks"
     ),
     "ramp": Figure(CASES, rows("cfg(4)", "ramp(cfg(4))", "ramp(cfg(4), 'linear-down')"), under="looks"),
+    "pag": Figure(CASES, (Row("stack()"), Row("pag(3)"), Row("cfg(4)"), Row("cfg(4) | pag(2)"))),
+    "seg": Figure(
+        CASES, (Row("stack()"), Row("seg(3)"), Row("cfg(4)"), Row("cfg(4) | seg(2)"), Row("cfg(4) | seg(2, sigma=1)"))
+    ),
+    "slg": Figure(CASES, (Row("cfg(4)"), Row("cfg(4) | slg(1, 'middle')"), Row("cfg(4) | slg(1, 'up.0.1')"))),
+    "tpg": Figure(CASES, (Row("stack()"), Row("tpg(3)"), Row("cfg(4)"), Row("cfg(4) | tpg(2)"))),
+    "sg": Figure(CASES, (Row("stack()"), Row("sg(3)"), Row("cfg(4)"), Row("cfg(4) | sg(3)"))),
+    "s2": Figure(CASES, (Row("stack()"), Row("s2(0.5)"), Row("cfg(4)"), Row("cfg(4) | s2(0.5)"))),
     "tsg": Figure(
         (Case(""),) * 6,
         (Row("stack()"), Row("tsg(3, strength=1.25, window=(0.1, 0.9))")),
