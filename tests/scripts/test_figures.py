@@ -153,13 +153,13 @@ def test_prompts_of_the_figures_are_not_cut() -> None:
 
 
 def test_the_page_shows_every_figure_and_no_other() -> None:
-    shown = set(re.findall(r"\]\(methods/([a-z_-]+)\.png\)", PAGE))
+    shown = set(re.findall(r"\]\(methods/([a-z0-9_-]+)\.png\)", PAGE))
     assert shown == set(FIGURES) | {f"world-{name}" for name in worlds.PICTURES}
     assert {path.stem for path in (ROOT / "docs" / "methods").glob("*.png")} == shown
 
 
 def test_the_page_has_every_rule_and_preset() -> None:
-    headings = set(re.findall(r"^### `([a-z_]+)`", PAGE, re.MULTILINE))
+    headings = set(re.findall(r"^### `([a-z0-9_]+)`", PAGE, re.MULTILINE))
     assert headings == {entry.name for entry in rules()}
     assert {preset for line in PAGE.splitlines() for preset in re.findall(r"`@([\w.-]+)`", line)} == set(names())
 
