@@ -20,6 +20,7 @@ from guidestack.guidance.keyed import keyed
 from guidestack.guidance.query import Perturbation
 from guidestack.pipelines.edits import architecture, check, edited
 from guidestack.pipelines.edits.attention import Product, alone, blurred
+from guidestack.pipelines.edits.edit import _left_out
 from guidestack.pipelines.families.lookup import denoisers_of
 from guidestack.pipelines.families.record import FAMILIES
 
@@ -339,3 +340,39 @@ def test_the_time_is_shifted_towards_noise_in_every_clock(name: str) -> None:
             handle.remove()
     assert told[1] == pytest.approx(told[0] + 30, abs=0.1)
     assert told[2] == pytest.approx(999, abs=0.1)
+
+
+def test_shuffled_tokens_are_each_samples_own() -> None:
+    name, edit = "StableDiffusionXLPipeline", Perturbation("shuffle")
+    seen = under(name, edit)
+    with edited(network(name), edit, [keyed(row, 0, "an edit") for row in (7, 1, 8)]):
+        other = called(name)()
+    moved = (seen - other).flatten(1).abs().amax(1)
+    assert moved[1] < 1e-6 * seen.abs().max() < min(moved[0], moved[2])
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in BLOCKLESS])
+def test_a_block_that_is_left_out_returns_the_streams_that_it_returns(name: str) -> None:
+    """Each stream in its place: it points most the way of what the block was given for that stream."""
+
+    def alike(one: Tensor, other: Tensor) -> float:
+        return float(functional.cosine_similarity(one.flatten(), other.flatten(), 0))
+
+    called(name)()
+    for block in architecture(network(name)).blocks:
+        met: list[tuple[Any, Any, Any]] = []
+        handle = block.module.register_forward_hook(
+            lambda module, args, kwargs, output, met=met: met.append((args, kwargs, output)), with_kwargs=True
+        )
+        called(name)()
+        handle.remove()
+        ((args, kwargs, output),) = met
+        wanted, seen = (one if isinstance(one, tuple) else (one,) for one in (output, _left_out(block, args, kwargs)))
+        assert len(wanted) == len(seen), block.name
+        for stream, left in zip(wanted, seen, strict=True):
+            if stream is None:  # of a text that is not needed any more
+                continue
+            assert stream.shape == left.shape, block.name
+            others = [one for one in seen if one is not left and one.shape == stream.shape]
+            drowned = name == "ChromaPipeline"  # the random modulations of the tiny one are louder than its streams
+            assert drowned or all(alike(stream, left) > alike(stream, one) for one in others), block.name
