@@ -38,6 +38,7 @@ from .guidance.rules import TCFG as TCFG
 from .guidance.rules import TPG as TPG
 from .guidance.rules import TSG as TSG
 from .guidance.rules import AdaptiveGuidance as AdaptiveGuidance
+from .guidance.rules import Autoguidance as Autoguidance
 from .guidance.rules import CFGPlusPlus as CFGPlusPlus
 from .guidance.rules import CFGZero as CFGZero
 from .guidance.rules import During as During
@@ -57,6 +58,7 @@ from .guidance.rules import SelfGuidance as SelfGuidance
 from .guidance.rules import Skimmed as Skimmed
 from .guidance.rules import Threshold as Threshold
 from .guidance.version import __version__ as __version__
+from .pipelines import Adapters as Adapters
 from .pipelines import Family as Family
 from .pipelines import GuidedPipeline as GuidedPipeline
 from .pipelines import doctor as doctor

@@ -5,8 +5,10 @@ from .families.record import Family, register_family
 from .guide import GuidedPipeline, guide
 from .inversion import edit, invert
 from .models.bundled import load_emoji
+from .second import Adapters
 
 __all__ = [
+    "Adapters",
     "Diagnosis",
     "Family",
     "GuidedPipeline",

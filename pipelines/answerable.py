@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..guidance.errors import InputError, UnsupportedPipelineError
+from collections.abc import Collection
+
+from ..guidance.errors import InputError, UnsupportedPipelineError, nearest
 from ..guidance.rule import Stack
 from . import edits
 from .families.lookup import denoisers_of, signature_of
@@ -37,11 +39,21 @@ def check_rows(family: Family, stack: Stack, max_rows: int | None, rows: str) ->
 def beyond(family: Family, stack: Stack) -> list[str]:
     """What a stack asks for that the pipeline does not evaluate by itself, which is more than ``rows="pipeline"``."""
     own = {*family.halves, "null", "negative"}
-    return sorted(str(query) for query in stack.asks() if query.perturbation or query.condition not in own)
+    return sorted(
+        str(query)
+        for query in stack.asks()
+        if query.perturbation or query.model != "main" or query.condition not in own
+    )
 
 
-def check_answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
+def check_answerable(pipe: Pipeline, family: Family, stack: Stack, networks: Collection[str] = ()) -> None:
     """Refuse what the pipeline cannot answer, before anything runs.
+
+    Args:
+        pipe: the pipeline.
+        family: its record.
+        stack: the stack.
+        networks: the names of the networks that were given beside its own.
 
     Raises:
         UnsupportedPipelineError: it cannot.
@@ -68,10 +80,11 @@ def check_answerable(pipe: Pipeline, family: Family, stack: Stack) -> None:
             "itself, which cannot be left out; take a plan without s"
         )
     for query in stack.asks():
-        if query.model != "main":
+        if query.model not in ("main", *networks):
+            others = f"; there are {', '.join(map(repr, networks))}{nearest(query.model, networks)}" if networks else ""
             raise UnsupportedPipelineError(
-                f"{stack} asks the network {query.model!r} for {str(query)!r}, and a pipeline has one network only; "
-                "guidestack.sample takes several"
+                f"{stack} asks the network {query.model!r} for {str(query)!r}, and none of that name was given{others}: "
+                f"networks={{{query.model!r}: NETWORK}} of guide(), --network {query.model}=FOLDER"
             )
         if query.perturbation:
             for denoiser in denoisers_of(pipe, family):

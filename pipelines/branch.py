@@ -14,6 +14,7 @@ from .caches import Caches
 from .families.record import Family
 from .hooks import compiled
 from .rows import copied, look_up
+from .second import Second
 
 
 class Branch:
@@ -50,7 +51,12 @@ class Branch:
         self.output: Any = last
 
     def call(
-        self, arguments: Mapping[str, Any], requests: Sequence[Request] = (), own: bool = True, drawn: bool = False
+        self,
+        arguments: Mapping[str, Any],
+        requests: Sequence[Request] = (),
+        own: bool = True,
+        drawn: bool = False,
+        second: Second | None = None,
     ) -> Tensor:
         """Call the denoiser with other arguments of the same names, and return its native output.
 
@@ -59,17 +65,23 @@ class Branch:
             requests: what they ask.
             own: whether they are the pipeline's own.
             drawn: whether some of them were drawn for this call.
+            second: the network that answers in the denoiser's place, if one does.
         """
         positional = [copied(arguments[name]) for name in self.given]
         named = {name: copied(arguments[name]) for name in self.named}
         rows = len(arguments[self.family.sample])
-        with nullcontext() if self.caches is None else self.caches.asking(requests, rows, own, drawn):
-            output = self.original(*positional, **named)
+        module = self.module if second is None else second.of(self.module)
+        remembered = self.caches is not None and module is self.module
+        with (
+            self.caches.asking(requests, rows, own, drawn) if remembered else nullcontext(),
+            nullcontext(self.original) if second is None else second.answering(self.module, self.original) as network,
+        ):
+            output = network(*positional, **named)
         self.output = output
         answer = self.family.unpack(output[0])  # the prediction, of a tuple and of a model output alike
         if self.family.upcasts:
             answer = answer.float()
-        return answer.clone() if compiled(self.module) else answer  # the next run of a CUDA graph overwrites its output
+        return answer.clone() if compiled(module) else answer  # the next run of a CUDA graph overwrites its output
 
     def checked(self, name: str) -> Any:
         """A row argument with all its rows, or with a single one, which some pipelines leave to the network to repeat.

@@ -19,11 +19,13 @@ from ..guidance.run import GuidedRun
 from ..samplers import parameterization
 from .answerable import ASKED, check_answerable, check_rows
 from .families.lookup import denoisers_of, family_of, hands_on
-from .families.record import Family, Pipeline
+from .families.record import Call, Family, Pipeline
 from .guided_call import guided_call
 from .hooks import calling, exclusively, methods, restored
 from .prompts import Prompts
+from .second import Second, second_networks
 from .session import Session
+from .steps import Steps
 from .surface import Surface, bare
 
 
@@ -34,6 +36,7 @@ def guide(
     max_rows: int | None = None,
     observe: Observer | None = None,
     rows: str = ASKED,
+    networks: Mapping[str, Any] | None = None,
 ) -> GuidedPipeline:
     """Guide an existing diffusers pipeline with a stack.
 
@@ -48,6 +51,12 @@ def guide(
             pipeline's own call in their order, always; what the stack did not ask for is evaluated, counted and not
             used. For attention processors that take the batch for [unconditional, conditional], for patches of the
             network that remember its last call, and for engines of a fixed size.
+        networks: further networks by name, for queries such as ``"positive@weak"``: ``{"weak": NETWORK}``. A network is
+            a module of the class of the pipeline's denoiser, or a pipeline with one; a folder of either, or the hub id
+            of a pipeline (safetensors only); ``"bundled"``, the weak twin of the bundled model; `Adapters` of the
+            pipeline's own network; or a `guidance.Perturbation` of it. It is asked with the pipeline's own
+            arguments, and so has the channels and the widths of conditions of the pipeline's network. At a call it is
+            brought to the device and the type of that.
 
     Returns:
         An object to call as the pipeline itself, without `guidance_scale` and what else the stack now decides.
@@ -56,7 +65,7 @@ def guide(
         UnsupportedPipelineError: there is no record for this pipeline, or it cannot run the stack; or with
             ``rows="pipeline"`` the stack asks for what the pipeline does not evaluate by itself.
         InputError: `pipe` is no pipeline; `max_rows` is no number of rows; `rows` is neither of the two, or
-            ``"pipeline"`` together with `max_rows`.
+            ``"pipeline"`` together with `max_rows`; or one of `networks` cannot be loaded, or has another shape.
         UnsupportedSchedulerError: the levels of its scheduler are not known.
         StackSyntaxError, RuleError: the text or mapping of the stack is wrong.
 
@@ -69,9 +78,10 @@ def guide(
         warn(f"{type(pipe).__name__} hands its calls on to {family.pipeline}, and is guided as one")
     denoisers_of(pipe, family)
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
-    check_answerable(pipe, family, stack)
+    seconds = second_networks(pipe, family, networks)
+    check_answerable(pipe, family, stack, seconds)
     check_rows(family, stack, max_rows, rows)
-    return GuidedPipeline(pipe, family, stack, max_rows, observe, rows)
+    return GuidedPipeline(pipe, family, stack, max_rows, observe, rows, seconds)
 
 
 class GuidedPipeline(Surface):
@@ -83,6 +93,7 @@ class GuidedPipeline(Surface):
     Attributes:
         pipe: the pipeline, unchanged.
         stack: the stack; may be set to whatever `guide` takes.
+        networks: the networks beside the pipeline's own, by name.
         run: the run of the last call, up to where it got, with its state; None before the first evaluation.
     """
 
@@ -94,8 +105,10 @@ class GuidedPipeline(Surface):
         max_rows: int | None = None,
         observe: Observer | None = None,
         rows: str = ASKED,
+        networks: Mapping[str, Second] | None = None,
     ) -> None:
         self.pipe, self.family, self.stack, self.observe = pipe, family, stack, observe
+        self.networks = dict(networks or {})
         self.max_rows = None if max_rows is None else count("max_rows", max_rows)
         self.rows = rows
         self.run: GuidedRun | None = None
@@ -104,7 +117,7 @@ class GuidedPipeline(Surface):
         if name == "stack":
             value = as_stack(value)
             if "stack" in vars(self):  # another one, after `guide` has looked at the first
-                check_answerable(self.pipe, self.family, value)
+                check_answerable(self.pipe, self.family, value, self.networks)
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -135,9 +148,12 @@ class GuidedPipeline(Surface):
             QueryError: the pipeline cannot answer what the stack asks.
         """
         call, prompts = self._call(args, kwargs)
-        return self._run(
-            Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows, self.observe, self.rows)
-        )
+        return self._run(self._session(call, prompts))
+
+    def _session(self, call: Call, prompts: Prompts, steps: Steps | None = None) -> Session:
+        """One call, given its arguments and where it stands in its schedule."""
+        about = self.pipe, self.family, self.stack, call, prompts
+        return Session(*about, self.max_rows, self.observe, self.rows, steps, self.networks)
 
     def _run(self, session: Session) -> Any:
         """Call the pipeline with the hooks of a session."""
@@ -164,7 +180,8 @@ class GuidedPipeline(Surface):
         """
         denoisers, scheduler = denoisers_of(self.pipe, self.family), self.pipe.scheduler
         with ExitStack() as hooks:
-            hooks.enter_context(exclusively(self.pipe, scheduler))
+            switched = denoisers if any(one.adapters is not None for one in self.networks.values()) else ()
+            hooks.enter_context(exclusively(self.pipe, scheduler, *switched))
             self.run = None
             hooks.enter_context(restored(self.pipe, self.family.scratch))
             session.encode()

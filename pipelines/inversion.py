@@ -19,7 +19,6 @@ from .families.record import Pipeline
 from .guide import GuidedPipeline, guide
 from .latents import latents_of
 from .partial_steps import BackwardSteps, PartialSteps
-from .session import Session
 from .surface import Surface
 
 DECIDED = {"latents": "the image", "output_type": "an inversion, which returns latents", "return_dict": "an inversion"}
@@ -30,7 +29,13 @@ SHOWN = ("output_type", "return_dict", "callback_on_step_end", "callback_on_step
 """Arguments of `edit` that are for the second of its two calls, the one that makes the picture."""
 
 
-def invert(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: int | None = None) -> InvertingPipeline:
+def invert(
+    pipe: Pipeline,
+    stack: Rule | str | Mapping[str, Any],
+    *,
+    max_rows: int | None = None,
+    networks: Mapping[str, Any] | None = None,
+) -> InvertingPipeline:
     """Find the noise from which a pipeline makes a given image, under a stack.
 
     Args:
@@ -38,6 +43,7 @@ def invert(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: i
             Euler, Euler for flow matching).
         stack: as of `guide`; its rules must not remember earlier steps.
         max_rows: as of `guide`.
+        networks: as of `guide`.
 
     Returns:
         An object to call with ``image=`` and the pipeline's own arguments: the prompt that describes the image, the
@@ -50,7 +56,7 @@ def invert(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: i
 
     Cost: the evaluations of sampling with the same stack and steps, and the encoder of the pipeline's autoencoder.
     """
-    guided = guide(pipe, stack, max_rows=max_rows)
+    guided = guide(pipe, stack, max_rows=max_rows, networks=networks)
     pipe = guided.pipe
     takes = signature_of(pipe).parameters
     if "latents" not in takes or "image" in takes:
@@ -58,7 +64,7 @@ def invert(pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, max_rows: i
         raise UnsupportedPipelineError(f"{type(pipe).__name__} {what}: it cannot be run backwards from an image")
     undoable(pipe.scheduler)
     reversible(guided.stack)
-    return InvertingPipeline(pipe, guided.family, guided.stack, max_rows)
+    return InvertingPipeline(pipe, guided.family, guided.stack, max_rows, networks=guided.networks)
 
 
 def edit(
@@ -67,6 +73,7 @@ def edit(
     *,
     inversion: Rule | str | Mapping[str, Any] | None = None,
     max_rows: int | None = None,
+    networks: Mapping[str, Any] | None = None,
 ) -> EditingPipeline:
     """Change an image by a prompt: invert it under the prompt that describes it, then sample under another.
 
@@ -75,6 +82,7 @@ def edit(
         stack: what to sample under.
         inversion: what to invert under; `stack` too by default. It must not remember earlier steps.
         max_rows: as of `guide`.
+        networks: as of `guide`.
 
     Returns:
         An object to call with the image and both prompts.
@@ -85,9 +93,11 @@ def edit(
     Cost: that of both stacks over the steps.
     """
     stack = as_stack(stack)
-    inverting = invert(pipe, stack if inversion is None else inversion, max_rows=max_rows)
-    guided = guide(pipe, stack, max_rows=max_rows)  # which refuses now what would be refused after the inversion
-    return EditingPipeline(inverting, ResumingPipeline(guided.pipe, guided.family, guided.stack, max_rows))
+    inverting = invert(pipe, stack if inversion is None else inversion, max_rows=max_rows, networks=networks)
+    # Which refuses now what would be refused after the inversion.
+    guided = guide(pipe, stack, max_rows=max_rows, networks=inverting.networks)
+    about = guided.pipe, guided.family, guided.stack, max_rows
+    return EditingPipeline(inverting, ResumingPipeline(*about, networks=guided.networks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +152,7 @@ class InvertingPipeline(GuidedPipeline):
         call |= {"latents": latents, "output_type": "latent"}
         steps = BackwardSteps(self.pipe, self.family, self.stack, call, strength)
         try:
-            self._run(Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows, steps=steps))
+            self._run(self._session(call, prompts, steps))
         except NonFiniteError as error:
             if error.output is not None:
                 error.output = self._inverted(steps)
@@ -177,7 +187,7 @@ class ResumingPipeline(GuidedPipeline):
         call, prompts = self._call(args, kwargs)
         steps = PartialSteps(self.pipe, self.family, self.stack, call, strength)
         try:
-            return self._run(Session(self.pipe, self.family, self.stack, call, prompts, self.max_rows, steps=steps))
+            return self._run(self._session(call, prompts, steps))
         finally:
             steps.release()
 

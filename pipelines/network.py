@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..guidance.errors import InputError, UnsupportedPipelineError
+from ..guidance.errors import InputError, QueryError, UnsupportedPipelineError
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
 from ..guidance.query import POSITIVE, Network, Perturbation, Query, Request, sent
@@ -18,6 +19,7 @@ from .edits import PERTURBATIONS
 from .families.record import Draw, Family
 from .prepared import Prepared
 from .rows import Index, alike, join, look_up, put, take
+from .second import Second
 
 TEXTS = "independent:tokens"
 Chosen = tuple[tuple[int, ...] | None, str, Mapping[str, Any]]
@@ -42,13 +44,14 @@ class PipelineNetwork(Network):
         keys: where randomness comes from.
         random: conditions that are drawn anew at each evaluation: ``draw(rows, generators)`` makes row arguments, one
             row a sample, given those of the prompt.
-        perturb: a context in which the denoiser answers perturbed, given the perturbation and a generator for each
-            row.
+        perturb: a context in which a network answers perturbed, given the network, the perturbation and a generator for
+            each row.
         answered: native outputs of conditions that were evaluated already, for all samples.
         prepared: what the networks of a run share.
         ahead: `keys` and those of the next evaluations, for which random texts are encoded together.
         whole: the prompt's whole answer at the step before, which rows keep that are not evaluated at this one.
         fixed: whether every call has the rows of the pipeline's own, asked for or not.
+        seconds: the networks beside the denoiser, by name.
 
     Attributes:
         whole: the prompt's whole answer, where it has more than the samples (learned variances, a picture), or None.
@@ -66,12 +69,13 @@ class PipelineNetwork(Network):
         part: tuple[slice, ...],
         keys: Keys,
         random: Mapping[str, Draw],
-        perturb: Callable[[Perturbation, Sequence[torch.Generator]], AbstractContextManager[None]],
+        perturb: Callable[[nn.Module, Perturbation, Sequence[torch.Generator]], AbstractContextManager[None]],
         answered: Mapping[str, Tensor] | None = None,
         prepared: Prepared | None = None,
         ahead: tuple[Keys, ...] = (),
         whole: Tensor | None = None,
         fixed: bool = False,
+        seconds: Mapping[str, Second] | None = None,
     ) -> None:
         self.branches, self.batch, self.extra = branches, batch, dict(extra)
         self.family, self.row_names = family, (family.sample, *family.rows)
@@ -85,6 +89,8 @@ class PipelineNetwork(Network):
         self.ahead = ahead or (keys,)
         self.whole = whole
         self.always = tuple(map(Query, branches)) if fixed else ()
+        self.seconds = seconds or {}
+        self.models = ("main", *self.seconds)
 
     @property
     def cached(self) -> int:
@@ -100,12 +106,24 @@ class PipelineNetwork(Network):
             UnsupportedPipelineError: the rows of a call are the pipeline's, and this query would add some.
         """
         found = super().resolve(query)
+        if (second := self.seconds.get(found.model)) and second.perturbation is not None:
+            if found.perturbation is not None:
+                raise QueryError(
+                    f"{str(query)!r} is perturbed, and so is the network {found.model!r}: {second.perturbation}; one "
+                    "call has one perturbation"
+                )
+            found = replace(found, model="main", perturbation=second.perturbation)
         if self.always and found not in self.always:
             raise UnsupportedPipelineError(
                 f"rows='pipeline' evaluates what the pipeline does by itself, {', '.join(self.branches)}, and "
                 f"{str(query)!r} was asked for; leave rows='pipeline' out, or the rule that asks"
             )
         return found
+
+    def elsewhere(self, query: Query) -> bool:
+        """Whether another module answers a query than the pipeline's denoiser."""
+        second, denoiser = self.seconds.get(query.model), self._branch(query).module
+        return second is not None and second.of(denoiser) is not denoiser
 
     def fit(self) -> dict[str, Mapping[str, Any]]:
         """Bring the further conditions to the type and device of the pipeline's own.
@@ -140,9 +158,11 @@ class PipelineNetwork(Network):
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
         """Answer requests of one perturbation by one call of the denoiser."""
-        perturbation = requests[0].query.perturbation
+        first = requests[0].query
+        perturbation, denoiser = first.perturbation, self._branch(first).module
         if perturbation is None:
             return self._run(requests)
+        second = self.seconds.get(first.model)
         generators = [
             generator
             for r in requests
@@ -150,8 +170,12 @@ class PipelineNetwork(Network):
                 range(self.batch) if r.rows is None else r.rows, f"{perturbation.kind} {r.query.condition}"
             )
         ]
-        with self.perturb(perturbation, generators):
+        with self.perturb(second.of(denoiser) if second else denoiser, perturbation, generators):
             return self._run(requests)
+
+    def _branch(self, query: Query) -> Branch:
+        """The call of the pipeline that a query is answered in."""
+        return self.branches.get(query.condition, self.branches["positive"])
 
     def _run(self, requests: Sequence[Request]) -> list[Tensor]:
         outputs = self.native(requests)
@@ -179,14 +203,15 @@ class PipelineNetwork(Network):
     def native(self, requests: Sequence[Request]) -> list[Tensor]:
         """The denoiser's whole answer to each request, with what is no part of the samples."""
         first = requests[0].query
-        branch = self.branches.get(first.condition, self.branches["positive"])
-        if not first.perturbation and len(requests) == 1 and first.condition in self.answered:
+        branch, second = self._branch(first), self.seconds.get(first.model)
+        plain = second is None and first.perturbation is None
+        if plain and len(requests) == 1 and first.condition in self.answered:
             answer = self.answered[first.condition]
             return [answer if requests[0].rows is None else answer[self.prepared.rows(requests[0].rows, answer.device)]]
         if all(request.rows is None for request in requests):
             whole = tuple(name for name, one in self.branches.items() if one is branch)
             if tuple(request.query.condition for request in requests) == whole:
-                answer = branch.call(branch.arguments, requests, own=first.perturbation is None)
+                answer = branch.call(branch.arguments, requests, own=plain, second=second)
                 return list(answer.chunk(len(requests)))
         chosen = [(request.rows, *self._sources(request)) for request in requests]
         arguments = dict(branch.arguments)
@@ -197,7 +222,8 @@ class PipelineNetwork(Network):
                 put(arguments, name, value)
         counts = [self.batch if request.rows is None else len(request.rows) for request in requests]
         drawn = any(request.query.condition in self.random for request in requests)
-        return list(torch.split(branch.call(arguments, requests, own=False, drawn=drawn), counts))
+        answer = branch.call(arguments, requests, own=False, drawn=drawn, second=second)
+        return list(torch.split(answer, counts))
 
     def _joined(self, name: str, chosen: Sequence[Chosen]) -> Any:
         """The rows of one argument for all requests of a call."""

@@ -21,6 +21,7 @@ from .families.record import Call, Family, Pipeline, Rows
 from .network import PipelineNetwork
 from .prepared import Prepared
 from .prompts import Prompts, uses_negative
+from .second import Second
 
 
 class NetworkFactory:
@@ -32,6 +33,7 @@ class NetworkFactory:
         prompts: what is evaluated beside the prompt.
         emitted: what the denoiser emits.
         fixed: whether every call has the rows of the pipeline's own, asked for or not.
+        seconds: the networks beside the denoiser, by name.
 
     Attributes:
         extra: row arguments of the conditions that the pipeline does not evaluate by itself, by name.
@@ -40,9 +42,16 @@ class NetworkFactory:
     """
 
     def __init__(
-        self, pipe: Pipeline, family: Family, prompts: Prompts, emitted: Parameterization, fixed: bool
+        self,
+        pipe: Pipeline,
+        family: Family,
+        prompts: Prompts,
+        emitted: Parameterization,
+        fixed: bool,
+        seconds: Mapping[str, Second] | None = None,
     ) -> None:
         self.pipe, self.family, self.prompts, self.emitted, self.fixed = pipe, family, prompts, emitted, fixed
+        self.seconds = seconds or {}
         self.extra: dict[str, Rows] = {}
         self.whole: Tensor | None = None
         self.prepared = Prepared()
@@ -95,11 +104,12 @@ class NetworkFactory:
             random={
                 f"independent:{name}": functools.partial(draw, self.pipe) for name, draw in self.family.random.items()
             },
-            perturb=functools.partial(self._perturbed, branch.module),
+            perturb=self._perturbed,
             answered=answered,
             prepared=self.prepared,
             whole=self.whole,
             fixed=self.fixed,
+            seconds=self.seconds,
         )
 
     def alone(self, branch: Branch, name: str, part: tuple[slice, ...], max_rows: int | None) -> Tensor:

@@ -27,6 +27,7 @@ from .families.record import Call, Family, Pipeline
 from .network import PipelineNetwork
 from .network_factory import NetworkFactory
 from .prompts import Prompts
+from .second import Second
 from .steps import Steps
 
 AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")
@@ -47,6 +48,7 @@ class Session:
         max_rows: at most this many rows in one call of the denoiser.
         observe: told of every evaluation.
         rows: as of `guide`.
+        seconds: the networks beside the denoiser, by name.
         steps: where the call stands in its schedule; None for a call that runs its schedule as the pipeline does.
 
     Attributes:
@@ -65,6 +67,7 @@ class Session:
         observe: Observer | None = None,
         rows: str = ASKED,
         steps: Steps | None = None,
+        seconds: Mapping[str, Second] | None = None,
     ) -> None:
         self.pipe, self.family, self.stack, self.call, self.prompts = pipe, family, stack, call, prompts
         self.max_rows, self.observe = max_rows, observe
@@ -72,7 +75,9 @@ class Session:
         self.steps = steps or Steps(pipe, family, stack, call)
         self.caller = self.steps.caller
         self.calls = DenoiserCalls(family, stack)
-        self.networks = NetworkFactory(pipe, family, prompts, self.steps.emitted, rows == PIPELINES)
+        denoisers = denoisers_of(pipe, family)
+        beside = {name: second.beside(pipe, denoisers) for name, second in (seconds or {}).items()}
+        self.networks = NetworkFactory(pipe, family, prompts, self.steps.emitted, rows == PIPELINES, beside)
         self.run: GuidedRun | None = None
         self.part: tuple[slice, ...] | None = None
 
@@ -174,7 +179,8 @@ class Session:
         """The steps to come, each with what the network is going to be asked."""
         negatives, positives = max(run.negatives, default=0), max(run.positives, default=0)
         for planned in plan(self.stack, self.steps.coming(), negatives, positives, run.batch):
-            yield planned.when.step, {network.resolve(query) for query in planned.queries} | set(network.always)
+            asked = {network.resolve(query) for query in planned.queries} | set(network.always)
+            yield planned.when.step, {query for query in asked if not network.elsewhere(query)}
 
     def finish(self) -> None:
         """Check that everything happened that was asked for.

@@ -3,6 +3,7 @@
 from .adaptive import AdaptiveGuidance, Prefix
 from .adg import ADG
 from .apg import APG
+from .autoguidance import Autoguidance
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus, Renoise
 from .cfg_zero import CFGZero
@@ -48,6 +49,7 @@ __all__ = [
     "TPG",
     "TSG",
     "AdaptiveGuidance",
+    "Autoguidance",
     "CFGPlusPlus",
     "CFGZero",
     "During",
