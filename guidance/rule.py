@@ -503,6 +503,11 @@ class Wrapper(Rule[StateT]):
         return dataclasses.replace(self, rule=self.rule.neutral())
 
 
+def models_of(rule: Rule) -> frozenset[str]:
+    """The names of the networks that a rule asks beside the one that samples."""
+    return frozenset(query.model for query in rule.asks()) - {"main"}
+
+
 def remarks(stack: Rule) -> list[str]:
     """What a user should know of a stack that runs, and may not do what was meant: one line each."""
     if stack.refines:

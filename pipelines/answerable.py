@@ -81,10 +81,10 @@ def check_answerable(pipe: Pipeline, family: Family, stack: Stack, networks: Col
         )
     for query in stack.asks():
         if query.model not in ("main", *networks):
-            others = f"; there are {', '.join(map(repr, networks))}{nearest(query.model, networks)}" if networks else ""
             raise UnsupportedPipelineError(
-                f"{stack} asks the network {query.model!r} for {str(query)!r}, and none of that name was given{others}: "
-                f"networks={{{query.model!r}: NETWORK}} of guide(), --network {query.model}=FOLDER"
+                f"{stack} asks the network {query.model!r} for {str(query)!r}, and no network of that name was given"
+                f"{nearest(query.model, networks)}; give it with --network {query.model}=FOLDER, in Python with "
+                f"guide(..., networks={{{query.model!r}: NETWORK}})"
             )
         if query.perturbation:
             for denoiser in denoisers_of(pipe, family):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.errors import InputError, UnsupportedPipelineError, nearest, shown
+from ..guidance.errors import InputError, nearest, shown
 from ..guidance.query import Perturbation
 from ..samplers import weights_digest
 from . import time_embedding
@@ -76,9 +76,10 @@ class Adapters:
         Raises:
             InputError: it lacks one, has none at all, or has them fused into its weights.
         """
-        known, layers = list(getattr(module, "peft_config", {})), _adapted(module)
-        for name in self.names or [""]:
-            if not layers or (name and name not in known):
+        layers = _adapted(module)
+        known = list(dict.fromkeys(name for layer in layers for name in getattr(layer, "scaling", ())))
+        for name in self.names or known[:1] or [""]:
+            if name not in known:
                 has = f"it has {', '.join(map(repr, known))}{nearest(name, known)}" if known else "it has none"
                 raise InputError(f"{self}: {type(module).__name__} has no such adapter; {has}")
         if any(getattr(layer, "merged", False) for layer in layers):

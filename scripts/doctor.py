@@ -16,8 +16,9 @@ from ..pipelines import doctor
 from ..pipelines.doctor import Diagnosis, unrecorded
 from ..pipelines.families.record import FAMILIES
 from ..pipelines.models.loading import chosen_device, class_of, components_of, first_line, load, pipeline_class
+from ..pipelines.second import BUNDLED
 from .as_json import echo_json, json_option
-from .options import device_option, dtype_option, notices, rules_option, threads_option
+from .options import device_option, dtype_option, network_option, notices, rules_option, threads_option
 
 
 @click.command()
@@ -26,6 +27,7 @@ from .options import device_option, dtype_option, notices, rules_option, threads
     "--pipeline", metavar="CLASS", help="Test this pipeline on the model's components, e.g. one from pictures."
 )
 @click.option("--no-rules", is_flag=True, help="Make the checks only, without the table of rules.")
+@network_option
 @rules_option
 @dtype_option
 @device_option
@@ -59,7 +61,9 @@ def _diagnosed(options: dict[str, Any]) -> Diagnosis:
             name, pipeline_class(name), components_of(Path(model))
         )  # it may be one that cannot be loaded here
     pipe, _ = load(model, getattr(torch, options["dtype"]), device, options["allow_pickle"], doctored=True)
-    return doctor(_as(pipe, options["pipeline"]) if options["pipeline"] else pipe, rules=not options["no_rules"])
+    networks = {**({"weak": BUNDLED} if model is None else {}), **options["networks"]}
+    tested = _as(pipe, options["pipeline"]) if options["pipeline"] else pipe
+    return doctor(tested, rules=not options["no_rules"], networks=networks)
 
 
 def _as(pipe: Any, name: str) -> Any:

@@ -11,13 +11,14 @@ import click
 from ..guidance.notation import presets
 from ..guidance.notation.registry import citation
 from ..guidance.plan import Planned, When, never_asking, plan
-from ..guidance.rule import remarks
+from ..guidance.rule import models_of, remarks
 from ..guidance.words import counted
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import chosen_sampler, scheduler_of
+from ..pipelines.models.networks import network_identity
 from ..samplers import grid, scheduled
 from .as_json import echo_json, json_option
-from .options import rules_option, sampler_option, steps_option
+from .options import network_option, rules_option, sampler_option, steps_option
 
 BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
 """Of the bundled model."""
@@ -56,9 +57,12 @@ def told(planned: Planned) -> dict[str, Any]:
 @steps_option(25)
 @sampler_option
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the bundled emoji model]")
+@network_option
 @rules_option
 @json_option
-def command(stack: str, steps: int, sampler: str | None, model: Path | None, as_json: bool) -> None:
+def command(
+    stack: str, steps: int, sampler: str | None, model: Path | None, networks: dict[str, str], as_json: bool
+) -> None:
     """Print what STACK asks for at each step, the evaluations of a sample, and the papers.
 
     STACK is text such as "during(cfg(4), sigma=(0.2, 5)) | rescale(0.7)", or @ with a preset's name or file, such as
@@ -78,6 +82,9 @@ def command(stack: str, steps: int, sampler: str | None, model: Path | None, as_
             for place in never_asking(read, planned)
         ),
     ]
+    for name in sorted(models_of(read)):
+        identity = " ".join(network_identity(networks[name]).values()) if name in networks else "none was given"
+        notes.append(f"it asks the network {name!r} beside the model's own, --network {name}=FOLDER: {identity}")
     papers = citation(read)
     if as_json:
         echo_json(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import click
 from ..guidance.errors import GuidestackWarning, InputError, RuleError, shown
 from ..guidance.notation.presets import TunedFor, name_in, read, tuned_for
 from ..guidance.reading import is_folder, read_bytes
-from ..guidance.rule import Stack
+from ..guidance.rule import Stack, models_of
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.files import LARGEST_SIDE, check_out, check_writable, read_recipe
 from ..pipelines.models.generator import Generator
@@ -27,6 +27,7 @@ from .explain import schedule
 from .options import (
     device_option,
     dtype_option,
+    network_option,
     notices,
     offload_option,
     rules_option,
@@ -156,6 +157,16 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
     return others
 
 
+def note_unasked(networks: Iterable[str], stacks: Sequence[Stack]) -> None:
+    """Warn of networks that were given and that no stack asks."""
+    for name in sorted(set(networks) - {one for stack in stacks for one in models_of(stack)}):
+        warnings.warn(
+            f"--network {name} was given, and no stack asks it; autoguidance(2, network={name!r}) does",
+            GuidestackWarning,
+            stacklevel=2,
+        )
+
+
 @click.command()
 @click.argument("prompts", nargs=-1)
 @click.option(
@@ -177,6 +188,7 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
     "than once, it makes a set of images for each.  [default: guidance.yaml in the model's folder, else cfg(4)]",
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
+@network_option
 @sampler_option
 @steps_option(25)
 @click.option(
@@ -223,7 +235,7 @@ def command(**options: Any) -> None:
 
 
 def _studio(model: str | None, dtype: str, options: dict[str, Any]) -> Studio:
-    how = {name: options[name] for name in ("device", "allow_pickle", "offload")}
+    how = {name: options[name] for name in ("device", "allow_pickle", "offload", "networks")}
     return Studio(Generator(model, dtype, **how, advice=ADVICE))
 
 
@@ -235,7 +247,7 @@ def _generate(options: dict[str, Any]) -> str:
         check_writable(options["grid"].parent, options["grid"].name)
     if options["like"]:
         given = click.get_current_context()
-        kept = {"like", "out", "model", "device", "offload", "overwrite", "allow_pickle"}
+        kept = {"like", "networks", "out", "model", "device", "offload", "overwrite", "allow_pickle"}
         for name in options:
             source = given.get_parameter_source(name)
             if name not in kept and source is not None and source.name == "COMMANDLINE":
@@ -243,7 +255,8 @@ def _generate(options: dict[str, Any]) -> str:
         wanted = [Recipe.read(read_recipe(options["like"]), options["like"])]
         chosen_sampler(wanted[0].sampler, None)
         model = wanted[0].model_to_load(options["model"])
-        studio = _studio(model, wanted[0].dtype, options)
+        networks = wanted[0].networks_to_load(options["networks"])
+        studio = _studio(model, wanted[0].dtype, {**options, "networks": networks})
         studio.check_same(wanted[0])
     else:
         prompts = [*options["prompts"], *(read_prompts(options["prompts_from"]) if options["prompts_from"] else [])]
@@ -254,6 +267,7 @@ def _generate(options: dict[str, Any]) -> str:
         options = {**options, **named, "guidance": options["guidance"] or stored_guidance(options["model"])}
         wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
         check_presets(options["guidance"], options["model"], options["sampler"], options["steps"])
+        note_unasked(options["networks"], [read(text) for text in options["guidance"]])
         studio = _studio(options["model"], options["dtype"], options)
     made = studio.make(wanted, options["out"], options["batch"], options["overwrite"])
     if options["grid"]:

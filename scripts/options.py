@@ -86,6 +86,33 @@ threads_option = click.option(
 )
 
 
+def _networks(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    from ..guidance.errors import InputError, shown
+
+    found: dict[str, str] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not value or not name.isidentifier() or name == "main":
+            raise InputError(
+                f"--network is NAME=FOLDER, such as weak=checkpoints/early; 'main' is --model; got {shown(text)}"
+            )
+        if name in found:
+            raise InputError(f"--network {name} comes twice")
+        found[name] = value
+    return found
+
+
+network_option = click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    callback=_networks,
+    help="A further network for rules that ask it by NAME, such as autoguidance: a folder of a network or a model, a "
+    "model's hub id, or bundled for the weak twin of the bundled model; may be repeated.",
+)
+
+
 def _load(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
     from ..guidance.notation.plugins import load_rules
 

@@ -13,7 +13,16 @@ from ..guidance.reading import read_bytes
 from ..guidance.words import counted
 from ..pipelines.models.loading import chosen_device, chosen_sampler
 from .generate import read_size
-from .options import device_option, dtype_option, notices, rules_option, sampler_option, steps_option, threads_option
+from .options import (
+    device_option,
+    dtype_option,
+    network_option,
+    notices,
+    rules_option,
+    sampler_option,
+    steps_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.tune.progress import Bar
@@ -35,6 +44,7 @@ APART = 1_000_000
 )
 @click.option("--held-out", default=str(HELD_OUT), show_default=True, metavar="FILE|N", help="Prompts to verify on.")
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
+@network_option
 @click.option(
     "--reference", default="cfg(4)", show_default=True, metavar="STACK", help="Stack whose images are wanted for less."
 )
@@ -115,6 +125,7 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
         seed=options["seed"],
         each=options["seeds"],
         coefficients=options["linear_ag"],
+        networks=options["networks"],
     )
     device = chosen_device(options["device"])
     bar = Bar()

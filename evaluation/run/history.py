@@ -22,7 +22,7 @@ MAY_CHANGE = ("batch",)
 """The one of `FIELDS` that may be another one in a folder that has samples: it does not say what they are."""
 
 
-def versions(run: RunFolder, sweep: Sweep, model: str) -> list[Sweep]:
+def versions(run: RunFolder, sweep: Sweep, addresses: Addresses) -> list[Sweep]:
     """The sweeps that the samples of a folder are planned by, oldest first; `sweep` is the last.
 
     Where it asks for the same samples as the last one before, it takes its place, with what it says of everything else:
@@ -35,9 +35,13 @@ def versions(run: RunFolder, sweep: Sweep, model: str) -> list[Sweep]:
     before = [run.resolved(f"{HISTORY}/{name}") for name in files]
     if not before:
         return [sweep]
-    here = _told(run).get("model")
+    told, model = _told(run), addresses.model
+    here = told.get("model")
     if here is not None and here != model:
         raise _another(run, f"the model's fingerprint is {here} there and {model} here")
+    for name, there in (told.get("networks") or {}).items():
+        if (other := addresses.networks.get(name, there)) != there:
+            raise _another(run, f"the fingerprint of the network {name!r} is {there} there and {other} here")
     if difference := differs(before[-1], sweep, models=here is None):
         raise _another(run, difference)
     return [*(before[:-1] if _samples(before[-1]) == _samples(sweep) else before), sweep]
@@ -172,6 +176,7 @@ def write(run: RunFolder, sweeps: Sequence[Sweep], cells: Sequence[Cell], addres
     told = {
         "name": name,
         "model": addresses.model,
+        **({"networks": addresses.networks} if addresses.networks else {}),
         "baseline": addresses.cell(baseline) if baseline else None,
         "samples": len(cells) * len(sweep.pairs),
         "cells": described(cells, addresses),

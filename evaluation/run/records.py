@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from ...guidance.rule import Stack
 from ...guidance.version import __version__
 from ...pipelines.models.files import contents
 from ...pipelines.models.generator import Made
@@ -39,6 +40,7 @@ class Keeper:
         identity: what identifies the model.
         versions: of the libraries that make the images, and on what device.
         meter: what is measured of them; None for nothing.
+        networks: what identifies the further networks that a stack asks.
     """
 
     sweep: Sweep
@@ -46,6 +48,7 @@ class Keeper:
     identity: Mapping[str, str]
     versions: Mapping[str, str]
     meter: Meter | None = None
+    networks: Callable[[Stack], Mapping[str, Mapping[str, str]]] = lambda stack: {}
 
     def kept(self, batch: Batch, made: Made, existing: Collection[str]) -> Finished:
         """What is written of a batch: of its samples those that are not in `existing`, and not lost."""
@@ -88,6 +91,7 @@ class Keeper:
             batch=min(len(batch.samples), MOST_TOGETHER),
             model=self.identity,
             versions=self.versions,
+            networks=self.networks(cell.parsed),
         ).written()
 
     def _row(self, batch: Batch, place: int, made: Made) -> Row:

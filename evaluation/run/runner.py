@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -73,11 +73,11 @@ class Prepared:
         used = [str(file.path) for cell in self.cells for file in files_of(cell.parsed)]
         sweep = dataclasses.replace(sweep, rules=tuple(dict.fromkeys([*sweep.rules, *used])))
         self.sweep, self.options = sweep, options
-        self.generator = generator or generator_of(sweep.model, self.cells[0].dtype, options)
+        self.generator = generator or generator_of(sweep.model, self.cells[0].dtype, options, sweep.networks)
         baseline_of(sweep, self.cells)
         self.costs: dict[Cell, Cost] = check(self.generator, self.cells, sweep.prompts)
         self.notes = notes(self.generator, self.cells, sweep.prompts)
-        self.addresses = Addresses.of_model(self.generator.identity)
+        self.addresses = Addresses.of_model(self.generator.identity, self.generator.networks)
         history.check(sweep, self.cells, self.addresses)
         self.meter = _meter(sweep, options.device)
 
@@ -93,7 +93,7 @@ class Prepared:
         """
         cell = batch.cell
         if self.generator.dtype != cell.dtype:  # the next one is loaded when it makes its first batch
-            self.generator = generator_of(self.sweep.model, cell.dtype, self.options)
+            self.generator = generator_of(self.sweep.model, cell.dtype, self.options, self.sweep.networks)
         given = uses_negative(cell.parsed)  # else a batch would warn of it; `notes` says it once
         asked = []
         for sample in batch.samples:
@@ -102,9 +102,11 @@ class Prepared:
         return self.generator.make(asked, cell.parsed, cell.sampler, cell.steps, cell.size, observe=strength)
 
 
-def generator_of(model: str | None, dtype: str, options: Options) -> Generator:
-    """A model for a sweep: any pipeline that there is a record for, also one without prompts."""
-    return Generator(model, dtype, options.device, options.allow_pickle, needs_prompts=False)
+def generator_of(
+    model: str | None, dtype: str, options: Options, networks: Mapping[str, str] | None = None
+) -> Generator:
+    """A model for a sweep: any pipeline that there is a record for, also one without prompts; and further networks."""
+    return Generator(model, dtype, options.device, options.allow_pickle, networks=networks, needs_prompts=False)
 
 
 def _meter(sweep: Sweep, device: str) -> Meter | None:
@@ -132,7 +134,7 @@ def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = No
     sweep, launch = prepared.sweep, prepared.options.launch
     run.location.create()
     with held(run.location, launch) as lock:
-        sweeps = history.versions(run, sweep, prepared.addresses.model)
+        sweeps = history.versions(run, sweep, prepared.addresses)
         existing = run.addresses()
         if launch.rank == 0:
             for note in [*prepared.notes, *history.remarks(run, sweep, len(existing))]:
@@ -166,7 +168,7 @@ def dry_run(prepared: Prepared, run: RunFolder | None) -> tuple[Plan, set[str]]:
     """
     if run is None or not run.location.exists():
         return prepared.plan([prepared.sweep]), set()
-    sweeps = history.versions(run, prepared.sweep, prepared.addresses.model)
+    sweeps = history.versions(run, prepared.sweep, prepared.addresses)
     return prepared.plan(sweeps), run.addresses()
 
 
@@ -201,7 +203,7 @@ def _make(
             batch = plan.batch(place)
             done = prepared.make(batch)
             about = prepared.generator.identity, prepared.generator.versions
-            keeper = Keeper(prepared.sweep, prepared.addresses, *about, prepared.meter)
+            keeper = Keeper(prepared.sweep, prepared.addresses, *about, prepared.meter, prepared.generator.networks_of)
             spent = sum(done.report.evaluations)
             lost = {sample.address for at, sample in enumerate(batch.samples) if at not in done.images} - existing
             if done.lost and not outcome.cause:

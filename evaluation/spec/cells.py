@@ -14,7 +14,7 @@ from ...guidance.errors import GuidestackError, InputError, cut, shown
 from ...guidance.notation.plugins import files_of
 from ...guidance.notation.presets import as_stack, read
 from ...guidance.reading import read_bytes
-from ...guidance.rule import Stack
+from ...guidance.rule import Stack, models_of
 from .. import values
 from ..paths import LARGEST
 from .prompts import stable_bytes
@@ -175,6 +175,10 @@ def baseline_of(sweep: Sweep, cells: Sequence[Cell]) -> Cell | None:
     return found[0]
 
 
+def _short(identity: Mapping[str, str]) -> str:
+    return identity.get("fingerprint") or identity["name"]
+
+
 class Addresses:
     """The addresses of the samples of one model.
 
@@ -183,22 +187,28 @@ class Addresses:
 
     Args:
         model: fingerprint of the model, or its name where it has none.
+        networks: the same of further networks, by name; a cell's address has those that its stack asks.
     """
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, model: str, networks: Mapping[str, str] | None = None) -> None:
+        self.model, self.networks = model, dict(networks or {})
 
     @classmethod
-    def of_model(cls, identity: Mapping[str, str]) -> Self:
-        """The addresses of the model of such an identity."""
-        return cls(identity.get("fingerprint") or identity["name"])
+    def of_model(cls, identity: Mapping[str, str], networks: Mapping[str, Mapping[str, str]] | None = None) -> Self:
+        """The addresses of the model of such an identity, with such further networks."""
+        return cls(_short(identity), {name: _short(one) for name, one in (networks or {}).items()})
+
+    def networks_of(self, cell: Cell) -> dict[str, str]:
+        """Those further networks that a cell's stack asks."""
+        return {name: one for name, one in self.networks.items() if name in models_of(cell.parsed)}
 
     def cell(self, cell: Cell) -> str:
         """The short hash of a cell: 12 hexadecimal digits."""
         return hashlib.blake2b(self._written(cell), digest_size=6).hexdigest()
 
     def _written(self, cell: Cell) -> bytes:
-        return stable_bytes({"model": self.model, **cell.identity})
+        networks = self.networks_of(cell)
+        return stable_bytes({"model": self.model, **cell.identity, **({"networks": networks} if networks else {})})
 
     def of_cell(self, cell: Cell) -> Callable[[bytes, int], str]:
         """A function from a prompt, as `written_prompt` gives it, and a seed to the address: 32 hexadecimal digits."""

@@ -115,6 +115,7 @@ class Sweep:
         baseline: the stack's text, or values of axes, of the one cell that others are compared with; or None.
         claim: what a paper says of the cells; or None. Its metrics are computed beside `metrics`.
         rules: paths of Python files with rules of one's own. Reading a sweep does not import them; running it does.
+        networks: further networks by name, each a folder, a hub id or ``"bundled"``, as `model`.
     """
 
     model: str | None
@@ -131,6 +132,7 @@ class Sweep:
     baseline: str | Mapping[str, str] | None = None
     claim: Claim | None = None
     rules: tuple[str, ...] = ()
+    networks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seeds = self.seeds
@@ -160,6 +162,7 @@ class Sweep:
             prompts_file: name of the file that holds the prompts; None where they stand in the sweep.
         """
         whole: dict[str, Any] = {"model": located(self.model) if self.model else BUNDLED}
+        whole |= {"networks": {name: placed(one) for name, one in self.networks.items()}} if self.networks else {}
         whole |= {"rules": [located(path) for path in self.rules]} if self.rules else {}
         if prompts_file:
             whole["prompts"] = prompts_file
@@ -296,10 +299,22 @@ def _word(name: str) -> str:
     return name
 
 
+def _network(name: str) -> str:
+    if not name.isidentifier() or name == "main":
+        raise ValueError("a network is named by a word other than 'main', which is the key model")
+    return name
+
+
+def placed(network: str, folder: Path | None = None) -> str:
+    """A network's folder as an absolute path; ``"bundled"``, and what is on the hub, as it is."""
+    return network if network == BUNDLED else located(network, folder)
+
+
 Several = Field(max_length=MOST_AXES)
 Count = Annotated[StrictInt, Field(ge=1, le=MOST_OF_A_CELL)]
 Seed = Annotated[StrictInt, Field(ge=0, le=LAST_SEED)]
 Word = Annotated[str, AfterValidator(_word)]
+NetworkName = Annotated[str, AfterValidator(_network)]
 KINDS: dict[str, TypeAdapter[Any]] = {
     "sampler": TypeAdapter(Annotated[Text, read_by(lambda text, _: canonical(text))]),
     "steps": TypeAdapter(Annotated[StrictInt, Field(ge=1, le=1000)]),
@@ -315,6 +330,7 @@ class _Keys(Checked):
     """A sweep as it is written. What depends on other keys is read by `parse_sweep`."""
 
     model: PathText | None = None
+    networks: Annotated[dict[NetworkName, Annotated[PathText, read_by(placed)]], Several] | None = None
     rules: Annotated[list[Annotated[PathText, read_by(located)]], BeforeValidator(_listed), Several] = Field([])
     prompts: Any = None
     negatives: Any = None
@@ -413,6 +429,7 @@ def parse_sweep(
         baseline=_baseline(keys.baseline, stacks, f"{name}: baseline", known),
         claim=claim,
         rules=tuple(dict.fromkeys(keys.rules)),
+        networks=keys.networks or {},
     )
 
 

@@ -68,7 +68,7 @@ class Tuning:
         settings = self.settings
         check_installed()
         check_writable(self.out)
-        self.generator = generator_of(settings.model, settings.fixed["dtype"], self.options)
+        self.generator = generator_of(settings.model, settings.fixed["dtype"], self.options, settings.networks)
         self.files = RunFolder(self.out / settings.goal.name)
         self.training = self._pool(TRAINING, settings.training)
         self.held_out = self._pool(HELD_OUT, settings.held_out)
@@ -82,7 +82,7 @@ class Tuning:
         return Pool(str(self.out / name), self.settings, prompts, self.generator, self.options, self.progress)
 
     def _runs(self, stack: Stack) -> None:
-        guide(self.generator.pipe, stack)
+        guide(self.generator.pipe, stack, networks=self.generator.asked(stack))
 
     def _points(self) -> tuple[When, ...]:
         self.generator.use(self.settings.fixed["sampler"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...guidance.errors import InputError
@@ -47,6 +47,7 @@ class Settings:
         seed: of the proposals.
         each: seeds of a prompt.
         coefficients: of LinearAG around the reference, to be tried as well; None for none.
+        networks: further networks by name, as of a sweep.
 
     Raises:
         InputError: a budget of 0, prompts that are in both sets, or a goal that is the reference itself.
@@ -62,6 +63,7 @@ class Settings:
     seed: int = 0
     each: int = 1
     coefficients: str | None = None
+    networks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
@@ -97,4 +99,5 @@ class Settings:
             fixed=self.fixed,
             metrics=self.metrics if reference in stacks else (),
             baseline=reference if reference in stacks else None,
+            networks=self.networks,
         )

@@ -15,6 +15,7 @@ from ..edits import architecture
 from ..families.lookup import denoisers_of, family_of
 from ..families.record import FAMILIES, Family, Pipeline
 from ..families.suggest import nearest_records
+from ..second import Second, second_networks
 from ..surface import bare
 from . import example
 from .checks import CHECKS, GUIDED, Answer
@@ -25,7 +26,13 @@ from .trials import trials
 from .watch import RecordError
 
 
-def doctor(pipe: Pipeline, call: Mapping[str, Any] | None = None, *, rules: bool = True) -> Diagnosis:
+def doctor(
+    pipe: Pipeline,
+    call: Mapping[str, Any] | None = None,
+    *,
+    rules: bool = True,
+    networks: Mapping[str, Any] | None = None,
+) -> Diagnosis:
     """Check by running it that `guide` works on a pipeline: a self-test for a model, and for a family record.
 
     The pipeline makes two samples in two steps, as small as it allows, without decoding. Compared and counted is what
@@ -36,6 +43,7 @@ def doctor(pipe: Pipeline, call: Mapping[str, Any] | None = None, *, rules: bool
         call: arguments to call it with in place of those made up: a picture of your own, embeddings for a pipeline
             without text encoders. No guidance arguments.
         rules: also run every rule of the registry, for the table of which run on it.
+        networks: further networks for these rules, as of `guide`; one that cannot be used is a failed check.
 
     Returns:
         The diagnosis; ``str`` of it is a page. A check that fails names the field of the record, or the rule, that is
@@ -65,11 +73,18 @@ def doctor(pipe: Pipeline, call: Mapping[str, Any] | None = None, *, rules: bool
         found.append(Check("components", FAIL, broken))
         return Diagnosis(name, "", (*found, *_not_made("its weights cannot be used")))
     found.append(Check("components", PASS, f"{family.denoiser} and {type(pipe.scheduler).__name__} are known"))
+    seconds: dict[str, Second] = {}
+    try:
+        seconds = second_networks(pipe, family, networks)
+        if seconds:
+            found.append(Check("networks", PASS, f"{', '.join(seconds)}: of the shape of the pipeline's own"))
+    except GuidestackError as error:
+        found.append(Check("networks", FAIL, _line(error)))
     with kept(pipe):
         if hasattr(pipe, "set_progress_bar_config"):
             pipe.set_progress_bar_config(disable=True)
         with _silent():
-            return _examined(pipe, family, found, dict(call or {}), rules)
+            return _examined(pipe, family, found, dict(call or {}), rules, seconds)
 
 
 @contextmanager
@@ -114,7 +129,14 @@ def _there(pipe: Pipeline, family: Family) -> bool:
     return all(getattr(pipe, name, None) is not None for name in (family.denoiser, "scheduler"))
 
 
-def _examined(pipe: Pipeline, family: Family, found: list[Check], given: dict[str, Any], rules: bool) -> Diagnosis:
+def _examined(
+    pipe: Pipeline,
+    family: Family,
+    found: list[Check],
+    given: dict[str, Any],
+    rules: bool,
+    networks: Mapping[str, Second],
+) -> Diagnosis:
     name = type(pipe).__name__
     runs, answer = _first_runs(pipe, family, given)
     found.append(Check("inputs", *answer))
@@ -126,7 +148,7 @@ def _examined(pipe: Pipeline, family: Family, found: list[Check], given: dict[st
             found.append(Check(one, NOT_MADE, f"there is no guided run: {refused[1]}"))
         else:
             found.append(Check(one, *_answer(check, runs)))
-    tried = tuple(trials(pipe, family, lambda: example.fresh(runs.call))) if rules else ()
+    tried = tuple(trials(pipe, family, lambda: example.fresh(runs.call), networks)) if rules else ()
     if rules:
         broken = [trial.rule for trial in tried if trial.broken]
         run = sum(trial.evaluations is not None for trial in tried)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,20 +20,26 @@ FITTED = "linear_ag"
 """The rule that needs more than a pipeline."""
 
 
-def trials(pipe: Pipeline, family: Family, arguments: Callable[[], dict[str, Any]]) -> Iterator[Trial]:
+def trials(
+    pipe: Pipeline,
+    family: Family,
+    arguments: Callable[[], dict[str, Any]],
+    networks: Mapping[str, Any] | None = None,
+) -> Iterator[Trial]:
     """Every rule of the registry on a pipeline: its examples, or without arguments where it has none.
 
     Args:
         pipe: the pipeline.
         family: its record.
         arguments: makes fresh arguments of a guided call.
+        networks: as of `guide`.
     """
     for entry in registry.rules():
         if entry.name == FITTED:
             yield from fitted(pipe, family, arguments)
             continue
         for text in entry.examples or (f"{entry.name}()",):
-            yield trial(pipe, text, arguments)
+            yield trial(pipe, text, arguments, networks)
 
 
 def fitted(pipe: Pipeline, family: Family, arguments: Callable[[], dict[str, Any]]) -> Iterator[Trial]:
@@ -58,7 +64,9 @@ def fitted(pipe: Pipeline, family: Family, arguments: Callable[[], dict[str, Any
         yield Trial(FITTED, None, "needs coefficients fitted on this model: guidestack fit-linear-ag")
 
 
-def trial(pipe: Pipeline, rule: str, arguments: Callable[[], dict[str, Any]]) -> Trial:
+def trial(
+    pipe: Pipeline, rule: str, arguments: Callable[[], dict[str, Any]], networks: Mapping[str, Any] | None = None
+) -> Trial:
     """One rule on a pipeline, given by its text."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -67,7 +75,7 @@ def trial(pipe: Pipeline, rule: str, arguments: Callable[[], dict[str, Any]]) ->
         except (StackSyntaxError, RuleError) as error:
             return Trial(rule, None, f"was not tried: {error}")
         try:
-            guided = guide(pipe, rule)
+            guided = guide(pipe, rule, networks=networks)
             guided(**arguments())
         except GuidestackError as error:
             reason = str(error).partition(" (all: ")[0].replace(f"{rule} ", "it ")

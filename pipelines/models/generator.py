@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from ...guidance.notation.presets import as_stack
 from ...guidance.observe import Observer
 from ...guidance.plan import SHAPE
 from ...guidance.report import Report
-from ...guidance.rule import Rule
+from ...guidance.rule import Rule, models_of
 from ...guidance.step import Run
 from ...samplers import Grid, by_name, grid, scheduled, scheduler_identity
 from ...samplers.lists import arguments
@@ -27,9 +27,11 @@ from ...samplers.noise import generators, seeded
 from ...samplers.renoise import Renoising
 from .. import guide
 from ..families.lookup import family_of
+from ..second import Second, second_networks
 from ..session import model_identity
 from ..size import factor
 from .loading import chosen_device, identity_of, load, made_with, memory
+from .networks import network_identity
 from .recipe import split
 
 
@@ -78,11 +80,13 @@ class Generator:
         device: where to run; None for the accelerator if there is one.
         allow_pickle: load weights that are not safetensors.
         offload: keep the model in the host's memory, and each part on the device only while it is needed.
+        networks: further networks by name, each a folder, a hub id or ``"bundled"``, as of `guide`.
         needs_prompts: refuse a pipeline that takes no prompts.
         advice: what to try where memory runs out.
 
     Attributes:
         identity: what identifies the model: its name and, of a folder, its fingerprint.
+        networks: the same of each further network, by its name.
         versions: of the libraries, and on what device the model runs.
 
     Raises:
@@ -96,6 +100,7 @@ class Generator:
         device: str | None = None,
         allow_pickle: bool = False,
         offload: bool = False,
+        networks: Mapping[str, str] | None = None,
         *,
         needs_prompts: bool = True,
         advice: str = "try a smaller batch or size",
@@ -104,6 +109,8 @@ class Generator:
         if offload and torch.device(self.device).type == "cpu":
             raise InputError("--offload is for a model on an accelerator, and this one runs on the CPU; drop --offload")
         self.identity = identity_of(model, allow_pickle, not needs_prompts)
+        self.networks = {name: network_identity(one) for name, one in (networks or {}).items()}
+        self._seconds: dict[str, Second] = {}
         self.versions = made_with(self.device)
         self._how = model, getattr(torch, dtype), self.device, allow_pickle, not needs_prompts, offload
 
@@ -121,6 +128,21 @@ class Generator:
     def own(self) -> Any:
         """The scheduler that the model came with."""
         return self._loaded[1]
+
+    def networks_of(self, stack: Rule) -> dict[str, dict[str, str]]:
+        """What identifies the further networks that a stack asks, by name."""
+        return {name: one for name, one in self.networks.items() if name in models_of(stack)}
+
+    def asked(self, stack: Rule) -> dict[str, Second]:
+        """The further networks that a stack asks; each is loaded when it is first asked for.
+
+        Raises:
+            InputError: one cannot be loaded, or does not fit to the model.
+        """
+        names = models_of(stack).intersection(self.networks)
+        if lacking := {name: self.networks[name]["name"] for name in sorted(names) if name not in self._seconds}:
+            self._seconds |= second_networks(self.pipe, family_of(self.pipe), lacking)
+        return {name: self._seconds[name] for name in sorted(names)}
 
     @cached_property
     def takes(self) -> frozenset[str]:
@@ -152,7 +174,7 @@ class Generator:
         """
         self.use(sampler)
         stack = as_stack(stack)
-        guide(self.pipe, stack)
+        guide(self.pipe, stack, networks=self.asked(stack))
         self._levels(sampler, steps)
         scheduler = scheduled(sampler, self.own, steps)
         schedule = grid(scheduler)
@@ -233,7 +255,7 @@ class Generator:
         began = time.perf_counter()
         self.use(sampler)
         stack, lost = as_stack(stack), None
-        guided = guide(self.pipe, stack, observe=observe)
+        guided = guide(self.pipe, stack, observe=observe, networks=self.asked(stack))
         with self.running(seeds):
             try:
                 images = guided(**options, **self._conditions(filled, stack.takes_several)).images

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...guidance.errors import InputError, reason, shown
@@ -26,24 +24,25 @@ PROBE, CLOSE = "probe:", 0.02
 """Of a difference's file: the first values of some weights that it is for, and how near these have to be."""
 
 
-def network_identity(name: str) -> str:
-    """What tells a named network apart, its name and fingerprint in a line; of a hub's its name. Nothing is loaded.
+def network_identity(name: str) -> dict[str, str]:
+    """What identifies a network: its name and, of what is on this disk, its fingerprint. Nothing is loaded.
 
     Raises:
         InputError: there is no such folder, or it holds no network.
     """
     if name == BUNDLED:
-        return f"{BUNDLED} {hashlib.sha256(read_bytes(TWIN, 'weak twin', LARGEST_TWIN)).hexdigest()[:16]}"
+        digest = hashlib.sha256(read_bytes(TWIN, "weak twin", LARGEST_TWIN)).hexdigest()
+        return {"name": BUNDLED, "fingerprint": digest[:16]}
     folder = folder_of(name)
     if folder is None:
-        return name
+        return {"name": name}
     if not any(exists(folder / index) for index in ("model_index.json", "config.json")):
         lacks = "it has no model_index.json and no config.json" if is_folder(folder) else "there is no such folder here"
         raise InputError(
             f"no network at {str(folder)!r}: {lacks}; expected a folder of a pipeline or of its network that "
             f"save_pretrained wrote, the id of a pipeline on the hub, or {BUNDLED!r}"
         )
-    return f"{folder} {fingerprint(folder)}"
+    return {"name": name, "fingerprint": fingerprint(folder)}
 
 
 def load_network(name: str, pipe: Pipeline, family: Family, what: str) -> tuple[list[nn.Module], str]:
@@ -56,12 +55,12 @@ def load_network(name: str, pipe: Pipeline, family: Family, what: str) -> tuple[
         what: it is, for messages.
 
     Returns:
-        A network for each denoiser of the pipeline, or one for all; and its identity, as `network_identity`.
+        A network for each denoiser of the pipeline, or one for all; and its identity in a line.
 
     Raises:
         InputError: there is none, or it cannot be loaded.
     """
-    identity, folder = network_identity(name), folder_of(name)
+    identity, folder = " ".join(network_identity(name).values()), folder_of(name)
     own = [getattr(denoiser, "_orig_mod", denoiser) for denoiser in denoisers_of(pipe, family)]
     if name == BUNDLED:
         return [twin(denoiser) for denoiser in own], identity
@@ -99,9 +98,7 @@ def _loaded(cls: Any, place: str | Path, subfolder: str, what: str) -> nn.Module
     else:
         asked = reachable(place)
     try:
-        network = cls.from_pretrained(
-            str(place), subfolder=subfolder, use_safetensors=True, local_files_only=not asked
-        )
+        network = cls.from_pretrained(str(place), subfolder=subfolder, use_safetensors=True, local_files_only=not asked)
     except Exception as error:  # the libraries raise what a damaged file makes them run into
         if lacks_memory(error):
             raise
@@ -124,11 +121,12 @@ def twin(network: nn.Module, path: Path = TWIN) -> nn.Module:
     Raises:
         InputError: the file cannot be read, or is for another network.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         difference = load(read_bytes(path, "weak twin", LARGEST_TWIN))
-    except (OSError, ValueError, KeyError) as error:
+    except SafetensorError as error:
         raise InputError(f"{str(path)!r} is no difference of networks: {reason(error)}") from error
     own: Any = network
     weak = type(own).from_config(own.config)

@@ -16,7 +16,7 @@ from ...guidance.errors import GuidestackError, GuidestackWarning, InputError, s
 from ...guidance.notation.plugins import files_of, loaded_files
 from ...guidance.notation.presets import as_stack, read
 from ...guidance.notation.text import parse
-from ...guidance.rule import Rule
+from ...guidance.rule import Rule, models_of
 from ...guidance.words import counted
 from .files import LARGEST_SIDE
 
@@ -45,6 +45,7 @@ class Recipe:
         batch: images in the network call that made it. The last bit of a matrix product depends on it.
         model: what identifies the model: name and fingerprint.
         versions: of the libraries that made it, and on what device.
+        networks: what identifies each further network that the stack asks, by its name.
     """
 
     prompt: str
@@ -59,6 +60,7 @@ class Recipe:
     batch: int = 1
     model: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def several(self) -> bool:
@@ -80,7 +82,10 @@ class Recipe:
 
     def written(self) -> dict[str, Any]:
         """The mapping to write into the image."""
-        return with_rules(dataclasses.asdict(self), self.guidance)
+        told = dataclasses.asdict(self)
+        if not self.networks:
+            del told["networks"]
+        return with_rules(told, self.guidance)
 
     @classmethod
     def read(cls, mapping: Mapping[str, Any], path: Path) -> Recipe:
@@ -90,6 +95,7 @@ class Recipe:
             InputError: a value is missing or of another kind, or a rule is not known here.
         """
         mapping = dict(mapping)
+        networks = mapping.pop("networks", {})
         files = _files_in(mapping.pop("rules", []), path)
         kinds = {
             "prompt": str,
@@ -110,10 +116,11 @@ class Recipe:
         good = all(type(mapping.get(name)) is kind for name, kind in kinds.items()) and (
             size is None or (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size))
         )
+        good = good and isinstance(networks, dict) and all(isinstance(one, dict) for one in networks.values())
         if not good or set(mapping) != {*kinds, "size"} or mapping["dtype"] not in DTYPES:
             raise InputError(f"{path} does not say how it was made in a form that this version reads")
         texts = [mapping[name] for name in ("prompt", "negative", "extra")]
-        about = [one for name in ("model", "versions") for one in mapping[name].values()]
+        about = [one for group in (mapping["model"], mapping["versions"], *networks.values()) for one in group.values()]
         if not all(isinstance(one, str) and len(one) <= LONGEST for one in (*texts, *about)):
             raise InputError(f"{path} has a value that is no text, or is longer than {LONGEST} characters")
         in_range = {"steps": (1, 1000), "batch": (1, MOST_TOGETHER), "seed": (0, LAST_SEED)}
@@ -138,7 +145,9 @@ class Recipe:
                         f"{path} names the file {getattr(part, name)!r}, and an image does not choose what is read; "
                         "make it again with its prompt, seed and --guidance"
                     )
-        return cls(**{**mapping, "size": tuple(size) if size else None})
+        if (asked := models_of(stack)) != set(networks):
+            raise InputError(f"{path} says of other networks how it was made than its stack asks: {', '.join(asked)}")
+        return cls(**{**mapping, "size": tuple(size) if size else None, "networks": networks})
 
     def model_to_load(self, given: str | None) -> str | None:
         """The model to make it again with: the one `given`, else the bundled one if that made it.
@@ -152,6 +161,23 @@ class Recipe:
         if given is None and name != "bundled":
             raise InputError(f"the image was made with the model {name!r}; say where that is with --model")
         return given
+
+    def networks_to_load(self, given: Mapping[str, str]) -> dict[str, str]:
+        """The further networks to make it again with: those `given`, else the bundled ones; as `model_to_load`.
+
+        Raises:
+            InputError: it was made with another network and none was given, or one that it was not made with was.
+        """
+        for name in given:
+            if name not in self.networks:
+                raise InputError(f"the image was made without a network {name!r}; drop --network {name}")
+        for name, identity in self.networks.items():
+            if name not in given and identity.get("name") != "bundled":
+                raise InputError(
+                    f"the image was made with the network {shown(identity.get('name'))} as {name!r}; say where that "
+                    f"is with --network {name}=FOLDER"
+                )
+        return dict.fromkeys(self.networks, "bundled") | dict(given)
 
 
 def with_rules(recipe: dict[str, Any], *stacks: str) -> dict[str, Any]:

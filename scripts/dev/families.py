@@ -37,8 +37,8 @@ HEAD = """# Which rules run on which pipelines
 
 Made by `python -m guidestack.scripts.dev.families > docs/family-rules.md`; a test holds it to what the code does. Every
 cell was run on a tiny random pipeline of that class, for one prompt and, where the pipeline takes one, a negative
-prompt. A cell has the network evaluations of a step, or the letter of the reason for which it is refused. What wraps or
-reshapes other rules runs where these do:
+prompt; a weak network is there, a copy of its own. A cell has the network evaluations of a step, or the letter of the
+reason for which it is refused. What wraps or reshapes other rules runs where these do:
 {others}.
 """
 
@@ -78,7 +78,7 @@ def markdown(found: Iterable[tuple[str, Any, Arguments]]) -> str:
     for name, pipe, arguments in found:
         cells = []
         for text in texts:
-            tried = trial(pipe, text, arguments)
+            tried = trial(pipe, text, arguments, {"weak": pipe})
             letter = letters.setdefault(tried.reason, lettered(len(letters))) if tried.reason else ""
             cells.append(f"*{letter}*" if letter else str(tried.evaluations))
         lines.append(f"| {name} | {' | '.join(cells)} |")

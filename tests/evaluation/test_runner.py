@@ -255,7 +255,7 @@ def test_class_and_unconditional_models(tmp_path: Path, dit: Any, unconditional:
         ({"stack": "linear_ag(cfg(4), 'emoji-cfg4-20')", "axes": None}, "linear_ag|LinearAG"),
         ({"stack": "perpneg(3, weights=(1, 2))", "axes": None, "negatives": "a"}, "negatives 1 texts? at most"),
         ({"extras": "sun"}, "extras was given, and no rule of"),
-        ({"stack": "cfg(2, against='null@weak')", "axes": None}, "one network only"),
+        ({"stack": "cfg(2, against='null@weak')", "axes": None}, "no network of that name was given"),
         ({"prompts": None}, "needs a prompt that is not empty"),
         ({"prompts": [""]}, "needs a prompt that is not empty"),
         ({"prompts": {"classes": [1]}}, "takes prompts, and classes were given"),

@@ -116,6 +116,27 @@ def export(work: Path, init: Path | None, to: Path) -> None:
 
 @main.command()
 @PIPELINE
+@click.option(
+    "--earlier",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="Pipeline folder of an earlier checkpoint with the same architecture.",
+)
+@click.option("--numbers", type=int, default=400_000, show_default=True, help="Numbers of the file, of 8 bits each.")
+@click.option("--to", type=TO, required=True, help="File to write: pipelines/emoji-weak.safetensors.")
+def twin(folder: Path, earlier: Path, numbers: int, to: Path) -> None:
+    """Write the weak twin of the denoiser in FOLDER: its difference from an earlier one, as far as NUMBERS go."""
+    from safetensors.torch import load_file
+
+    from .twin import write_twin
+
+    weights = [load_file(one / "unet" / "diffusion_pytorch_model.safetensors") for one in (folder, earlier)]
+    done = write_twin(weights[0], weights[1], to, numbers)
+    click.echo(f"{to}: {done.size} bytes, {done.explained:.0%} of a squared difference of {done.away:.2f} of the norm")
+
+
+@main.command()
+@PIPELINE
 @click.option("--count", type=int, default=500, show_default=True, help="Prompts.")
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the prompts and the noise.")
 @SCALE

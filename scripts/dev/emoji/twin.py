@@ -1,0 +1,100 @@
+"""The weak twin of the bundled model: an earlier checkpoint's denoiser, as far as a small file says it.
+
+The file has the difference of the two denoisers, in the form of `guidestack.pipelines.models.networks.twin`: of each
+weight's difference the largest singular parts, in 8 bits. Of all singular parts of all weights those come in first that
+explain most for their size. What is left out makes the twin stronger than the checkpoint, and lies between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ....guidance.errors import InputError
+from ....guidance.files import replacing
+from ....pipelines.models.networks import PROBE
+
+LEVELS = 127  # of 8 bits with a sign
+PROBED = 64  # values of a weight that tell what the difference is from
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        size: bytes of the file.
+        explained: share of the squared difference that is in it.
+        away: norm of the whole difference over that of the weights.
+    """
+
+    size: int
+    explained: float
+    away: float
+
+
+def write_twin(network: Mapping[str, Tensor], earlier: Mapping[str, Tensor], to: Path, numbers: int) -> Written:
+    """Write the difference of an earlier checkpoint from a network.
+
+    Args:
+        network: weights of the network.
+        earlier: weights of the earlier one.
+        to: the file.
+        numbers: numbers of 8 bits that it may have.
+
+    Raises:
+        InputError: the two are of different shapes, or equal.
+    """
+    shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (network, earlier)]
+    if shapes[0] != shapes[1]:
+        raise InputError("the two networks have other weights; give an earlier checkpoint of the same one")
+    differences = {name: earlier[name].float() - network[name].float() for name in network}
+    whole = sum(float((one**2).sum()) for one in differences.values())
+    if not whole:
+        raise InputError("the two networks are equal; give an earlier checkpoint")
+    parts = {name: torch.linalg.svd(_matrix(one), full_matrices=False) for name, one in differences.items()}
+    offered = [
+        (float(s) ** 2 / (len(u) + vh.shape[1]), len(u) + vh.shape[1], name, rank)
+        for name, (u, values, vh) in parts.items()
+        for rank, s in enumerate(values, 1)
+    ]
+    ranks: dict[str, int] = {}
+    left = numbers
+    for _, size, name, rank in sorted(offered, reverse=True):
+        if size > left:
+            break
+        left, ranks[name] = left - size, rank
+    tensors: dict[str, Tensor] = {}
+    rest = whole
+    for name, rank in ranks.items():
+        u, values, vh = parts[name]
+        written = _written(u[:, :rank], values[:rank], vh[:rank])
+        change = (written["left"].float() * written["scale"].float()) @ written["right"].float()
+        rest += float(((_matrix(differences[name]) - change) ** 2).sum()) - float((differences[name] ** 2).sum())
+        tensors |= {f"{name}.{part}": value.contiguous() for part, value in written.items()}
+    for name in sorted(ranks, key=lambda one: -network[one].numel())[:2]:
+        tensors[PROBE + name] = network[name].reshape(-1)[:PROBED].half().clone()
+    with replacing(to) as beside:
+        save_file(tensors, beside)
+    to.chmod(0o644)  # safetensors writes for the owner only
+    norm = sum(float((one.float() ** 2).sum()) for one in network.values())
+    return Written(to.stat().st_size, 1 - rest / whole, (whole / norm) ** 0.5)
+
+
+def _matrix(value: Tensor) -> Tensor:
+    return value.reshape(len(value), -1) if value.ndim > 1 else value.reshape(1, -1)
+
+
+def _written(u: Tensor, values: Tensor, vh: Tensor) -> dict[str, Tensor]:
+    """Singular parts in 8 bits: each column of `u` and each row of `vh` by its largest number."""
+    largest = u.abs().amax(0).clamp(min=1e-12), vh.abs().amax(1).clamp(min=1e-12)
+    return {
+        "left": (u / largest[0] * LEVELS).round().to(torch.int8),
+        "right": (vh / largest[1][:, None] * LEVELS).round().to(torch.int8),
+        "scale": (values * largest[0] * largest[1] / LEVELS**2).float(),
+    }
