@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from ...guidance.notation.presets import as_stack
 from ...guidance.report import Report
+from ...guidance.rule import models_of
 from ...pipelines import guide
 from ...pipelines.families.lookup import family_of
 
@@ -49,6 +51,7 @@ SIDES = (
     Side("CFG, Renoise", "cfg(0.6) | renoise('negative')"),
     Side("ICG", "icg(4)"),
     Side("TSG", "tsg(4)"),
+    Side("Autoguidance", "autoguidance(2)"),
     Side("interval", "during(cfg(4), progress=(0.2, 0.7))"),
     Side("prefix", "prefix(cfg(4), 2)"),
     Side("Schedule", "schedule(cfg(4), 'g (rg) c*')"),
@@ -94,7 +97,8 @@ class Bench:
             GuidestackError: this pipeline cannot run the stack.
         """
         max_rows = side.max_rows * self.batch or None
-        guided = guide(self.pipe, side.stack, max_rows=max_rows)
+        weak = dict.fromkeys(models_of(as_stack(side.stack)), self.pipe)  # as large as the main one
+        guided = guide(self.pipe, side.stack, max_rows=max_rows, networks=weak)
         more = {"negative_prompt": [list(side.negatives)] * self.batch} if side.negatives else {}
 
         def run() -> Report:

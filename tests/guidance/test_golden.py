@@ -72,6 +72,11 @@ PLAIN = FAMILIES["vp-epsilon"]
 
 
 def posterior_mean(x: Tensor, alpha: float, sigma: float, classes: Sequence[int], wider: float = 1.0) -> Tensor:
+WIDER = 1.4
+"""The weak network believes in Gaussians so many times as wide."""
+
+
+def posterior_mean(x: Tensor, alpha: float, sigma: float, classes: Sequence[int], wider: float = 1) -> Tensor:
     """E[x0 | x] of one sample, x = alpha x0 + sigma eps, x0 of one of the Gaussians in `classes`."""
     log_weights, means = [], []
     for k in classes:
@@ -81,6 +86,10 @@ def posterior_mean(x: Tensor, alpha: float, sigma: float, classes: Sequence[int]
         square = ((x - alpha * MEANS[k]) ** 2).sum()
         log_weights.append(WEIGHTS[k].log() - square / (2 * variance) - x.numel() / 2 * variance.log())
         precise, seen = 1 / std**2, alpha**2 / sigma**2
+        variance = alpha**2 * (wider * STDS[k]) ** 2 + sigma**2
+        square = ((x - alpha * MEANS[k]) ** 2).sum()
+        log_weights.append(WEIGHTS[k].log() - square / (2 * variance) - x.numel() / 2 * variance.log())
+        precise, seen = 1 / (wider * STDS[k]) ** 2, alpha**2 / sigma**2
         means.append((precise * MEANS[k] + seen * x / alpha) / (precise + seen))
     unnormalized = (torch.stack(log_weights) - max(log_weights)).exp()
     weights = unnormalized / unnormalized.sum()
@@ -103,8 +112,9 @@ class At:
 
     def D(self, name: str) -> Tensor:
         if name not in self.answers:
-            rows = zip(self.x, CLASSES[name], strict=True)
-            means = [posterior_mean(one, self.alpha, self.sigma, classes) for one, classes in rows]
+            condition, _, network = name.partition("@")
+            rows, wider = zip(self.x, CLASSES[condition], strict=True), WIDER if network else 1.0
+            means = [posterior_mean(one, self.alpha, self.sigma, classes, wider) for one, classes in rows]
             self.answers[name] = torch.stack(means)
         return self.answers[name]
 
@@ -199,6 +209,15 @@ def cfg(scale: float, against: str = "negative", wrong: str = "") -> Guide:
     def guide(at: At, memory: Memory) -> Tensor:
         c, u = at.D("positive"), at.D(against)
         return (c if wrong == "base" else u) + scale * (c - u)
+
+    return guide
+
+
+def added(first: Callable[..., Guide], second: Callable[..., Guide], wrong: str = "") -> Guide:
+    """Both differences from D_c."""
+
+    def guide(at: At, memory: Memory) -> Tensor:
+        return first()(at, memory) + second()(at, memory) - at.D("positive")
 
     return guide
 
@@ -435,7 +454,9 @@ def package_run(
     rule: gs.Rule, family: Family, negatives: tuple[int, ...] = (), positives: tuple[int, ...] = ()
 ) -> tuple[list[Tensor], list[Tensor], Report]:
     """The guided D at every step, x after it, and the report."""
-    model = MixtureDenoiser(GaussianMixture(MEANS, STDS, WEIGHTS), EMITS[family.emits])
+    model, weak = (
+        MixtureDenoiser(GaussianMixture(MEANS, STDS, WEIGHTS), EMITS[family.emits], wider) for wider in (1.0, WIDER)
+    )
     conditions = {name: torch.zeros(BATCH, 4, dtype=torch.float64) for name in CLASSES}
     for name, rows in CLASSES.items():
         for sample, classes in enumerate(rows):
@@ -450,6 +471,7 @@ def package_run(
         level = Level(*family.levels[index], path=family.path)  # type: ignore[arg-type]
         keys = Keys((0, 1, 2), index)
         network = CallableNetwork({"main": model}, x, level, conditions, EMITS[family.emits], keys=keys)
+        network = CallableNetwork({"main": model, "weak": weak}, x, level, conditions, EMITS[family.emits])
         estimate = run.estimate(network, x, index, level)
         noise = (estimate.prediction if estimate.renoise is None else estimate.renoise).noise
         alpha_next, sigma_next = family.levels[index + 1]
@@ -494,6 +516,10 @@ VAGUE = gs.CFG(3, against="vague")
 VAGUE_GUIDE = cfg(3, "vague")
 CASES = {
     "cfg": Case(gs.CFG(3.0), partial(cfg, 3)),
+    "autoguidance": Case(gs.Autoguidance(2.5), partial(cfg, 2.5, "positive@weak")),
+    "autoguidance, cfg": Case(
+        gs.CFG(3.0) | gs.Autoguidance(2), partial(added, partial(cfg, 3), partial(cfg, 2, "positive@weak"))
+    ),
     "rescaled": Case(gs.CFG(3.0) | gs.Rescale(0.7), partial(rescale, cfg(3), 0.7)),
     "during": Case(gs.During(gs.CFG(3.0), sigma=WINDOW), partial(during, cfg(3), *WINDOW)),
     "perpneg": Case(gs.PerpNeg(4), perp(4, (1, 1), (1,), (2, 2, 2), (1, 1, 1)), **MANY),
@@ -590,6 +616,7 @@ def test_ten_steps_agree_with_the_formula(name: str, family: str) -> None:
 
 WRONG = [
     ("cfg", "base"),
+    ("autoguidance", "base"),
     ("rescaled", "whole batch"),
     ("rescaled", "phi"),
     ("during", "closed below"),

@@ -14,9 +14,12 @@ from PIL import Image
 
 from ....guidance.errors import InputError, nearest
 from ....guidance.files import replacing
+from ....guidance.notation.presets import as_stack
+from ....guidance.rule import models_of
 from ....pipelines import guide
 from ....pipelines.models.files import grid, make_folder, write
 from ....pipelines.models.loading import load
+from ....pipelines.second import BUNDLED
 from ....samplers import by_name
 from ....samplers.noise import generators, seeded
 from ...options import notices
@@ -41,7 +44,8 @@ class Made:
 def row(pipe: Any, figure: Figure, which: Row) -> list[Made]:
     """The images of one row, in one batch, each with a seed of its own."""
     seeds = [figure.seed + column for column in range(len(figure.cases))]
-    guided = guide(pipe, which.stack)
+    networks = dict.fromkeys(models_of(as_stack(which.stack)), BUNDLED)
+    guided = guide(pipe, which.stack, networks=networks)
     negatives = {"negative_prompt": [case.negative for case in figure.cases]} if which.negative else {}
     with seeded(pipe.scheduler, seeds):
         prompts = [case.prompt for case in figure.cases]

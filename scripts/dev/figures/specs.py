@@ -179,6 +179,10 @@ FIGURES: Mapping[str, Figure] = {
     "tpg": Figure(CASES, (Row("stack()"), Row("tpg(3)"), Row("cfg(4)"), Row("cfg(4) | tpg(2)"))),
     "sg": Figure(CASES, (Row("stack()"), Row("sg(3)"), Row("cfg(4)"), Row("cfg(4) | sg(3)"))),
     "s2": Figure(CASES, (Row("stack()"), Row("s2(0.5)"), Row("cfg(4)"), Row("cfg(4) | s2(0.5)"))),
+    "autoguidance": Figure(
+        CASES,
+        (Row("stack()"), Row("autoguidance(2)"), Row("cfg(4)"), Row("cfg(3) | autoguidance(2)")),
+    ),
     "tsg": Figure(
         (Case(""),) * 6,
         (Row("stack()"), Row("tsg(3, strength=1.25, window=(0.1, 0.9))")),
