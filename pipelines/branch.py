@@ -71,9 +71,9 @@ class Branch:
         named = {name: copied(arguments[name]) for name in self.named}
         rows = len(arguments[self.family.sample])
         module = self.module if second is None else second.of(self.module)
-        remembered = self.caches is not None and module is self.module
+        caches = self.caches if module is self.module else None
         with (
-            self.caches.asking(requests, rows, own, drawn) if remembered else nullcontext(),
+            nullcontext() if caches is None else caches.asking(requests, rows, own, drawn),
             nullcontext(self.original) if second is None else second.answering(self.module, self.original) as network,
         ):
             output = network(*positional, **named)

@@ -47,10 +47,10 @@ class Studio:
         identity, versions = self.generator.identity, self.generator.versions
         if recipe.model.get("fingerprint") != identity.get("fingerprint"):
             raise InputError(f"the image was made with the model {dict(recipe.model)}, this one is {identity}")
-        for name, identity in recipe.networks.items():
+        for name, network in recipe.networks.items():
             here = self.generator.networks[name]
-            if here.get("fingerprint") != identity.get("fingerprint"):
-                raise InputError(f"the image was made with {dict(identity)} as network {name!r}, this one is {here}")
+            if here.get("fingerprint") != network.get("fingerprint"):
+                raise InputError(f"the image was made with {dict(network)} as network {name!r}, this one is {here}")
         if {**versions, **recipe.versions} != versions:
             click.echo(f"note: made with {dict(recipe.versions)}, here is {versions}; bits may differ", err=True)
 
@@ -118,9 +118,9 @@ class Studio:
         images.write(images.grid(table, rows, [f"{recipe.prompt}, seed {recipe.seed}" for recipe in first]), path)
 
     def _completed(self, recipe: Recipe) -> Recipe:
-        networks = self.generator.networks_of(as_stack(recipe.guidance))
-        about = {"model": self.generator.identity, "versions": self.generator.versions, "networks": networks}
-        return dataclasses.replace(recipe, **about)
+        made_by = self.generator
+        networks = made_by.networks_of(as_stack(recipe.guidance))
+        return dataclasses.replace(recipe, model=made_by.identity, versions=made_by.versions, networks=networks)
 
     def _check(self, wanted: Sequence[Recipe]) -> None:
         """Everything that can be refused before the first network call."""

@@ -25,7 +25,6 @@ KARRAS_2024 = """@inproceedings{karras2024guiding,
 
 @register(
     "autoguidance",
-    cost="2, one by the weak network; 1 at scale 1",
     references=(KARRAS_2024,),
     example="autoguidance(2)",
 )

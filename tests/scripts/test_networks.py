@@ -240,8 +240,8 @@ def test_a_difference_of_all_ranks_is_the_earlier_network(pipe: Any, tmp_path: P
     torch.manual_seed(2)
     own = pipe.unet.state_dict()
     earlier = {name: value + 0.1 * torch.randn(value.shape) for name, value in own.items()}
-    whole = write_twin(own, earlier, tmp_path / "whole.safetensors", 10**7)
-    small = write_twin(own, earlier, tmp_path / "small.safetensors", 5_000)
+    whole = write_twin(own, earlier, tmp_path / "whole.safetensors", 10**7, ("",))
+    small = write_twin(own, earlier, tmp_path / "small.safetensors", 5_000, ("",))
     assert whole.explained > 0.999
     assert 0.05 < small.explained < 0.9
     assert small.size < 40_000
