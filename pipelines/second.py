@@ -26,6 +26,10 @@ from .families.record import Family, Pipeline
 from .surface import bare
 
 NAME = re.compile(r"[A-Za-z_]\w{0,99}")
+Loader = Callable[[str, Pipeline, Family, str], tuple[list[nn.Module], str]]
+"""Loads the networks that a name means, and says which they are: see `models.networks.load_network`."""
+loaders: list[Loader] = []
+"""The one loader, which a floor above puts here."""
 BUNDLED = "bundled"
 """In a network's place: the weak twin of the bundled model."""
 INTERFACE = (
@@ -197,9 +201,7 @@ def _second(pipe: Pipeline, family: Family, name: str, value: Any) -> Second:
             value.check(denoiser)
         return Second(f"{weights_digest(own[0])} {value}", adapters=value)
     if isinstance(value, str | Path):
-        from .models.networks import load_network
-
-        modules, identity = load_network(str(value), pipe, family, what)
+        modules, identity = loaders[0](str(value), pipe, family, what)
     else:
         module, other = value, bare(value)
         if not isinstance(module, nn.Module) and callable(other) and hasattr(other, family.denoiser):

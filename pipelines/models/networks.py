@@ -13,7 +13,7 @@ from ...guidance.errors import InputError, reason, shown
 from ...guidance.reading import exists, is_folder, json_of, read_bytes
 from ..families.lookup import denoisers_of
 from ..families.record import Family, Pipeline
-from ..second import BUNDLED
+from ..second import BUNDLED, loaders
 from .hub import reachable, why
 from .loading import LARGEST_INDEX, fingerprint, first_line, folder_of, lacks_memory
 
@@ -73,6 +73,9 @@ def load_network(name: str, pipe: Pipeline, family: Family, what: str) -> tuple[
             raise InputError(f"{what}: the model at {str(folder)!r} has no {' or '.join(names)}")
         return [_loaded(cls, folder / one, "", what) for cls, one in here], identity
     return [_loaded(cls, name, one, what) for cls, one in zip(map(type, own), names, strict=True)], identity
+
+
+loaders.append(load_network)
 
 
 def _loaded(cls: Any, place: str | Path, subfolder: str, what: str) -> nn.Module:

@@ -41,8 +41,8 @@ class Made:
         return f"sat {saturation(self.image):.2f} con {contrast(self.image):.2f}" if under == "looks" else ""
 
 
-def row(pipe: Any, figure: Figure, which: Row) -> list[Made]:
-    """The images of one row, in one batch, each with a seed of its own."""
+def row(pipe: Any, figure: Figure, which: Row, weak: Any = BUNDLED) -> list[Made]:
+    """The images of one row, in one batch, each with a seed of its own; `weak` is the weak network, for who asks it."""
     seeds = [figure.seed + column for column in range(len(figure.cases))]
     networks = dict.fromkeys(models_of(as_stack(which.stack)), BUNDLED)
     guided = guide(pipe, which.stack, networks=networks)
@@ -116,12 +116,14 @@ def exchanged(page: str, name: str, text: str) -> str:
 def draw(
     pipe: Any, figure: Figure, known: dict[tuple[Figure, Row], list[Made]] | None = None
 ) -> tuple[Image.Image, list[Means]]:
+def draw(pipe: Any, figure: Figure, weak: Any = BUNDLED) -> tuple[Image.Image, list[Means]]:
     """The figure, and the numbers of each of its rows.
 
     Args:
         pipe: a pipeline with prompts, left as it was.
         figure: what to show.
         known: rows of other figures, which are not made again; those of this one are added.
+        weak: the weak network.
     """
     known = {} if known is None else known
     alike = dataclasses.replace(figure, rows=(), under="")
@@ -132,6 +134,7 @@ def draw(
             if (alike, which) not in known:
                 known[alike, which] = row(pipe, figure, which)
         table = [known[alike, which] for which in figure.rows]
+        table = [row(pipe, figure, which, weak) for which in figure.rows]
     finally:
         pipe.scheduler = own
     labels = [which.label for which in figure.rows]
