@@ -4,7 +4,7 @@ from .doctor import Diagnosis, doctor
 from .families.record import Family, register_family
 from .guide import GuidedPipeline, guide
 from .inversion import edit, invert
-from .models import networks as _networks  # its import lets guide() load networks
+from .models import networks as networks  # its import lets guide() load networks by name
 from .models.bundled import load_emoji
 from .second import Adapters
 

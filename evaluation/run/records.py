@@ -91,7 +91,7 @@ class Keeper:
             batch=min(len(batch.samples), MOST_TOGETHER),
             model=self.identity,
             versions=self.versions,
-            networks=self.networks(cell.parsed),
+            networks=self.networks(batch.cell.parsed),
         ).written()
 
     def _row(self, batch: Batch, place: int, made: Made) -> Row:

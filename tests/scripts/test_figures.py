@@ -40,7 +40,7 @@ def quick(name: str) -> Figure:
 @pytest.mark.filterwarnings("ignore:.*stopped guiding every sample at the first step")
 def test_every_figure_can_be_drawn(pipe: Any, name: str) -> None:
     figure, scheduler = quick(name), pipe.scheduler
-    picture, means = methods.draw(pipe, figure)
+    picture, means = methods.draw(pipe, figure, weak=pipe)
     assert pipe.scheduler is scheduler
     assert [one.label for one in means] == [row.label for row in figure.rows]
     assert picture.height > 128 * len(figure.rows)

@@ -178,8 +178,8 @@ def test_a_network_beside_the_sweeps_file(model_folder: Path, weak_folder: Path,
 @pytest.mark.parametrize(
     ("networks", "message"),
     [
-        (["weak"], "networks must be a mapping of names to folders"),
-        ({"main": "x"}, "a name is a word other than 'main'"),
+        (["weak"], "networks must be a mapping"),
+        ({"main": "x"}, "a network is named by a word other than 'main'"),
         ({"weak": 3}, "networks: weak"),
         ({"weak": "./nowhere"}, "no network at 'nowhere'"),
         (None, "asks the network 'weak'"),
