@@ -19,7 +19,7 @@ from torch import nn
 from ..guidance.errors import InputError, nearest, shown
 from ..guidance.query import Perturbation
 from ..samplers import weights_digest
-from . import time_embedding
+from . import edits
 from .caches import Caches
 from .families.lookup import denoisers_of
 from .families.record import Family, Pipeline
@@ -194,7 +194,7 @@ def _second(pipe: Pipeline, family: Family, name: str, value: Any) -> Second:
         return value
     if isinstance(value, Perturbation):
         for denoiser in own:
-            time_embedding.check(denoiser, value)
+            edits.check(denoiser, value)
         return Second(f"{weights_digest(own[0])}+{value}", perturbation=value)
     if isinstance(value, Adapters):
         for denoiser in own:

@@ -195,7 +195,8 @@ def test_a_sweep_that_cannot_be(model_folder: Path, tmp_path: Path, networks: An
 def test_tuning_asks_the_weak_network(model_folder: Path, weak_folder: Path, tmp_path: Path) -> None:
     from guidestack.evaluation.run.runner import Options
     from guidestack.evaluation.tune.goal import Goal
-    from guidestack.evaluation.tune.session import Prompts, Settings, Tuning
+    from guidestack.evaluation.tune.session import Tuning
+    from guidestack.evaluation.tune.settings import Prompts, Settings
 
     from ..evaluation.tune.test_session import FIXED, prompts
 
