@@ -18,7 +18,9 @@ class Denoiser(Protocol):
     """A network as a function.
 
     A model that can be perturbed has an attribute `perturbations`, the set of kinds, and takes ``perturbation=`` and
-    ``generators=``, one for each row, from which its randomness must come.
+    ``generators=``, one for each row, from which its randomness must come. One whose answer to the prompt can be edited
+    has an attribute `edits`, the set of kinds, and takes ``edits=`` and ``carried=``, conditions by name with a row for
+    each of x.
     """
 
     def __call__(self, x: Tensor, level: Level, conditions: Any, /) -> Tensor:
@@ -84,6 +86,7 @@ class CallableNetwork(Network):
         self.aliases = aliases or {}
         self.models = tuple(models)
         self.perturbations = frozenset().union(*(getattr(model, "perturbations", ()) for model in models.values()))
+        self.edits = frozenset(getattr(models.get("main"), "edits", ()))
 
     def _check(self, name: str, tree: Any) -> None:
         if counts := _row_counts(tree) - {len(self.x)}:
@@ -110,5 +113,9 @@ class CallableNetwork(Network):
                 for r, one in zip(requests, samples, strict=True)
                 for generator in self.keys.generators(one, f"{first.perturbation.kind} {r.query.condition}")
             ]
+        if first.edits:
+            carried = {edit.text: self.aliases.get(edit.text, edit.text) for edit in first.edits if edit.text}
+            options["carried"] = {text: _select(self._tree(name), torch.cat(rows)) for text, name in carried.items()}
+            options["edits"] = first.edits
         output = self.functions[first.model](self.x[torch.cat(rows)], self.level, _concatenated(trees), **options)
         return list(torch.split(output, [len(row) for row in rows]))

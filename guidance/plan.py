@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .prediction import EPSILON, Level, Prediction
-from .query import POSITIVE, Predictions, Query
+from .query import POSITIVE, Predictions, Query, with_edits
 from .rule import Stack
 from .step import Estimate, Run, Step
 
@@ -74,7 +74,9 @@ def plan(
         if stack.unasked(step, state) is not None:  # a rule answers without any prediction
             queries.remove(POSITIVE)
         asking = frozenset(place for place, one in enumerate(each) if one)
-        planned.append(Planned(when, tuple(sorted(queries, key=str)), asking))
+        edits = stack.edits(step, state)
+        edited = {with_edits(query, edits) for query in queries}
+        planned.append(Planned(when, tuple(sorted(edited, key=str)), asking))
         zeros = torch.zeros(shape, dtype=torch.float32)
         nothing = Prediction(zeros, zeros, when.level, EPSILON)
         answers = Predictions(dict.fromkeys(queries, nothing), {query: query for query in queries}, nothing)

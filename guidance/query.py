@@ -59,6 +59,26 @@ class Perturbation:
 
 
 @dataclass(frozen=True)
+class PromptEdit:
+    """An edit of the prompt's own pass: of what the network answers to ``"positive"``. Tensor-free and hashable.
+
+    Args:
+        kind: what is edited, by the name of its rule; a network lists the kinds it can do.
+        values: the numbers of that kind.
+        blocks: in which blocks of the network, as of `Perturbation`; "" for all.
+        text: the condition whose text is carried into the attention beside the prompt's, or "".
+    """
+
+    kind: str
+    values: tuple[float, ...] = ()
+    blocks: str = ""
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}({', '.join([*(f'{one:g}' for one in self.values), *([self.blocks] * bool(self.blocks))])})"
+
+
+@dataclass(frozen=True)
 class Query:
     """One question to a network: hashable, tensor-free; equal queries are evaluated once, whoever asks.
 
@@ -71,6 +91,7 @@ class Query:
         model: ``"main"``, or the name of another network of the run.
         perturbation: a change made to the network, or None.
         grad: whether the answer must be differentiable with respect to x.
+        edits: of the prompt's own pass. The run puts them into what rules ask; rules ask without.
 
     Cost: one network evaluation for each sample that wants it.
 
@@ -82,6 +103,7 @@ class Query:
     model: str = "main"
     perturbation: Perturbation | None = None
     grad: bool = False
+    edits: tuple[PromptEdit, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.condition)  # tells the queries of a run apart, and is at hand: a step looks up dozens
@@ -90,7 +112,7 @@ class Query:
         text = self.condition if self.model == "main" else f"{self.condition}@{self.model}"
         if self.perturbation:
             text += f"+{self.perturbation}"
-        return text + "+grad" * self.grad
+        return text + "+grad" * self.grad + "".join(f"[{one}]" for one in self.edits)
 
     @classmethod
     def of(cls, text: str | Query) -> Query:
@@ -215,6 +237,7 @@ class Network(ABC):
         aliases: other names for some of them, e.g. ``{"negative": "null"}`` where no negative prompt was given.
         models: names of the networks at hand.
         perturbations: the kinds of `Perturbation` it can do.
+        edits: the kinds of `PromptEdit` it can do.
         differentiable: whether its answers can carry gradients with respect to x.
         together: whether one call can answer several conditions.
         always: queries that every evaluation has for all samples, asked for or not.
@@ -226,6 +249,7 @@ class Network(ABC):
     aliases: Mapping[str, str] = {}
     models: Sequence[str] = ("main",)
     perturbations: frozenset[str] = frozenset()
+    edits: frozenset[str] = frozenset()
     differentiable: bool = False
     together: bool = True
     always: Sequence[Query] = ()
@@ -237,7 +261,7 @@ class Network(ABC):
 
     @abstractmethod
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Answer requests that share model, perturbation and grad (and condition, if not `together`) in one call.
+        """Answer requests of one model, perturbation, edits and grad (and condition, if not `together`) in one call.
 
         Returns:
             One native output for each request, its rows in the order of the request's.
@@ -254,6 +278,7 @@ class Network(ABC):
             ("condition", condition, self.conditions),
             ("model", query.model, self.models),
             ("perturbation", query.perturbation.kind if query.perturbation else None, self.perturbations),
+            *(("edit", edit.kind, self.edits) for edit in query.edits),
         ):
             if name is not None and name not in known:
                 raise QueryError(f"nothing here answers {str(query)!r}: unknown {what} {name!r}{nearest(name, known)}")
@@ -280,6 +305,11 @@ class Evaluation:
     rows: int
     batch: int
     cached: int = 0
+
+
+def with_edits(query: Query, edits: tuple[PromptEdit, ...]) -> Query:
+    """The query as a network is asked it where the prompt's own pass is edited."""
+    return replace(query, edits=edits) if edits and query.condition == "positive" and query.model == "main" else query
 
 
 def united(queries: Iterable[Queries]) -> dict[Query, RowMask | None]:
@@ -327,6 +357,7 @@ def evaluate(
     max_rows: int | None = None,
     unasked: RowMask | None = None,
     dtype: torch.dtype | None = None,
+    edits: tuple[PromptEdit, ...] = (),
 ) -> Evaluation:
     """Answer `queries`, and `base` for all samples that are not said to need none, at `x`.
 
@@ -339,6 +370,7 @@ def evaluate(
         max_rows: at most this many rows in one network call; None for no bound.
         unasked: samples that need no prediction at all; their rows of `base` read as NaN if no query asks for them.
         dtype: type of the network's outputs, for a call in which it is asked for nothing; that of x by default.
+        edits: of the prompt's own pass: whoever asks "positive" of the main network is answered with them.
 
     Returns:
         The answers and what they cost.
@@ -351,7 +383,7 @@ def evaluate(
     batch = len(x)
     if max_rows is not None and max_rows < 1:
         raise QueryError(f"max_rows must be at least 1, got {max_rows!r}")
-    aliases = {query: network.resolve(query) for query in [base, *queries]}
+    aliases = {query: network.resolve(with_edits(query, edits)) for query in [base, *queries]}
     everyone = None if unasked is None or not bool(unasked.any()) else ~unasked
     own: list[Queries] = [{aliases[base]: everyone}, dict.fromkeys(network.always)]
     wanted = united([*own, *({aliases[query]: rows} for query, rows in queries.items())])
@@ -360,7 +392,8 @@ def evaluate(
     groups: dict[tuple[object, ...], list[Request]] = {}
     for query in sorted(asked, key=lambda query: network.conditions.index(query.condition)):
         if asked[query] != ():
-            group = (query.model, query.perturbation, query.grad, None if network.together else query.condition)
+            apart = None if network.together else query.condition
+            group = (query.model, query.perturbation, query.edits, query.grad, apart)
             groups.setdefault(group, []).append(Request(query, asked[query]))
 
     parts: dict[Query, list[tuple[tuple[int, ...] | None, Tensor]]] = {query: [] for query in asked}

@@ -16,7 +16,7 @@ from .errors import CompositionError, RuleError, shown
 from .fields import parameters, set_field
 from .files import RuleFile
 from .prediction import Prediction, Space
-from .query import ANY, NEGATIVE, NULL, Predictions, Queries, Query, RowMask, covered, united
+from .query import ANY, NEGATIVE, NULL, Predictions, PromptEdit, Queries, Query, RowMask, covered, united
 from .step import Estimate, Run, State, StateT, Step
 
 DEEPEST = 30
@@ -114,6 +114,16 @@ class Rule(Generic[StateT]):
         """The state before the first step."""
         del run
         return ()  # type: ignore[return-value]  # of a rule that remembers nothing
+
+    @property
+    def own_pass(self) -> tuple[PromptEdit, ...]:
+        """How the rule may edit the prompt's own pass; () for a rule that works on answers, as most do."""
+        return ()
+
+    def edits(self, step: Step, state: StateT) -> tuple[PromptEdit, ...]:
+        """How the rule edits the prompt's own pass at this step."""
+        del step, state
+        return self.own_pass
 
     def asks(self) -> frozenset[Query]:
         """Every query that the rule may ask for at some step; what a pipeline must be ready to answer."""
@@ -292,6 +302,16 @@ class Stack(Rule):
         _ = self._suffixes  # found now: a compiled `update` cannot take the lock of a cached property
         return tuple(rule.init(run) for rule in self.rules)
 
+    @property
+    def own_pass(self) -> tuple[PromptEdit, ...]:
+        """The edits of the prompt's own pass by all of its rules."""
+        return tuple(edit for rule in self.rules for edit in rule.own_pass)
+
+    def edits(self, step: Step, state: State) -> tuple[PromptEdit, ...]:
+        """The edits of the prompt's own pass by all of its rules at this step."""
+        pairs = zip(self.rules, state, strict=True) if self.own_pass else ()
+        return tuple(edit for rule, own in pairs for edit in rule.edits(step, own))
+
     def asks(self) -> frozenset[Query]:
         """Every query that any of its rules may ask for."""
         return frozenset().union(*(rule.asks() for rule in self.rules))
@@ -380,6 +400,10 @@ def _compatible(rules: Sequence[Rule]) -> None:
             f"{idle} has nothing to work on beside {next(rule for rule in rules if rule is not idle)}; put a rule such "
             "as cfg(3) before it"
         )
+    editing = [rule for rule in rules if rule.own_pass]
+    if sum(len(rule.own_pass) for rule in editing) > 1:
+        other = f" and {editing[1]} both edit" if len(editing) > 1 else " edits in two ways"
+        raise CompositionError(f"{editing[0]}{other} the attention of the prompt's own pass; keep one of them")
     for rule in rules:
         if len(rules) > 1 and rule.whole_stack:
             other = next(one for one in rules if one is not rule)
@@ -475,6 +499,15 @@ class Wrapper(Rule[StateT]):
     def init(self, run: Run) -> StateT:
         """The state of the rule before the first step."""
         return self.rule.init(run)  # type: ignore[no-any-return]  # a wrapper without a state of its own
+
+    @property
+    def own_pass(self) -> tuple[PromptEdit, ...]:
+        """The edits of the prompt's own pass by the rule."""
+        return self.rule.own_pass
+
+    def edits(self, step: Step, state: StateT) -> tuple[PromptEdit, ...]:
+        """The edits of the prompt's own pass by the rule where it is applied, none elsewhere."""
+        return self.rule.edits(step, self.rule_state(state)) if self.applies(step, state) else ()
 
     def asks(self) -> frozenset[Query]:
         """Every query that the rule may ask for."""

@@ -88,7 +88,8 @@ class GuidedRun:
             self._step_level = level
         step = Step(self.run, index, level, evaluation, self._step_level, time)
         asked, unasked = self.stack.queries(step, self.state), self.stack.unasked(step, self.state)
-        done = evaluate(network, asked, x, level, max_rows=self.max_rows, unasked=unasked, dtype=self.run.dtype)
+        about: dict[str, Any] = {"max_rows": self.max_rows, "dtype": self.run.dtype, "unasked": unasked}
+        done = evaluate(network, asked, x, level, edits=self.stack.edits(step, self.state), **about)
         first = Estimate(done.predictions[POSITIVE])
         before = self.state
         estimate, self.state = self.stack.update(first, done.predictions, step, before)

@@ -39,7 +39,7 @@ def check_rows(family: Family, stack: Stack, max_rows: int | None, rows: str) ->
 def beyond(family: Family, stack: Stack) -> list[str]:
     """What a stack asks for that the pipeline does not evaluate by itself, which is more than ``rows="pipeline"``."""
     own = {*family.halves, "null", "negative"}
-    return sorted(
+    return [str(edit) for edit in stack.own_pass] + sorted(
         str(query)
         for query in stack.asks()
         if query.perturbation or query.model != "main" or query.condition not in own
@@ -74,6 +74,11 @@ def check_answerable(pipe: Pipeline, family: Family, stack: Stack, networks: Col
         if which == "each" and family.encode is None:
             has = "no way to encode further ones" if "prompt" in signature_of(pipe).parameters else "none"
             raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has {has}")
+    for edit in stack.own_pass:
+        for denoiser in denoisers_of(pipe, family):
+            edits.check_own_pass(denoiser, edit)
+        if edit.text and family.encode is None:
+            raise UnsupportedPipelineError(f"{edit.kind} carries a negative text, and this pipeline encodes none")
     if stack.skips and family.sequential:
         raise UnsupportedPipelineError(
             f"{stack} leaves the network out at some steps, and {type(pipe).__name__} calls it for each condition by "

@@ -15,7 +15,7 @@ from ..guidance.keyed import Keys
 from ..guidance.prediction import Parameterization
 from ..guidance.query import POSITIVE, Network, Perturbation, Query, Request, sent
 from .branch import Branch
-from .edits import PERTURBATIONS
+from .edits import EDITS, PERTURBATIONS, Architecture, Carried, carried, joint, own_pass
 from .families.record import Draw, Family
 from .prepared import Prepared
 from .rows import Index, alike, join, look_up, put, take
@@ -52,6 +52,8 @@ class PipelineNetwork(Network):
         whole: the prompt's whole answer at the step before, which rows keep that are not evaluated at this one.
         fixed: whether every call has the rows of the pipeline's own, asked for or not.
         seconds: the networks beside the denoiser, by name.
+        texts: the row arguments of the texts that edits of the prompt's own pass carry and the pipeline does not
+            evaluate, by condition.
 
     Attributes:
         whole: the prompt's whole answer, where it has more than the samples (learned variances, a picture), or None.
@@ -76,6 +78,7 @@ class PipelineNetwork(Network):
         whole: Tensor | None = None,
         fixed: bool = False,
         seconds: Mapping[str, Second] | None = None,
+        texts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.branches, self.batch, self.extra = branches, batch, dict(extra)
         self.family, self.row_names = family, (family.sample, *family.rows)
@@ -91,6 +94,7 @@ class PipelineNetwork(Network):
         self.always = tuple(map(Query, branches)) if fixed else ()
         self.seconds = seconds or {}
         self.models = ("main", *self.seconds)
+        self.texts, self.edits = texts or {}, EDITS
 
     @property
     def cached(self) -> int:
@@ -181,7 +185,7 @@ class PipelineNetwork(Network):
         outputs = self.native(requests)
         samples = [output[self.part] for output in outputs]
         for request, output, sample in zip(requests, outputs, samples, strict=True):
-            if output.shape != sample.shape and request.query == POSITIVE:
+            if output.shape != sample.shape and replace(request.query, edits=()) == POSITIVE:
                 self._keep(output, request.rows)
         return samples
 
@@ -204,6 +208,8 @@ class PipelineNetwork(Network):
         """The denoiser's whole answer to each request, with what is no part of the samples."""
         first = requests[0].query
         branch, second = self._branch(first), self.seconds.get(first.model)
+        if first.edits:
+            return [self._edited(request, branch) for request in requests]
         plain = second is None and first.perturbation is None
         if plain and len(requests) == 1 and first.condition in self.answered:
             answer = self.answered[first.condition]
@@ -213,17 +219,84 @@ class PipelineNetwork(Network):
             if tuple(request.query.condition for request in requests) == whole:
                 answer = branch.call(branch.arguments, requests, own=plain, second=second)
                 return list(answer.chunk(len(requests)))
-        chosen = [(request.rows, *self._sources(request)) for request in requests]
+        arguments = self._put_together(branch, [(request.rows, *self._sources(request)) for request in requests])
+        counts = [self.batch if request.rows is None else len(request.rows) for request in requests]
+        drawn = any(request.query.condition in self.random for request in requests)
+        answer = branch.call(arguments, requests, own=False, drawn=drawn, second=second)
+        return list(torch.split(answer, counts))
+
+    def _put_together(self, branch: Branch, chosen: Sequence[Chosen]) -> dict[str, Any]:
+        """The arguments of a call with chosen rows."""
         arguments = dict(branch.arguments)
         for name in self.row_names:
             value = self._joined(name, chosen)
             # Masks may be None for prompts of one length, and not for others.
             if value is not None or look_up(arguments, name) is not None:
                 put(arguments, name, value)
-        counts = [self.batch if request.rows is None else len(request.rows) for request in requests]
-        drawn = any(request.query.condition in self.random for request in requests)
-        answer = branch.call(arguments, requests, own=False, drawn=drawn, second=second)
-        return list(torch.split(answer, counts))
+        return arguments
+
+    def _edited(self, request: Request, branch: Branch) -> Tensor:
+        """The denoiser's whole answer to the prompt, with its own pass edited.
+
+        Raises:
+            UnsupportedPipelineError: the call is of a form that the edit does not know.
+        """
+        edits, module, found = request.query.edits, branch.module, self.prepared.architecture(branch.module)
+        rows = self.batch if request.rows is None else len(request.rows)
+        chosen: list[Chosen] = [(request.rows, "positive", {})]
+        texts = {edit.text for edit in edits if edit.text}
+        others: dict[str, Carried] = {}
+        if texts and joint(found):
+            if request.query.perturbation is not None:
+                raise UnsupportedPipelineError(
+                    f"{edits[0]} and {request.query.perturbation} both change the one attention of "
+                    f"{type(module).__name__} to text and picture; keep one of the two"
+                )
+            chosen += [(request.rows, "positive", self._words(text)) for text in texts]
+        else:
+            others = {text: _at(self._carried(text, branch, found), request.rows) for text in texts}
+        alone = len(chosen) == 1 and request.rows is None and self.together and len(self.branches) == 1
+        arguments = branch.arguments if alone else self._put_together(branch, chosen)
+        with own_pass(module, edits, rows, others, found):
+            return branch.call(arguments, [request], own=False)[:rows]
+
+    def _words(self, text: str) -> dict[str, Any]:
+        """The row arguments of a carried text but for what is pooled of it, which is the prompt's."""
+        condition = self.aliases.get(text, text)
+        if condition in self.branches:
+            names = [name for name in self.family.embeds.values() if name]
+            rows = {name: self._taken(name, None, condition, {}) for name in names}
+        else:
+            rows = dict(self.family.completed(self.branches["positive"].arguments, self.texts[text]))
+        own = self.branches["positive"].arguments
+        found = {}
+        for name, value in rows.items():
+            if isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point():
+                continue
+            wanted, axis = look_up(own, name), self.family.axes.get(name, 0)
+            if (
+                isinstance(value, Tensor)
+                and isinstance(wanted, Tensor)
+                and value.shape[axis + 1] != wanted.shape[axis + 1]
+            ):
+                raise InputError(
+                    f"the negative text has {name} of {value.shape[axis + 1]} tokens and the prompt of "
+                    f"{wanted.shape[axis + 1]}: attention that carries it takes texts of one length; give embeddings "
+                    "of one length"
+                )
+            found[name] = alike(value, wanted)
+        return found
+
+    def _carried(self, text: str, branch: Branch, found: Architecture) -> Carried:
+        """What the cross-attention is handed for a carried text; looked up once a run."""
+        if text not in self.prepared.carried:
+            condition = self.aliases.get(text, text)
+            extra = {} if condition in self.branches else {**self.texts[text], **self._words(text)}
+            chosen: Chosen = (None, condition if condition in self.branches else self._like(text), extra)
+            arguments = self._put_together(branch, [chosen])
+            asked = [Request(Query(text), None)]
+            self.prepared.carried[text] = carried(found, lambda: branch.call(arguments, asked, own=False, drawn=True))
+        return self.prepared.carried[text]
 
     def _joined(self, name: str, chosen: Sequence[Chosen]) -> Any:
         """The rows of one argument for all requests of a call."""
@@ -282,3 +355,14 @@ class PipelineNetwork(Network):
         if rows != tuple(range(rows[0], rows[-1] + 1)):
             index = self.prepared.rows(tuple(start + row for row in rows), branch.sample.device)
         return take(value, index, axis, listed)
+
+
+def _at(whole: Carried, rows: tuple[int, ...] | None) -> Carried:
+    """Some rows of what a cross-attention is handed."""
+
+    def taken(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(taken, value))
+        return value if value is None or rows is None else value[sent(rows, value.device)]
+
+    return Carried(taken(whole.text), taken(whole.mask))

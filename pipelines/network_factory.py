@@ -39,6 +39,7 @@ class NetworkFactory:
         extra: row arguments of the conditions that the pipeline does not evaluate by itself, by name.
         whole: the prompt's whole answer at the step before, which rows keep that are not evaluated at this one.
         names: the conditions that the pipeline evaluates by itself, in its order.
+        texts: row arguments of the texts that edits of the prompt's own pass carry, by condition.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class NetworkFactory:
         self.pipe, self.family, self.prompts, self.emitted, self.fixed = pipe, family, prompts, emitted, fixed
         self.seconds = seconds or {}
         self.extra: dict[str, Rows] = {}
+        self.texts: dict[str, Rows] = {}
         self.whole: Tensor | None = None
         self.prepared = Prepared()
         # The half that differs from the prompt's by its text only; an editing pipeline's negative has no picture.
@@ -68,6 +70,10 @@ class NetworkFactory:
         if any(self.prompts.negatives) and not uses_negative(stack):
             warn(f"a negative prompt was given, and no rule of {stack} uses it")
         self.extra = self.prompts.encoded(self.pipe, self.family, call, wanted)
+        halves = any(not one.startswith("independent") for one in wanted - {"positive"})
+        if self.family.sequential or not halves:  # else they are in the pipeline's own call
+            for text in {edit.text for edit in stack.own_pass if edit.text}:
+                self.texts[text] = self.prompts.negative_rows(self.pipe, self.family, call)
 
     def made(
         self,
@@ -110,6 +116,7 @@ class NetworkFactory:
             whole=self.whole,
             fixed=self.fixed,
             seconds=self.seconds,
+            texts=self.texts,
         )
 
     def alone(self, branch: Branch, name: str, part: tuple[slice, ...], max_rows: int | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..guidance.keyed import Keys
 from ..guidance.query import sent
-from .edits import Architecture, architecture
+from .edits import Architecture, Carried, architecture
 
 MOST = 32
 """Entries that are kept: a run asks for a few, again and again; one whose samples stop one by one leaves old ones."""
@@ -21,12 +21,14 @@ class Prepared:
 
     Attributes:
         drawn: random conditions by name and by the evaluation that they are for.
+        carried: what cross-attention is handed for the texts that edits of the prompt's own pass carry.
     """
 
     def __init__(self) -> None:
         self._rows: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self._architectures: dict[nn.Module, Architecture] = {}
         self.drawn: dict[tuple[str, Keys], Mapping[str, Any]] = {}
+        self.carried: dict[str, Carried] = {}
 
     def rows(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
         """The row numbers `rows` as a tensor on `device`, sent there once."""

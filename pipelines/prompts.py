@@ -144,10 +144,24 @@ class Prompts:
                     rows[name] = repeated(family, encode(pipe, family, call, texts, kind == "positive"), repeats)
         return rows
 
+    def negative_rows(self, pipe: Pipeline, family: Family, call: Call) -> Rows:
+        """The row arguments of the negative prompt, or of the empty one, where the pipeline does not encode it itself.
+
+        Raises:
+            InputError: a text has to be encoded and cannot be.
+        """
+        repeats = next((int(call[name]) for name in REPEATS if call.get(name)), 1)
+        given = {name: call.get(f"negative_{name}") for name in family.embeds}
+        if given and all(value is not None for value in given.values()):
+            return repeated(family, _rows(family, given), repeats)
+        texts = [one[0] if one else "" for one in self.negatives]
+        return repeated(family, encode(pipe, family, call, texts), repeats)
+
 
 def uses_negative(stack: Rule) -> bool:
     """Whether a negative prompt makes a difference under `stack`."""
-    return any(query.condition.startswith(("negative", "image")) for query in stack.asks())
+    asked = {query.condition for query in stack.asks()} | {edit.text for edit in stack.own_pass}
+    return any(one.startswith(("negative", "image")) for one in asked)
 
 
 def asked(

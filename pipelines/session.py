@@ -17,7 +17,7 @@ from ..guidance.query import Query
 from ..guidance.report import Report
 from ..guidance.rule import Stack
 from ..guidance.run import GuidedRun
-from ..guidance.step import Run
+from ..guidance.step import Run, Step
 from ..samplers import scheduler_identity, weights_digest
 from .answerable import ASKED, PIPELINES
 from .branch import Branch
@@ -80,6 +80,7 @@ class Session:
         self.networks = NetworkFactory(pipe, family, prompts, self.steps.emitted, rows == PIPELINES, beside)
         self.run: GuidedRun | None = None
         self.part: tuple[slice, ...] | None = None
+        self._form: tuple[Tensor, Any] | None = None
 
     def encode(self) -> None:
         """Encode the prompts that the stack asks for and the pipeline does not evaluate by itself."""
@@ -105,7 +106,13 @@ class Session:
         names = self.networks.names
         if self.calls.waiting + 1 < len(names):
             name = names[self.calls.waiting]
-            return self.calls.wait(branch, self.networks.alone(branch, name, self.part or (), self.max_rows))
+            if name != "positive" or not self._edited():
+                answer = self.networks.alone(branch, name, self.part or (), self.max_rows)
+                self._form = (answer, branch.output) if self.stack.own_pass else None
+            else:  # it is answered with the others; what the pipeline gets has the form of the first step's answer
+                assert self._form is not None
+                answer, branch.output = self._form
+            return self.calls.wait(branch, answer)
         waited = self.calls.taken()
         branches = dict(zip(names, [*(one.branch for one in waited), branch], strict=True))
         answered = dict(zip(names, (one.answer for one in waited)))
@@ -113,6 +120,14 @@ class Session:
         for one in waited:
             one.shell.copy_(told)
         return waited[0].branch.returned(told)
+
+    def _edited(self) -> bool:
+        """Whether the prompt's own pass is edited at the next evaluation."""
+        if self.run is None or not self.stack.own_pass:
+            return False
+        point = self.steps.point
+        step = Step(self.run.run, point.step, point.level, point.evaluation, point.level, point.time)
+        return bool(self.stack.edits(step, self.run.state))
 
     def _evaluated(
         self, branches: Mapping[str, Branch], branch: Branch, batch: int, answered: Mapping[str, Tensor] | None = None

@@ -17,7 +17,10 @@ from .linear_ag.rule import LinearAG
 from .mambo_g import MamboG
 from .momentum import Momentum
 from .pag import PAG
+from .nag import NAG
+from .nasa import NASA
 from .perp_neg import PerpNeg
+from .pladis import PLADIS
 from .ramp import Ramp
 from .renorm import Renorm
 from .rescale import Rescale
@@ -44,6 +47,9 @@ __all__ = [
     "S2",
     "SEG",
     "SLG",
+    "NAG",
+    "NASA",
+    "PLADIS",
     "SMCCFG",
     "TCFG",
     "TPG",

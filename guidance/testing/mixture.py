@@ -7,7 +7,7 @@ checked against formulas instead of against another implementation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from ..prediction import EPSILON, X0, Level, Parameterization, convert
-from ..query import Perturbation
+from ..query import Perturbation, PromptEdit
+from ..rules.nag import normalized
+from ..rules.nasa import steered
+from ..rules.pladis import beyond
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,14 @@ class GaussianMixture:
         """``log p_t(x | condition)`` with the condition's weights normalized, shape ``(B,)``."""
         return self.log_joint(x, level, conditions / conditions.sum(1, keepdim=True)).logsumexp(1)
 
-    def denoised(self, x: Tensor, level: Level, conditions: Tensor, widen: float = 1.0) -> Tensor:
+    def denoised(
+        self,
+        x: Tensor,
+        level: Level,
+        conditions: Tensor,
+        widen: float = 1.0,
+        attention: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(1),
+    ) -> Tensor:
         r"""Posterior mean :math:`E[x_0 \mid x, c] = \sum_k r_k(x)\, (\mu_k + g_k (x - \alpha\mu_k))`.
 
         with responsibilities r and gains :math:`g_k = \alpha s_k^2 / (\alpha^2 s_k^2 + \sigma^2)`. Shape ``(B, ...)``.
@@ -85,6 +95,12 @@ class GaussianMixture:
         gain = alpha * variances / (alpha**2 * variances + sigma**2)
         share = self._log_joint(x, alpha, sigma, conditions, widen).softmax(1)
         return (share * (1 - alpha * gain)) @ self.means.flatten(1) + (share * gain).sum(1, keepdim=True) * x
+        ones = [1] * (x.ndim - 1)
+        stds = widen * self.stds
+        gain = (level.alpha * stds**2 / ((level.alpha * stds) ** 2 + level.sigma**2)).reshape(-1, *ones)
+        each = self.means + gain * (x.unsqueeze(1) - level.alpha * self.means)
+        responsibility = attention(self.log_joint(x, level, conditions, widen))
+        return (responsibility.reshape(*responsibility.shape, *ones) * each).sum(1)
 
 
 RANDOM = frozenset({"time", "conditioning", "drop", "shuffle"})
@@ -114,12 +130,20 @@ class MixtureDenoiser:
     ``1 + amount``, ``"blur"`` by ``1 + amount/(1 + amount)``, at infinity 2; ``"shift"`` lets it believe in a noise
     level of ``exp(amount/5)`` times the true one, ``"time"`` and ``"conditioning"`` of ``exp(amount * n)`` times,
     ``"drop"`` and ``"shuffle"`` of ``exp((2 + amount) * n)`` times, n a normal number for each sample.
+    It can be perturbed: ``"widen"`` multiplies the stds by ``1 + amount`` for one evaluation; ``"time"`` and
+    ``"conditioning"`` let it believe in a noise level of ``exp(amount * n)`` times the true one, n a normal number for
+    each sample.
+
+    Its own pass can be edited as if it had attention to the text: over its components, by their responsibilities. What
+    that attention puts out is the posterior mean, a token of which has the numbers at one place of x.
     """
 
     mixture: GaussianMixture
     parameterization: Parameterization = EPSILON
     widen: float = 1.0
     perturbations = frozenset({"widen", "identity", "skip", "blur", "shift"}) | RANDOM
+    edits = frozenset({"nag", "nasa", "pladis"})
+    perturbations = frozenset({"widen", "time", "conditioning"})
 
     def __call__(
         self,
@@ -129,6 +153,8 @@ class MixtureDenoiser:
         /,
         perturbation: Perturbation | None = None,
         generators: Sequence[torch.Generator] = (),
+        edits: Sequence[PromptEdit] = (),
+        carried: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The native output for x, shape ``(B, ...)``, in the type of x; computed in the mixture's type."""
         wide = x.to(self.mixture.means.dtype)
@@ -146,7 +172,32 @@ class MixtureDenoiser:
             denoised = mixture._denoised(flat, 1.0, level.k_sigma * away, conditions, widen).reshape(wide.shape)
         else:
             denoised = self.mixture.denoised(wide, level, conditions, widen)
+            widen = self.widen * (1 + perturbation.amount if perturbation else 1)
+            denoised = self._attended(wide, level, conditions, widen, edits, carried or {})
         return convert(denoised, wide, level, X0, self.parameterization).to(x.dtype)
+
+    def _attended(
+        self,
+        x: Tensor,
+        level: Level,
+        conditions: Tensor,
+        widen: float,
+        edits: Sequence[PromptEdit],
+        carried: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The posterior mean under edits of the attention."""
+        blends = {"nag": normalized, "nasa": steered}
+        sparse = next((edit.values for edit in edits if edit.kind == "pladis"), None)
+
+        def attention(scores: Tensor) -> Tensor:
+            return scores.softmax(1) if sparse is None else beyond(scores, sparse)
+
+        denoised = self.mixture.denoised(x, level, conditions, widen, attention)
+        for edit in edits:
+            if edit.kind in blends:
+                other = self.mixture.denoised(x, level, carried[edit.text].to(x.dtype), widen)
+                denoised = blends[edit.kind](denoised, other, edit.values, (1,))
+        return denoised
 
 
 class Gaussian1D:

@@ -1,4 +1,4 @@
-"""Edits of a denoiser for one call, described by a `Perturbation`: see `edit`."""
+"""Edits of a denoiser for one call: `edit` for those that rules lead away from, `own_pass` for the prompt's own."""
 
 from .architecture import Architecture, Block, architecture
 from .edit import KINDS, PERTURBATIONS, SHIFT, Call, Kind, check, edited, time_argument
@@ -15,4 +15,24 @@ __all__ = [
     "check",
     "edited",
     "time_argument",
+from .edit import KINDS, PERTURBATIONS, Call, Kind, check, edited
+from .own_pass import EDITS, Carried, carried, joint, own_pass
+from .own_pass import check as check_own_pass
+
+__all__ = [
+    "EDITS",
+    "KINDS",
+    "PERTURBATIONS",
+    "Architecture",
+    "Block",
+    "Call",
+    "Carried",
+    "Kind",
+    "architecture",
+    "carried",
+    "check",
+    "check_own_pass",
+    "edited",
+    "joint",
+    "own_pass",
 ]

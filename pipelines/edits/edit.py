@@ -279,7 +279,7 @@ def edited(
     call, remembers = Call(found, perturbation, generators), False
     with ExitStack() as stack:
         stack.enter_context(eager(found.compiled))
-        begun = _shifting(call, clock) if perturbation.kind == SHIFT else _beginning(call)
+        begun = _shifting(call, clock) if perturbation.kind == SHIFT else beginning(call)
         stack.callback(found.denoiser.register_forward_pre_hook(begun, with_kwargs=True).remove)
         for block in call.blocks if perturbation.kind in KINDS else ():
             for module, hook in KINDS[perturbation.kind].sites(call, block):
@@ -293,7 +293,7 @@ def edited(
         )
 
 
-def _beginning(call: Call) -> Callable[..., Any]:
+def beginning(call: Call) -> Callable[..., Any]:
     """A hook that notes what the denoiser is called with."""
     names = tuple(inspect.signature(call.found.denoiser.forward).parameters)
 

@@ -1,0 +1,285 @@
+"""Edits of the prompt's own pass: attention to a text that carries another text, or weighs the prompt's otherwise.
+
+In a network with cross-attention the other text is what that attention was handed for it, which is found once a run;
+only that attention is made twice. In a network whose text stands beside the picture the whole call has twice the rows:
+those behind have the other text, and the picture's tokens are the same in both after each attention.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...guidance.errors import GuidanceNotAppliedError, InputError, UnsupportedPipelineError
+from ...guidance.query import PromptEdit
+from ...guidance.rules.nag import normalized
+from ...guidance.rules.nasa import steered
+from ...guidance.rules.pladis import beyond
+from ..hooks import calling, diffusers_hooks, in_this_thread
+from ..time_embedding import eager
+from .architecture import Architecture, Block, architecture
+from .attention import Product, multiplying
+from .edit import Call, beginning
+
+Blend = Callable[[Tensor, Tensor, tuple[float, ...], tuple[int, ...]], Tensor]
+BLENDS: dict[str, Blend] = {"nag": normalized, "nasa": steered}
+"""Kinds that carry a text: the attention's output from those for the two texts."""
+WEIGHTS: dict[str, Callable[[Tensor, tuple[float, ...]], Tensor]] = {"pladis": beyond}
+"""Kinds that weigh the prompt's text otherwise: weights from scores."""
+EDITS = frozenset({*BLENDS, *WEIGHTS})
+"""The kinds of edits of the prompt's own pass that a pipeline's network can do."""
+ONE_BY_ONE = frozenset({"MochiTransformerBlock"})
+"""Blocks whose attention goes over the rows one after the other, each with as many tokens as its text has."""
+TEXT, MASK = "encoder_hidden_states", "attention_mask"
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a network's cross-attention is handed for another text: a row for each sample.
+
+    Args:
+        text: the text, as its attention takes it.
+        mask: what is added to its scores, or None.
+    """
+
+    text: Any
+    mask: Tensor | None
+
+
+def joint(found: Architecture) -> bool:
+    """Whether the text stands beside the picture, in one attention."""
+    return not any(block.cross is not None for block in found.blocks)
+
+
+def check(denoiser: nn.Module, edit: PromptEdit) -> None:
+    """Refuse an edit of the prompt's own pass that this denoiser cannot have.
+
+    Raises:
+        UnsupportedPipelineError: it has no attention to a text, none of that kind, or no block of that name.
+    """
+    _chosen(architecture(denoiser), edit)
+
+
+def _chosen(found: Architecture, edit: PromptEdit) -> list[Block]:
+    """The blocks that an edit means, which attend to a text.
+
+    Raises:
+        UnsupportedPipelineError: there are none, or the edit is for cross-attention only.
+    """
+    beside, network = joint(found), type(found.denoiser).__name__
+    texts = [block for block in found.blocks if block.cross is not None or (beside and block.form.text)]
+    if not texts:
+        raise UnsupportedPipelineError(
+            f"{network} has no attention to a text that is known here, and {edit.kind} changes that attention"
+        )
+    if any(type(block.module).__name__ in ONE_BY_ONE for block in texts):
+        raise UnsupportedPipelineError(
+            f"{network} makes its attention for each row by itself, so that {edit.kind} does not see both texts"
+        )
+    if beside and edit.kind in WEIGHTS:
+        raise UnsupportedPipelineError(
+            f"the text of {network} stands beside the picture in one attention, and {edit.kind} is for cross-attention"
+        )
+    chosen = found.chosen(edit.blocks)
+    if missing := [block.name for block in chosen if edit.blocks and block not in texts]:
+        raise UnsupportedPipelineError(f"block {missing[0]!r} of {network} has no attention to the text")
+    return [block for block in chosen if block in texts]
+
+
+class _Found(Exception):
+    """The first cross-attention was reached: there is no need to go on."""
+
+
+def carried(found: Architecture, call: Callable[[], Any]) -> Carried:
+    """What the cross-attention of a denoiser is handed for a text.
+
+    Args:
+        found: the denoiser.
+        call: calls it with that text; it is stopped at its first cross-attention.
+
+    Raises:
+        GuidanceNotAppliedError: it did not come by it.
+    """
+    cross = next(block.cross for block in found.blocks if block.cross is not None)
+    seen: list[Carried] = []
+
+    def hook(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = _given(cross, args, kwargs)
+        seen.append(Carried(given[TEXT], given.get(MASK)))
+        raise _Found
+
+    with ExitStack() as stack:
+        stack.enter_context(eager(found.compiled))
+        stack.enter_context(calling(cross, hook, in_this_thread(), inside=True))
+        with suppress(_Found):
+            call()
+    if not seen:
+        raise GuidanceNotAppliedError(
+            f"a pass of {type(found.denoiser).__name__} did not come by its cross-attention; was its forward compiled "
+            "or replaced?"
+        )
+    return seen[0]
+
+
+def _given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = list(inspect.signature(module.forward).parameters)
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+@contextmanager
+def own_pass(
+    denoiser: nn.Module,
+    edits: Sequence[PromptEdit],
+    rows: int,
+    others: Mapping[str, Carried],
+    found: Architecture,
+) -> Iterator[None]:
+    """While the context lasts, the denoiser answers the prompt with its own pass edited, to this thread.
+
+    Args:
+        denoiser: a diffusers UNet or transformer for which `check` passed.
+        edits: what to do.
+        rows: of the call; with a text beside the picture it has twice as many.
+        others: the texts that edits carry, with these rows; {} where they are in the call.
+        found: its `architecture`.
+
+    Raises:
+        GuidanceNotAppliedError: the denoiser ran and nothing was edited.
+        UnsupportedPipelineError: the call is of a form that the edit does not know.
+    """
+    call, remembers = Call(found, edits[0], ()), False  # type: ignore[arg-type]  # its tokens are what is looked at
+    with ExitStack() as stack:
+        stack.enter_context(eager(found.compiled))
+        begun = found.denoiser.register_forward_pre_hook(beginning(call), with_kwargs=True)
+        stack.callback(begun.remove)
+        for edit in edits:
+            for block in _chosen(found, edit):
+                modules = block.attentions if joint(found) else (block.cross,)
+                for module in modules:
+                    assert module is not None  # chosen
+                    hook = _hook(call, edit, block, module, rows, others.get(edit.text))
+                    remembers |= bool(diffusers_hooks(module))
+                    stack.enter_context(calling(module, hook, in_this_thread(), inside=True))
+        yield
+    if not call.touched and not remembers:
+        raise GuidanceNotAppliedError(
+            f"a pass of {type(found.denoiser).__name__} did not come by the attention that {edits[0].kind} changes, so "
+            "that it did nothing; was its forward compiled or replaced?"
+        )
+
+
+def _hook(call: Call, edit: PromptEdit, block: Block, module: nn.Module, rows: int, other: Carried | None) -> Any:
+    """What answers the calls of one attention."""
+    if edit.kind in WEIGHTS:
+        return _first(call, module, lambda product: _weighed(product, edit))
+    blend = BLENDS[edit.kind]
+    if other is None:
+        return _every(call, module, lambda product: _beside(call, block, product, rows, blend, edit))
+
+    def doubled(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = _given(module, args, kwargs)
+        first = next(iter(inspect.signature(module.forward).parameters))
+        hidden: Tensor = given[first]
+        if len(hidden) != rows:
+            raise UnsupportedPipelineError(
+                f"the attention of block {block.name!r} is given {len(hidden)} rows for a batch of {rows}, so that "
+                f"{edit.kind} cannot tell whose they are"
+            )
+        given |= {first: torch.cat([hidden, hidden]), TEXT: _joined(given[TEXT], other.text)}
+        if given.get(MASK) is not None:
+            given[MASK] = _joined(given[MASK], other.mask)
+
+        def blended(product: Product) -> Tensor:
+            output = product()
+            heads = output.shape[1] if len(output) == 2 * rows else len(output) // (2 * rows)
+            if len(output) % (2 * rows):
+                raise GuidanceNotAppliedError(
+                    f"the attention is made in slices, of which {edit.kind} does not see a whole token; switch "
+                    "attention slicing off"
+                )
+            whole = output.reshape(2, rows, heads, *output.shape[2:])
+            guided = blend(whole[0], whole[1], edit.values, (1, 3))
+            return torch.stack([guided, whole[1]]).reshape(output.shape)
+
+        output: Tensor = _first(call, module, blended)(lambda *_, **now: original(**now), (), given)
+        return output[:rows]
+
+    return doubled
+
+
+def _first(call: Call, module: nn.Module, answer: Callable[[Product], Tensor]) -> Any:
+    """A hook that gives the first product of each call; others are those of adapters with pictures."""
+
+    def hook(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        products: list[int] = []
+
+        def once(product: Product) -> Tensor:
+            products.append(1)
+            call.touched += 1
+            return answer(product) if len(products) == 1 else product()
+
+        return multiplying(module, once)(original, args, kwargs)
+
+    return hook
+
+
+def _every(call: Call, module: nn.Module, answer: Callable[[Product], Tensor]) -> Any:
+    def counted(product: Product) -> Tensor:
+        call.touched += 1
+        return answer(product)
+
+    return multiplying(module, counted)
+
+
+def _joined(one: Any, other: Any) -> Any:
+    """Two texts, one behind the other; with adapters, whose pictures come along, part by part.
+
+    Raises:
+        InputError: they are of different lengths.
+    """
+    if isinstance(one, list | tuple):
+        return type(one)(_joined(a, b) for a, b in zip(one, other, strict=True))
+    if one.shape[1:] != other.shape[1:]:
+        raise InputError(
+            f"the negative text has {other.shape[1]} tokens and the prompt {one.shape[1]}: the network reads both in "
+            "one attention; give embeddings of one length"
+        )
+    return torch.cat([one, other.to(one)])
+
+
+def _weighed(product: Product, edit: PromptEdit) -> Tensor:
+    """The product with other weights, made in memory."""
+    scale = product.options.get("scale") or product.query.shape[-1] ** -0.5
+    scores = (product.query @ product.key.mT).float() * scale
+    mask = product.mask
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return WEIGHTS[edit.kind](scores, edit.values).to(product.value.dtype) @ product.value
+
+
+def _beside(call: Call, block: Block, product: Product, rows: int, blend: Blend, edit: PromptEdit) -> Tensor:
+    """The product of both halves, in which the picture's tokens have the blended output."""
+    output, length = product(), product.query.shape[-2]
+    picture = call.tokens.index(block.form, length, product.mask)
+    if picture == slice(length):
+        return output  # an attention of the picture to itself
+    if len(output) != 2 * rows:
+        raise UnsupportedPipelineError(
+            f"the attention of block {block.name!r} is made for {len(output)} of {2 * rows} rows at a time, so that "
+            f"{edit.kind} does not see both texts"
+        )
+    if isinstance(picture, slice):
+        one, other = output[:rows, :, picture], output[rows:, :, picture]
+        blended = output.clone()
+        blended[:, :, picture] = blend(one, other, edit.values, (1, 3)).repeat(2, 1, 1, 1)
+        return blended
+    place = picture[:, None, :, None].expand(-1, output.shape[1], -1, output.shape[3])
+    ours = output.gather(2, place)
+    guided = blend(ours[:rows], ours[rows:], edit.values, (1, 3)).repeat(2, 1, 1, 1)
+    return output.scatter(2, place, guided)
