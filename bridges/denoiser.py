@@ -113,6 +113,13 @@ def _check_perturbed(stack: Stack, models: Mapping[str, Model]) -> None:
     Raises:
         InputError: naming the first.
     """
+    for edit in stack.own_pass:
+        if edit.kind not in getattr(models.get("main"), "edits", ()):
+            raise InputError(
+                f"{edit.kind} edits the network's attention, which a model of the form model(x, sigma) does not show; "
+                f"give it an attribute edits={{{edit.kind!r}}} and take edits= and carried= in its call, or use "
+                "guidestack.guide"
+            )
     for rule in stack.parts():
         for query in sorted(rule.asks(), key=str):
             kind, model = query.perturbation and query.perturbation.kind, models.get(query.model)

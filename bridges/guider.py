@@ -65,6 +65,8 @@ def uncarried(stack: Stack) -> str:
                 f"{rule} is for runs without a negative prompt, and a guider is not told whether there is one; "
                 "guidestack.guide carries it on the pipeline's classic form"
             )
+        if rule.own_pass:
+            return f"{rule} edits the network's attention, and the loop calls the network itself"
         if rule.skips:
             return f"{rule} leaves the network out at some steps, and the loop calls it at each; take a plan without s"
         for query in rule.asks():

@@ -29,6 +29,7 @@ def test_the_public_names_are_the_contracts() -> None:
     wanted = {"Stack", "CFG", "Rescale", "During", "Query", "Rule", "parse", "from_config", "to_config", "citation"}
     wanted |= {"PerpNeg", "APG", "CFGPlusPlus", "Renoise", "Renorm", "AdaptiveGuidance", "LinearAG", "Prefix"}
     wanted |= {"ICG", "TSG", "Schedule", "Autoguidance", "Adapters", "doctor"}
+    wanted |= {"NAG", "NASA", "PLADIS"}
     wanted |= {"ADG", "CFGZero", "EpsilonScaling", "FBG", "FDG", "FreSca", "MamboG", "Momentum", "Ramp", "SMCCFG"}
     wanted |= {"Skimmed", "TCFG", "Threshold"}
     wanted |= {"PAG", "S2", "SEG", "SLG", "SelfGuidance", "TPG"}

@@ -113,6 +113,23 @@ def projected(scale: float, eta: float, against: str = "negative") -> Callable[.
 def away(scale: float, edit: str, inner: Callable[..., Tensor] = lambda D, x, level: D("positive")) -> Any:
     """Away from the network under an edit, from what `inner` made."""
     return lambda D, x, level: inner(D, x, level) + scale * (D("positive") - D(f"positive+{edit}"))
+def nag(scale: float, tau: float, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """NAG of posterior means in the place of an attention's outputs: a token has the two numbers of a place."""
+
+    def blend(z: Tensor, away: Tensor) -> Tensor:
+        further = z + (scale - 1) * (z - away)
+        ratio = (further[:, :1].abs() + further[:, 1:].abs()) / (z[:, :1].abs() + z[:, 1:].abs())
+        return alpha * further * ratio.clamp(max=tau) / ratio + (1 - alpha) * z
+
+    return blend
+
+
+def own_pass(blend: Callable[[Tensor, Tensor], Tensor], cfg: float = 1) -> Callable[..., Tensor]:
+    def reference(D: Callable[[str], Tensor], x: Tensor, level: Level) -> Tensor:
+        edited = blend(D("positive"), D("negative"))
+        return D("negative") + cfg * (edited - D("negative"))
+
+    return reference
 
 
 TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
@@ -123,6 +140,12 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.CFG(2, against="positive@weak"), cfg(2, "positive@weak")),
     (gs.Autoguidance(2.5), cfg(2.5, "positive@weak")),
     (gs.Autoguidance(0, network="weak"), cfg(0, "positive@weak")),
+    (gs.NAG(3), own_pass(nag(3, 2.5, 0.25))),
+    (gs.NAG(12, tau=1.2, alpha=0.7), own_pass(nag(12, 1.2, 0.7))),
+    (gs.NASA(0.4), own_pass(lambda z, away: z - 0.4 * away)),
+    (gs.PLADIS(2), None),
+    (gs.NAG(3) | gs.CFG(4), own_pass(nag(3, 2.5, 0.25), cfg=4)),
+    (gs.During(gs.NAG(3), progress=(0, 0.5)) | gs.CFG(4), None),
     (gs.Rescale(0.7), lambda D, x, level: D("positive")),
     (gs.CFG(3) | gs.Rescale(0.7), rescaled(0.7, 3, "noise")),
     (gs.CFG(3) | gs.Rescale(1, space="denoised"), rescaled(1, 3, "denoised")),
@@ -277,6 +300,10 @@ def test_rescale_leaves_a_constant_estimate_alone() -> None:
         (lambda: gs.PerpNeg(3, weights=torch.ones(2, device="meta")), "PerpNeg: weights"),
         (lambda: gs.CFG(float("nan")), "finite"),
         (lambda: gs.CFG(True), "finite"),
+        (lambda: gs.NAG(3, tau=0), "NAG: tau must be above 0"),
+        (lambda: gs.NAG(3, alpha=1.5), "between 0 and 1, got 1.5"),
+        (lambda: gs.NASA("x"), "NASA: alpha must be a finite number"),
+        (lambda: gs.PLADIS(2, blocks="a b"), "names blocks of the network"),
         (
             lambda: gs.Autoguidance(2, network="main"),
             "network is the name of a network other than 'main'",

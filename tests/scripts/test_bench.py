@@ -89,6 +89,9 @@ EVALUATIONS = {
     "ICG": 1.0,
     "TSG": 1.0,
     "Autoguidance": 1.0,
+    "PLADIS": 0.5,
+    "NASA": 0.5,
+    "NAG": 0.5,
     "interval": 0.75,  # steps 1 and 2 of 4 are at 0.25 and 0.5 of the way
     "prefix": 0.75,  # two of four steps
     "Schedule": 0.75,  # g r g c

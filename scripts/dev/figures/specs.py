@@ -183,6 +183,15 @@ FIGURES: Mapping[str, Figure] = {
         CASES,
         (Row("stack()"), Row("autoguidance(2)"), Row("cfg(4)"), Row("cfg(3) | autoguidance(2)")),
     ),
+    "nag": Figure(
+        OVERLAPPING,
+        (Row("stack()"), Row("nag(4)", negative=True), Row("nag(8, alpha=0.5)", negative=True)),
+    ),
+    "nasa": Figure(
+        OVERLAPPING,
+        (Row("stack()"), Row("nasa(0.2)", negative=True), Row("nasa(0.5)", negative=True)),
+    ),
+    "pladis": Figure(CASES, (Row("stack()"), Row("pladis(2)"), Row("cfg(4)"), Row("pladis(2) | cfg(4)"))),
     "tsg": Figure(
         (Case(""),) * 6,
         (Row("stack()"), Row("tsg(3, strength=1.25, window=(0.1, 0.9))")),
