@@ -289,14 +289,15 @@ class PipelineNetwork(Network):
 
     def _carried(self, text: str, branch: Branch, found: Architecture) -> Carried:
         """What the cross-attention is handed for a carried text; looked up once a run."""
-        if text not in self.prepared.carried:
+        key = branch.module, text
+        if key not in self.prepared.carried:
             condition = self.aliases.get(text, text)
             extra = {} if condition in self.branches else {**self.texts[text], **self._words(text)}
             chosen: Chosen = (None, condition if condition in self.branches else self._like(text), extra)
             arguments = self._put_together(branch, [chosen])
             asked = [Request(Query(text), None)]
-            self.prepared.carried[text] = carried(found, lambda: branch.call(arguments, asked, own=False, drawn=True))
-        return self.prepared.carried[text]
+            self.prepared.carried[key] = carried(found, lambda: branch.call(arguments, asked, own=False, drawn=True))
+        return self.prepared.carried[key]
 
     def _joined(self, name: str, chosen: Sequence[Chosen]) -> Any:
         """The rows of one argument for all requests of a call."""

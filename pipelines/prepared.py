@@ -21,14 +21,14 @@ class Prepared:
 
     Attributes:
         drawn: random conditions by name and by the evaluation that they are for.
-        carried: what cross-attention is handed for the texts that edits of the prompt's own pass carry.
+        carried: what a network's cross-attention is handed for a text that edits of the prompt's own pass carry.
     """
 
     def __init__(self) -> None:
         self._rows: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self._architectures: dict[nn.Module, Architecture] = {}
         self.drawn: dict[tuple[str, Keys], Mapping[str, Any]] = {}
-        self.carried: dict[str, Carried] = {}
+        self.carried: dict[tuple[nn.Module, str], Carried] = {}
 
     def rows(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
         """The row numbers `rows` as a tensor on `device`, sent there once."""

@@ -76,11 +76,11 @@ def _chosen(found: Architecture, edit: PromptEdit) -> list[Block]:
     texts = [block for block in found.blocks if block.cross is not None or (beside and block.form.text)]
     if not texts:
         raise UnsupportedPipelineError(
-            f"{network} has no attention to a text that is known here, and {edit.kind} changes that attention"
+            f"{network} has no attention to a text that is known here, which rules of the prompt's own pass change"
         )
-    if any(type(block.module).__name__ in ONE_BY_ONE for block in texts):
+    if edit.text and any(type(block.module).__name__ in ONE_BY_ONE for block in texts):
         raise UnsupportedPipelineError(
-            f"{network} makes its attention for each row by itself, so that {edit.kind} does not see both texts"
+            f"{network} makes its attention for each row by itself, and an edit that carries a text sees two at once"
         )
     if beside and edit.kind in WEIGHTS:
         raise UnsupportedPipelineError(
