@@ -10,7 +10,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ class Query:
     model: str = "main"
     perturbation: Perturbation | None = None
     grad: bool = False
-    edits: tuple[PromptEdit, ...] = ()
+    edits: tuple[PromptEdit, ...] = field(default=(), repr=False)
 
     def __hash__(self) -> int:
         return hash(self.condition)  # tells the queries of a run apart, and is at hand: a step looks up dozens

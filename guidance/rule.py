@@ -402,8 +402,8 @@ def _compatible(rules: Sequence[Rule]) -> None:
         )
     editing = [rule for rule in rules if rule.own_pass]
     if sum(len(rule.own_pass) for rule in editing) > 1:
-        other = f" and {editing[1]} both edit" if len(editing) > 1 else " edits in two ways"
-        raise CompositionError(f"{editing[0]}{other} the attention of the prompt's own pass; keep one of them")
+        both = f"{editing[0]} and {editing[1]} both edit" if len(editing) > 1 else f"{editing[0]} edits in two ways"
+        raise CompositionError(f"{both} the attention of the prompt's own pass; keep one of them")
     for rule in rules:
         if len(rules) > 1 and rule.whole_stack:
             other = next(one for one in rules if one is not rule)
