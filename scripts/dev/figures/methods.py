@@ -44,7 +44,7 @@ class Made:
 def row(pipe: Any, figure: Figure, which: Row, weak: Any = BUNDLED) -> list[Made]:
     """The images of one row, in one batch, each with a seed of its own; `weak` is the weak network, for who asks it."""
     seeds = [figure.seed + column for column in range(len(figure.cases))]
-    networks = dict.fromkeys(models_of(as_stack(which.stack)), BUNDLED)
+    networks = dict.fromkeys(models_of(as_stack(which.stack)), weak)
     guided = guide(pipe, which.stack, networks=networks)
     negatives = {"negative_prompt": [case.negative for case in figure.cases]} if which.negative else {}
     with seeded(pipe.scheduler, seeds):
