@@ -88,19 +88,22 @@ class GaussianMixture:
 
         with responsibilities r and gains :math:`g_k = \alpha s_k^2 / (\alpha^2 s_k^2 + \sigma^2)`. Shape ``(B, ...)``.
         """
-        return self._denoised(x.flatten(1), level.alpha, level.sigma, conditions, widen).reshape(x.shape)
+        flat = x.flatten(1)
+        return self._denoised(flat, level.alpha, level.sigma, conditions, widen, attention).reshape(x.shape)
 
-    def _denoised(self, x: Tensor, alpha: float, sigma: float | Tensor, conditions: Tensor, widen: float) -> Tensor:
+    def _denoised(
+        self,
+        x: Tensor,
+        alpha: float,
+        sigma: float | Tensor,
+        conditions: Tensor,
+        widen: float,
+        attention: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(1),
+    ) -> Tensor:
         variances = (widen * self.stds) ** 2
         gain = alpha * variances / (alpha**2 * variances + sigma**2)
-        share = self._log_joint(x, alpha, sigma, conditions, widen).softmax(1)
+        share = attention(self._log_joint(x, alpha, sigma, conditions, widen))
         return (share * (1 - alpha * gain)) @ self.means.flatten(1) + (share * gain).sum(1, keepdim=True) * x
-        ones = [1] * (x.ndim - 1)
-        stds = widen * self.stds
-        gain = (level.alpha * stds**2 / ((level.alpha * stds) ** 2 + level.sigma**2)).reshape(-1, *ones)
-        each = self.means + gain * (x.unsqueeze(1) - level.alpha * self.means)
-        responsibility = attention(self.log_joint(x, level, conditions, widen))
-        return (responsibility.reshape(*responsibility.shape, *ones) * each).sum(1)
 
 
 RANDOM = frozenset({"time", "conditioning", "drop", "shuffle"})

@@ -114,9 +114,8 @@ def exchanged(page: str, name: str, text: str) -> str:
 
 
 def draw(
-    pipe: Any, figure: Figure, known: dict[tuple[Figure, Row], list[Made]] | None = None
+    pipe: Any, figure: Figure, known: dict[tuple[Figure, Row], list[Made]] | None = None, weak: Any = BUNDLED
 ) -> tuple[Image.Image, list[Means]]:
-def draw(pipe: Any, figure: Figure, weak: Any = BUNDLED) -> tuple[Image.Image, list[Means]]:
     """The figure, and the numbers of each of its rows.
 
     Args:
@@ -132,9 +131,8 @@ def draw(pipe: Any, figure: Figure, weak: Any = BUNDLED) -> tuple[Image.Image, l
         pipe.scheduler = by_name(figure.sampler, own.config)
         for which in figure.rows:
             if (alike, which) not in known:
-                known[alike, which] = row(pipe, figure, which)
+                known[alike, which] = row(pipe, figure, which, weak)
         table = [known[alike, which] for which in figure.rows]
-        table = [row(pipe, figure, which, weak) for which in figure.rows]
     finally:
         pipe.scheduler = own
     labels = [which.label for which in figure.rows]
