@@ -19,6 +19,11 @@ class OwnPass(Rule):
         raise NotImplementedError
 
     @property
+    def moves(self) -> bool:
+        """False: the estimate stays the prompt's own, which the network gives edited."""
+        return False
+
+    @property
     def own_pass(self) -> tuple[PromptEdit, ...]:
         """`edit`, if it does something."""
         return () if self.edit is None else (self.edit,)

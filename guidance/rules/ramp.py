@@ -11,7 +11,7 @@ from ..errors import CompositionError
 from ..fields import choice, number
 from ..notation.registry import register
 from ..prediction import Prediction
-from ..query import Predictions, Queries, RowMask
+from ..query import Predictions, PromptEdit, Queries, RowMask
 from ..rule import Rule, Stack, Wrapper
 from ..step import Estimate, State, Step
 
@@ -118,6 +118,10 @@ class Ramp(Wrapper):
 
     def _now(self, step: Step) -> Rule:
         return self.at(step.index, step.run.steps)
+
+    def edits(self, step: Step, state: State) -> tuple[PromptEdit, ...]:
+        """The edits of the prompt's own pass by the rule with the scale of this step."""
+        return self._now(step).edits(step, state)
 
     def queries(self, step: Step, state: State) -> Queries:
         """Those of the rule at this step's scale."""
