@@ -29,13 +29,13 @@ from .guidance.rules import CFG as CFG
 from .guidance.rules import FBG as FBG
 from .guidance.rules import FDG as FDG
 from .guidance.rules import ICG as ICG
+from .guidance.rules import NAG as NAG
+from .guidance.rules import NASA as NASA
 from .guidance.rules import PAG as PAG
+from .guidance.rules import PLADIS as PLADIS
 from .guidance.rules import S2 as S2
 from .guidance.rules import SEG as SEG
 from .guidance.rules import SLG as SLG
-from .guidance.rules import NAG as NAG
-from .guidance.rules import NASA as NASA
-from .guidance.rules import PLADIS as PLADIS
 from .guidance.rules import SMCCFG as SMCCFG
 from .guidance.rules import TCFG as TCFG
 from .guidance.rules import TPG as TPG

@@ -16,9 +16,9 @@ from .icg import ICG
 from .linear_ag.rule import LinearAG
 from .mambo_g import MamboG
 from .momentum import Momentum
-from .pag import PAG
 from .nag import NAG
 from .nasa import NASA
+from .pag import PAG
 from .perp_neg import PerpNeg
 from .pladis import PLADIS
 from .ramp import Ramp
@@ -43,13 +43,13 @@ __all__ = [
     "FBG",
     "FDG",
     "ICG",
+    "NAG",
+    "NASA",
     "PAG",
+    "PLADIS",
     "S2",
     "SEG",
     "SLG",
-    "NAG",
-    "NASA",
-    "PLADIS",
     "SMCCFG",
     "TCFG",
     "TPG",

@@ -76,20 +76,12 @@ class GaussianMixture:
         """``log p_t(x | condition)`` with the condition's weights normalized, shape ``(B,)``."""
         return self.log_joint(x, level, conditions / conditions.sum(1, keepdim=True)).logsumexp(1)
 
-    def denoised(
-        self,
-        x: Tensor,
-        level: Level,
-        conditions: Tensor,
-        widen: float = 1.0,
-        attention: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(1),
-    ) -> Tensor:
+    def denoised(self, x: Tensor, level: Level, conditions: Tensor, widen: float = 1.0) -> Tensor:
         r"""Posterior mean :math:`E[x_0 \mid x, c] = \sum_k r_k(x)\, (\mu_k + g_k (x - \alpha\mu_k))`.
 
         with responsibilities r and gains :math:`g_k = \alpha s_k^2 / (\alpha^2 s_k^2 + \sigma^2)`. Shape ``(B, ...)``.
         """
-        flat = x.flatten(1)
-        return self._denoised(flat, level.alpha, level.sigma, conditions, widen, attention).reshape(x.shape)
+        return self._denoised(x.flatten(1), level.alpha, level.sigma, conditions, widen).reshape(x.shape)
 
     def _denoised(
         self,
@@ -133,9 +125,6 @@ class MixtureDenoiser:
     ``1 + amount``, ``"blur"`` by ``1 + amount/(1 + amount)``, at infinity 2; ``"shift"`` lets it believe in a noise
     level of ``exp(amount/5)`` times the true one, ``"time"`` and ``"conditioning"`` of ``exp(amount * n)`` times,
     ``"drop"`` and ``"shuffle"`` of ``exp((2 + amount) * n)`` times, n a normal number for each sample.
-    It can be perturbed: ``"widen"`` multiplies the stds by ``1 + amount`` for one evaluation; ``"time"`` and
-    ``"conditioning"`` let it believe in a noise level of ``exp(amount * n)`` times the true one, n a normal number for
-    each sample.
 
     Its own pass can be edited as if it had attention to the text: over its components, by their responsibilities. What
     that attention puts out is the posterior mean, a token of which has the numbers at one place of x.
@@ -144,9 +133,8 @@ class MixtureDenoiser:
     mixture: GaussianMixture
     parameterization: Parameterization = EPSILON
     widen: float = 1.0
-    perturbations = frozenset({"widen", "identity", "skip", "blur", "shift"}) | RANDOM
     edits = frozenset({"nag", "nasa", "pladis"})
-    perturbations = frozenset({"widen", "time", "conditioning"})
+    perturbations = frozenset({"widen", "identity", "skip", "blur", "shift"}) | RANDOM
 
     def __call__(
         self,
@@ -171,18 +159,17 @@ class MixtureDenoiser:
                 drawn = [torch.randn((), generator=one, dtype=torch.float32) for one in generators]
                 spread = amount + 2 * (kind in ("drop", "shuffle"))
                 away = (spread * torch.stack(drawn).to(wide)).exp().unsqueeze(1)
-            flat, mixture = wide.flatten(1) / level.alpha, self.mixture
-            denoised = mixture._denoised(flat, 1.0, level.k_sigma * away, conditions, widen).reshape(wide.shape)
+            at: tuple[Tensor, float, float | Tensor] = (wide / level.alpha, 1.0, level.k_sigma * away)
         else:
-            denoised = self.mixture.denoised(wide, level, conditions, widen)
-            widen = self.widen * (1 + perturbation.amount if perturbation else 1)
-            denoised = self._attended(wide, level, conditions, widen, edits, carried or {})
+            at = (wide, level.alpha, level.sigma)
+        denoised = self._attended(*at, conditions, widen, edits, carried or {})
         return convert(denoised, wide, level, X0, self.parameterization).to(x.dtype)
 
     def _attended(
         self,
         x: Tensor,
-        level: Level,
+        alpha: float,
+        sigma: float | Tensor,
         conditions: Tensor,
         widen: float,
         edits: Sequence[PromptEdit],
@@ -195,10 +182,13 @@ class MixtureDenoiser:
         def attention(scores: Tensor) -> Tensor:
             return scores.softmax(1) if sparse is None else beyond(scores, sparse)
 
-        denoised = self.mixture.denoised(x, level, conditions, widen, attention)
+        def answer(weights: Tensor) -> Tensor:
+            return self.mixture._denoised(x.flatten(1), alpha, sigma, weights, widen, attention).reshape(x.shape)
+
+        denoised = answer(conditions)
         for edit in edits:
             if edit.kind in blends:
-                other = self.mixture.denoised(x, level, carried[edit.text].to(x.dtype), widen)
+                other = answer(carried[edit.text].to(x.dtype))
                 denoised = blends[edit.kind](denoised, other, edit.values, (1,))
         return denoised
 

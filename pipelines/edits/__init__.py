@@ -2,20 +2,6 @@
 
 from .architecture import Architecture, Block, architecture
 from .edit import KINDS, PERTURBATIONS, SHIFT, Call, Kind, check, edited, time_argument
-
-__all__ = [
-    "KINDS",
-    "PERTURBATIONS",
-    "SHIFT",
-    "Architecture",
-    "Block",
-    "Call",
-    "Kind",
-    "architecture",
-    "check",
-    "edited",
-    "time_argument",
-from .edit import KINDS, PERTURBATIONS, Call, Kind, check, edited
 from .own_pass import EDITS, Carried, carried, joint, own_pass
 from .own_pass import check as check_own_pass
 
@@ -23,6 +9,7 @@ __all__ = [
     "EDITS",
     "KINDS",
     "PERTURBATIONS",
+    "SHIFT",
     "Architecture",
     "Block",
     "Call",
@@ -35,4 +22,5 @@ __all__ = [
     "edited",
     "joint",
     "own_pass",
+    "time_argument",
 ]

@@ -70,11 +70,8 @@ REDUNDANT = {
 REDUNDANT |= {composition.pair("epsilon_scaling()", "renorm()")}  # the length is the prompt's again
 # To take x for noisier does not turn the first answer of the oracle away from the true one: this stops at once.
 REDUNDANT |= {composition.around(outer, "sg(3)") for outer in composition.wrappers() if "adaptive" in outer}
-} | {
-    composition.pair("epsilon_scaling()", "renorm()"),  # the length is the prompt's again
-    # The two networks agree from the first step on.
-    "adaptive(autoguidance(2), threshold=0.95, space='denoised')",
-}
+# The two networks of the oracle agree from the first step on.
+REDUNDANT |= {composition.around(outer, "autoguidance(2)") for outer in composition.wrappers() if "adaptive" in outer}
 
 
 @pytest.mark.parametrize("text", WORKING)

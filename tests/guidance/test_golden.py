@@ -71,12 +71,11 @@ PLAIN = FAMILIES["vp-epsilon"]
 # --- the second computation: `wrong` names a mistake to make, each seen or likely in some implementation -----------
 
 
-def posterior_mean(x: Tensor, alpha: float, sigma: float, classes: Sequence[int], wider: float = 1.0) -> Tensor:
 WIDER = 1.4
 """The weak network believes in Gaussians so many times as wide."""
 
 
-def posterior_mean(x: Tensor, alpha: float, sigma: float, classes: Sequence[int], wider: float = 1) -> Tensor:
+def posterior_mean(x: Tensor, alpha: float, sigma: float, classes: Sequence[int], wider: float = 1.0) -> Tensor:
     """E[x0 | x] of one sample, x = alpha x0 + sigma eps, x0 of one of the Gaussians in `classes`."""
     log_weights, means = [], []
     for k in classes:
@@ -86,10 +85,6 @@ def posterior_mean(x: Tensor, alpha: float, sigma: float, classes: Sequence[int]
         square = ((x - alpha * MEANS[k]) ** 2).sum()
         log_weights.append(WEIGHTS[k].log() - square / (2 * variance) - x.numel() / 2 * variance.log())
         precise, seen = 1 / std**2, alpha**2 / sigma**2
-        variance = alpha**2 * (wider * STDS[k]) ** 2 + sigma**2
-        square = ((x - alpha * MEANS[k]) ** 2).sum()
-        log_weights.append(WEIGHTS[k].log() - square / (2 * variance) - x.numel() / 2 * variance.log())
-        precise, seen = 1 / (wider * STDS[k]) ** 2, alpha**2 / sigma**2
         means.append((precise * MEANS[k] + seen * x / alpha) / (precise + seen))
     unnormalized = (torch.stack(log_weights) - max(log_weights)).exp()
     weights = unnormalized / unnormalized.sum()
@@ -470,8 +465,8 @@ def package_run(
     for index in range(STEPS):
         level = Level(*family.levels[index], path=family.path)  # type: ignore[arg-type]
         keys = Keys((0, 1, 2), index)
-        network = CallableNetwork({"main": model}, x, level, conditions, EMITS[family.emits], keys=keys)
-        network = CallableNetwork({"main": model, "weak": weak}, x, level, conditions, EMITS[family.emits])
+        models = {"main": model, "weak": weak}
+        network = CallableNetwork(models, x, level, conditions, EMITS[family.emits], keys=keys)
         estimate = run.estimate(network, x, index, level)
         noise = (estimate.prediction if estimate.renoise is None else estimate.renoise).noise
         alpha_next, sigma_next = family.levels[index + 1]

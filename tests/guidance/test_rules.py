@@ -113,6 +113,8 @@ def projected(scale: float, eta: float, against: str = "negative") -> Callable[.
 def away(scale: float, edit: str, inner: Callable[..., Tensor] = lambda D, x, level: D("positive")) -> Any:
     """Away from the network under an edit, from what `inner` made."""
     return lambda D, x, level: inner(D, x, level) + scale * (D("positive") - D(f"positive+{edit}"))
+
+
 def nag(scale: float, tau: float, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
     """NAG of posterior means in the place of an attention's outputs: a token has the two numbers of a place."""
 
