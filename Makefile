@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 PACKAGES := guidance samplers pipelines bridges evaluation configs scripts
 OUT := out/demo
 
-.PHONY: help demo test quick oldest lint types bench gpu-check figures world docs clean
+.PHONY: help demo test quick oldest lint types bench gpu-check tables figures world docs clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
 
@@ -75,6 +75,9 @@ $(GPU_VENV)/.installed: pyproject.toml constraints.txt
 
 gpu-check: $(GPU_VENV)/.installed ## does everything hold on this machine's GPU, and what does guidance cost there?
 	$(GPU_VENV)/bin/python -m guidestack.scripts.gpu_check
+
+tables: $(VENV)/.dev ## the tables of rules, metrics, compositions and families in docs/, from the code
+	$(BIN)/python -m guidestack.scripts.dev.tables
 
 figures: $(VENV)/.dev ## the pictures of the documentation, and the tables of docs/methods.md
 	$(BIN)/python -m guidestack.scripts.dev.figures methods

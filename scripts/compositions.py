@@ -10,7 +10,7 @@ from ..guidance.words import lettered
 
 HEAD = f"""# Which rules go with which
 
-Made by `guidestack rules --compositions`; a test holds it to what the code does. Every combination was run over
+Made by `make tables`; a test holds it to what the code does. Every combination was run over
 {len(LEVELS)} levels on a batch of three samples with 2, 1 and 2 negatives and 0, 1 and 1 further positives. A cell has
 the evaluations of each sample (one number where all have the same), or the letter of the reason for which the stack is
 refused when it is made. Unguided, a sample costs {len(LEVELS)}.

@@ -14,7 +14,7 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_rules_is_what_the_command_prints() -> None:
-    assert markdown() in (ROOT / "docs" / "rules.md").read_text(), "run: guidestack rules --markdown"
+    assert markdown() in (ROOT / "docs" / "rules.md").read_text(), "run: make tables"
 
 
 def test_its_links_lead_somewhere() -> None:

@@ -1,4 +1,4 @@
-"""The table of docs/family-rules.md: which rules run on which pipelines. ``python -m guidestack.scripts.dev.families``.
+"""The table of docs/family-rules.md: which rules run on which pipelines.
 
 Every cell is a run of a tiny random pipeline, which the tests make on the spot: it needs the source tree, no network.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ...guidance.errors import GuidestackError, InputError
+from ...guidance.errors import InputError
 from ...guidance.notation.registry import rules
 from ...guidance.notation.text import parse
 from ...guidance.rule import Wrapper
@@ -35,7 +34,7 @@ def columns() -> tuple[list[str], list[str]]:
 
 HEAD = """# Which rules run on which pipelines
 
-Made by `python -m guidestack.scripts.dev.families > docs/family-rules.md`; a test holds it to what the code does. Every
+Made by `make tables`; a test holds it to what the code does. Every
 cell was run on a tiny random pipeline of that class, for one prompt and, where the pipeline takes one, a negative
 prompt; a weak network is there, a copy of its own. A cell has the network evaluations of a step, or the letter of the
 reason for which it is refused. What wraps or reshapes other rules runs where these do:
@@ -83,13 +82,3 @@ def markdown(found: Iterable[tuple[str, Any, Arguments]]) -> str:
             cells.append(f"*{letter}*" if letter else str(tried.evaluations))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([head, *lines, "", *(f"* *{letter}*: {reason}" for reason, letter in letters.items())]) + "\n"
-
-
-if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)
-    try:
-        print(markdown(pipelines()), end="")
-    except GuidestackError as error:
-        sys.exit(f"guidestack: {error}")

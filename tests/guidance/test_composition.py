@@ -109,7 +109,7 @@ def test_a_refusal_is_one_line_that_names_both(text: str) -> None:
 
 def test_the_page_is_what_the_command_prints() -> None:
     page = Path(gs.__file__).parent / "docs" / "compositions.md"
-    assert page.read_text() == compositions.markdown(), "run: guidestack rules --compositions > docs/compositions.md"
+    assert page.read_text() == compositions.markdown(), "run: make tables"
 
 
 def test_every_rule_is_in_the_tables() -> None:

@@ -87,7 +87,7 @@ def test_the_page_has_the_table_that_the_command_prints() -> None:
     from guidestack.scripts.metrics import markdown
 
     page = Path(__file__).parents[3] / "docs" / "metrics.md"
-    assert markdown() in page.read_text(), "run: guidestack metrics --markdown"
+    assert markdown() in page.read_text(), "run: make tables"
 
 
 def test_the_command_lists_every_metric() -> None:
