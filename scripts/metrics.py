@@ -23,7 +23,7 @@ def markdown() -> str:
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of docs/metrics.md.")
 @json_option
 def command(as_markdown: bool, as_json: bool) -> None:
-    """List the metrics of sweeps: parameters, what each is, and the full name of its numbers."""
+    """List the metrics of sweeps: their parameters, and what each is."""
     try:
         from ..evaluation.metrics import metrics, signature, summary
     except ImportError as error:

@@ -53,7 +53,8 @@ def test_every_file_with_a_rule_or_a_metric_is_imported_by_its_package(package: 
     code = f"import sys, guidestack.{package}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.home())
     missing = {name for name in modules if f"guidestack.{package}.{name}" not in done.stdout.split()}
-    assert modules and not missing, f"import these in guidestack/{package.replace('.', '/')}/__init__.py"
+    assert modules
+    assert not missing, f"import these in guidestack/{package.replace('.', '/')}/__init__.py"
 
 
 @pytest.mark.parametrize("name", MODULES)

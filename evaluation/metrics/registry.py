@@ -15,7 +15,7 @@ from ...guidance.notation import registry as notation
 from ...guidance.notation.text import parse_call
 from .. import extractors, references
 from ..paths import located
-from .base import Metric
+from .base import Metric, PairMetric, RecordMetric, SampleMetric, SetMetric
 
 M = TypeVar("M", bound=type[Metric])
 _METRICS: dict[str, type[Metric]] = {}
@@ -28,16 +28,25 @@ def register(name: str) -> Callable[[M], M]:
         name: a Python identifier that no other metric has.
 
     Raises:
-        ValueError: the name is taken or is no identifier, or the class is not a frozen dataclass.
+        InputError: the name is taken or is no identifier, or the class is not a frozen dataclass of one of the kinds
+            `SampleMetric`, `PairMetric`, `RecordMetric` and `SetMetric`, has another `better` than ``"up"``,
+            ``"down"`` and ``"none"``, or has no docstring, whose first line is its summary.
     """
 
     def decorate(metric: M) -> M:
         if not name.isidentifier() or name in _METRICS:
-            raise ValueError(f"a metric's name is an identifier that no other metric has; got {name!r}")
+            raise InputError(f"a metric's name is an identifier that no other metric has; got {name!r}")
+        if not (isinstance(metric, type) and issubclass(metric, SampleMetric | PairMetric | RecordMetric | SetMetric)):
+            raise InputError(f"a metric is a class of a kind such as SampleMetric; got {shown(metric)}")
         if not getattr(getattr(metric, "__dataclass_params__", None), "frozen", False):
-            raise ValueError(
+            raise InputError(
                 f"{metric.__name__} must be a frozen dataclass: put @register above @dataclass(frozen=True)"
             )
+        if metric.better not in ("up", "down", "none"):
+            raise InputError(f"{metric.__name__}: better is 'up', 'down' or 'none'; got {shown(metric.better)}")
+        about = metric.__doc__ or ""
+        if not about.strip() or about.startswith(f"{metric.__name__}("):  # which a dataclass without one is given
+            raise InputError(f"{metric.__name__} has no docstring; its first line is what lists of metrics say of it")
         metric.name = name
         _METRICS[name] = metric
         return metric

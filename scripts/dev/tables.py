@@ -1,6 +1,6 @@
 """The pages and tables of docs/ that are made from the code. ``python -m guidestack.scripts.dev.tables``.
 
-Tests hold the pages to the code. The pages with pictures have targets of their own, ``make figures`` and ``make world``.
+Tests hold the pages to the code. Pages with pictures have targets of their own, ``make figures`` and ``make world``.
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from guidestack.evaluation.metrics import SampleMetric, metrics, parse_metric, register, signature, summary
 from guidestack.guidance.errors import InputError
+
+PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 @pytest.mark.parametrize("name", [name for name in metrics() if name != "clip_score"])
@@ -75,19 +79,42 @@ def test_others_register_metrics_of_their_own() -> None:
             """Mean of all channels."""
 
         assert parse_metric("brightness_of_a_test") == Brightness()
-        with pytest.raises(ValueError, match="no other metric has"):
+        with pytest.raises(InputError, match="no other metric has"):
             register("brightness_of_a_test")(Brightness)
-        with pytest.raises(ValueError, match="frozen dataclass"):
+        with pytest.raises(InputError, match="frozen dataclass"):
             register("another")(type("Loose", (SampleMetric,), {}))
+        with pytest.raises(InputError, match=r"a kind such as SampleMetric; got .*Vague"):
+            register("another")(type("Vague", (), {}))  # type: ignore[type-var]
+        silent = type("Silent", (SampleMetric,), {})
+        for members, message in (
+            ({"better": "lower", "__doc__": "Dark."}, "better is 'up', 'down' or 'none'; got 'lower'"),
+            ({}, "has no docstring"),
+            ({"__doc__": " "}, "has no docstring"),
+        ):
+            with pytest.raises(InputError, match=message):
+                register("another")(dataclass(frozen=True)(type("Dim", (silent,), members)))
+        assert "another" not in metrics()
     finally:
         registry._METRICS.pop("brightness_of_a_test", None)
+
+
+def test_the_example_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    from guidestack.evaluation.metrics import registry
+
+    monkeypatch.setattr(registry, "_METRICS", dict(registry._METRICS))
+    *_, example = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    exec(compile(example, str(PAGE), "exec"), {"__name__": __name__})
+    metric = parse_metric("darkness(below=32)")
+    assert isinstance(metric, SampleMetric)
+    images = np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)])
+    assert metric.measure(images, {}, ["", ""], None).tolist() == [1.0, 0.0]
+    assert summary("darkness") == "Share of the pixels whose channels are all below a value, in [0, 1]."
 
 
 def test_the_page_has_the_table_that_the_command_prints() -> None:
     from guidestack.scripts.metrics import markdown
 
-    page = Path(__file__).parents[3] / "docs" / "metrics.md"
-    assert markdown() in page.read_text(), "run: make tables"
+    assert markdown() in PAGE.read_text(), "run: make tables"
 
 
 def test_the_command_lists_every_metric() -> None:
