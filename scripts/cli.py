@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-COMMANDS = {
-    "generate": "Make images from prompts, with any stack of guidance rules.",
-    "evaluate": "Run a sweep of stacks, scales, samplers and steps; stop and go on at any moment.",
-    "report": "Write a run's page: plots, tables, images, and what holds at matched strength.",
-    "edit": "Change an image by a prompt: invert it, and sample under another.",
-    "tune": "Search what to evaluate at which step: the cheapest schedule of a stack.",
-    "world": "Measure stacks where every law is known, and test papers' claims there.",
-    "rules": "List the guidance rules with cost, parameters and paper.",
-    "metrics": "List the metrics of sweeps with their parameters.",
-    "explain": "Print what a stack will ask for at each step, before anything runs.",
-    "doctor": "Test that guidance works on a model, and which rules run on it.",
-    "bench": "Measure what guidance costs, over the stock pipeline.",
-    "fit-linear-ag": "Fit the coefficients of linear_ag on runs of a model.",
-}
+COMMANDS = (
+    "generate",
+    "evaluate",
+    "report",
+    "edit",
+    "tune",
+    "world",
+    "rules",
+    "metrics",
+    "explain",
+    "doctor",
+    "bench",
+    "fit-linear-ag",
+)
+
+
+def summary(name: str) -> str:
+    """The first line of a command's docstring, read from its file: importing it may import torch."""
+    file = Path(__file__).with_name(name.replace("-", "_"))
+    tree = ast.parse((file / "cli.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8"))
+    functions = (one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == "command")
+    return (ast.get_docstring(next(functions)) or "").partition("\n")[0]
 
 
 class Lazy(click.Group):
@@ -51,7 +61,7 @@ class Lazy(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, summary(name)) for name in COMMANDS])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, Any]:
         """The command that `args` begin with; an unknown one is refused with the nearest name."""

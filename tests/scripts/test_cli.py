@@ -14,6 +14,7 @@ from PIL import Image
 from guidestack.guidance.report import Report
 from guidestack.pipelines.models import manifest
 from guidestack.pipelines.models.files import read_recipe
+from guidestack.scripts.cli import COMMANDS, summary
 
 from ..pipelines.tiny import load
 from ..spoiling import registered
@@ -430,8 +431,12 @@ def test_rules_and_explain(run: Any) -> None:
 
 
 def test_help_is_there_for_everything(run: Any) -> None:
-    for arguments in (["--help"], ["generate", "--help"], ["rules", "-h"], ["explain", "-h"]):
-        status, out, _ = run(*arguments)
-        assert status == 0
-        assert "Usage: guidestack" in out
+    status, listed, _ = run("--help")
+    assert status == 0
+    for name in COMMANDS:
+        status, out, _ = run(name, "-h")
+        assert status == 0, name
+        assert f"Usage: guidestack {name}" in out
+        assert summary(name) in " ".join(out.split())
+        assert summary(name) in " ".join(listed.split())
     assert run("--version")[0] == 0
