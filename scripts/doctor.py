@@ -58,7 +58,7 @@ def _diagnosed(options: dict[str, Any]) -> Diagnosis:
     model = options["model"]
     if model is not None and is_folder(model) and (name := class_of(Path(model))) not in FAMILIES:
         return unrecorded(
-            name, pipeline_class(name), components_of(Path(model))
+            name, pipeline_class(name), components_of(Path(model)), not options["no_rules"]
         )  # it may be one that cannot be loaded here
     pipe, _ = load(model, getattr(torch, options["dtype"]), device, options["allow_pickle"], doctored=True)
     networks = {**({"weak": BUNDLED} if model is None else {}), **options["networks"]}

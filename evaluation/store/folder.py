@@ -141,7 +141,10 @@ class RunFolder:
         try:
             return parse_sweep(data, f"{self}/{name}", self.location.read, self.location.folder)
         except InputError as error:
-            advice = "if the file is damaged, remove it, and run the sweep again: it is written anew"
+            advice = (
+                "if it names a metric of yours, import the metric's file first; if the file is damaged, remove it, and "
+                "run the sweep again: it is written anew"
+            )
             raise InputError(f"{error}; {advice}") from error
 
     def cells(self) -> dict[str, Any]:

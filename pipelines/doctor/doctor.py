@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from ...guidance.errors import GuidestackError, InputError, UnsupportedPipelineError
+from ...guidance.errors import GuidestackError, InputError, UnsupportedPipelineError, nearest
 from ...samplers import parameterization
 from ..edits import architecture
-from ..families.lookup import denoisers_of, family_of
+from ..families.lookup import denoisers_of, family_of, signature_of
 from ..families.record import FAMILIES, Family, Pipeline
 from ..families.suggest import nearest_records
 from ..second import Second, second_networks
@@ -59,19 +59,21 @@ def doctor(
     try:
         family = family_of(pipe)
     except UnsupportedPipelineError:
-        return unrecorded(name, type(pipe), vars(pipe))
+        return unrecorded(name, type(pipe), vars(pipe), rules)
     if wrong := sorted(set(call or {}) & set(family.owned) - {family.embedded(pipe)} if _there(pipe, family) else ()):
         raise InputError(f"call= has {wrong[0]!r}, which rules replace: leave it out")
+    if wrong_name := _not_taken(pipe, family):
+        return Diagnosis(name, "", _rest([Check("record", FAIL, wrong_name)], "the record is wrong", rules))
     found = [Check("record", PASS, _record(name, family))]
     try:
         denoisers_of(pipe, family)
         parameterization(pipe.scheduler)
     except (GuidestackError, AttributeError) as error:
         found.append(Check("components", FAIL, _line(error)))
-        return Diagnosis(name, "", (*found, *_not_made("its components cannot be used")))
+        return Diagnosis(name, "", _rest(found, "its components cannot be used", rules))
     if broken := _not_finite(pipe):
         found.append(Check("components", FAIL, broken))
-        return Diagnosis(name, "", (*found, *_not_made("its weights cannot be used")))
+        return Diagnosis(name, "", _rest(found, "its weights cannot be used", rules))
     found.append(Check("components", PASS, f"{family.denoiser} and {type(pipe.scheduler).__name__} are known"))
     seconds: dict[str, Second] = {}
     try:
@@ -141,7 +143,7 @@ def _examined(
     runs, answer = _first_runs(pipe, family, given)
     found.append(Check("inputs", *answer))
     if runs is None:
-        return Diagnosis(name, "", (*found, *_not_made("the pipeline itself does not run")))
+        return Diagnosis(name, "", _rest(found, "the pipeline itself does not run", rules))
     refused = _answer(_report, runs)
     for one, check in CHECKS.items():
         if refused[0] == FAIL and one in GUIDED:
@@ -200,8 +202,24 @@ def _report(runs: Runs) -> Answer:
     return PASS, str(runs.report)
 
 
-def _not_made(reason: str) -> list[Check]:
-    return [Check(name, NOT_MADE, reason) for name in CHECKS]
+def _rest(found: Sequence[Check], reason: str, rules: bool) -> tuple[Check, ...]:
+    """The checks that were made, and all others as not made for this reason."""
+    names = ("record", "components", "inputs", *CHECKS, *["rules"] * rules)
+    made = {check.name for check in found}
+    return (*found, *(Check(name, NOT_MADE, reason) for name in names if name not in made))
+
+
+def _not_taken(pipe: Pipeline, family: Family) -> str:
+    """A line that says which argument of the record the pipeline does not take; "" where it takes all."""
+    takes = (*signature_of(pipe).parameters, *family.keywords)
+    for field in ("guided", "unguided", "filled"):
+        if wrong := [name for name in getattr(family, field) if name not in takes]:
+            others = " and `owned`" * (field != "filled")
+            return (
+                f"`{field}`{others} of the record of {family.pipeline} name {wrong[0]!r}, which its __call__ does not "
+                f"take{nearest(wrong[0], takes)}"
+            )
+    return ""
 
 
 def _line(error: Exception) -> str:
@@ -228,13 +246,14 @@ def _notes(pipe: Pipeline, family: Family) -> list[str]:
     return notes
 
 
-def unrecorded(name: str, cls: type | None, components: Iterable[str]) -> Diagnosis:
+def unrecorded(name: str, cls: type | None, components: Iterable[str], rules: bool = True) -> Diagnosis:
     """The diagnosis of a pipeline without a record.
 
     Args:
         name: of its class.
         cls: the class, if it is at hand.
         components: names of what it has.
+        rules: whether the rules were to be run.
     """
     derived = next((one.__name__ for one in cls.__mro__[1:] if one.__name__ in FAMILIES), "") if cls else ""
     start = derived or nearest_records(name, cls, components)[0]
@@ -245,4 +264,4 @@ def unrecorded(name: str, cls: type | None, components: Iterable[str]) -> Diagno
         "register_family is guidestack's and FAMILIES that of guidestack.pipelines.families.record",
         "then guidestack.doctor(pipe) names the fields that are wrong; docs/families.md says what each means",
     )
-    return Diagnosis(name, "", (Check("record", FAIL, reason), *_not_made("there is no record")), notes=steps)
+    return Diagnosis(name, "", _rest([Check("record", FAIL, reason)], "there is no record", rules), notes=steps)

@@ -28,3 +28,6 @@ from . import (  # noqa: F401  an import of a file enters its records
     wan,
     z_image,
 )
+from .record import FAMILIES, OWN
+
+OWN.update(FAMILIES)

@@ -8,13 +8,17 @@ import torch
 
 from ...guidance.errors import InputError, UnsupportedPipelineError, shown
 from .forwarding import call_of, forwards
-from .record import FAMILIES, Family, Pipeline
+from .record import FAMILIES, OWN, Family, Pipeline
 from .suggest import nearest_to
 
 
 def known_class(pipe: Pipeline) -> type | None:
-    """The nearest class of `pipe`, from its own upwards, that has a record; None where none has."""
-    return next((cls for cls in type(pipe).__mro__ if cls.__name__ in FAMILIES), None)
+    """The nearest class of `pipe`, from its own upwards, that has a record; None where none has.
+
+    A class of somebody else that has the name of one of diffusers may have another loop: the record is not its own.
+    """
+    known = (cls for cls in type(pipe).__mro__ if cls.__name__ in FAMILIES)
+    return next((cls for cls in known if cls.__name__ not in OWN or cls.__module__.startswith("diffusers.")), None)
 
 
 def family_of(pipe: Pipeline) -> Family:
@@ -37,6 +41,11 @@ def family_of(pipe: Pipeline) -> Family:
         raise InputError(
             "guide takes a pipeline object of diffusers, such as DiffusionPipeline.from_pretrained(MODEL) makes; got "
             f"{' '.join(shown(pipe).split())}"
+        )
+    if name in OWN:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__module__}.{name} is not diffusers' {name}, whose family record is not for it; give "
+            "the class another name, and let guidestack.doctor(pipe) say how to enter a record for it"
         )
     raise UnsupportedPipelineError(
         f"guidestack has no family record for {name}; {' and '.join(nearest_to(pipe)[:2])} are nearest. "

@@ -25,10 +25,14 @@ SCALE = "guidance_scale"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiserCall:
-    """How a pipeline calls its denoiser, and what it does with the answer.
+class Family:
+    """How one pipeline class calls its denoiser and its scheduler, guides by itself, and encodes its conditions.
+
+    A record is made with keywords, of which only `pipeline` and `rows` are always needed. The defaults are those of a
+    pipeline of diffusers that evaluates ``[unconditional, conditional]`` in one batch.
 
     Args:
+        pipeline: name of the pipeline class.
         denoiser: name of the component that predicts.
         others: names of components that may be there and predict in its place in a part of a run (Wan 2.2).
         positional: names of the denoiser's arguments that the pipeline gives by position.
@@ -48,8 +52,44 @@ class DenoiserCall:
         negates: whether the pipeline negates what the denoiser returns before the scheduler gets it.
         upcasts: whether the pipeline casts what the denoiser returns to float32 before it combines the conditions; the
             rules then compute in float32 as well.
+        halves: the conditions that it evaluates, in order; ``"negative"`` stands for the unconditional one.
+        sequential: whether it evaluates them in one call each, one after the other, instead of in one batch.
+        guided: the arguments with which the pipeline evaluates all halves. The values do not matter beyond that: what
+            the pipeline gets back makes its own combination the identity.
+        unguided: the arguments with which it evaluates the positive half only.
+        owned: arguments that a user may not give, since rules replace them: name to the rule that does, "" where none
+            does yet. The pipeline's default for them is not what the user asked for.
+        branches: ``branches(pipe, call)``: whether the pipeline, in the middle of a call, is evaluating all halves.
+        cannot: ``cannot(pipe)``: why this pipeline has no unconditional branch, or "".
+        filled: the arguments that it needs beside `guided` where the user gives none: an empty negative prompt.
+        own: text of the rules that its own guidance applies behind its combination of two predictions.
+        offset: what its own scale lacks of that of `cfg`: 1 where it counts from 0. The two then agree to rounding.
+        embedded: ``embedded(pipe)``: name of the argument with the guidance scale that this pipeline's network takes
+            as an input, having been distilled from guided runs, or "". It stays the user's.
+        encode: ``encode(pipe, call, texts, as_prompt)``: the row arguments, one row a text, of other prompts, made by
+            the pipeline's own encoders with the call's own options, as it does for prompts or as for negative ones.
+            None where there are no texts.
+        completed: ``completed(arguments, rows)``: the rows of `encode` with what depends on the samples, given the
+            arguments of the pipeline's call for the prompt.
+        embeds: the pipeline's arguments for the embeddings of a prompt, each with the row argument that it becomes, or
+            "" where the denoiser is not given it. With ``negative_`` before it each is that of a negative prompt.
+        uncounted: ``uncounted(pipe)``: tokens of `prompt_embeds` that its `max_sequence_length` does not count.
+        alike: whether it takes embeddings of a negative prompt only with as many tokens as those of the prompt, though
+            it evaluates each by a call of its own.
+        zeros: ``zeros(pipe)``: whether the pipeline evaluates zeros where it is given no ``negative_prompt``, and the
+            encoded text where it is given an empty one. Zeros are then its empty condition.
+        random: for each source that `ICG` may name: ``draw(pipe, rows, generators)``, the row arguments of a random
+            condition, one row a sample, given those of the prompt and a generator for each sample.
+        halved: arguments that, with its own guidance on, it takes with a row for each of `halves`, in their order, and
+            without it with one row: an IP-Adapter's pictures.
+        keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
+        scratch: attributes that the pipeline sets on itself from its guidance arguments; restored after the call.
+        example: ``example(pipe, batch)``: the arguments of a small call for so many samples that the names of the
+            pipeline's arguments do not give away; for `doctor`.
     """
 
+    pipeline: str
+    # How the pipeline calls its denoiser, and what it does with the answer.
     rows: tuple[str, ...]
     denoiser: str = "transformer"
     others: tuple[str, ...] = ()
@@ -67,29 +107,7 @@ class DenoiserCall:
     clock: Callable[[Pipeline, float], float] = lambda pipe, timestep: timestep
     negates: bool = False
     upcasts: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnGuidance:
-    """What a pipeline's own guidance does, and how it is turned on and off.
-
-    Args:
-        halves: the conditions that it evaluates, in order; ``"negative"`` stands for the unconditional one.
-        sequential: whether it evaluates them in one call each, one after the other, instead of in one batch.
-        guided: the arguments with which the pipeline evaluates all halves. The values do not matter beyond that: what
-            the pipeline gets back makes its own combination the identity.
-        unguided: the arguments with which it evaluates the positive half only.
-        owned: arguments that a user may not give, since rules replace them: name to the rule that does, "" where none
-            does yet. The pipeline's default for them is not what the user asked for.
-        branches: ``branches(pipe, call)``: whether the pipeline, in the middle of a call, is evaluating all halves.
-        cannot: ``cannot(pipe)``: why this pipeline has no unconditional branch, or "".
-        filled: the arguments that it needs beside `guided` where the user gives none: an empty negative prompt.
-        own: text of the rules that its own guidance applies behind its combination of two predictions.
-        offset: what its own scale lacks of that of `cfg`: 1 where it counts from 0. The two then agree to rounding.
-        embedded: ``embedded(pipe)``: name of the argument with the guidance scale that this pipeline's network takes
-            as an input, having been distilled from guided runs, or "". It stays the user's.
-    """
-
+    # What its own guidance does, and how it is turned on and off.
     halves: tuple[str, ...] = ("negative", "positive")
     sequential: bool = False
     guided: Mapping[str, Any] = field(default_factory=lambda: {SCALE: 2.0})
@@ -101,31 +119,7 @@ class OwnGuidance:
     own: str = ""
     offset: float = 0.0
     embedded: Callable[[Pipeline], str] = lambda pipe: ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """How a pipeline encodes its conditions, and which others there are.
-
-    Args:
-        encode: ``encode(pipe, call, texts, as_prompt)``: the row arguments, one row a text, of other prompts, made by
-            the pipeline's own encoders with the call's own options, as it does for prompts or as for negative ones.
-            None where there are no texts.
-        completed: ``completed(arguments, rows)``: the rows of `encode` with what depends on the samples, given the
-            arguments of the pipeline's call for the prompt.
-        embeds: the pipeline's arguments for the embeddings of a prompt, each with the row argument that it becomes, or
-            "" where the denoiser is not given it. With ``negative_`` before it each is that of a negative prompt.
-        uncounted: ``uncounted(pipe)``: tokens of `prompt_embeds` that its `max_sequence_length` does not count.
-        alike: whether it takes embeddings of a negative prompt only with as many tokens as those of the prompt, though
-            it evaluates each by a call of its own.
-        zeros: ``zeros(pipe)``: whether the pipeline evaluates zeros where it is given no ``negative_prompt``, and the
-            encoded text where it is given an empty one. Zeros are then its empty condition.
-        random: for each source that `ICG` may name: ``draw(pipe, rows, generators)``, the row arguments of a random
-            condition, one row a sample, given those of the prompt and a generator for each sample.
-        halved: arguments that, with its own guidance on, it takes with a row for each of `halves`, in their order, and
-            without it with one row: an IP-Adapter's pictures.
-    """
-
+    # How it encodes its conditions, and which others there are.
     encode: Callable[[Pipeline, Call, Sequence[str], bool], Rows] | None = None
     completed: Callable[[Mapping[str, Any], Rows], Rows] = lambda arguments, rows: rows
     embeds: Mapping[str, str] = field(default_factory=dict)
@@ -134,37 +128,10 @@ class Conditions:
     zeros: Callable[[Pipeline], bool] = lambda pipe: False
     random: Mapping[str, Callable[[Pipeline, Rows, Sequence[torch.Generator]], Rows]] = field(default_factory=dict)
     halved: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quirks:
-    """What else to know of a pipeline's calls.
-
-    Args:
-        keywords: names that the pipeline takes through ``**kwargs``; it ignores others there, which guide() does not.
-        scratch: attributes that the pipeline sets on itself from its guidance arguments; restored after the call.
-        example: ``example(pipe, batch)``: the arguments of a small call for so many samples that the names of the
-            pipeline's arguments do not give away; for `doctor`.
-    """
-
+    # What else to know of its calls.
     keywords: tuple[str, ...] = ()
     scratch: tuple[str, ...] = (f"_{SCALE}",)
     example: Callable[[Pipeline, int], Call] = lambda pipe, batch: {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family(DenoiserCall, OwnGuidance, Conditions, Quirks):
-    """How one pipeline class calls its denoiser and its scheduler.
-
-    A record is made with keywords: `pipeline`, and the fields of its parts, `DenoiserCall`, `OwnGuidance`, `Conditions`
-    and `Quirks`. Only `pipeline` and `rows` are always needed. The defaults are those of a pipeline of diffusers that
-    evaluates ``[unconditional, conditional]`` in one batch.
-
-    Args:
-        pipeline: name of the pipeline class.
-    """
-
-    pipeline: str
 
     @property
     def scale(self) -> str:
@@ -198,6 +165,8 @@ TRUE_CFG: dict[str, Any] = {
 
 FAMILIES: dict[str, Family] = {}
 """All records by the name of their pipeline; `register_family` enters one."""
+OWN: set[str] = set()
+"""The names of the pipelines of diffusers whose records come with guidestack, which nobody replaces."""
 
 
 def _entered(name: str) -> Family:
@@ -210,13 +179,14 @@ def register_family(record: Family) -> Family:
     """Enter a record, so that `guide` takes its pipeline.
 
     Args:
-        record: of a pipeline that has none yet.
+        record: of a pipeline that has none which comes with guidestack; it replaces one that was entered before.
 
     Returns:
         The record.
 
     Raises:
-        InputError: the record is incomplete or contradicts itself, or its pipeline has one.
+        InputError: the record is incomplete or contradicts itself, or its pipeline has one that comes with
+            guidestack.
     """
     if problem := _problem(record):
         raise InputError(problem)
@@ -228,7 +198,7 @@ def _problem(record: Any) -> str:
     """What is wrong with a record, in one line, or ""."""
     if not isinstance(record, Family):
         return f"register_family takes a Family, got {record!r}"
-    if record.pipeline in FAMILIES and FAMILIES[record.pipeline] is not record:
+    if record.pipeline in OWN and FAMILIES[record.pipeline] is not record:
         return f"there is a family record for {record.pipeline!r} already; derive a class of another name"
     for name in ("pipeline", "denoiser", "sample"):
         if not str(getattr(record, name)).isidentifier():

@@ -137,7 +137,7 @@ def test_an_unknown_scheduler_is_named(pipe: Any) -> None:
     assert diagnosis.failed == ("components",)
     assert diagnosis["components"].reason.startswith("the levels of Unknown are not known")
     assert "(all:" not in diagnosis["components"].reason
-    assert not_made(diagnosis) == list(CHECKS)
+    assert not_made(diagnosis) == ["inputs", *CHECKS, "rules"]
 
 
 @pytest.mark.slow
@@ -409,7 +409,7 @@ def test_weights_that_are_not_finite(new_pipe: Callable[..., Any], value: float)
     diagnosis = gs.doctor(pipe)
     assert diagnosis.failed == ("components",)
     assert diagnosis["components"].reason.startswith("unet.conv_in: weights that are not finite (weight first)")
-    assert not_made(diagnosis) == list(CHECKS)
+    assert not_made(diagnosis) == ["inputs", *CHECKS, "rules"]
     with torch.no_grad():
         pipe.vae.decoder.conv_out.bias[0] = value
         pipe.unet.conv_in.weight[0, 0, 0, 0] = 0
@@ -553,7 +553,7 @@ def test_a_pipeline_without_a_record(new_pipe: Callable[..., Any]) -> None:
     nearest = "there is none for Mine; the nearest is that of StableDiffusionPipeline, whose __call__ it replaces"
     assert diagnosis["record"].reason == nearest
     assert "dataclasses.replace(FAMILIES['StableDiffusionPipeline'], pipeline='Mine')" in str(diagnosis)
-    assert not_made(diagnosis) == list(CHECKS)
+    assert not_made(diagnosis) == ["components", "inputs", *CHECKS, "rules"]
 
     class FluxFillPipeline:
         def __init__(self) -> None:

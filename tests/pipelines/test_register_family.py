@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,29 @@ def test_the_self_test_names_what_is_wrong(
 ) -> None:
     monkeypatch.setitem(FAMILIES, "TinyTextPipeline", replace(record, **change))
     assert failed in gs.doctor(TinyTextPipeline(), rules=False).failed
+
+
+def test_a_record_of_ones_own_is_corrected_by_entering_it_again(record: Family) -> None:
+    names = {"guided": {"wieght": 2.0}, "unguided": {"wieght": 1.0}, "owned": {"wieght": "cfg(scale)"}}
+    gs.register_family(replace(record, **names))  # type: ignore[arg-type]
+    diagnosis = gs.doctor(TinyTextPipeline(), rules=False)
+    assert diagnosis.failed == ("record",)
+    assert diagnosis["record"].reason == (
+        "`guided` and `owned` of the record of TinyTextPipeline name 'wieght', which its __call__ does not take; did "
+        "you mean 'weight'?"
+    )
+    assert gs.register_family(corrected := replace(record)) is corrected
+    assert gs.doctor(TinyTextPipeline(), rules=False).ok
+    assert pickle.loads(pickle.dumps(corrected)) is corrected
+
+
+def test_a_class_of_others_with_the_name_of_one_of_diffusers_is_not_that_one(new_pipe: Callable[..., Any]) -> None:
+    other = type("StableDiffusionPipeline", (TinyTextPipeline,), {})
+    with pytest.raises(UnsupportedPipelineError, match="is not diffusers' StableDiffusionPipeline, whose"):
+        gs.guide(other(), gs.CFG(4))
+    pipe = new_pipe()
+    pipe.__class__ = type("StableDiffusionPipeline", (type(pipe),), {})  # which inherits the loop
+    assert gs.guide(pipe, gs.CFG(4))
 
 
 def test_without_a_record_it_is_refused() -> None:
