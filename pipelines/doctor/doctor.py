@@ -211,7 +211,9 @@ def _rest(found: Sequence[Check], reason: str, rules: bool) -> tuple[Check, ...]
 
 def _not_taken(pipe: Pipeline, family: Family) -> str:
     """A line that says which argument of the record the pipeline does not take; "" where it takes all."""
-    takes = (*signature_of(pipe).parameters, *family.keywords)
+    takes = signature_of(pipe).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+        return ""
     for field in ("guided", "unguided", "filled"):
         if wrong := [name for name in getattr(family, field) if name not in takes]:
             others = " and `owned`" * (field != "filled")
