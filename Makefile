@@ -41,7 +41,10 @@ QUICK := tests/guidance tests/samplers tests/pipelines/test_parity.py \
   $(foreach name,$(FAMILIES),"tests/pipelines/test_families.py::test_the_pipeline_is_left_as_it_was_found[$(name)]") \
   tests/bridges/test_denoiser.py::test_cfg_is_its_formula \
   tests/evaluation/test_runner.py::test_a_stopped_run_goes_on \
-  tests/scripts/test_cli.py::test_rules_and_explain
+  tests/scripts/test_cli.py::test_rules_and_explain tests/scripts/test_cli.py::test_help_is_there_for_everything \
+  tests/evaluation/metrics/test_registry.py tests/test_docs.py tests/test_readme.py \
+  tests/test_package.py::test_the_public_names_are_the_contracts \
+  tests/test_package.py::test_every_file_with_a_rule_or_a_metric_is_imported_by_its_package
 quick: $(VENV)/.dev ## the part to run while working, under two minutes on two cores
 	$(BIN)/python -m pytest -n 2 -q -m "not slow" -k "not KDPM2 and not DPMSolverSDE" $(QUICK)
 

@@ -118,5 +118,7 @@ def command(as_markdown: bool, presets: bool, compositions: bool, as_json: bool)
         return
     for entry in registered():
         click.echo(f"{entry.signature}\n    {entry.summary}\n    evaluations a step: {cost(entry)}")
+        if entry.source:
+            click.echo(f"    of the file {entry.source.name}")
         if number := paper(entry):
             click.echo(f"    arXiv:{number}")
