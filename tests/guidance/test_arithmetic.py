@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guidestack import APG, parse
+from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.per_sample import ratio
 from guidestack.guidance.prediction import EPSILON, SPACES, X0, Level, Prediction
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Predictions, Query
@@ -17,36 +18,33 @@ from guidestack.guidance.step import Estimate, Run, State, Step
 
 SHAPE = (2, 4, 8, 8)
 LEVEL = Level.ve(2.0)
-STACKS = (
-    "cfg(4)",
-    "cfg(4) | rescale(0.7)",
-    "cfg(4) | renorm()",
-    "apg(4)",
-    "apg(4, radius=2, momentum=-0.5)",
-    "cfgpp(0.6)",
-    "cfg_zero(4, zero_steps=1)",
-    "tcfg(4)",
-    "fdg(2, 4)",
-    "fresca(4, high=1.5)",
-    "mambo_g(10, alpha=2)",
-    "smc_cfg(4)",
-    "smc_cfg(4, switching='unit')",
-    "cfg(4) | momentum(0.5)",
-    "epsilon_scaling(1.005)",
-    "skimmed(6, skim=2)",
-    "cfg(6) | threshold()",
-    "cfg(6) | threshold(mimic=2)",
-    "adg(4)",
-    "fbg(0.9, 0.1, -0.1)",
-    "ramp(cfg(4))",
-    "perpneg(4)",
-)
 
 
 def answers(dtype: torch.dtype = torch.float32, offset: float = 0.0) -> dict[Query, Tensor]:
     generator = torch.Generator().manual_seed(0)
     names = ("positive", "negative", "null", "negative:0")
     return {Query(name): (offset + torch.randn(SHAPE, generator=generator)).to(dtype) for name in names}
+
+
+EXAMPLES = [
+    text
+    for entry in rules()
+    for text in entry.examples
+    if entry.source is None
+    and not text.startswith(("adaptive(", "linear_ag(", "schedule("))  # which are for more steps than there are here
+    and parse(text).asks() <= set(answers())
+]
+"""What there are answers for, of the examples of all rules."""
+STACKS = (
+    *EXAMPLES,
+    "apg(4)",
+    "cfg_zero(4, zero_steps=1)",
+    "smc_cfg(4, switching='unit')",
+    "cfg(6) | threshold(mimic=2)",
+    "cfg(4) | momentum(0.5)",
+    "ramp(cfg(4))",
+    "perpneg(4)",
+)
 
 
 class Updating:
