@@ -434,7 +434,7 @@ def test_help_is_there_for_everything(run: Any) -> None:
     status, listed, _ = run("--help")
     assert status == 0
     for name in COMMANDS:
-        status, out, _ = run(name, "-h")
+        status, out, _ = run(name, "--help")
         assert status == 0, name
         assert f"Usage: guidestack {name}" in out
         assert summary(name) in " ".join(out.split())

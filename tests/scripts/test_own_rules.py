@@ -81,6 +81,7 @@ def test_every_command_that_reads_stacks_takes_it(run: Run, own: Path, model_fol
             assert (status, "unknown rule 'halved'" in err) == (2, True), err
     status, out, _ = run("rules", "--rules", own)
     assert "halved(scale=3)\n    Half of the way of classifier-free guidance.\n    evaluations a step: 2\n" in out
+    assert "    of the file mine.py\n" in out
     assert "halved" not in run("rules")[1]
     status, out, err = run("doctor", model_folder, "--rules", own)
     assert (status, err) == (0, "")
