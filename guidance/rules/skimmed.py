@@ -24,7 +24,7 @@ EXTRALTODEUS_2024 = """@misc{extraltodeus2024skimmed,
 }"""
 
 
-@register("skimmed", references=(EXTRALTODEUS_2024,), example="skimmed(6, skim=2)")
+@register("skimmed", references=(EXTRALTODEUS_2024,), example="skimmed(4, skim=3)")
 @dataclass(frozen=True)
 class Skimmed(Contrasting):
     r"""Skimmed CFG: elements that guidance drives further out than they were get a smaller scale.

@@ -58,7 +58,7 @@ def test_every_rule_is_compared_with_its_float32_run(subject: Subject, monkeypat
     rows = list(gpu_check.rules(half, SIZE, wanted))
     tried = {name for row in rows for name in (gpu_check.names(row.what) if "(" in row.what else [row.what])}
     assert tried == {entry.name for entry in registry.rules()}
-    left_out = {"icg(3, source='class')", FITTED}
+    left_out = {"icg(3, source='class')", "cfg(6) | threshold()", FITTED}
     assert outcomes(rows) == {row.what: "not made" if row.what in left_out else "pass" for row in rows}
     assert all(0 < row.numbers["away"] <= row.numbers["limit"] for row in rows if row.outcome == "pass")
 
