@@ -32,8 +32,9 @@ from torch import Tensor
 
 from ..guidance.errors import GuidestackError, InputError, nearest
 from ..guidance.reading import json_of, read_bytes
+from ..pipelines.models.files import LARGEST_SIDE
 from . import paths as places
-from .values import LARGEST_SIDE, file
+from .values import file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

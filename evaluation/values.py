@@ -23,6 +23,7 @@ from pydantic import (
 from ..guidance import reading
 from ..guidance.errors import GuidestackError, InputError, cut, nearest, reason, shown
 from ..guidance.rule import literal
+from ..pipelines.models.files import size_of
 
 T = TypeVar("T")
 
@@ -32,7 +33,6 @@ LONGEST = 10_000  # characters of a text
 BOUNDS = f"at most {LONGEST} characters, none of them NUL"
 BITS = 63  # of a whole number, as a record can have it
 MOST = 10_000  # values of an axis, and cells of a sweep
-LARGEST_SIDE = 8_192  # pixels
 PLAIN = (str, int, float, bool, type(None))
 WORDS = {
     r"^\w+ should": "must",
@@ -191,17 +191,14 @@ def size(value: Any) -> Size | None:
     """Height and width in pixels, from ``"64x64"``; None for None or ``"model"``, the model's own.
 
     Raises:
-        ValueError: another form.
+        ValueError: another form, or sides out of bounds.
     """
     if value is None or value == "model":
         return None
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value.lower()) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("must be HEIGHTxWIDTH in pixels, such as 64x64, or 'model'")
-    height, width = int(match[1]), int(match[2])
-    if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
-        raise ValueError(f"must have sides of 1 to {LARGEST_SIDE} pixels")
-    return height, width
+    try:
+        return size_of(str(value))
+    except ValueError as error:
+        raise ValueError(f"{error}, or be 'model'") from None
 
 
 def size_text(value: Size | None) -> str | None:

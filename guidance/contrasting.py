@@ -15,8 +15,8 @@ from .step import Estimate, StateT, Step
 class Contrasting(Rule[StateT]):
     """A rule that leads the prompt's prediction away from one contrast.
 
-    A subclass is a frozen dataclass with the field `against` and, as a rule, `scale`, and retypes `guided`. At its
-    neutral values it asks for nothing and leaves the estimate as it is, to the bit.
+    A subclass is a frozen dataclass that declares `scale` and `against`, or overrides `contrast`, and implements
+    `guided`. At its neutral values it asks for nothing and leaves the estimate as it is, to the bit.
     """
 
     neutral_values: ClassVar[Mapping[str, Any] | None] = {"scale": 1.0}

@@ -112,7 +112,8 @@ class Query:
         text = self.condition if self.model == "main" else f"{self.condition}@{self.model}"
         if self.perturbation:
             text += f"+{self.perturbation}"
-        return text + "+grad" * self.grad + "".join(f"[{one}]" for one in self.edits)
+        grad = "+grad" if self.grad else ""
+        return f"{text}{grad}{''.join(f'[{one}]' for one in self.edits)}"
 
     @classmethod
     def of(cls, text: str | Query) -> Query:

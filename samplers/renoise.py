@@ -48,8 +48,6 @@ FIRST_ORDER = frozenset(
     }
 )
 """Schedulers that keep no earlier prediction and evaluate once a step."""
-HOOKED = ("step", "scale_model_input", "set_timesteps")
-"""Methods of a scheduler that a guided call replaces on the object, for its length."""
 
 
 class Renoising:
@@ -75,12 +73,12 @@ class Renoising:
                 "needs thresholding=False"
             )
         self.schedule, self.position, self.begin = schedule, begin, begin
-        self.second_order = guides_history and _is_2m(scheduler)
-        few = option(scheduler, "lower_order_final") and len(schedule.points) < 15
-        zero = option(scheduler, "final_sigmas_type") == "zero"
-        self.ends_lower = bool(
-            zero or few or option(scheduler, "euler_at_final")
-        )  # its last step is of the first order
+        self.second_order = guides_history and _order(scheduler) == 2
+        self.ends_lower = (  # its last step is of the first order
+            option(scheduler, "final_sigmas_type") == "zero"
+            or option(scheduler, "euler_at_final")
+            or (option(scheduler, "lower_order_final") and len(schedule.points) < 15)
+        )
         self.emits = parameterization(scheduler)  # not the network's: a pipeline may negate between the two
         names = {cls.__name__ for cls in type(scheduler).__mro__}
         clips = option(scheduler, "clip_sample") and not UNCLIPPED & names
@@ -136,19 +134,19 @@ class Renoising:
         return denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
 
 
-def _is_2m(scheduler: Any) -> bool:
-    """Whether `scheduler` is DPM-Solver++ 2M, and not of the first order.
+def _order(scheduler: Any) -> int:
+    """The order of a scheduler whose history can be guided: 2 of DPM-Solver++ 2M, 1 of those of the first order.
 
     Raises:
-        UnsupportedSchedulerError: it is neither.
+        UnsupportedSchedulerError: it is another solver.
     """
     names = {cls.__name__ for cls in type(scheduler).__mro__}
     order = option(scheduler, "solver_order")
     if names & FIRST_ORDER or (names & MULTISTEP and order == 1):
-        return False
+        return 1
     form = option(scheduler, "algorithm_type"), option(scheduler, "solver_type")
     if names & MULTISTEP and order == 2 and form == ("dpmsolver++", "midpoint"):
-        return True
+        return 2
     raise UnsupportedSchedulerError(
         f"second_order='guided' is a form of DPM-Solver++ 2M, and {type(scheduler).__name__} with this configuration "
         "is another solver; leave it out, or use DPMSolverMultistepScheduler with algorithm_type='dpmsolver++', "
@@ -162,7 +160,7 @@ class _Homogeneous:
     def __init__(self, scheduler: Any) -> None:
         self.scheduler, self.emits = copy.deepcopy(scheduler), parameterization(scheduler)
         for name, value in list(vars(self.scheduler).items()):
-            if name in HOOKED:  # a guided call's hooks, which lead to the original
+            if hasattr(type(scheduler), name):  # a method that a guided call replaced; it leads to the original
                 delattr(self.scheduler, name)
             elif isinstance(value, Tensor):  # to where the numbers are, so that no step waits for a device
                 setattr(self.scheduler, name, value.cpu())

@@ -30,12 +30,12 @@ from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import OWN, SAMPLERS
 from ..samplers.noise import generators
-from .generate import read_size
 from .options import (
     device_option,
     dtype_option,
     notices,
     offload_option,
+    read_size,
     rules_option,
     steps_option,
     threads_option,

@@ -9,7 +9,7 @@ import click
 
 from ..guidance.errors import InputError
 from ..guidance.words import counted, were
-from .options import device_option, notices, rules_option, threads_option
+from .options import device_option, needs, notices, rules_option, threads_option
 
 if TYPE_CHECKING:
     from ..evaluation import RunFolder, Sweep
@@ -44,16 +44,12 @@ def command(**options: Any) -> None:
 
 
 def _evaluate(options: dict[str, Any]) -> None:
-    try:
+    with needs("evaluate"):
         from ..evaluation import RunFolder, run
         from ..evaluation.run import runner
         from ..evaluation.run.estimate import estimate
         from ..evaluation.run.run import prepared
         from ..evaluation.store.lock import Launch
-    except ImportError as error:
-        if (error.name or "").startswith("guidestack"):
-            raise
-        raise InputError(f"evaluate needs {error.name}: pip install 'guidestack[evaluation]'") from error
     launch = Launch.here()
     if not options["out"] and not options["dry_run"]:
         raise InputError("say where the results go with --out RUN; --dry-run writes nothing")

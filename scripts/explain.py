@@ -10,7 +10,7 @@ import click
 
 from ..guidance.notation import presets
 from ..guidance.notation.registry import citation
-from ..guidance.plan import Planned, When, never_asking, plan
+from ..guidance.plan import Planned, never_asking, plan
 from ..guidance.rule import models_of, remarks
 from ..guidance.words import counted
 from ..pipelines.models.bundled import EMOJI
@@ -20,28 +20,11 @@ from ..samplers import grid, scheduled
 from .as_json import echo_json, json_option
 from .options import network_option, rules_option, sampler_option, steps_option
 
-BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
-"""Of the bundled model."""
-
-
-def schedule(sampler: str, steps: int, replaced: Any = BETAS) -> tuple[When, ...]:
-    """The evaluations of a sampler in a run: step, level and time of each.
-
-    Args:
-        sampler: its name.
-        steps: its steps.
-        replaced: a model's own scheduler, or its configuration.
-
-    Raises:
-        InputError: there is no such sampler, or the model cannot use it.
-    """
-    return grid(scheduled(sampler, replaced, steps)).points
-
 
 def line(planned: Planned) -> str:
     """The line that `explain` prints for one evaluation."""
     when = planned.when
-    step = f"{when.step}" + f".{when.evaluation}" * bool(when.evaluation)
+    step = f"{when.step}.{when.evaluation}" if when.evaluation else f"{when.step}"
     return f"{step:>6} {when.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
 
 
@@ -72,7 +55,7 @@ def command(
     """
     read = presets.read(stack)
     sampler = chosen_sampler(sampler, model)
-    planned = plan(read, schedule(sampler, steps, scheduler_of(model or EMOJI)))
+    planned = plan(read, grid(scheduled(sampler, scheduler_of(model or EMOJI), steps)).points)
     evaluations = sum(len(one.queries) for one in planned)
     at_most = any(part.data_dependent for part in read.parts())
     notes = [
@@ -105,7 +88,7 @@ def command(
     click.echo(f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries")
     for one in planned:
         click.echo(line(one))
-    bound = "at most " * at_most
+    bound = "at most " if at_most else ""
     spent, each = counted(evaluations, "evaluation"), counted(steps, "step")
     click.echo(f"\n{bound}{spent} a sample in {each} of {sampler}; unguided: {len(planned)}")
     if len(read.rules) > 1 or len(list(read.parts())) > 2:

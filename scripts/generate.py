@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -11,25 +10,26 @@ from typing import Any
 
 import click
 
-from ..guidance.errors import GuidestackWarning, InputError, RuleError, shown
+from ..guidance.errors import GuidestackWarning, InputError, RuleError
 from ..guidance.notation.presets import TunedFor, name_in, read, tuned_for
 from ..guidance.reading import is_folder, read_bytes
 from ..guidance.rule import Stack, models_of
 from ..pipelines.models.bundled import EMOJI
-from ..pipelines.models.files import LARGEST_SIDE, check_out, check_writable, read_recipe
+from ..pipelines.models.files import check_out, check_writable, read_recipe
 from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_sampler, fingerprint, scheduler_of
 from ..pipelines.models.pretrained import from_pretrained, stored_beside
 from ..pipelines.models.recipe import LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
+from ..samplers import grid, scheduled
 from ..samplers.lists import KINDS, LISTS
 from ..samplers.names import canonical, levels_of
-from .explain import schedule
 from .options import (
     device_option,
     dtype_option,
     network_option,
     notices,
     offload_option,
+    read_size,
     rules_option,
     sampler_option,
     steps_option,
@@ -59,23 +59,6 @@ def read_prompts(path: str) -> list[str]:
     if not prompts:
         raise InputError(f"{path!r} has no prompts; expected one a line")
     return prompts
-
-
-def read_size(text: str | None) -> tuple[int, int] | None:
-    """``HxW`` in pixels.
-
-    Raises:
-        InputError: another form, or too large.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.lower())
-    if match is None:
-        raise InputError(f"--size is HEIGHTxWIDTH in pixels, such as 64x64; got {shown(text)}")
-    size = int(match[1]), int(match[2])
-    if max(size) > LARGEST_SIDE:
-        raise InputError(f"--size has sides of {LARGEST_SIDE} pixels at most; got {shown(text)}")
-    return size
 
 
 def stored_guidance(model: str | None) -> tuple[str, ...]:
@@ -139,7 +122,8 @@ def _check_plans(text: str, stack: Stack, model: str | None, sampler: str, steps
         try:
             part.check_steps(steps)
         except RuleError as error:
-            if (own := 1 + max(when.step for when in schedule(sampler, steps, scheduler_of(model)))) == steps:
+            points = grid(scheduled(sampler, scheduler_of(model), steps)).points
+            if (own := 1 + max(point.step for point in points)) == steps:
                 raise InputError(f"{text}: {error}" if text.startswith("@") else str(error)) from None
             part.check_steps(own)  # of a sampler whose steps are not as many as it is asked for
 

@@ -233,8 +233,8 @@ def parity(subject: Subject, size: Size) -> Iterator[Row]:
         same = torch.equal(stock, guided)
         if same and torch.isfinite(stock).all():
             return subject.row("parity", what, "pass", "cfg equals stock to the bit")
-        text = f"cfg and stock are {away(guided, stock):.2g} of the largest number apart" * (not same)
-        return subject.row("parity", what, "FAIL", text or "the stock pipeline's are not finite")
+        apart = f"cfg and stock are {away(guided, stock):.2g} of the largest number apart"
+        return subject.row("parity", what, "FAIL", "the stock pipeline's are not finite" if same else apart)
 
     yield from attempts(subject, "parity", counts, ask)
 

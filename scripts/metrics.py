@@ -6,6 +6,7 @@ import click
 
 from ..guidance.errors import InputError
 from .as_json import echo_json, json_option
+from .options import needs
 
 
 def markdown() -> str:
@@ -15,7 +16,7 @@ def markdown() -> str:
     lines = ["| metric | what it is | better | fewest |", "|---|---|---|---|"]
     for name, metric in metrics().items():
         better = {"up": "more", "down": "less", "none": ""}[metric.better]
-        lines.append(f"| `{signature(name)}` | {summary(name)} | {better} | {metric.minimum} |")
+        lines.append(f"| `{signature(name)}` | {summary(name)} | {better} | {metric.fewest} |")
     return "\n".join(lines)
 
 
@@ -24,12 +25,8 @@ def markdown() -> str:
 @json_option
 def command(as_markdown: bool, as_json: bool) -> None:
     """List the metrics of sweeps: their parameters, and what each is."""
-    try:
+    with needs("metrics"):
         from ..evaluation.metrics import metrics, signature, summary
-    except ImportError as error:
-        if (error.name or "").startswith("guidestack"):
-            raise
-        raise InputError(f"metrics need {error.name}: pip install 'guidestack[evaluation]'") from error
     if as_markdown and as_json:
         raise InputError("--markdown and --json are two forms of one list; give one of them")
     if as_markdown:
@@ -42,7 +39,7 @@ def command(as_markdown: bool, as_json: bool) -> None:
                 "signature": signature(name),
                 "summary": summary(name),
                 "better": metric.better,
-                "fewest": metric.minimum,
+                "fewest": metric.fewest,
             }
             for name, metric in metrics().items()
         ]

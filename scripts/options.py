@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from ..guidance.errors import GuidestackWarning, InputError, cut
+from ..guidance.errors import GuidestackWarning, InputError, cut, shown
+from ..pipelines.models.files import size_of
 
 
 @contextmanager
@@ -25,6 +26,33 @@ def notices() -> Iterator[None]:
         warnings.filterwarnings("once", category=GuidestackWarning)
         warnings.showwarning = show  # type: ignore[assignment]
         yield
+
+
+@contextmanager
+def needs(command: str, extra: str = "evaluation") -> Iterator[None]:
+    """Import what a command needs: a package that is not installed is an error that names the extra to install.
+
+    Raises:
+        InputError: a package of others is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").startswith("guidestack"):
+            raise
+        raise InputError(f"{command} needs {error.name}: pip install 'guidestack[{extra}]'") from error
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """The option ``--size``: height and width in pixels, from ``"64x64"``; None for None.
+
+    Raises:
+        InputError: another form, or sides out of bounds.
+    """
+    try:
+        return None if text is None else size_of(text)
+    except ValueError as error:
+        raise InputError(f"--size {error}; got {shown(text)}") from None
 
 
 sampler_option = click.option(

@@ -7,8 +7,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from ..guidance.errors import InputError
-from .options import notices
+from .options import needs, notices
 
 
 @click.command()
@@ -36,12 +35,8 @@ def command(**options: Any) -> None:
 
 
 def _report(options: dict[str, Any]) -> None:
-    try:
+    with needs("report"):
         from ..evaluation import report
-    except ImportError as error:
-        if (error.name or "").startswith("guidestack"):
-            raise
-        raise InputError(f"report needs {error.name}: pip install 'guidestack[evaluation]'") from error
     embed = {} if options["embed"] is None else {"embed": options["embed"]}
     with tqdm(bar_format="{desc}", leave=False, disable=None) as line:  # None: where nobody watches
         written = report(options["run"], options["metrics"], progress=line.set_description_str, **embed)

@@ -43,7 +43,8 @@ def cost(entry: Entry) -> str:
     if not found:
         return entry.cost or "not known without an example"
     low, high = min(found), max(found)
-    return "at most " * at_most + f"{low} to {high}" * (low < high) + f"{high}" * (low == high) + " more" * more
+    number = f"{low} to {high}" if low < high else f"{high}"
+    return f"{'at most ' if at_most else ''}{number}{' more' if more else ''}"
 
 
 def markdown() -> str:

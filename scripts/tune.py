@@ -12,12 +12,13 @@ from ..guidance.notation import presets
 from ..guidance.reading import read_bytes
 from ..guidance.words import counted
 from ..pipelines.models.loading import chosen_device, chosen_sampler
-from .generate import read_size
 from .options import (
     device_option,
     dtype_option,
+    needs,
     network_option,
     notices,
+    read_size,
     rules_option,
     sampler_option,
     steps_option,
@@ -100,16 +101,12 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
     Raises:
         GuidestackError: it cannot be; nothing is written then.
     """
-    try:
+    with needs("tune", "tune"):
         from ..evaluation.run.runner import Options
         from ..evaluation.tune.goal import read_goal
         from ..evaluation.tune.progress import Bar
         from ..evaluation.tune.session import Tuning
         from ..evaluation.tune.settings import Settings
-    except ImportError as error:
-        if (error.name or "").startswith("guidestack"):
-            raise
-        raise InputError(f"tune needs {error.name}: pip install 'guidestack[tune]'") from error
     goal = read_goal(options["likeness"], options["evaluations"], options["metric"])
     fixed = {name: options[name] for name in ("steps", "dtype", "batch")}
     fixed["sampler"] = chosen_sampler(options["sampler"], options["model"])

@@ -9,7 +9,7 @@ import click
 
 from ..guidance.errors import InputError, shown
 from .as_json import echo_json, json_option
-from .options import notices, rules_option, steps_option, threads_option
+from .options import needs, notices, rules_option, steps_option, threads_option
 
 BATCHES = 10
 DEFAULT = ("distance", "coverage", "off", "agreement", "norm", "variety")
@@ -39,12 +39,8 @@ def command(**options: Any) -> None:
 
     The first row is exact draws of the law: what the measures give where nothing is wrong. Intervals are at 95%.
     """
-    try:
+    with needs("world"):
         from ..evaluation.world import claims
-    except ImportError as error:
-        if (error.name or "").startswith("guidestack"):
-            raise
-        raise InputError(f"world needs {error.name}: pip install 'guidestack[evaluation]'") from error
     with notices():
         if options["claim"] is None:
             _measure(options)

@@ -40,8 +40,8 @@ class Number:
         name: the whole name.
         value: NaN if it has none.
         low, high: its interval; NaN if it has none.
-        samples: that it is of.
-        prompts: of these.
+        samples: number of samples that were measured.
+        prompts: number of different prompts of these samples.
         note: what is to be said of it.
     """
 

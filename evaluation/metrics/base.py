@@ -51,14 +51,14 @@ class Metric:
         name: in sweeps, set by `register`.
         better: ``"up"``, ``"down"``, or ``"none"`` where neither is.
         range: the least and the greatest value there can be.
-        minimum: samples below which a number comes with a warning.
+        fewest: samples below which a number comes with a warning.
         labels: names of the labels that a prompt must have.
     """
 
     name: ClassVar[str] = ""
     better: ClassVar[str] = "none"
     range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-    minimum: ClassVar[int] = 20
+    fewest: ClassVar[int] = 20
     labels: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -102,13 +102,13 @@ class Metric:
 
     def note(self, samples: int) -> str:
         """A note for a number of so many samples; "" if there are enough of them."""
-        few = f"{counted(samples, 'sample')}; {self.minimum} are wanted at least"
-        return few if samples < self.minimum else ""
+        few = f"{counted(samples, 'sample')}; {self.fewest} are wanted at least"
+        return few if samples < self.fewest else ""
 
     @property
     def compared(self) -> int:
         """Samples below which a difference between two cells tells nothing."""
-        return self.minimum
+        return self.fewest
 
     def described(self) -> list[str]:
         """The parts in the brackets of the full name: extractor, reference, and every other parameter."""
@@ -148,6 +148,12 @@ class SampleMetric(Metric):
 
 class PairMetric(Metric):
     """A number of each image and its counterpart: the baseline cell's image of the same prompt and seed."""
+
+    @property
+    def best(self) -> float:
+        """The number of equal images: the end of the range that is better."""
+        low, high = self.range
+        return high if self.better == "up" else low
 
     def lacks(self, labels: Collection[str], baseline: bool, images: bool) -> str:
         """What a metric of pairs needs and a sweep does not have: labels, a baseline, or images; "" if nothing."""

@@ -86,7 +86,7 @@ class Frechet(AgainstReference):
     better: ClassVar[str] = "down"
     range: ClassVar[tuple[float, float]] = (0.0, math.inf)
     counted: ClassVar[bool] = True
-    minimum: ClassVar[int] = 1281  # with the default extractor; `note` knows others
+    fewest: ClassVar[int] = 1281  # with the default extractor; `note` knows others
 
     def prepare(self, samples: Samples) -> Statistic:
         """A function from rows to the distance of these samples to the reference."""

@@ -38,7 +38,7 @@ class KID(AgainstReference):
     """
 
     better: ClassVar[str] = "down"
-    minimum: ClassVar[int] = 50
+    fewest: ClassVar[int] = 50
 
     degree: int = 3
 

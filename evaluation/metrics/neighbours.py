@@ -61,7 +61,7 @@ def _reference(reference: str, extractor: str, name: str, k: int) -> tuple[Matri
 class _Neighbours(AgainstReference):
     better: ClassVar[str] = "up"
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    minimum: ClassVar[int] = 50
+    fewest: ClassVar[int] = 50
 
     k: int = 5
 

@@ -15,7 +15,7 @@ class Evaluations(RecordMetric):
     """Mean network evaluations of a sample."""
 
     better: ClassVar[str] = "down"
-    minimum: ClassVar[int] = 1
+    fewest: ClassVar[int] = 1
     column: ClassVar[str] = "evaluations"
 
 
@@ -25,7 +25,7 @@ class Seconds(RecordMetric):
     """Wall time of a batch over the samples in it, in seconds, mean: of this machine, and of what else ran on it."""
 
     better: ClassVar[str] = "down"
-    minimum: ClassVar[int] = 1
+    fewest: ClassVar[int] = 1
     column: ClassVar[str] = "seconds"
 
 

@@ -36,6 +36,11 @@ class PSNR(PairMetric):
     def __post_init__(self) -> None:
         fields.number(self, "cap", 1.0)
 
+    @property
+    def best(self) -> float:
+        """The number of equal images: `cap`."""
+        return self.cap
+
     def compare(self, images: Images, others: Images) -> Values:
         """The ratio of each image."""
         error = np.square(images.astype(np.float64) - others).mean((1, 2, 3))

@@ -99,7 +99,7 @@ def verdict(
     told = Verdict(metric, found.one, found.other, where, _cost(found.costs), found.equal_cost, "", NONE)
     if few or not np.isfinite(found.low).all():
         reason = few or f"No intervals from {counted(found.prompts, 'prompt')}"
-        band = f", {_band(found.low, found.high)}" * bool(np.isfinite(found.low).all())
+        band = f", {_band(found.low, found.high)}" if np.isfinite(found.low).all() else ""
         return replace(told, words=f"{reason}: {_seen(found)} as measured{band}.", kind=FEW)
     stretches = [stretch for piece in pieces for stretch in piece.stretches]
     decided = [(sign, part) for sign, part in stretches if sign]

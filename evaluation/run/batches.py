@@ -31,10 +31,10 @@ class Sample:
     """One image to make.
 
     Args:
-        prompt: its prompt.
-        place: of the prompt in the sweep.
-        seed: of its noise.
-        address: its address.
+        prompt: what the image is made of.
+        place: index of the prompt in the sweep.
+        seed: of the image's noise.
+        address: of the sample, as `Addresses` gives it.
     """
 
     prompt: Prompt
@@ -48,8 +48,8 @@ class Batch:
     """Samples that are made in one call of the pipeline.
 
     Args:
-        cell: their cell.
-        samples: those.
+        cell: the settings that the samples share.
+        samples: the images to make, at most as many as the cell's `batch`.
     """
 
     cell: Cell
@@ -66,10 +66,10 @@ class Block:
     """Samples of one cell that are made in batches, one after the other.
 
     Args:
-        cell: the cell.
-        pairs: what it is made for.
-        prompts: of the version of the sweep that asks for it, which the pairs name by place.
-        address: the address of a pair.
+        cell: the settings that the samples share.
+        pairs: the place of its prompt and the seed, for each sample.
+        prompts: of the version of the sweep that asks for the samples; the pairs name them by place.
+        address: a function from a place and a seed to the sample's address.
     """
 
     cell: Cell
@@ -115,7 +115,7 @@ class Plan:
             for cell in cells:
                 address = functools.partial(_address, addresses.of_cell(cell), written)
                 wanted = fresh if cell.key in seen_cells else pairs
-                blocks += [Block(cell, part, prompts, address) for part in _alike(wanted, prompts)]
+                blocks += [Block(cell, part, prompts, address) for part in _by_negative(wanted, prompts)]
                 seen_cells.add(cell.key)
             seen_pairs.update(keys)
         self.blocks = sorted(blocks, key=lambda block: block.cell.dtype)  # a model is loaded once for each type
@@ -144,7 +144,7 @@ def _address(of_cell: Callable[[bytes, int], str], written: Sequence[bytes], pla
     return of_cell(written[place], seed)
 
 
-def _alike(pairs: Pairs, prompts: Sequence[Prompt]) -> list[Pairs]:
+def _by_negative(pairs: Pairs, prompts: Sequence[Prompt]) -> list[Pairs]:
     """The pairs without a negative prompt, and those with one.
 
     Where one prompt of a call has a negative, all rows count as having one: what the negative branch costs a sample

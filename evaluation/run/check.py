@@ -33,7 +33,7 @@ class Cost:
 
 def kinds(prompts: Sequence[Prompt], cell: Cell) -> Counter[tuple[int, int]]:
     """How many prompts have how many negatives and further positives, as the cell's stack counts them."""
-    if not cell.several:
+    if not cell.takes_several:
         return Counter({(1, 0): len(prompts)})
     return Counter((len(split(one.negative)), len(split(one.extra))) for one in prompts)
 

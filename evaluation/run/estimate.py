@@ -23,11 +23,11 @@ class Line:
     """A cell with what its samples cost.
 
     Args:
-        cell: the cell.
-        images: its samples.
-        missing: those that do not exist.
-        evaluations: of a sample, mean over the prompts.
-        cost: of a sample.
+        cell: the settings that the samples share.
+        images: number of the cell's samples.
+        missing: number of them that do not exist yet.
+        evaluations: network evaluations of one sample, mean over the prompts.
+        cost: evaluations of one sample for each kind of prompt, and whether they are only a bound.
     """
 
     cell: Cell
@@ -49,8 +49,8 @@ class Estimate:
     """What a sweep will cost.
 
     Args:
-        lines: its cells.
-        seconds: what is missing will take about.
+        lines: one for each cell.
+        seconds: about how long it takes to make the missing samples.
     """
 
     lines: tuple[Line, ...]

@@ -25,7 +25,7 @@ class Outcome:
         seconds: spent on making, and on waiting for the others.
         records: rows of the merged records; 0 where another process merges.
         others: samples that the other processes of the launch made; 0 where another process merges.
-        others_evaluations: of these.
+        others_evaluations: network evaluations that those samples cost.
         lost: samples that this process could not make, since they are NaN or Inf; they are not `missing`.
         cause: what was said of the first of them.
     """

@@ -37,7 +37,7 @@ def run(
         sweep: what to make: a sweep, the path or fsspec address of its YAML file, the name of one that comes with
             guidestack, or a mapping with the keys of such a file (paths in it are relative to the working directory).
         out: the run folder, a path or an fsspec address; it is made if it is not there.
-        times: times as many seeds for each prompt as the sweep says; a run of fewer grows.
+        times: factor on the sweep's number of seeds for each prompt; a run with a smaller factor is extended.
         device: where the model runs; by default the accelerator, if there is one. Under a launcher of several processes
             each takes the GPU of its number.
         allow_pickle: load weights that are not safetensors; such a file can run code.
@@ -81,7 +81,13 @@ def opened(out: RunFolder | str | Path) -> RunFolder:
 def prepared(
     sweep: Sweep | str | Path | Mapping[str, Any], times: int, device: str | None, allow_pickle: bool
 ) -> runner.Prepared:
-    """A sweep with its model, checked; the arguments are those of `run`.
+    """A sweep with its model, checked before the first network evaluation.
+
+    Args:
+        sweep: a sweep, the path or address of its YAML file, a bundled sweep's name, or a mapping.
+        times: factor on the sweep's number of seeds for each prompt.
+        device: where the model runs; None for the accelerator, if there is one.
+        allow_pickle: load weights that are not safetensors; such a file can run code.
 
     Raises:
         GuidestackError: the sweep cannot be read or run, or the model or the device cannot be used.

@@ -20,6 +20,9 @@ from ..paths import LARGEST
 from .prompts import stable_bytes
 from .sweep import FIELDS, HOLE, MOST_SAMPLES, STACK, Sweep
 
+KEY = ("stack", "sampler", "steps", "size", "dtype")
+"""The fields of a cell that tell it from any other of one model."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -51,11 +54,11 @@ class Cell:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The values that differ between any two cells of one model."""
-        return (self.stack, self.sampler, self.steps, self.size, self.dtype)
+        """The values that differ between any two cells of one model: those of `KEY`."""
+        return tuple(getattr(self, name) for name in KEY)
 
     @property
-    def several(self) -> bool:
+    def takes_several(self) -> bool:
         """Whether the stack uses several negative prompts, one by one."""
         return self.parsed.takes_several
 
@@ -63,13 +66,7 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """What the hash of the cell is made of; files that rules are from, or read, by a hash of their contents."""
         fits = [one for part in self.parsed.parts() for one in part.files().items()]
-        found: dict[str, Any] = {
-            "stack": self.stack,
-            "sampler": self.sampler,
-            "steps": self.steps,
-            "size": list(self.size) if self.size else None,
-            "dtype": self.dtype,
-        }
+        found: dict[str, Any] = dict(zip(KEY, self.key, strict=True))
         own = [file.digest for file in files_of(self.parsed)]
         if fits:
             found["fits"] = [
@@ -79,7 +76,7 @@ class Cell:
 
     def __str__(self) -> str:
         given = ", ".join(f"{name}={value}" for name, value in self.axes if value is not None and name != STACK)
-        return f"{self.stack}" + f" ({given})" * bool(given)
+        return f"{self.stack} ({given})" if given else self.stack
 
 
 def expand(sweep: Sweep) -> tuple[Cell, ...]:

@@ -48,7 +48,7 @@ class Expectation(Checked):
         return self
 
     def __str__(self) -> str:
-        margin = f" (margin {self.margin:g})" * bool(self.margin)
+        margin = f" (margin {self.margin:g})" if self.margin else ""
         return f"{self.metric} of {named(self.of)} is {self.be} {'as' if self.be == 'same' else 'than'} that of " + (
             f"{named(self.than)}{margin}"
         )

@@ -50,7 +50,7 @@ class Seeds:
     Args:
         seeds: the same for every prompt.
         each: instead, so many for each prompt, its own: prompt i has ``start + i*each`` and on.
-        start: the first of these.
+        start: the first seed of the first prompt, where `each` is given.
         times: so many times as many, each time a million further on, so that a run grows by them.
     """
 

@@ -37,7 +37,7 @@ def _word(name: str) -> str:
 
 def _called(cell: Mapping[str, Any]) -> str:
     axes = ", ".join(f"{name}={value}" for name, value in cell["axes"].items() if value is not None)
-    return f"{cell['stack']}" + f" ({axes})" * bool(axes)
+    return f"{cell['stack']} ({axes})" if axes else str(cell["stack"])
 
 
 def _shown(row: Mapping[str, Any] | None) -> str:

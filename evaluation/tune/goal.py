@@ -112,7 +112,7 @@ def read_goal(wanted: str | None, evaluations: float | None, metric: str | None 
     goal = Goal(name, number, None, evaluations)
     if found["sign"] != (">=" if goal.sign > 0 else "<="):
         raise InputError(f"--likeness {wanted!r}: of {name}, {'more' if goal.sign > 0 else 'less'} is more alike")
-    best = _best(likeness(name))
+    best = likeness(name).best
     if goal.sign * number > goal.sign * best:
         raise InputError(f"--likeness {wanted!r} cannot be reached: equal images have {name} {best:g}")
     if number == best:
@@ -120,12 +120,6 @@ def read_goal(wanted: str | None, evaluations: float | None, metric: str | None 
             f"--likeness {wanted!r} is of images equal to the reference's, which only the reference makes; ask for less"
         )
     return goal
-
-
-def _best(metric: PairMetric) -> float:
-    """Of equal images."""
-    low, high = metric.range
-    return float(getattr(metric, "cap", high if metric.better == "up" else low))
 
 
 def _stack(text: str) -> str:

@@ -132,9 +132,8 @@ def written(chosen: str, header: Sequence[str], numbers: Mapping[str, str], tune
     lines = [line for sentence in header for line in textwrap.wrap(sentence, WIDTH)]
     for name, number in numbers.items():
         lines += textwrap.wrap(f"{name}: {number}", WIDTH, initial_indent="  ", subsequent_indent="    ")
-    comments = "".join(f"# {line}\n".replace("&", "and") for line in lines)  # presets are read without anchors
+    comments = "".join(f"# {line}\n" for line in lines)
     about = {name: value for name, value in asdict(tuned).items() if value is not None}
-    about["model"] = tuned.model.replace("&", "and")
     return (
         comments + yaml.safe_dump({**to_config(parse(chosen)), TUNED: about}, sort_keys=False, width=10**6)
     ).encode()

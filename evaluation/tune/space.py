@@ -184,7 +184,7 @@ def spaced(steps: int, evaluated: int, letters: str = GUIDED, power: float = 1.0
 
     Args:
         steps: of the run.
-        evaluated: of these.
+        evaluated: number of the steps that are evaluated.
         letters: of the evaluated ones, in turn.
         power: 1 for even distances; below 1 for steps that are closer late, above for steps that are closer early.
 

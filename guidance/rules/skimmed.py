@@ -74,7 +74,7 @@ class Skimmed(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equations above."""
+        """Guide each element of the clean sample by the scale, or by `skim` where that leads further out."""
         noisy = c.x.to(c.denoised.dtype) / c.level.alpha
         d = c.minus(u, "denoised")
         back = (u.denoised * d < 0) & self._beyond(u.denoised, d, 1 - self.scale, noisy)

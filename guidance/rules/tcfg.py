@@ -67,7 +67,7 @@ class TCFG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equations above."""
+        """Lead away from what of the contrast lies along the direction that both predictions share."""
         if c.level.alpha == 0:
             difference = c.minus(u, "velocity")
             change = projected(difference, c.x.to(difference.dtype), keep=2).mul_(0.5)

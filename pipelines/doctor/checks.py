@@ -16,7 +16,7 @@ from .watch import Seen
 Answer = tuple[Outcome, str]
 
 
-def gate(runs: Runs) -> Answer:
+def check_gate(runs: Runs) -> Answer:
     """`guided`, `unguided` and `branches`: is the record right about when all halves are evaluated?"""
     halves = len(runs.family.halves)
     for run, evaluated, arguments in (
@@ -41,7 +41,7 @@ def gate(runs: Runs) -> Answer:
     return PASS, f"{halves} rows for each sample with guidance, 1 without, and the record knows which"
 
 
-def calls(runs: Runs) -> Answer:
+def check_calls(runs: Runs) -> Answer:
     """Does the pipeline call its denoiser as often as guide() expects?"""
     for run, wanted in ((runs.plain, 1), (runs.own, len(runs.family.halves) if runs.family.sequential else 1)):
         if run is None:
@@ -55,7 +55,7 @@ def calls(runs: Runs) -> Answer:
     return PASS, f"{len((runs.own or runs.plain).calls)} calls of the denoiser in {len(runs.plain.told)} steps"
 
 
-def halves(runs: Runs) -> Answer:
+def check_halves(runs: Runs) -> Answer:
     """Is the prompt where `halves` says?"""
     if runs.own is None:
         return NOT_MADE, runs.cannot
@@ -67,7 +67,7 @@ def halves(runs: Runs) -> Answer:
     else:
         rows = runs.own.calls[0].arguments
         parts = [_chunk(runs, rows, slice(start * batch, (start + 1) * batch)) for start in range(len(family.halves))]
-    found = [place for place, part in enumerate(parts) if all(_alike(wanted[name], part[name]) for name in wanted)]
+    found = [place for place, part in enumerate(parts) if all(_close(wanted[name], part[name]) for name in wanted)]
     if len(found) != 1:
         return NOT_MADE, "the prompt's rows are not told from the others': their lengths or values depend on these"
     place = family.halves.index("positive")
@@ -83,18 +83,18 @@ def _chunk(runs: Runs, rows: Mapping[str, Any], index: slice) -> dict[str, Any]:
     return {name: take(value, index, family.axes.get(name, 0), name in family.listed) for name, value in rows.items()}
 
 
-def _alike(one: Any, two: Any) -> bool:
+def _close(one: Any, two: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         if one.shape != two.shape:
             return False
         one, two = one.float(), two.float()  # masks are numbers too
         return not one.numel() or bool((one - two).abs().max() <= 1e-3 * one.abs().max())
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_alike, one, two))
+        return len(one) == len(two) and all(map(_close, one, two))
     return one is None and two is None
 
 
-def time(runs: Runs) -> Answer:
+def check_time(runs: Runs) -> Answer:
     """`timestep` and `clock`: do they give the scheduler's timestep?"""
     run, family = runs.own or runs.plain, runs.family
     table = run.timesteps
@@ -117,7 +117,7 @@ def time(runs: Runs) -> Answer:
     return PASS, "the time that the denoiser is told is the scheduler's"
 
 
-def sign(runs: Runs) -> Answer:
+def check_sign(runs: Runs) -> Answer:
     """`negates`: does what the denoiser returns reach the scheduler with its sign?"""
     run, negates = runs.plain, runs.family.negates
     outputs = [one.output for one in run.calls if one.step == 0]
@@ -137,13 +137,13 @@ def sign(runs: Runs) -> Answer:
     return NOT_MADE, "the pipeline changes what its denoiser returns before the scheduler gets it"
 
 
-def unguided(runs: Runs) -> Answer:
+def check_unguided(runs: Runs) -> Answer:
     """Is the empty stack the pipeline without guidance?"""
     guided, _ = runs.run("stack()", runs.without_negative)
     return _equal(runs, guided, runs.plain, "stack()", "the pipeline without guidance", runs.plain_call)
 
 
-def cfg(runs: Runs) -> Answer:
+def check_cfg(runs: Runs) -> Answer:
     """Is the pipeline's own guidance the same through guide()?"""
     if runs.own is None:
         return NOT_MADE, runs.cannot
@@ -186,7 +186,7 @@ def _apart(away: float, of: Seen) -> str:
     return f"{away:.3g} apart, where samples reach {of.size():.3g}"
 
 
-def hook(runs: Runs) -> Answer:
+def check_hook(runs: Runs) -> Answer:
     """Does guide() see every call?"""
     seen, report = runs.guided, runs.report
     if len(report.steps) != len(seen.told):
@@ -197,7 +197,7 @@ def hook(runs: Runs) -> Answer:
     return PASS, f"the stack was evaluated in every one of {len(seen.told)} steps"
 
 
-def evaluations(runs: Runs) -> Answer:
+def check_evaluations(runs: Runs) -> Answer:
     """Is what the report counts what the network did?"""
     made = [(runs.stack, runs.guided, runs.report)]
     if runs.own is not None:
@@ -225,7 +225,7 @@ def evaluations(runs: Runs) -> Answer:
     return PASS, f"rows counted and seen: {', '.join(said)}"
 
 
-def rows(runs: Runs) -> Answer:
+def check_rows(runs: Runs) -> Answer:
     """`rows`, `axes`, `listed`: does each condition of each sample, evaluated alone, give the same?"""
     alone, _ = runs.run(runs.stack, runs.stack_call, max_rows=1)
     without = _still(runs.plain) if runs.own is None else runs.plain
@@ -236,7 +236,7 @@ def _still(run: Seen) -> Seen:
     return Seen(reached=[torch.zeros_like(one) for one in run.reached], result=run.result)
 
 
-def prompts(runs: Runs) -> Answer:
+def check_prompts(runs: Runs) -> Answer:
     """`encode`, `completed`: are other prompts encoded as the pipeline encodes its own?"""
     if runs.own is None:
         return NOT_MADE, runs.cannot
@@ -263,18 +263,16 @@ def prompts(runs: Runs) -> Answer:
     return _near(runs, twice, empty, runs.plain, said)
 
 
-def untouched(runs: Runs) -> Answer:
+def check_untouched(runs: Runs) -> Answer:
     """Is the pipeline left as its own call leaves it?"""
     if left := runs.left:
-        return (
-            FAIL,
-            f"a guided call leaves {', '.join(left[:4])}{' ...' * (len(left) > 4)} otherwise than the pipeline's own",
-        )
-    index = " and what is saved as model_index.json" * hasattr(runs.pipe, "to_json_string")
+        some = f"{', '.join(left[:4])}{' ...' if len(left) > 4 else ''}"
+        return FAIL, f"a guided call leaves {some} otherwise than the pipeline's own"
+    index = " and what is saved as model_index.json" if hasattr(runs.pipe, "to_json_string") else ""
     return PASS, f"components, types, methods, hooks, weights, attributes, scheduler{index}"
 
 
-def exception(runs: Runs) -> Answer:
+def check_exception(runs: Runs) -> Answer:
     """Is the pipeline left as it was found by a call that fails in the middle?"""
     first = sum(one.step == 0 for one in runs.guided.calls)
     if left := runs.broken(first):
@@ -288,18 +286,21 @@ def exception(runs: Runs) -> Answer:
 GUIDED = ("hook", "evaluations", "untouched", "exception", "rows", "prompts")
 """Those that look at guided runs."""
 CHECKS: dict[str, Callable[[Runs], Answer]] = {
-    "gate": gate,
-    "calls": calls,
-    "halves": halves,
-    "time": time,
-    "sign": sign,
-    "unguided": unguided,
-    "cfg": cfg,
-    "hook": hook,
-    "evaluations": evaluations,
-    "untouched": untouched,
-    "exception": exception,
-    "rows": rows,
-    "prompts": prompts,
+    check.__name__.removeprefix("check_"): check
+    for check in (
+        check_gate,
+        check_calls,
+        check_halves,
+        check_time,
+        check_sign,
+        check_unguided,
+        check_cfg,
+        check_hook,
+        check_evaluations,
+        check_untouched,
+        check_exception,
+        check_rows,
+        check_prompts,
+    )
 }
 """In the order in which they are made."""

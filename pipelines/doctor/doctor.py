@@ -229,7 +229,8 @@ def _line(error: Exception) -> str:
 
 
 def _record(name: str, family: Family) -> str:
-    return f"of {family.pipeline}" + f", whose __call__ {name} inherits" * (name != family.pipeline)
+    found = f"of {family.pipeline}"
+    return found if name == family.pipeline else f"{found}, whose __call__ {name} inherits"
 
 
 def _notes(pipe: Pipeline, family: Family) -> list[str]:

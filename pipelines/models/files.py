@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,21 @@ LARGEST = 2**28  # bytes of a picture's file
 LARGEST_SIDE = 8192  # pixels, of what is made and of what is read
 MOST_PIXELS = LARGEST_SIDE**2
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Height and width in pixels, from ``"64x64"``.
+
+    Raises:
+        ValueError: another form, or sides out of bounds; the message is what the size must be.
+    """
+    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.lower())
+    if match is None:
+        raise ValueError("must be HEIGHTxWIDTH in pixels, such as 64x64")
+    height, width = int(match[1]), int(match[2])
+    if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
+        raise ValueError(f"must have sides of 1 to {LARGEST_SIDE} pixels")
+    return height, width
 
 
 def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) -> None:

@@ -42,7 +42,7 @@ class Row:
     def line(self) -> str:
         """The row of the printed table."""
         figure = self.timing.ratio.median
-        verdict = f"{figure:.3f} <= {self.limit:.2f}" + "  exceeded" * (figure > self.limit)
+        verdict = f"{figure:.3f} <= {self.limit:.2f}" + ("  exceeded" if figure > self.limit else "")
         cells = [f"{self.name:<22}", f"{1000 * self.timing.seconds.median:9.2f} ms", f"{self.timing.ratio!s:>24}"]
         return "  ".join([*cells, verdict])
 

@@ -166,7 +166,10 @@ SWEEPS: dict[str, tuple[str, str]] = {
     "a list in itself": ("stack: &a [*a]", "anchors and aliases are not read"),
     "half a pair": ('stack: cfg(2)\nprompts: ["\\ud800 cat"]', "not the YAML"),
     "half a pair as a name": ('stack: {"\\ud800": cfg(2)}', "not the YAML"),
-    "a side without bound": ("stack: cfg(2)\nsize: 99999x8", "size must have sides of 1 to 8192 pixels; got '99999x8'"),
+    "a side without bound": (
+        "stack: cfg(2)\nsize: 99999x8",
+        "size must have sides of 1 to 8192 pixels, or be 'model'; got '99999x8'",
+    ),
     "NUL in a prompt": ('stack: cfg(2)\nprompts: ["cat\\0dog"]', "entry 1: a prompt is a text of .*, none of them NUL"),
     "NUL in negatives": ('stack: cfg(2)\nprompts: [a]\nnegatives: "cat\\0dog"', "none of them NUL"),
     "an unknown kind of negatives": ("stack: cfg(2)\nprompts: [a]\nnegatives: {a: 1}", "one text for all 1 prompts"),

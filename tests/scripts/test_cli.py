@@ -141,7 +141,7 @@ def test_prompts_from_a_file(run: Any, model_folder: Path, tmp_path: Path) -> No
         (["a", "--sampler", "lcm", "--steps", "60"], "lcm does not take 60 steps"),
         (["a", "--size", "64"], "HEIGHTxWIDTH"),
         (["a", "--size", "60x64"], "multiples of 8 pixels; got 60x64"),
-        (["a", "--size", "0x64"], "multiples of 8"),
+        (["a", "--size", "0x64"], "sides of 1 to 8192 pixels"),
         (["a", "--steps", "0"], "--steps"),
         (["a", "--seed", "-1"], "--seed"),
         (["a", "--batch", "x"], "--batch"),

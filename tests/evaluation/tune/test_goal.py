@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from guidestack.evaluation.metrics.similarity import PSNR, SSIM, FeatureDistance
 from guidestack.evaluation.tune.goal import Goal, read_goal
+from guidestack.evaluation.tune.preset import written
 from guidestack.guidance.errors import GuidestackError
+from guidestack.guidance.notation.presets import TunedFor, load_preset, tuned_for
 
 
 @pytest.mark.parametrize(
@@ -67,3 +72,20 @@ def test_each_goal_has_a_name_of_its_own_that_is_fit_for_a_path() -> None:
     for name in names:
         assert len(name) < 100
         assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name)
+
+
+def test_equal_images_have_the_number_that_the_metric_says() -> None:
+    """A field called `cap` means nothing by itself."""
+
+    @dataclass(frozen=True)
+    class Capped(SSIM):
+        cap: float = 0.5
+
+    assert (PSNR(60).best, SSIM().best, FeatureDistance().best, Capped().best) == (60, 1, 0, 1)
+
+
+def test_a_preset_keeps_the_name_of_its_model(tmp_path: Path) -> None:
+    tuned = TunedFor("A & B", "ddim", 4)
+    (tmp_path / "tuned.yaml").write_bytes(written("cfg(4)", ["a & b: *c"], {"d & e": "1 & 2"}, tuned))
+    assert tuned_for(tmp_path / "tuned.yaml") == tuned
+    assert str(load_preset(tmp_path / "tuned.yaml")) == "cfg(4)"
