@@ -13,7 +13,7 @@ from ..analysis.methods import MethodCells, setting
 from ..metrics import Metric, PairMetric, summary
 from ..spec.claim import Claim
 from .plot import Plot
-from .words import APART, Verdict, number, small
+from .words import ComparisonRow, Kind, number, small
 
 BESIDE = ("sampler", "steps", "size", "dtype")
 
@@ -112,8 +112,8 @@ class Found:
     groups: list[MethodCells]
     columns: list[Column] = field(default_factory=list)
     prompts: int = 0
-    verdicts: list[Verdict] = field(default_factory=list)
-    by_cost: list[tuple[float, Verdict]] = field(default_factory=list)
+    verdicts: list[ComparisonRow] = field(default_factory=list)
+    by_cost: list[tuple[float, ComparisonRow]] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     differences: dict[str, Plot] = field(default_factory=dict)
     apart: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -151,7 +151,7 @@ class Found:
         return {group.name: place for place, group in enumerate(self.groups)}
 
     @property
-    def by_metric(self) -> list[tuple[Column, list[Verdict]]]:
+    def by_metric(self) -> list[tuple[Column, list[ComparisonRow]]]:
         """The metrics with their verdicts, but for the pairs of methods that no metric can compare."""
         rows = [row for row in self.verdicts if (row.one, row.other) not in self.apart]
         groups = [(column, [row for row in rows if row.metric == column.text]) for column in self.columns]
@@ -161,4 +161,4 @@ class Found:
     def unplotted(self) -> int:
         """Comparisons without a plot, as there are too many."""
         rows = [*self.verdicts, *(row for _, row in self.by_cost)]
-        return sum(row.kind != APART and not row.plot for row in rows)
+        return sum(row.kind != Kind.APART and not row.plot for row in rows)

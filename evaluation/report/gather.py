@@ -18,7 +18,7 @@ from ..metrics import Metric, RecordMetric, SetMetric, parse_metric
 from ..store.folder import RECORDS, RunFolder, damaged
 from . import figures
 from .found import Column, Found
-from .words import APART, FEW, Verdict, span, verdict
+from .words import ComparisonRow, Kind, span, verdict
 
 ALWAYS = ("evaluations", "effective_scale", "across")
 USUAL = ("saturation", "contrast")  # where a sweep names no metric and keeps its images
@@ -136,15 +136,15 @@ def _verdicts(found: Found, matched: Matched, column: Column, methods: Sequence[
 
 def _verdict(
     found: Found, column: Column, compared: Comparison, few: str, over: str, breaks: Sequence[int] = ()
-) -> Verdict:
+) -> ComparisonRow:
     """The verdict on a comparison, with the name of its plot, which is added to those of the report."""
     told = verdict(compared, column.text, column.better, over, breaks, few)
-    if told.kind == APART or len(found.differences) >= PLOTTED:
+    if told.kind == Kind.APART or len(found.differences) >= PLOTTED:
         return told
     begin = f"{figures.slug(column.text)}-difference"
     number = 1 + sum(name.startswith(begin) for name in found.differences)
     name = f"{begin}{'-by-evaluations' * (over == 'evaluations')}-{number}"
-    found.differences[name] = figures.difference(found, column, compared, over, breaks, name, told.kind != FEW)
+    found.differences[name] = figures.difference(found, column, compared, over, breaks, name, told.kind != Kind.FEW)
     return replace(told, plot=name)
 
 
@@ -172,7 +172,7 @@ def _apart(found: Found, matched: Matched) -> None:
     for row in found.verdicts:
         kinds.setdefault((row.one, row.other), set()).add(row.kind)
     by_name = {group.name: group for group in found.groups}
-    for one, other in [pair for pair, own in kinds.items() if own == {APART}]:
+    for one, other in [pair for pair, own in kinds.items() if own == {Kind.APART}]:
         (low, high), (low_too, high_too) = (matched.range(by_name[name]) for name in (one, other))
         told = "they have no effective scale in common. Add scales to the sweep."
         if high < low_too or high_too < low:

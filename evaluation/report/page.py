@@ -29,7 +29,7 @@ from ..metrics import Metric, PairMetric, SampleMetric
 from ..store.folder import SWEEP, RunFolder
 from .found import Column, Found
 from .plot import key
-from .words import APART, BOTH, FEW, ONE, OTHER, number, small
+from .words import Kind, number, small
 
 FOLDER = Path(__file__).parent
 BUDGET = 16.0  # megabytes of images in the page
@@ -141,8 +141,8 @@ def _metrics(found: Found) -> list[tuple[str, bool]]:
 def _headline(found: Found) -> str:
     """How many comparisons find a difference, of those that there are samples enough for."""
     kinds = Counter(verdict.kind for verdict in found.verdicts)
-    compared, few = kinds.total() - kinds[APART] - kinds[FEW], kinds[FEW]
-    decided = kinds[ONE] + kinds[OTHER] + kinds[BOTH]
+    compared, few = kinds.total() - kinds[Kind.APART] - kinds[Kind.FEW], kinds[Kind.FEW]
+    decided = kinds[Kind.ONE] + kinds[Kind.OTHER] + kinds[Kind.BOTH]
     told = [f"{decided} of {counted_are(compared, 'comparison', 'finds', 'find')} a difference beyond its band."]
     few_of = counted(few, "more comparison" if compared else "comparison")
     silent = [f"{few_of} can tell nothing: there are too few samples or prompts."]

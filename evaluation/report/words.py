@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 
@@ -13,11 +14,27 @@ from ...guidance.words import counted
 from ..analysis.matched import EQUAL, Comparison, Floats
 
 ROUNDING = 1e-4
-APART, FEW, NONE, ONE, OTHER, BOTH = "apart", "few", "none", "one", "other", "both"
+
+
+class Kind(StrEnum):
+    """What a comparison of two methods shows."""
+
+    APART = "apart"
+    """They were nowhere equally strong."""
+    FEW = "few"
+    """There are too few samples or prompts to tell."""
+    NONE = "none"
+    """Neither dominates anywhere."""
+    ONE = "one"
+    """The first dominates somewhere, and the other nowhere."""
+    OTHER = "other"
+    """The other dominates somewhere, and the first nowhere."""
+    BOTH = "both"
+    """Either dominates somewhere."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ComparisonRow:
     """A comparison as the table has it.
 
     Args:
@@ -27,8 +44,7 @@ class Verdict:
         cost: at which evaluations.
         equal: whether these are equal.
         words: what holds there.
-        kind: `ONE` or `OTHER` if it dominates somewhere, `BOTH` if either does, `NONE` if neither, `FEW` if there are
-            too few samples or prompts to tell, `APART` if they were nowhere equally strong.
+        kind: which of the methods dominates, or why that is not known.
         plot: the name of the plot of the difference; "" if there is none.
     """
 
@@ -39,7 +55,7 @@ class Verdict:
     cost: str
     equal: bool
     words: str
-    kind: str
+    kind: Kind
     plot: str = ""
 
 
@@ -80,7 +96,7 @@ def verdict(
     over: str = "effective scale",
     breaks: Sequence[int] = (),
     few: str = "",
-) -> Verdict:
+) -> ComparisonRow:
     """What a comparison of two methods says, in words.
 
     Args:
@@ -93,14 +109,14 @@ def verdict(
     """
     if not len(found.x):
         words = f"The two have no {over} in common, so that nothing can be said without going beyond what was measured."
-        return Verdict(metric, found.one, found.other, "–", "–", True, words, APART)
+        return ComparisonRow(metric, found.one, found.other, "–", "–", True, words, Kind.APART)
     pieces = parts(found, breaks)
     where = " and ".join(span(float(piece.x[0]), float(piece.x[-1])) for piece in pieces)
-    told = Verdict(metric, found.one, found.other, where, _cost(found.costs), found.equal_cost, "", NONE)
+    told = ComparisonRow(metric, found.one, found.other, where, _cost(found.costs), found.equal_cost, "", Kind.NONE)
     if few or not np.isfinite(found.low).all():
         reason = few or f"No intervals from {counted(found.prompts, 'prompt')}"
         band = f", {_band(found.low, found.high)}" if np.isfinite(found.low).all() else ""
-        return replace(told, words=f"{reason}: {_seen(found)} as measured{band}.", kind=FEW)
+        return replace(told, words=f"{reason}: {_seen(found)} as measured{band}.", kind=Kind.FEW)
     stretches = [stretch for piece in pieces for stretch in piece.stretches]
     decided = [(sign, part) for sign, part in stretches if sign]
     if not decided:
@@ -115,17 +131,17 @@ def verdict(
         band = _band(np.concatenate([part.low for part in rest]), np.concatenate([part.high for part in rest]))
         words += f" Elsewhere no difference found: {found.one} minus {found.other} has {band}."
     signs = {sign for sign, _ in decided}
-    return replace(told, words=words, kind=BOTH if len(signs) > 1 else _kind(signs.pop(), better))
+    return replace(told, words=words, kind=Kind.BOTH if len(signs) > 1 else _kind(signs.pop(), better))
 
 
-def _kind(sign: int, better: str) -> str:
+def _kind(sign: int, better: str) -> Kind:
     """Who dominates; where neither direction is better, who is higher."""
-    return OTHER if (sign > 0) == (better == "down") else ONE
+    return Kind.OTHER if (sign > 0) == (better == "down") else Kind.ONE
 
 
 def _said(sign: int, part: Comparison, better: str, over: str) -> str:
     """What is said of a stretch in which one of the methods dominates."""
-    who, other = (part.one, part.other) if _kind(sign, better) == ONE else (part.other, part.one)
+    who, other = (part.one, part.other) if _kind(sign, better) == Kind.ONE else (part.other, part.one)
     sizes = sorted((abs(float(part.difference.min())), abs(float(part.difference.max()))))
     low, high = (part.low, part.high) if sign > 0 else (-part.high, -part.low)
     first, last = float(part.x[0]), float(part.x[-1])

@@ -24,7 +24,7 @@ from guidestack.evaluation.report.gather import gather
 from guidestack.evaluation.report.page import script_safe, written_csv
 from guidestack.evaluation.report.plot import NEUTRAL, Mark, Plot, Series, drawn
 from guidestack.evaluation.report.report import report
-from guidestack.evaluation.report.words import APART, BOTH, FEW, NONE, ONE, OTHER, number, verdict
+from guidestack.evaluation.report.words import Kind, number, verdict
 from guidestack.evaluation.store.folder import RunFolder
 
 from .common import SAMPLES, run
@@ -458,13 +458,13 @@ def test_verdicts() -> None:
     )
     assert down.words.startswith("B is better than A from effective scale 2 to 3, by 0.2 to 0.4 as measured")
     assert none.words.startswith("A is higher than B from effective scale 2 to 3")
-    assert {up.kind, down.kind, none.kind} == {BOTH}
+    assert {up.kind, down.kind, none.kind} == {Kind.BOTH}
     assert (up.where, up.cost, up.equal) == ("2 to 5", "20", True)
     whole = compared([0.1, 0.2], [0.3, 0.6])
-    assert [verdict(whole, "m", better).kind for better in ("up", "down", "none")] == [ONE, OTHER, ONE]
+    assert [verdict(whole, "m", better).kind for better in ("up", "down", "none")] == [Kind.ONE, Kind.OTHER, Kind.ONE]
     assert "Elsewhere" not in verdict(whole, "m", "up").words
     undecided = verdict(compared([-0.1, -0.1], [0.3, 0.1], (20.0, 30.0)), "m", "up")
-    assert (undecided.kind, undecided.cost, undecided.equal) == (NONE, "20 against 30", False)
+    assert (undecided.kind, undecided.cost, undecided.equal) == (Kind.NONE, "20 against 30", False)
     assert undecided.words == (
         "No difference found: A minus B is 0 to 0.1 as measured, 95% band −0.1 to 0.3, so that greater differences are "
         "excluded."
@@ -472,12 +472,12 @@ def test_verdicts() -> None:
     cut = verdict(compared([0.1, 0.2, 0.3], [0.3, 0.6, 0.5]), "m", "up", breaks=[2])
     assert cut.where == "2 to 3 and 4"
     assert "from effective scale 2 to 3, by 0.2 to 0.4 as measured, 95% band 0.1 to 0.6; A is" in cut.words
-    assert verdict(compared([], []), "m", "up").kind == APART
+    assert verdict(compared([], []), "m", "up").kind == Kind.APART
     few = verdict(compared([float("nan")], [float("nan")]), "m", "up")
-    assert few.kind == FEW
+    assert few.kind == Kind.FEW
     assert few.words == "No intervals from 20 prompts: A minus B is – as measured."
     few = verdict(whole, "m", "up", few="5 samples are too few to tell")
-    assert few.kind == FEW
+    assert few.kind == Kind.FEW
     assert few.words == "5 samples are too few to tell: A minus B is 0.2 to 0.4 as measured, 95% band 0.1 to 0.6."
 
 
