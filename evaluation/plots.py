@@ -139,7 +139,7 @@ def alone(svg: str) -> str:
     )
 
 
-def written(made: Figure, title: str, kind: str) -> bytes:
+def figure_bytes(made: Figure, title: str, kind: str) -> bytes:
     """The figure as a file: ``"svg"`` or ``"png"``."""
     writers: dict[str, Callable[[], bytes]] = {
         "svg": lambda: alone(to_svg(made, title)).encode(),

@@ -112,10 +112,10 @@ def checked(kind: TypeAdapter[T], value: Any, where: str, context: Any = None) -
     try:
         return kind.validate_python(value, context=context)
     except ValidationError as error:
-        raise InputError(_told(error.errors(include_url=False)[0], where)) from error
+        raise InputError(_message_of(error.errors(include_url=False)[0], where)) from error
 
 
-def _told(error: Any, where: str) -> str:
+def _message_of(error: Any, where: str) -> str:
     """An error of pydantic in one line."""
     given, context = error["input"], error.get("ctx", {})
     parts: list[str] = []

@@ -120,7 +120,7 @@ class Caches:
         now = _Context(_text(requests), tuple(one.rows for one in requests), self.evaluation, steady)
         self._one_memory(now)
         managers = [manager for _, _, those in self.keyed for manager in those]
-        told = _told(managers[0]) if managers else None
+        told = _context_of(managers[0]) if managers else None
         context = told if own and told is not None else _renamed(told, self._named(now.asked))
         name = context if isinstance(context, str) else context.name
         before = self._contexts.get(name)
@@ -224,7 +224,7 @@ def _text(requests: Sequence[Request]) -> str:
     return ", ".join(str(one.query) for one in requests)
 
 
-def _told(manager: Any) -> Any:
+def _context_of(manager: Any) -> Any:
     """The context that a pipeline set; up to diffusers 0.41 its name only."""
     found = vars(manager)
     return found["_context"] if "_context" in found else found.get("_current_context")

@@ -20,7 +20,7 @@ from ..samplers import parameterization
 from .answerable import ASKED, check_answerable, check_rows
 from .families.lookup import denoisers_of, family_of, hands_on
 from .families.record import Call, Family, Pipeline
-from .guided_call import guided_call
+from .guided_call import call_arguments
 from .hooks import calling, exclusively, methods, restored
 from .prompts import Prompts
 from .second import Second, second_networks
@@ -198,4 +198,4 @@ class GuidedPipeline(Surface):
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Prompts]:
         """The arguments to call the pipeline with, by name, and what is evaluated beside its prompt."""
-        return guided_call(self.pipe, self.family, self.stack, args, kwargs)
+        return call_arguments(self.pipe, self.family, self.stack, args, kwargs)

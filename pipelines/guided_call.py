@@ -14,7 +14,7 @@ from .families.record import SCALE, Family, Pipeline
 from .prompts import EXTRA, NULL, Prompts, asked, check_encoders, length_of_texts
 
 
-def guided_call(
+def call_arguments(
     pipe: Pipeline, family: Family, stack: Stack, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Prompts]:
     """The arguments to call a pipeline with under a stack, by name, and what is evaluated beside its prompt.

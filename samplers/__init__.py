@@ -5,7 +5,7 @@ from .identity import scheduler_identity, weights_digest
 from .inversion import invert
 from .levels import entry, grid, parameterization, supported
 from .loop import sample
-from .names import SAMPLERS, by_name, canonical, scheduled
+from .names import SAMPLERS, by_name, canonical, scheduler_with_steps
 from .noise import initial_noise
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "invert",
     "parameterization",
     "sample",
-    "scheduled",
     "scheduler_identity",
+    "scheduler_with_steps",
     "supported",
     "weights_digest",
 ]

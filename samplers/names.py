@@ -153,7 +153,7 @@ def default(own: Any, wanted: Sequence[str] = ("dpm++2m",)) -> str:
     return OWN
 
 
-def scheduled(name: str, replaced: Any, steps: int) -> Any:
+def scheduler_with_steps(name: str, replaced: Any, steps: int) -> Any:
     """The scheduler of `by_name` with its timesteps set.
 
     Args:

@@ -86,12 +86,12 @@ class Edit:
     @property
     def filename(self) -> str:
         """Words of the prompt, and a digest of everything that decides the picture."""
-        decisive = {name: value for name, value in self.written().items() if name != "versions"}
+        decisive = {name: value for name, value in self.as_json().items() if name != "versions"}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
         words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:48].rstrip("-") or "image"
         return f"{words}-edit-{digest}.png"
 
-    def written(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The mapping to write into the image."""
         return with_rules(dataclasses.asdict(self), self.guidance, self.inversion)
 
@@ -268,6 +268,6 @@ def _edit(options: dict[str, Any]) -> str:
             **more,
         ).images[0]
     make_folder(options["out"])
-    write(made, to, recipe.written())
+    write(made, to, recipe.as_json())
     spent = counted(sum(editing.evaluations), "network evaluation")
     return f"{to}: {spent}, {time.monotonic() - began:.1f} s"

@@ -66,10 +66,10 @@ def _evaluate(options: dict[str, Any]) -> None:
         click.echo(estimate(ready, *runner.dry_run(ready, folder)))
         return
     assert folder is not None  # refused above
-    run(options["sweep"], folder, **what, progress=_told(folder, launch))
+    run(options["sweep"], folder, **what, progress=_progress_for(folder, launch))
 
 
-def _told(folder: RunFolder, launch: Launch) -> Progress:
+def _progress_for(folder: RunFolder, launch: Launch) -> Progress:
     """A bar that also prints what was made, the metrics and the claim."""
     from ..evaluation.run.progress import Bar
 

@@ -16,7 +16,7 @@ from ..guidance.words import counted
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import chosen_sampler, scheduler_of
 from ..pipelines.models.networks import network_identity
-from ..samplers import grid, scheduled
+from ..samplers import grid, scheduler_with_steps
 from .as_json import echo_json, json_option
 from .options import network_option, rules_option, sampler_option, steps_option
 
@@ -28,7 +28,7 @@ def line(planned: Planned) -> str:
     return f"{step:>6} {when.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
 
 
-def told(planned: Planned) -> dict[str, Any]:
+def evaluation_as_json(planned: Planned) -> dict[str, Any]:
     """What ``--json`` says of one evaluation; sigma/alpha is None where it is infinite."""
     when, queries = planned.when, [str(query) for query in planned.queries]
     ratio = when.level.k_sigma if math.isfinite(when.level.k_sigma) else None
@@ -55,7 +55,7 @@ def command(
     """
     read = presets.read(stack)
     sampler = chosen_sampler(sampler, model)
-    planned = plan(read, grid(scheduled(sampler, scheduler_of(model or EMOJI), steps)).points)
+    planned = plan(read, grid(scheduler_with_steps(sampler, scheduler_of(model or EMOJI), steps)).points)
     evaluations = sum(len(one.queries) for one in planned)
     at_most = any(part.data_dependent for part in read.parts())
     notes = [
@@ -78,7 +78,7 @@ def command(
                 "evaluations": evaluations,
                 "at_most": at_most,
                 "unguided": len(planned),
-                "plan": [told(one) for one in planned],
+                "plan": [evaluation_as_json(one) for one in planned],
                 "notes": notes,
                 "citation": papers,
             }

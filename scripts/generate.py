@@ -20,7 +20,7 @@ from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_sampler, fingerprint, scheduler_of
 from ..pipelines.models.pretrained import from_pretrained, stored_beside
 from ..pipelines.models.recipe import LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
-from ..samplers import grid, scheduled
+from ..samplers import grid, scheduler_with_steps
 from ..samplers.lists import KINDS, LISTS
 from ..samplers.names import canonical, levels_of
 from .options import (
@@ -122,7 +122,7 @@ def _check_plans(text: str, stack: Stack, model: str | None, sampler: str, steps
         try:
             part.check_steps(steps)
         except RuleError as error:
-            points = grid(scheduled(sampler, scheduler_of(model), steps)).points
+            points = grid(scheduler_with_steps(sampler, scheduler_of(model), steps)).points
             if (own := 1 + max(point.step for point in points)) == steps:
                 raise InputError(f"{text}: {error}" if text.startswith("@") else str(error)) from None
             part.check_steps(own)  # of a sampler whose steps are not as many as it is asked for

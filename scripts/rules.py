@@ -57,7 +57,7 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
-def presets_told() -> list[dict[str, str]]:
+def presets_as_json() -> list[dict[str, str]]:
     """The presets: name, what its file says first, and the stack."""
     found = []
     for name in names():
@@ -73,13 +73,13 @@ def presets_told() -> list[dict[str, str]]:
 def listed() -> str:
     """The presets as text."""
     found = []
-    for one in presets_told():
+    for one in presets_as_json():
         about = textwrap.fill(one["about"], 110, initial_indent="    ", subsequent_indent="    ")
         found.append(f"@{one['name']}\n{about}\n    {one['stack']}\n")
     return "".join(found)
 
 
-def rules_told() -> list[dict[str, str]]:
+def rules_as_json() -> list[dict[str, str]]:
     """The rules: what the command prints of each."""
     return [
         {
@@ -104,7 +104,7 @@ def command(as_markdown: bool, presets: bool, compositions: bool, as_json: bool)
     if as_json:
         if as_markdown or compositions:
             raise InputError("--json is for the list of rules and for --presets; drop --markdown and --compositions")
-        echo_json({"presets": presets_told()} if presets else {"rules": rules_told()})
+        echo_json({"presets": presets_as_json()} if presets else {"rules": rules_as_json()})
         return
     if presets:
         click.echo(listed(), nl=False)

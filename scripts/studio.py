@@ -79,7 +79,7 @@ class Studio:
                 made = self._generate(group)
                 spent, each = made.report.evaluations, made.seconds / len(group)
                 for place, image in made.images.items():
-                    path, recipe = out / group[place].filename, group[place].written()
+                    path, recipe = out / group[place].filename, group[place].as_json()
                     manifest.append(out, path.name, recipe, spent[place], each)
                     images.write(image, path, recipe)
                     written.append(path)

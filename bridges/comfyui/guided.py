@@ -302,12 +302,12 @@ class _Sampling:
         guided = estimate.prediction.denoised.to(x.dtype)
         if not listeners:
             return guided
-        told = self._told(estimate, guided)
+        told = self._event(estimate, guided)
         for listener in listeners:
             guided = listener({**told, "denoised": guided, "input": x, "sigma": timestep, "model_options": options})
         return guided
 
-    def _told(self, estimate: Estimate, guided: Tensor) -> dict[str, Any]:
+    def _event(self, estimate: Estimate, guided: Tensor) -> dict[str, Any]:
         """What listeners are told beside the estimate: the prompt's prediction, and what the stack leads away from.
 
         Under CFG++ the latter is what re-noises, so that samplers which take it from here re-noise as ComfyUI's own

@@ -131,11 +131,11 @@ class GuidestackReport(_Node):
             raise InputError("what is linked to Guidestack Report carries no stack; link what Guidestack's nodes make")
         if stack.report is None:
             raise InputError(f"{stack.stack} has not run yet; link the LATENT of the sampler that it guides")
-        text = told(stack.report)
+        text = report_text(stack.report)
         return {"ui": {"text": [text]}, "result": (text, latent)}
 
 
-def told(report: Report) -> str:
+def report_text(report: Report) -> str:
     """A report as text: a line for the run and one for each step, with the means of its traces."""
     lines = [str(report)]
     for step in report.steps:

@@ -35,7 +35,7 @@ def versions(run: RunFolder, sweep: Sweep, addresses: Addresses) -> list[Sweep]:
     before = [run.resolved(f"{HISTORY}/{name}") for name in files]
     if not before:
         return [sweep]
-    told, model = _told(run), addresses.model
+    told, model = _header(run), addresses.model
     here = told.get("model")
     if here is not None and here != model:
         raise _another(run, f"the model's fingerprint is {here} there and {model} here")
@@ -77,7 +77,7 @@ def _another(run: RunFolder, difference: str) -> InputError:
     )
 
 
-def _told(run: RunFolder) -> dict[str, Any]:
+def _header(run: RunFolder) -> dict[str, Any]:
     try:
         return run.cells()
     except InputError:  # none yet, or damaged: it is written anew
@@ -191,7 +191,7 @@ def check(sweep: Sweep, cells: Sequence[Cell], addresses: Addresses) -> None:
     Raises:
         InputError: it would be too long to be read again, or the claim compares cells that there are not.
     """
-    written = len(sweep.written(None if sweep.prompt_lines() is None else "prompts.jsonl").encode())
+    written = len(sweep.as_yaml(None if sweep.prompt_lines() is None else "prompts.jsonl").encode())
     if written > values.LARGEST:
         raise InputError(
             f"this sweep has {written} bytes when it is written out, and {values.LARGEST} are the most; give fewer "
@@ -221,10 +221,10 @@ def _resolved(run: RunFolder, sweep: Sweep) -> bytes:
     """The YAML of a sweep; many prompts go into a file of their own."""
     lines = sweep.prompt_lines()
     if lines is None:
-        return sweep.written().encode()
+        return sweep.as_yaml().encode()
     file = f"prompts-{hashlib.blake2b(lines, digest_size=6).hexdigest()}.jsonl"
     _write_new(run, file, lines)
-    return sweep.written(file).encode()
+    return sweep.as_yaml(file).encode()
 
 
 def _write_new(run: RunFolder, name: str, data: bytes) -> None:

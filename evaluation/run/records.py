@@ -92,7 +92,7 @@ class Keeper:
             model=self.identity,
             versions=self.versions,
             networks=self.networks(batch.cell.parsed),
-        ).written()
+        ).as_json()
 
     def _row(self, batch: Batch, place: int, made: Made) -> Row:
         cell, sample, report = batch.cell, batch.samples[place], made.report

@@ -99,13 +99,13 @@ def expand(sweep: Sweep) -> tuple[Cell, ...]:
         cell = _cell(sweep, {axis: value for group in chosen for axis, value in group.items()})
         if cells.setdefault(cell.key, cell) != cell:
             raise InputError(
-                f"two cells are the same: {_given(cells[cell.key])} and {_given(cell)} both mean {cell.stack}, "
+                f"two cells are the same: {_axes_text(cells[cell.key])} and {_axes_text(cell)} both mean {cell.stack}, "
                 f"{cell.sampler}, {cell.steps} steps; drop one of them"
             )
     return tuple(cells.values())
 
 
-def _given(cell: Cell) -> str:
+def _axes_text(cell: Cell) -> str:
     return ", ".join(f"{name}={value}" for name, value in cell.axes if value is not None)
 
 
@@ -201,15 +201,15 @@ class Addresses:
 
     def cell(self, cell: Cell) -> str:
         """The short hash of a cell: 12 hexadecimal digits."""
-        return hashlib.blake2b(self._written(cell), digest_size=6).hexdigest()
+        return hashlib.blake2b(self._bytes_of(cell), digest_size=6).hexdigest()
 
-    def _written(self, cell: Cell) -> bytes:
+    def _bytes_of(self, cell: Cell) -> bytes:
         networks = self.networks_of(cell)
         return stable_bytes({"model": self.model, **cell.identity, **({"networks": networks} if networks else {})})
 
     def of_cell(self, cell: Cell) -> Callable[[bytes, int], str]:
         """A function from a prompt, as `written_prompt` gives it, and a seed to the address: 32 hexadecimal digits."""
-        begun = hashlib.blake2b(self._written(cell), digest_size=16)
+        begun = hashlib.blake2b(self._bytes_of(cell), digest_size=16)
 
         def address(prompt: bytes, seed: int) -> str:
             digest = begun.copy()

@@ -38,7 +38,7 @@ class Prompt:
     class_id: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-    def written(self) -> str | dict[str, Any]:
+    def as_plain(self) -> str | dict[str, Any]:
         """The prompt as a sweep or a file of JSON Lines has it: a text, or a mapping."""
         whole: dict[str, Any] = {"prompt": self.text} if self.class_id is None else {"class": self.class_id}
         whole |= {"negative": self.negative} if self.negative else {}

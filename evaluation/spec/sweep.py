@@ -86,7 +86,7 @@ class Seeds:
         more = range(first, first + len(self.seeds) * (factor - 1))
         return Seeds((*self.seeds, *more))
 
-    def written(self) -> Any:
+    def as_plain(self) -> Any:
         """The seeds as a sweep's YAML has them under ``seeds``."""
         if self.each:
             return {"each": self.each, "start": self.start} | ({"times": self.times} if self.times > 1 else {})
@@ -155,7 +155,7 @@ class Sweep:
                 found.setdefault((prompt, seed), (place, seed))
         return list(found.values())
 
-    def written(self, prompts_file: str | None = None) -> str:
+    def as_yaml(self, prompts_file: str | None = None) -> str:
         """The YAML that `parse_sweep` reads back anywhere, with nothing left to a default.
 
         Args:
@@ -172,8 +172,8 @@ class Sweep:
             whole |= {"negatives": [one.negative for one in self.prompts]} if negatives != {""} else {}
             whole |= {"extras": [one.extra for one in self.prompts]} if extras != {""} else {}
         else:
-            whole["prompts"] = [one.written() for one in self.prompts]
-        whole["seeds"] = self.seeds.written()
+            whole["prompts"] = [one.as_plain() for one in self.prompts]
+        whole["seeds"] = self.seeds.as_plain()
         named = any(name != template for name, template in self.stacks.items())
         whole[STACK] = dict(self.stacks) if named else list(self.stacks)
         plain = {
@@ -197,7 +197,7 @@ class Sweep:
         """The prompts as JSON Lines, if they are too many to stand in the sweep."""
         if self.drawn or len(self.prompts) <= INLINE:
             return None
-        return b"".join(json.dumps(one.written(), ensure_ascii=False).encode() + b"\n" for one in self.prompts)
+        return b"".join(json.dumps(one.as_plain(), ensure_ascii=False).encode() + b"\n" for one in self.prompts)
 
 
 def _check_count(count: int, what: str, most: int) -> None:

@@ -68,7 +68,7 @@ def figure(told: Mapping[str, Any], kind: str = "svg", title: str | None = None,
         axes.set_ylabel(str(told["names"][metric]))
         axes.set_title(textwrap.fill(whole, 76), loc="left")
         picture.legend(loc="outside lower center", ncols=2)
-        return plots.written(picture, whole, kind)
+        return plots.figure_bytes(picture, whole, kind)
 
 
 def _drawn(axes: Any, line: Line, rows: Sequence[Row], metric: str, reference: str) -> None:

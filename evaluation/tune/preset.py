@@ -51,7 +51,7 @@ class Verdict:
         return f"use it: {preset}; fewer steps, at {costs}, are not told apart from it: {plain}"
 
 
-def judged(point: Point, goal: Goal, than: Point | None) -> Verdict:
+def verdict_on(point: Point, goal: Goal, than: Point | None) -> Verdict:
     """Judge whether the measurements of a stack reach a goal.
 
     Args:
@@ -77,7 +77,7 @@ def judged(point: Point, goal: Goal, than: Point | None) -> Verdict:
     return Verdict(point, good, "; ".join(words))
 
 
-def compared(point: Point, other: Point, metrics: Sequence[str], sign: int) -> str:
+def comparison(point: Point, other: Point, metrics: Sequence[str], sign: int) -> str:
     """Another point's numbers, and how this one differs from it in the first of the metrics.
 
     Args:
@@ -109,18 +109,18 @@ def candidates(points: Sequence[Point], goal: Goal, than: Point | None) -> Itera
         InputError: none does; the message says the best there is.
     """
     front = pareto(points, goal.metric, goal.sign)
-    good = [point for point in front if judged(point, goal, than).reached]
+    good = [point for point in front if verdict_on(point, goal, than).reached]
     if not good:
         affordable = [point for point in front if goal.evaluations is None or point.cost <= goal.evaluations]
         best = (affordable or front[:1])[-1]
         raise InputError(
             f"none of {len(points)} stacks reaches {goal} on the training prompts; the best found is {best.stack}, "
-            f"{judged(best, goal, than).told}; raise --budget, or ask for less"
+            f"{verdict_on(best, goal, than).told}; raise --budget, or ask for less"
         )
     yield from good if goal.bound is not None or goal.than is not None else reversed(good)
 
 
-def written(chosen: str, header: Sequence[str], numbers: Mapping[str, str], tuned: TunedFor) -> bytes:
+def preset_bytes(chosen: str, header: Sequence[str], numbers: Mapping[str, str], tuned: TunedFor) -> bytes:
     """A preset: the stack as `load_preset` reads it and what it was tuned for, below comments.
 
     Args:

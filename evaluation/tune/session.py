@@ -167,7 +167,7 @@ class Tuning:
             stacks = [self.held_out.reference, *([goal.than] if goal.than else []), candidate.stack]
             measured = dict(zip(stacks, self.held_out.measure(stacks), strict=True))
             other = measured[goal.than] if goal.than else None
-            verdict = preset.judged(measured[candidate.stack], goal, other)
+            verdict = preset.verdict_on(measured[candidate.stack], goal, other)
             looked.append(verdict)
             self.say(f"held-out: {candidate.stack}: {verdict.told}")
             if verdict.reached:
@@ -175,7 +175,7 @@ class Tuning:
                 if yardstick is not None:
                     ahead = preset.ahead(verdict.point, yardstick, goal.metric, goal.sign)
                     verdict = replace(verdict, fewer=yardstick, ahead=ahead)
-                    than_fewer = preset.compared(verdict.point, yardstick, self.settings.metrics, goal.sign)
+                    than_fewer = preset.comparison(verdict.point, yardstick, self.settings.metrics, goal.sign)
                     self.say(f"{yardstick.stack} in {yardstick.steps} steps: {than_fewer}")
                 self._write_preset(verdict, (len(points) - 1, len(looked)), yardstick, other)
                 self._write(points, fewer, than, [one for one in (verdict.point, other, yardstick) if one])
@@ -253,7 +253,7 @@ class Tuning:
         for other, words in ((than, "wanted"), (yardstick, "fewer steps of the reference")):
             if other is not None:
                 name = f"{words}: {other.stack}, {other.steps} steps"
-                numbers[name] = preset.compared(point, other, settings.metrics, settings.goal.sign)
+                numbers[name] = preset.comparison(point, other, settings.metrics, settings.goal.sign)
         numbers["search"] = (
             f"{counts[0]} stacks on {len(settings.training.prompts)} other prompts; the {_ordinal(counts[1])} that was "
             "looked at on the held-out ones"
@@ -265,7 +265,7 @@ class Tuning:
             identity["name"], settings.fixed["sampler"], settings.fixed["steps"], identity.get("fingerprint")
         )
         self._keep(point.stack)
-        self.files.write_bytes(PRESET, preset.written(point.stack, header, numbers, tuned))
+        self.files.write_bytes(PRESET, preset.preset_bytes(point.stack, header, numbers, tuned))
 
     def _keep(self, chosen: str) -> None:
         """Keep a preset with another stack, as an earlier search for the same goal has left it, under another name."""

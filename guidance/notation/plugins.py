@@ -96,7 +96,7 @@ def load_installed() -> None:
                 package = point.dist.name if point.dist else point.name
                 warn(
                     f"the rules of the package {package} are left out, since importing {point.value} raises "
-                    f"{_told(error)}; update or remove the package"
+                    f"{_message_of(error)}; update or remove the package"
                 )
 
 
@@ -136,14 +136,14 @@ def _execute(file: Source, data: bytes, module: types.ModuleType) -> None:
     except (Exception, SystemExit) as error:
         line = _line(error, str(file.path))
         at = f", line {line}" if line else ""
-        raise InputError(f"{_called(file)} cannot be imported{at}: {_told(error)}") from error
+        raise InputError(f"{_called(file)} cannot be imported{at}: {_message_of(error)}") from error
 
 
 def _called(file: Source) -> str:
     return f"the rules file {cut(repr(str(file.path)), 300)}"
 
 
-def _told(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else reason(error)
     return text if isinstance(error, GuidestackError) else f"{type(error).__name__}: {text}"
 

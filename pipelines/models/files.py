@@ -49,7 +49,7 @@ def write(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) 
     """
     try:
         with replacing(path, make_folder=False) as beside:
-            image.save(beside, format="PNG", pnginfo=_told(recipe))
+            image.save(beside, format="PNG", pnginfo=_png_info(recipe))
     except OSError as error:
         raise InputError(f"cannot write {path}: {reason(error)}; choose another --out or make room") from error
 
@@ -58,13 +58,13 @@ def contents(image: Image.Image, kind: str, recipe: dict[str, Any] | None = None
     """An image as the contents of a file: ``"png"`` with its recipe, or ``"webp"`` without loss."""
     sink = io.BytesIO()
     if kind == "png":
-        image.save(sink, format="PNG", pnginfo=_told(recipe))
+        image.save(sink, format="PNG", pnginfo=_png_info(recipe))
     else:
         image.save(sink, format="WEBP", lossless=True)
     return sink.getvalue()
 
 
-def _told(recipe: dict[str, Any] | None) -> PngImagePlugin.PngInfo:
+def _png_info(recipe: dict[str, Any] | None) -> PngImagePlugin.PngInfo:
     """What a PNG says of how it was made."""
     text = PngImagePlugin.PngInfo()
     if recipe is not None:

@@ -20,7 +20,7 @@ from ...guidance.plan import SHAPE
 from ...guidance.report import Report
 from ...guidance.rule import Rule, models_of
 from ...guidance.step import Run
-from ...samplers import Grid, by_name, grid, scheduled, scheduler_identity
+from ...samplers import Grid, by_name, grid, scheduler_identity, scheduler_with_steps
 from ...samplers.lists import arguments
 from ...samplers.names import levels_of
 from ...samplers.noise import generators, seeded
@@ -176,7 +176,7 @@ class Generator:
         stack = as_stack(stack)
         guide(self.pipe, stack, networks=self.asked(stack))
         self._levels(sampler, steps)
-        scheduler = scheduled(sampler, self.own, steps)
+        scheduler = scheduler_with_steps(sampler, self.own, steps)
         schedule = grid(scheduler)
         if stack.renoises:
             Renoising(scheduler, schedule, guides_history=stack.guides_history)

@@ -75,12 +75,12 @@ class Recipe:
     @property
     def filename(self) -> str:
         """Words of the prompt, the seed, and a digest of everything that decides the picture."""
-        decisive = {k: v for k, v in self.written().items() if k not in {"batch", "versions"}}
+        decisive = {k: v for k, v in self.as_json().items() if k not in {"batch", "versions"}}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
         words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:48].rstrip("-") or "image"
         return f"{words}-{self.seed}-{digest}.png"
 
-    def written(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The mapping to write into the image."""
         told = dataclasses.asdict(self)
         if not self.networks:

@@ -65,7 +65,7 @@ def whole(data: bytes) -> Sweep:
     json.dumps(history.described(cells, addresses), ensure_ascii=False).encode()
     for prompt in sweep.prompts:
         written_prompt(prompt)
-    again = parse_sweep(sweep.written().encode(), "again")
+    again = parse_sweep(sweep.as_yaml().encode(), "again")
     assert again == sweep
     return sweep
 
@@ -355,7 +355,7 @@ rows_of = st.tuples(st.sampled_from(["prompt", "class", "prompt,negative", "prom
 def test_any_prompt_file_reads_back_or_gets_one_line(suffix: str, data: bytes) -> None:
     found = checked(lambda: parse_prompts(data, f"p{suffix}"))
     for one in found if isinstance(found, list) else []:
-        again = json.loads(json.dumps(one.written(), ensure_ascii=False).encode())
+        again = json.loads(json.dumps(one.as_plain(), ensure_ascii=False).encode())
         assert prompt_of(again, "again") == one
 
 

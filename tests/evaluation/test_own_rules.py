@@ -123,7 +123,7 @@ def test_addresses_without_a_rules_file_are_as_they_were(model_folder: Path, fol
     load_rules(folder / "mine.py")
     (again,) = expand(common.sweep_of(Path("m"), **{**plain, "prompts": ["a"]}, rules=str(folder / "mine.py")))
     assert (addresses.cell(again), addresses.of_cell(again)(b"p", 3)) == (CELL, ADDRESS)
-    assert "rules" not in common.sweep_of(model_folder, **plain).written()
+    assert "rules" not in common.sweep_of(model_folder, **plain).as_yaml()
 
 
 CELL = "0ec44dfad0d5"

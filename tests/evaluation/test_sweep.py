@@ -285,7 +285,7 @@ def test_paths_of_metrics_are_looked_for_beside_the_sweep_and_then_here(
     assert found.model == str(root / "sweeps" / "model")
     assert [prompt.text for prompt in found.prompts] == ["a"]
     monkeypatch.chdir("/")
-    assert parse_sweep(found.written().encode(), "again") == found
+    assert parse_sweep(found.as_yaml().encode(), "again") == found
 
 
 def test_a_preset_is_looked_for_beside_the_sweep(beside: Path) -> None:
@@ -326,7 +326,7 @@ def test_seeds() -> None:
     twice = sweep(**two, seeds={"each": 1, "start": 5, "times": 2})
     assert twice.pairs == [(0, 5), (0, 1_000_005), (1, 6), (1, 1_000_006)]
     assert twice.seeds == Seeds(each=1, start=5).more(2)
-    assert parse_sweep(twice.written().encode(), "again").seeds == twice.seeds
+    assert parse_sweep(twice.as_yaml().encode(), "again").seeds == twice.seeds
     assert (
         sweep(**two, seeds={"count": 2, "start": 5, "times": 2}).seeds == Seeds((5, 6)).more(2) == Seeds((5, 6, 7, 8))
     )
@@ -347,9 +347,9 @@ def test_seeds() -> None:
 )
 def test_a_resolved_sweep_reads_back(keys: dict[str, Any]) -> None:
     one = sweep(**keys)
-    again = parse_sweep(one.written().encode(), "again")
+    again = parse_sweep(one.as_yaml().encode(), "again")
     assert again == one
-    assert again.written() == one.written()
+    assert again.as_yaml() == one.as_yaml()
     assert expand(again) == expand(one)
 
 
@@ -357,7 +357,7 @@ def test_many_prompts_go_into_a_file_of_their_own() -> None:
     many = sweep(prompts=[f"p{number}" for number in range(150)])
     lines = many.prompt_lines()
     assert lines is not None
-    again = parse_sweep(many.written("p.jsonl").encode(), "again", lambda file: {"p.jsonl": lines}[file])
+    again = parse_sweep(many.as_yaml("p.jsonl").encode(), "again", lambda file: {"p.jsonl": lines}[file])
     assert again.prompts == many.prompts
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 import guidestack as gs
 from guidestack.evaluation.spec.sweep import load_sweep
 from guidestack.guidance.errors import InputError
-from guidestack.samplers import by_name, canonical, grid, scheduled
+from guidestack.samplers import by_name, canonical, grid, scheduler_with_steps
 from guidestack.samplers.lists import KINDS, LISTS, takes
 from guidestack.samplers.names import SAMPLERS
 from guidestack.scripts.cli import group
@@ -28,19 +28,21 @@ OWN = [14.0, 5.0, 1.5, 0.2]
 
 @pytest.mark.parametrize(("name", "theirs"), [("ays", "StableDiffusion"), ("ays-xl", "StableDiffusionXL")])
 def test_align_your_steps_are_the_lists_of_diffusers(name: str, theirs: str) -> None:
-    assert scheduled(f"euler@{name}", STABLE, 10).sigmas.tolist() == pytest.approx(AysSchedules[f"{theirs}Sigmas"])
-    steps = scheduled(f"dpm++2m@{name}", STABLE, 10).timesteps.tolist()
+    assert scheduler_with_steps(f"euler@{name}", STABLE, 10).sigmas.tolist() == pytest.approx(
+        AysSchedules[f"{theirs}Sigmas"]
+    )
+    steps = scheduler_with_steps(f"dpm++2m@{name}", STABLE, 10).timesteps.tolist()
     assert max(abs(one - other) for one, other in zip(steps, AysSchedules[f"{theirs}Timesteps"], strict=True)) <= 1
 
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_published_list_goes_between_the_steps_of_any_run(name: str) -> None:
-    whole = scheduled(f"euler@{name}", STABLE, 10).sigmas.log()[:-1]
-    twice = scheduled(f"euler@{name}", STABLE, 20).sigmas.log()[:-1]
+    whole = scheduler_with_steps(f"euler@{name}", STABLE, 10).sigmas.log()[:-1]
+    twice = scheduler_with_steps(f"euler@{name}", STABLE, 20).sigmas.log()[:-1]
     torch.testing.assert_close(twice[::2], whole)
     torch.testing.assert_close(twice[1:-1:2], (whole[1:] + whole[:-1]) / 2)
     for steps in (1, 3, 40):
-        found = scheduled(f"heun@{name}", STABLE, steps)
+        found = scheduler_with_steps(f"heun@{name}", STABLE, steps)
         assert grid(found).steps == steps
         assert all(one >= other for one, other in itertools.pairwise(found.timesteps.tolist()))
 
@@ -48,11 +50,11 @@ def test_a_published_list_goes_between_the_steps_of_any_run(name: str) -> None:
 def test_no_training_step_stands_twice() -> None:
     """Where many steps lie between two of them: a solver would divide by their distance."""
     for count in (100, 300, 1000):
-        steps = scheduled("dpm++2m@gits", STABLE, count).timesteps.tolist()
+        steps = scheduler_with_steps("dpm++2m@gits", STABLE, count).timesteps.tolist()
         assert all(one > other for one, other in itertools.pairwise(steps))
         assert steps[-1] >= 0
     with pytest.raises(InputError, match="1001 steps are more than the 1000 of the training"):
-        scheduled("dpm++2m@gits", STABLE, 1001)
+        scheduler_with_steps("dpm++2m@gits", STABLE, 1001)
 
 
 @pytest.mark.parametrize("sampler", [name for name, (cls, _) in SAMPLERS.items() if takes(getattr(diffusers, cls))])
@@ -71,7 +73,7 @@ def test_every_scheduler_that_takes_a_list_is_where_it_says(sampler: str) -> Non
             with pytest.raises(InputError, match="takes no timesteps"):
                 by_name(text)
             continue
-        scheduler = scheduled(text, None if flow else STABLE, len(values))
+        scheduler = scheduler_with_steps(text, None if flow else STABLE, len(values))
         points = [point for point in grid(scheduler).points if point.evaluation == 0 or sampler == "dpm++2s"]
         if kind == "timesteps" and not flow:
             assert [point.timestep for point in points] == values
@@ -106,7 +108,7 @@ def test_what_cannot_be_used_is_one_line(name: str, message: str) -> None:
 
 def test_a_list_of_ones_own_is_for_as_many_steps() -> None:
     with pytest.raises(InputError, match=r"4 sigmas are for as many steps, and this run has 25; give steps 4"):
-        scheduled(f"euler@sigmas={','.join(map(str, OWN))}", STABLE, 25)
+        scheduler_with_steps(f"euler@sigmas={','.join(map(str, OWN))}", STABLE, 25)
     assert canonical("Euler@sigmas=14, 5,1.50,0.2,0") == "euler@sigmas=14,5,1.5,0.2"
     assert canonical("DPM++ 2M@AYS XL") == "dpm++2m@ays-xl"
 

@@ -12,7 +12,7 @@ from diffusers.utils import dummy_torch_and_torchsde_objects
 from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.guidance.prediction import EPSILON, FLOW, Parameterization, V
 from guidestack.pipelines.models.bundled import EMOJI
-from guidestack.samplers import SAMPLERS, by_name, canonical, grid, parameterization, scheduled
+from guidestack.samplers import SAMPLERS, by_name, canonical, grid, parameterization, scheduler_with_steps
 from guidestack.samplers.names import NEEDED
 from guidestack.samplers.renoise import Renoising
 
@@ -61,7 +61,7 @@ def test_a_model_gets_the_samplers_that_read_what_its_network_emits_and_no_other
         if name in SLOW and name in fit:  # of a class of their own, so that once is enough
             continue
         if name in fit:
-            made = scheduled(name, scheduler, 6)
+            made = scheduler_with_steps(name, scheduler, 6)
             assert parameterization(made) == emits
             assert grid(made).steps == len({point.step for point in grid(made).points})
         else:
@@ -207,4 +207,4 @@ def test_a_sampler_that_does_not_fit_is_refused_for_that_whatever_package_is_mis
 def test_a_number_of_steps_that_a_sampler_does_not_take() -> None:
     for name, steps in (("lcm", 60), ("ddim", 1001)):
         with pytest.raises(GuidestackError, match=rf"{name} does not take {steps} steps: "):
-            scheduled(name, own("SDXL"), steps)
+            scheduler_with_steps(name, own("SDXL"), steps)

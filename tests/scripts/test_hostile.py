@@ -397,7 +397,7 @@ def test_any_metadata_is_a_recipe_that_comes_back_or_one_line(tmp_path: Path, to
     except InputError as error:
         one_line(error)
     else:
-        write(Image.new("RGB", (8, 8)), path, found.written())
+        write(Image.new("RGB", (8, 8)), path, found.as_json())
         assert Recipe.read(read_recipe(path), path) == found
 
 
@@ -405,7 +405,7 @@ def test_any_metadata_is_a_recipe_that_comes_back_or_one_line(tmp_path: Path, to
 @given(sound)
 def test_what_is_written_into_a_picture_comes_back(tmp_path: Path, told: dict[str, Any]) -> None:
     found = Recipe.read(told, tmp_path / "x.png")
-    write(Image.new("RGB", (8, 8)), tmp_path / "x.png", found.written())
+    write(Image.new("RGB", (8, 8)), tmp_path / "x.png", found.as_json())
     assert Recipe.read(read_recipe(tmp_path / "x.png"), tmp_path / "x.png") == found
 
 

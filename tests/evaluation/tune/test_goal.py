@@ -10,7 +10,7 @@ import pytest
 
 from guidestack.evaluation.metrics.similarity import PSNR, SSIM, FeatureDistance
 from guidestack.evaluation.tune.goal import Goal, read_goal
-from guidestack.evaluation.tune.preset import written
+from guidestack.evaluation.tune.preset import preset_bytes
 from guidestack.guidance.errors import GuidestackError
 from guidestack.guidance.notation.presets import TunedFor, load_preset, tuned_for
 
@@ -86,6 +86,6 @@ def test_equal_images_have_the_number_that_the_metric_says() -> None:
 
 def test_a_preset_keeps_the_name_of_its_model(tmp_path: Path) -> None:
     tuned = TunedFor("A & B", "ddim", 4)
-    (tmp_path / "tuned.yaml").write_bytes(written("cfg(4)", ["a & b: *c"], {"d & e": "1 & 2"}, tuned))
+    (tmp_path / "tuned.yaml").write_bytes(preset_bytes("cfg(4)", ["a & b: *c"], {"d & e": "1 & 2"}, tuned))
     assert tuned_for(tmp_path / "tuned.yaml") == tuned
     assert str(load_preset(tmp_path / "tuned.yaml")) == "cfg(4)"

@@ -11,7 +11,7 @@ import pytest
 import guidestack as gs
 from guidestack.evaluation.tune.frontier import Point, pareto
 from guidestack.evaluation.tune.goal import Goal
-from guidestack.evaluation.tune.preset import candidates, judged
+from guidestack.evaluation.tune.preset import candidates, verdict_on
 from guidestack.evaluation.tune.search import search
 from guidestack.evaluation.tune.space import Space, possible, spaced
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
@@ -202,10 +202,10 @@ def test_a_goal_is_reached_with_its_whole_interval() -> None:
         one = point("one", 10, 0.5)
         low, high = one.interval("d")
         assert low < 0.5 < high
-        assert judged(one, Goal("d", high), None).reached
-        assert not judged(one, Goal("d", 0.5), None).reached
-        assert judged(one, Goal("d", than="other"), point("other", 10, 0.5)).reached  # equal, image by image
-        assert not judged(one, Goal("d", than="other"), point("other", 10, 0.499)).reached
+        assert verdict_on(one, Goal("d", high), None).reached
+        assert not verdict_on(one, Goal("d", 0.5), None).reached
+        assert verdict_on(one, Goal("d", than="other"), point("other", 10, 0.5)).reached  # equal, image by image
+        assert not verdict_on(one, Goal("d", than="other"), point("other", 10, 0.499)).reached
 
 
 def test_proposals_descend_from_the_best_of_what_is_informed() -> None:
@@ -226,12 +226,12 @@ def test_proposals_descend_from_the_best_of_what_is_informed() -> None:
 
 
 def test_a_comparison_says_which_is_more_alike() -> None:
-    from guidestack.evaluation.tune.preset import compared
+    from guidestack.evaluation.tune.preset import comparison
 
     low, high = point("low", 10, 0.1), point("high", 12, 0.6)
     noisy = Point("noisy", STEPS, low.evaluations, {"d": np.array([0.0, 0.9, -0.4, -0.1])}, low.prompts)
-    assert "the tuned is more alike (d -0.5 [-0.5, -0.5])" in compared(low, high, ["d"], -1)
-    assert "the tuned is less alike" in compared(high, low, ["d"], -1)
-    assert "the tuned is less alike" in compared(low, high, ["d"], 1)
-    assert "12 evaluations, d 0.6; " in compared(low, high, ["d"], -1)
-    assert "the tuned is not told apart" in compared(noisy, low, ["d"], -1)
+    assert "the tuned is more alike (d -0.5 [-0.5, -0.5])" in comparison(low, high, ["d"], -1)
+    assert "the tuned is less alike" in comparison(high, low, ["d"], -1)
+    assert "the tuned is less alike" in comparison(low, high, ["d"], 1)
+    assert "12 evaluations, d 0.6; " in comparison(low, high, ["d"], -1)
+    assert "the tuned is not told apart" in comparison(noisy, low, ["d"], -1)
