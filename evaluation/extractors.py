@@ -178,7 +178,7 @@ def _clip_side(path: Path) -> int:
     """Pixels of the images that a CLIP was trained on."""
     try:
         side = int(
-            json_of(read_bytes(path / "config.json", "configuration", places.LARGEST))["vision_config"]["image_size"]
+            json_of(read_bytes(path / "config.json", "configuration", places.MAX_BYTES))["vision_config"]["image_size"]
         )
         return side if 0 < side <= LARGEST_SIDE else 224
     except (GuidestackError, ValueError, KeyError, TypeError, OverflowError):

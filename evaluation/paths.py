@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-LARGEST = 100_000_000  # bytes of a file of prompts
+MAX_BYTES = 100_000_000  # bytes of a file of prompts
 
 
 def located(path: str, folder: Path | None = None) -> str:

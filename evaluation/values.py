@@ -27,12 +27,12 @@ from ..pipelines.models.files import size_of
 
 T = TypeVar("T")
 
-LARGEST = 2_000_000  # bytes of a sweep file
+MAX_BYTES = 2_000_000  # bytes of a sweep file
 DEEPEST = 20  # lists and mappings in one another
 LONGEST = 10_000  # characters of a text
 BOUNDS = f"at most {LONGEST} characters, none of them NUL"
 BITS = 63  # of a whole number, as a record can have it
-MOST = 10_000  # values of an axis, and cells of a sweep
+MAX_VALUES = 10_000  # values of an axis, and cells of a sweep
 PLAIN = (str, int, float, bool, type(None))
 WORDS = {
     r"^\w+ should": "must",
@@ -54,8 +54,8 @@ def read_yaml(data: bytes, name: str) -> Any:
         InputError: it is no YAML, too large, too deep, has anchors or a key twice, or a text or a number that no record
             can have.
     """
-    if len(data) > LARGEST:
-        raise InputError(f"{name} has {len(data)} bytes; a sweep has {LARGEST} at most: put its prompts into a file")
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{name} has {len(data)} bytes; a sweep has {MAX_BYTES} at most: put its prompts into a file")
     found = reading.yaml_of(data, name, "a sweep")
     check_plain(found, name)
     return found
@@ -236,7 +236,7 @@ def axis_values(given: Any, most: int) -> tuple[Any, ...]:
     return found
 
 
-Axis = Annotated[tuple[Any, ...], BeforeValidator(lambda given: axis_values(given, MOST))]
+Axis = Annotated[tuple[Any, ...], BeforeValidator(lambda given: axis_values(given, MAX_VALUES))]
 """The values of an axis."""
 
 

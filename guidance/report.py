@@ -11,7 +11,7 @@ from torch import Tensor
 from .prediction import Level
 from .query import Query
 
-MOST = 60  # steps that a notebook shows of a report
+MAX_STEPS = 60  # steps that a notebook shows of a report
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,13 +109,13 @@ class Report:
         names = list(dict.fromkeys(name for record in self.steps for name in record.traces))
         heads = ("step", "sigma/alpha", "evaluated for so many samples", "calls", "rows", *names)
         lines = [f"<tr>{''.join(f'<th>{html.escape(head)}</th>' for head in heads)}</tr>"]
-        for record in self.steps[:MOST]:
+        for record in self.steps[:MAX_STEPS]:
             asked = ", ".join(f"{query}: {len(samples)}" for query, samples in record.queries.items()) or "nothing"
             place = f"{record.index}{f' ({record.evaluation + 1})' if record.evaluation else ''}"
             traces = [f"{record.traces[name].float().nanmean():.4g}" if name in record.traces else "" for name in names]
             cells = (place, f"{record.level.k_sigma:.4g}", asked, str(record.calls), str(record.rows), *traces)
             lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
-        more = f"<p>and {len(self.steps) - MOST} more</p>" if len(self.steps) > MOST else ""
+        more = f"<p>and {len(self.steps) - MAX_STEPS} more</p>" if len(self.steps) > MAX_STEPS else ""
         return f"<p>{html.escape(str(self))}</p><table>{''.join(lines)}</table>{more}"
 
     def __str__(self) -> str:

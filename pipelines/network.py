@@ -18,7 +18,7 @@ from .branch import Branch
 from .edits import EDITS, PERTURBATIONS, Architecture, Carried, carried, joint, own_pass
 from .families.record import Draw, Family
 from .prepared import Prepared
-from .rows import Index, alike, join, look_up, put, take
+from .rows import Index, join, look_up, matching, put, take
 from .second import Second
 
 TEXTS = "independent:tokens"
@@ -143,7 +143,7 @@ class PipelineNetwork(Network):
             whole = self.family.completed(self.branches["positive"].arguments, rows)
             for name, value in whole.items():
                 self._check_shape(condition, name, value, look_up(own, name))
-            self.extra[condition] = {name: alike(value, look_up(own, name)) for name, value in rows.items()}
+            self.extra[condition] = {name: matching(value, look_up(own, name)) for name, value in rows.items()}
         return dict(self.extra)
 
     def _check_shape(self, condition: str, name: str, value: Any, own: Any) -> None:

@@ -12,7 +12,7 @@ from ..guidance.keyed import Keys
 from ..guidance.query import sent
 from .edits import Architecture, Carried, architecture
 
-MOST = 32
+MAX_ENTRIES = 32
 """Entries that are kept: a run asks for a few, again and again; one whose samples stop one by one leaves old ones."""
 
 
@@ -33,7 +33,7 @@ class Prepared:
     def rows(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
         """The row numbers `rows` as a tensor on `device`, sent there once."""
         if (rows, device) not in self._rows:
-            if len(self._rows) >= MOST:
+            if len(self._rows) >= MAX_ENTRIES:
                 self._rows.clear()
             self._rows[rows, device] = sent(rows, device)
         return self._rows[rows, device]

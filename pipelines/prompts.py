@@ -219,7 +219,7 @@ def asked(
         named = {name: _one_each(family, name, value, prompts, NULL) for name, value in named.items()}
         further["null"] = _rows(family, named)
         if not given_negative:
-            _alike(family, call, named)
+            _check_lengths(family, call, named)
             call |= {f"negative_{name}": value for name, value in named.items()}
             if "negative_prompt" in inspect.signature(pipe.__call__).parameters:
                 call["negative_prompt"] = None  # some have an empty text by default, and do not take both
@@ -228,7 +228,7 @@ def asked(
     return Prompts(negatives, positives, empty, further, tuple(remarks))
 
 
-def _alike(family: Family, call: Call, named: Mapping[str, Any]) -> None:
+def _check_lengths(family: Family, call: Call, named: Mapping[str, Any]) -> None:
     """Refuse embeddings of the empty condition that cannot stand beside those of the prompt in the pipeline's call.
 
     Raises:

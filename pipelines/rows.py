@@ -59,8 +59,8 @@ def copied(value: Any) -> Any:
     return type(value)(value) if type(value) in (dict, list) else value
 
 
-def alike(value: Any, own: Any) -> Any:
+def matching(value: Any, own: Any) -> Any:
     """`value` in the type and on the device of `own`; a list is converted entry by entry."""
     if isinstance(value, list | tuple) and own:
-        return [alike(one, own[0]) for one in value]
+        return [matching(one, own[0]) for one in value]
     return value.to(own) if isinstance(value, Tensor) and isinstance(own, Tensor) else value

@@ -34,7 +34,7 @@ from ..pipelines import GuidedPipeline, guide
 from ..pipelines.models.files import check_writable
 from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_sampler
-from ..pipelines.models.recipe import MOST, MOST_TOGETHER, check_text
+from ..pipelines.models.recipe import MAX_IMAGES, MOST_TOGETHER, check_text
 from ..pipelines.session import model_identity
 from ..samplers import grid
 from ..samplers.noise import generators
@@ -50,7 +50,9 @@ from .options import device_option, dtype_option, notices, sampler_option, threa
 )
 @sampler_option
 @click.option("--steps", type=click.IntRange(1, linear.STEPS), default=20, show_default=True)
-@click.option("--trajectories", type=click.IntRange(1, MOST), default=200, show_default=True, help="Runs to fit on.")
+@click.option(
+    "--trajectories", type=click.IntRange(1, MAX_IMAGES), default=200, show_default=True, help="Runs to fit on."
+)
 @click.option(
     "--batch",
     type=click.IntRange(1, MOST_TOGETHER),

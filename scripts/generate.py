@@ -19,7 +19,7 @@ from ..pipelines.models.files import check_out, check_writable, read_recipe
 from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_sampler, fingerprint, scheduler_of
 from ..pipelines.models.pretrained import from_pretrained, stored_beside
-from ..pipelines.models.recipe import LAST_SEED, MOST, MOST_TOGETHER, Recipe, recipes
+from ..pipelines.models.recipe import LAST_SEED, MAX_IMAGES, MOST_TOGETHER, Recipe, recipes
 from ..samplers import grid, scheduler_with_steps
 from ..samplers.lists import KINDS, LISTS
 from ..samplers.names import canonical, levels_of
@@ -37,7 +37,7 @@ from .options import (
 )
 from .studio import ADVICE, Studio
 
-LARGEST = 10_000_000  # bytes of a file of prompts
+MAX_BYTES = 10_000_000  # bytes of a file of prompts
 
 
 def read_prompts(path: str) -> list[str]:
@@ -46,9 +46,9 @@ def read_prompts(path: str) -> list[str]:
     Raises:
         InputError: no such file, a pipe (which ``-`` is for), too large, not UTF-8, or no prompt in it.
     """
-    data = sys.stdin.buffer.read(LARGEST + 1) if path == "-" else read_bytes(path, "prompts", LARGEST)
-    if len(data) > LARGEST:
-        raise InputError(f"more than {LARGEST} bytes of prompts; make images of fewer at a time")
+    data = sys.stdin.buffer.read(MAX_BYTES + 1) if path == "-" else read_bytes(path, "prompts", MAX_BYTES)
+    if len(data) > MAX_BYTES:
+        raise InputError(f"more than {MAX_BYTES} bytes of prompts; make images of fewer at a time")
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -185,7 +185,9 @@ def note_unasked(networks: Iterable[str], stacks: Sequence[Stack]) -> None:
 @click.option(
     "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of the first image."
 )
-@click.option("--count", type=click.IntRange(1, MOST), default=1, show_default=True, help="Images for each prompt.")
+@click.option(
+    "--count", type=click.IntRange(1, MAX_IMAGES), default=1, show_default=True, help="Images for each prompt."
+)
 @click.option(
     "--batch",
     type=click.IntRange(1, MOST_TOGETHER),

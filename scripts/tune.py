@@ -176,7 +176,7 @@ def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _read(path: str, name: str) -> list[Any]:
-    from ..evaluation.paths import LARGEST
+    from ..evaluation.paths import MAX_BYTES
     from ..evaluation.spec.prompts import parse_prompts
 
-    return parse_prompts(read_bytes(path, f"file of --{name}", LARGEST), Path(path).name)
+    return parse_prompts(read_bytes(path, f"file of --{name}", MAX_BYTES), Path(path).name)

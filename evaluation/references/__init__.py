@@ -43,7 +43,7 @@ EMOJI = "emoji"
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 TILE, COLUMNS = 64, 44
 BATCH = 64
-MOST = 1_000_000  # pictures of a folder
+MAX_PICTURES = 1_000_000  # pictures of a folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +129,9 @@ def find(text: str) -> Reference:
     if not text or not folder.is_dir():
         raise InputError(f"the reference {text!r} is neither {EMOJI!r} nor a folder of pictures")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not 0 < len(found) <= MOST:
+    if not 0 < len(found) <= MAX_PICTURES:
         raise InputError(
-            f"the reference {text!r} has {len(found)} pictures ({', '.join(SUFFIXES)}); 1 to {MOST} are read"
+            f"the reference {text!r} has {len(found)} pictures ({', '.join(SUFFIXES)}); 1 to {MAX_PICTURES} are read"
         )
     return Reference(f"{folder.resolve().name}-{len(found)}-{_digest(folder, found)}", tuple(found))
 

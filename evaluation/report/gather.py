@@ -24,7 +24,7 @@ ALWAYS = ("evaluations", "effective_scale", "across")
 USUAL = ("saturation", "contrast")  # where a sweep names no metric and keeps its images
 ALIGNMENT = ("clip_score", "concept", "background", "style")
 """Metrics of how well an image follows its prompt; the first one that a run has is what quality is plotted against."""
-MOST = 12  # methods that are compared pair by pair
+MAX_METHODS = 12  # methods that are compared pair by pair
 PLOTTED = 100  # comparisons that have a plot
 
 Progress = Callable[[str], None]
@@ -120,9 +120,11 @@ def _methods(found: Found, matched: Matched, column: Column) -> list[Method]:
 
 def _verdicts(found: Found, matched: Matched, column: Column, methods: Sequence[Method]) -> None:
     replicates = matched.replicates(column.metric)
-    if len(methods) > MOST:
-        found.notes.append(f"{len(methods)} methods are too many to compare each with each; the first {MOST} are")
-    for one, other in itertools.combinations(methods[:MOST], 2):
+    if len(methods) > MAX_METHODS:
+        found.notes.append(
+            f"{len(methods)} methods are too many to compare each with each; the first {MAX_METHODS} are"
+        )
+    for one, other in itertools.combinations(methods[:MAX_METHODS], 2):
         few = _few(found, column, (one.name, other.name))
         compared = compare(one, other, replicates)
         found.verdicts.append(

@@ -192,9 +192,9 @@ def check(sweep: Sweep, cells: Sequence[Cell], addresses: Addresses) -> None:
         InputError: it would be too long to be read again, or the claim compares cells that there are not.
     """
     written = len(sweep.as_yaml(None if sweep.prompt_lines() is None else "prompts.jsonl").encode())
-    if written > values.LARGEST:
+    if written > values.MAX_BYTES:
         raise InputError(
-            f"this sweep has {written} bytes when it is written out, and {values.LARGEST} are the most; give fewer "
+            f"this sweep has {written} bytes when it is written out, and {values.MAX_BYTES} are the most; give fewer "
             "values of axes and seeds, and put negatives into the file of prompts"
         )
     if sweep.claim:

@@ -16,7 +16,7 @@ from ...guidance.notation.presets import as_stack, read
 from ...guidance.reading import read_bytes
 from ...guidance.rule import Stack, models_of
 from .. import values
-from ..paths import LARGEST
+from ..paths import MAX_BYTES
 from .prompts import stable_bytes
 from .sweep import FIELDS, HOLE, MOST_SAMPLES, STACK, Sweep
 
@@ -70,7 +70,7 @@ class Cell:
         own = [file.digest for file in files_of(self.parsed)]
         if fits:
             found["fits"] = [
-                hashlib.sha256(read_bytes(file.path, name, LARGEST)).hexdigest()[:16] for name, file in fits
+                hashlib.sha256(read_bytes(file.path, name, MAX_BYTES)).hexdigest()[:16] for name, file in fits
             ]
         return found | ({"rules": sorted(own)} if own else {})
 
@@ -89,8 +89,8 @@ def expand(sweep: Sweep) -> tuple[Cell, ...]:
     """
     choices = [_choices(sweep, place) for place in range(len(sweep.stacks))]
     count = sum(math.prod(map(len, one)) for one in choices)
-    if count > values.MOST:
-        raise InputError(f"this sweep has {count} cells, and {values.MOST} are the most; take it apart")
+    if count > values.MAX_VALUES:
+        raise InputError(f"this sweep has {count} cells, and {values.MAX_VALUES} are the most; take it apart")
     samples = count * len(sweep.prompts) * sweep.seeds.count
     if samples > MOST_SAMPLES:
         raise InputError(f"this sweep has {samples} samples, and {MOST_SAMPLES} are the most; take it apart")

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 from ..metrics.registry import metric_located
 from ..values import Checked, Text, check_keys, read_by, value_text
 
-MOST = 100  # expectations of a claim
+MAX_EXPECTATIONS = 100  # expectations of a claim
 
 
 def _cell(given: dict[str, Any], info: ValidationInfo) -> dict[str, str]:
@@ -66,7 +66,7 @@ class Claim(Checked):
 
     words: Text
     paper: Text
-    expect: Annotated[list[Expectation], Field(min_length=1, max_length=MOST)]
+    expect: Annotated[list[Expectation], Field(min_length=1, max_length=MAX_EXPECTATIONS)]
     remark: str = ""
 
 

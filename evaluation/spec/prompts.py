@@ -17,7 +17,7 @@ from ..values import BOUNDS, check_plain, is_text, meant
 SUFFIXES = (".txt", ".jsonl", ".csv")
 KEYS = ("prompt", "negative", "extra", "class", "labels")
 LARGEST_CLASS = 10**6
-MOST = 1_000_000  # prompts of a file
+MAX_PROMPTS = 1_000_000  # prompts of a file
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ def parse_prompts(data: bytes, name: str) -> list[Prompt]:
     if reader is None:
         raise InputError(f"prompts come from {', '.join(SUFFIXES)} files; got {shown(name)}")
     name = name if len(name) <= 60 else shown(name)
-    lines = itertools.islice(reader(text, name), MOST + 1)
+    lines = itertools.islice(reader(text, name), MAX_PROMPTS + 1)
     prompts = [prompt_of(value, f"{name} line {line}") for line, value in lines]
-    if len(prompts) > MOST:
-        raise InputError(f"{name} has more than {MOST} prompts; take it apart")
+    if len(prompts) > MAX_PROMPTS:
+        raise InputError(f"{name} has more than {MAX_PROMPTS} prompts; take it apart")
     if not prompts:
         raise InputError(f"{name} has no prompts")
     return prompts

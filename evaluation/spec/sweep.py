@@ -20,8 +20,21 @@ from ...guidance.errors import InputError, reason, shown
 from ...guidance.reading import read_bytes
 from ...samplers import canonical
 from .. import values
-from ..paths import LARGEST, located, preset_located
-from ..values import BOUNDS, MOST, Axis, Checked, PathText, Size, Text, axis_values, checked, is_text, meant, read_by
+from ..paths import MAX_BYTES, located, preset_located
+from ..values import (
+    BOUNDS,
+    MAX_VALUES,
+    Axis,
+    Checked,
+    PathText,
+    Size,
+    Text,
+    axis_values,
+    checked,
+    is_text,
+    meant,
+    read_by,
+)
 from .claim import CellValues, Claim, MetricText
 from .prompts import Prompt, bundled, parse_prompts, prompt_of
 
@@ -244,11 +257,11 @@ def load_sweep(source: str | Path | Mapping[str, Any]) -> Sweep:
         raise InputError(
             f"no sweep {shown(name)}, neither a YAML file nor one that comes with guidestack{meant(name, names())}"
         )
-    return parse_sweep(read_bytes(path, "sweep", LARGEST), str(path), _beside(path.parent), path.parent)
+    return parse_sweep(read_bytes(path, "sweep", MAX_BYTES), str(path), _beside(path.parent), path.parent)
 
 
 def _beside(folder: Path | None) -> Files:
-    return lambda file: read_bytes(located(file, folder), "file", LARGEST)
+    return lambda file: read_bytes(located(file, folder), "file", MAX_BYTES)
 
 
 def _fetched(address: str) -> bytes:
@@ -337,7 +350,9 @@ class _Keys(Checked):
     extras: Any = None
     seeds: Any = 0
     stack: Annotated[
-        list[tuple[Text, Annotated[Text, read_by(preset_located)]]], BeforeValidator(_named), Field(max_length=MOST)
+        list[tuple[Text, Annotated[Text, read_by(preset_located)]]],
+        BeforeValidator(_named),
+        Field(max_length=MAX_VALUES),
     ]
     axes: Annotated[dict[Word, Axis], Several] | None = None
     zip: list[Annotated[list[str], Field(min_length=2)]] | None = None

@@ -51,7 +51,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "world"
 EXACT = "exact"  # the cell of exact draws of a row's law
 FIT = "{fit}"  # in a stack: the file of coefficients that the claim has fitted
 BATCHES, SIZE = 20, 1000
-LARGEST = 1_000_000  # bytes of a file
+MAX_BYTES = 1_000_000  # bytes of a file
 NOTHING = "no difference"
 
 
@@ -193,7 +193,7 @@ def load_claim(source: str) -> Claim:
         raise InputError(
             f"no claim {shown(source)}, neither a YAML file nor one that comes with guidestack{meant(source, names())}"
         )
-    return checked(_CLAIM, yaml_of(read_bytes(path, "claim", LARGEST), path.name, "a claim"), path.name)
+    return checked(_CLAIM, yaml_of(read_bytes(path, "claim", MAX_BYTES), path.name, "a claim"), path.name)
 
 
 @dataclass

@@ -22,7 +22,7 @@ SAMPLER, STEPS, COUNT, BATCH = "dpm++2m-karras", 25, 100_000, 5000
 WEAK = 1.5  # by how much the components of the network "weak" are wider than those of the main one
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 1, "clip_sample": False}
 """The schedule of DDPM, which begins at nearly pure noise."""
-MOST = 10_000_000
+MAX_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +77,10 @@ def draw(
         NonFiniteError: the stack leads to samples that are not finite.
         QueryError: a stack that this model cannot answer.
     """
-    if not 1 <= count <= MOST or not 0.1 <= blur <= 10:
-        raise InputError(f"a world draws 1 to {MOST} samples with a blur from 0.1 to 10; got {count} and {blur:g}")
+    if not 1 <= count <= MAX_SAMPLES or not 0.1 <= blur <= 10:
+        raise InputError(
+            f"a world draws 1 to {MAX_SAMPLES} samples with a blur from 0.1 to 10; got {count} and {blur:g}"
+        )
     from diffusers import DDIMScheduler
 
     rule = as_stack(stack)

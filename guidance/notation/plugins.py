@@ -26,7 +26,7 @@ from .registry import _ENTRIES, Entry, Source, rules
 
 GROUP = "guidestack.rules"
 """The entry-point group of installed packages; each entry point names a module whose import registers rules."""
-LARGEST = 1_000_000  # bytes of a rules file
+MAX_BYTES = 1_000_000  # bytes of a rules file
 _LOCK = threading.RLock()  # one import at a time, which may ask for the list of rules itself
 _looked = False  # whether installed packages have been imported
 
@@ -50,7 +50,7 @@ def load_rules(path: str | Path) -> Source:
     """
     if Path(path).suffix != ".py":
         raise InputError(f"a rules file is a Python file, whose name ends in .py; got {cut(repr(str(path)), 300)}")
-    data = read_bytes(path, "rules file", LARGEST)
+    data = read_bytes(path, "rules file", MAX_BYTES)
     file = Source(Path(path).resolve(), hashlib.sha256(data).hexdigest()[:16])
     with _LOCK:
         rules()  # those of packages first: whose name is taken does not depend on the order

@@ -21,7 +21,7 @@ from .text import PRESET, parse
 
 FOLDER = Path(__file__).parents[2] / "configs"
 SUFFIXES = (".yaml", ".yml")
-LARGEST = 32_000  # bytes; a stack is a few lines
+MAX_BYTES = 32_000  # bytes; a stack is a few lines
 TUNED = "tuned"
 """The key of what a preset was tuned for."""
 
@@ -135,7 +135,7 @@ def mapping_of(path: Path, what: str) -> Any:
 
 
 def _read(path: Path, what: str) -> Any:
-    return yaml_of(read_bytes(path, what, LARGEST), repr(str(path)), "a stack")
+    return yaml_of(read_bytes(path, what, MAX_BYTES), repr(str(path)), "a stack")
 
 
 def name_in(text: str) -> str | None:

@@ -20,7 +20,7 @@ from ...guidance.files import replacing
 from ...guidance.reading import is_folder, json_of, read_bytes
 
 KEY = "guidestack"  # of the text chunk
-LARGEST = 2**28  # bytes of a picture's file
+MAX_BYTES = 2**28  # bytes of a picture's file
 LARGEST_SIDE = 8192  # pixels, of what is made and of what is read
 MOST_PIXELS = LARGEST_SIDE**2
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -140,7 +140,7 @@ def opened(path: str | Path, formats: tuple[str, ...] = ("PNG",)) -> Image.Image
         InputError: it cannot be read, is of another format, or is larger than 8192 x 8192 pixels, which its first bytes
             tell.
     """
-    data = read_bytes(path, "image", LARGEST)
+    data = read_bytes(path, "image", MAX_BYTES)
     kinds = " or ".join(formats)
     try:
         with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from ...guidance.rule import Rule, models_of
 from ...guidance.words import counted
 from .files import LARGEST_SIDE
 
-MOST = 100_000  # images of one call of the command
+MAX_IMAGES = 100_000  # images of one call of the command
 MOST_TOGETHER = 1024  # images, or runs, in one call of the network
 LONGEST = 10_000  # characters of a prompt
 LAST_SEED = 2**63 - 1
@@ -295,10 +295,10 @@ def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int,
         for text in given:
             check_text(text, what)
     seeds = len(prompts) * options["count"]
-    if seeds * len(texts) > MOST:
+    if seeds * len(texts) > MAX_IMAGES:
         raise InputError(
-            f"{seeds * len(texts)} images are wanted, and one run makes {MOST} at most; make the rest with another "
-            "--seed, or as a sweep: guidestack evaluate"
+            f"{seeds * len(texts)} images are wanted, and one run makes {MAX_IMAGES} at most; make the rest with "
+            "another --seed, or as a sweep: guidestack evaluate"
         )
     if options["seed"] + seeds - 1 > LAST_SEED:
         raise InputError(

@@ -15,7 +15,7 @@ NUMBERS = ("batch", "time_ratio", "evaluation_ratio", "efficiency", "memory_rati
 TEXTS = ("model", "stack", "name", "machine", "clock", "torch", "diffusers", "python")
 MORE = ("time_low", "time_high", "added_ms", "network_share", "efficiency_limit", "steps", "rounds", "threads")
 OPTIONAL = ("guider_ratio", "modular_ratio")
-LARGEST = 10_000_000  # bytes
+MAX_BYTES = 10_000_000  # bytes
 
 INTRODUCTION = """# Performance
 
@@ -63,7 +63,7 @@ def read(path: Path) -> list[Measured]:
         InputError: there is none, or it holds something else.
     """
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{str(path)!r} is not a file of the bench: it has {path.stat().st_size} bytes")
         rows: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

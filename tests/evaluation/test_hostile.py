@@ -292,7 +292,7 @@ def test_any_values_are_a_sweep_or_get_one_line(given_values: dict[str, Any]) ->
 def test_a_sweep_that_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "stack: cfg(2)\nseeds: " + json.dumps([4 * seed for seed in range(1000)])
     whole(text.encode())
-    monkeypatch.setattr(values, "LARGEST", len(text))
+    monkeypatch.setattr(values, "MAX_BYTES", len(text))
     with pytest.raises(InputError, match=r"this sweep has \d+ bytes when it is written out, and \d+ are the most"):
         whole(text.encode())
 
@@ -362,7 +362,7 @@ def test_any_prompt_file_reads_back_or_gets_one_line(suffix: str, data: bytes) -
 def test_too_many_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     from guidestack.evaluation.spec import prompts
 
-    monkeypatch.setattr(prompts, "MOST", 3)
+    monkeypatch.setattr(prompts, "MAX_PROMPTS", 3)
     assert len(parse_prompts(b"a\n" * 3, "p.txt")) == 3
     with pytest.raises(InputError, match="more than 3 prompts"):
         parse_prompts(b"a\n" * 4, "p.txt")

@@ -402,7 +402,7 @@ class Evil:
         (lambda path: path.write_bytes(b"\xff" * 64), "cannot read the coefficients"),
         (lambda path: path.unlink(), "No such file"),
         (lambda path: (path.unlink(), path.mkdir()), "not a file of coefficients"),
-        (lambda path: os.truncate(path, linear.LARGEST + 1), "at most 64000000 expected"),
+        (lambda path: os.truncate(path, linear.MAX_BYTES + 1), "at most 64000000 expected"),
         (lambda path: safetensors.torch.save_file({"a": torch.zeros(1)}, path), "no metadata 'linear_ag'"),
         (lambda path: safetensors.torch.save_file({}, path, {"linear_ag": "[" * 100_000}), "cannot read the coeff"),
         (lambda path: safetensors.torch.save_file({}, path, {"linear_ag": "{"}), "cannot read the coefficients"),

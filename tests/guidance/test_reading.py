@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import guidestack as gs
 from guidestack.evaluation.values import read_yaml
 from guidestack.guidance.errors import LONGEST, GuidestackError, InputError, RuleError, StackSyntaxError, nearest, shown
-from guidestack.guidance.notation.presets import LARGEST, as_stack, load_preset, names, tuned_for
+from guidestack.guidance.notation.presets import MAX_BYTES, as_stack, load_preset, names, tuned_for
 from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.notation.text import MAX_TEXT
 from guidestack.guidance.reading import DEEPEST, check_plain, json_of, read_bytes, yaml_of
@@ -204,18 +204,18 @@ def test_files_that_are_none_are_never_waited_for(tmp_path: Path) -> None:
     pipe, long = tmp_path / "pipe.yaml", tmp_path / ("x" * 5000 + ".yaml")
     os.mkfifo(pipe)
     (tmp_path / "folder.yaml").mkdir()
-    (tmp_path / "large.yaml").write_bytes(b"#" * (LARGEST + 1))
+    (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
     for path, message in (
         (pipe, "a pipe or a device, and a file is expected"),
         ("/dev/zero", "a pipe or a device"),
         (tmp_path / "folder.yaml", "it is a folder"),
-        (tmp_path / "large.yaml", f"more than {LARGEST} bytes"),
+        (tmp_path / "large.yaml", f"more than {MAX_BYTES} bytes"),
         (long, "File name too long"),
         ("a\0b.yaml", "null byte"),
         ("\ud800.yaml", "surrogates not allowed"),
         (tmp_path / "none.yaml", "No such file or directory"),
     ):
-        assert message in told(lambda path=path: read_bytes(path, "preset", LARGEST), InputError)
+        assert message in told(lambda path=path: read_bytes(path, "preset", MAX_BYTES), InputError)
         if str(path).endswith(".yaml"):
             assert message in told(lambda path=path: as_stack(f"@{path}"))
     for folder in (long, "a\0b/c", "./a\0b", f"./{'x' * 5000}", "~nobody-of-that-name/model", str(pipe)):

@@ -220,7 +220,7 @@ def test_files_of_prompts(refused: Callable[..., str], tmp_path: Path, monkeypat
     assert "a prompt has a NUL character, after 'cat'" in refused("generate", "--prompts-from", file)
     file.write_text("a\n" * 100_001)
     assert "100001 images are wanted" in refused("generate", "--prompts-from", file)
-    monkeypatch.setattr(generate, "LARGEST", 10)
+    monkeypatch.setattr(generate, "MAX_BYTES", 10)
     assert "more than 10 bytes" in refused("generate", "--prompts-from", file)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a" * 11)))
     assert "more than 10 bytes of prompts" in refused("generate", "--prompts-from", "-")
@@ -574,9 +574,9 @@ def test_the_page_of_limits_has_the_numbers() -> None:
 
     page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
     for number in (
-        text.MAX_TEXT, query.LONGEST, text.DEEPEST, rule.DEEPEST, presets.LARGEST, reading.DEEPEST, reading.BITS,
-        errors.LONGEST, images.LARGEST_SIDE, images.LARGEST, generate.LARGEST, recipe.MOST, recipe.MOST_TOGETHER,
-        recipe.LONGEST, model.LARGEST_INDEX, model.LONGEST_NAME,
+        text.MAX_TEXT, query.LONGEST, text.DEEPEST, rule.DEEPEST, presets.MAX_BYTES, reading.DEEPEST, reading.BITS,
+        errors.LONGEST, images.LARGEST_SIDE, images.MAX_BYTES, generate.MAX_BYTES, recipe.MAX_IMAGES,
+        recipe.MOST_TOGETHER, recipe.LONGEST, model.LARGEST_INDEX, model.LONGEST_NAME,
     ):  # fmt: skip
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,]*\d)", page), number
 

@@ -33,7 +33,7 @@ SUFFIX = ".safetensors"
 KEY = "linear_ag"  # of the file's metadata, whose value is one line of JSON
 FORMAT = 1
 STEPS = 1000  # at most, so that a file has a size
-LARGEST = 64_000_000  # bytes: two matrices for that many steps and the header
+MAX_BYTES = 64_000_000  # bytes: two matrices for that many steps and the header
 CUTOFF = 1e-12  # singular values below this share of the largest are rounding, in float64
 
 
@@ -217,9 +217,9 @@ def read(path: Path) -> Fit:
         stat = path.stat()
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the coefficients {str(path)!r}: {reason(error)}") from None
-    if not path.is_file() or stat.st_size > LARGEST:
+    if not path.is_file() or stat.st_size > MAX_BYTES:
         raise InputError(
-            f"{str(path)!r} is not a file of coefficients: {stat.st_size} bytes, at most {LARGEST} expected"
+            f"{str(path)!r} is not a file of coefficients: {stat.st_size} bytes, at most {MAX_BYTES} expected"
         )
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
