@@ -251,7 +251,9 @@ def _generate(options: dict[str, Any]) -> str:
         size = read_size(options["size"])
         named = with_levels({**options, "sampler": chosen_sampler(options["sampler"], options["model"])})
         options = {**options, **named, "guidance": options["guidance"] or stored_guidance(options["model"])}
-        wanted = recipes(prompts, options, size)  # reads the stacks: their errors come before the model is loaded
+        shared = ("negative", "extra_prompt", "seed", "count", "sampler", "steps", "dtype", "batch")
+        # Reads the stacks: their errors come before the model is loaded.
+        wanted = recipes(prompts, options["guidance"], size=size, **{name: options[name] for name in shared})
         check_presets(options["guidance"], options["model"], options["sampler"], options["steps"])
         note_unasked(options["networks"], [read(text) for text in options["guidance"]])
         studio = _studio(options["model"], options["dtype"], options)

@@ -24,7 +24,6 @@ MAX_IMAGES = 100_000  # images of one call of the command
 MOST_TOGETHER = 1024  # images, or runs, in one call of the network
 LONGEST = 10_000  # characters of a prompt
 LAST_SEED = 2**63 - 1
-BESIDE = ("negative", "extra_prompt")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -282,49 +281,60 @@ def note_bars(stack: Rule, negatives: Sequence[str]) -> None:
                 )
 
 
-def recipes(prompts: Sequence[str], options: Mapping[str, Any], size: tuple[int, int] | None) -> list[Recipe]:
+def recipes(
+    prompts: Sequence[str],
+    stacks: Sequence[str],
+    negative: Sequence[str] = (),
+    extra_prompt: Sequence[str] = (),
+    seed: int = 0,
+    count: int = 1,
+    **same: Any,
+) -> list[Recipe]:
     """A recipe for each image: every stack with every prompt, `count` times; the seed goes up from image to image.
+
+    Args:
+        prompts: texts.
+        stacks: texts of stacks; none for ``cfg(4)``.
+        negative: none, one for all prompts, or one for each.
+        extra_prompt: further positives, likewise.
+        seed: of the first image.
+        count: images of each prompt under each stack.
+        same: what all images share: the fields sampler, steps, size, dtype and batch of a recipe.
 
     Raises:
         InputError: the negatives or the further positives fit neither all prompts nor each, or not to the stack; a
             prompt is too long, the images are too many, or their seeds too large.
         StackSyntaxError, RuleError: a stack cannot be read.
     """
-    texts = options["guidance"] or ("cfg(4)",)
-    for what, given in (("a prompt", prompts), *((f"--{one.replace('_', '-')}", options[one]) for one in BESIDE)):
+    texts = stacks or ("cfg(4)",)
+    for what, given in (("a prompt", prompts), ("--negative", negative), ("--extra-prompt", extra_prompt)):
         for text in given:
             check_text(text, what)
-    seeds = len(prompts) * options["count"]
+    seeds = len(prompts) * count
     if seeds * len(texts) > MAX_IMAGES:
         raise InputError(
             f"{seeds * len(texts)} images are wanted, and one run makes {MAX_IMAGES} at most; make the rest with "
             "another --seed, or as a sweep: guidestack evaluate"
         )
-    if options["seed"] + seeds - 1 > LAST_SEED:
-        raise InputError(
-            f"--seed {options['seed']} is too large for {counted(seeds, 'seed')}; seeds end at {LAST_SEED}"
-        )
-    negatives = _for_each(options["negative"], prompts, "--negative")
-    extras = _for_each(options["extra_prompt"], prompts, "--extra-prompt")
-    stacks = [read(text) for text in texts]
-    for stack in stacks:
+    if seed + seeds - 1 > LAST_SEED:
+        raise InputError(f"--seed {seed} is too large for {counted(seeds, 'seed')}; seeds end at {LAST_SEED}")
+    negatives = _for_each(negative, prompts, "--negative")
+    extras = _for_each(extra_prompt, prompts, "--extra-prompt")
+    rules = [read(text) for text in texts]
+    for stack in rules:
         check_several(stack, negatives, extras)
         note_bars(stack, negatives)
     return [
         Recipe(
             prompt=prompt,
-            negative=negative,
+            negative=beside,
             extra=extra,
             guidance=text,
-            sampler=options["sampler"],
-            steps=options["steps"],
             # The same for every stack: what differs between two sets is then the guidance alone.
-            seed=options["seed"] + index * options["count"] + copy,
-            size=size,
-            dtype=options["dtype"],
-            batch=options["batch"],
+            seed=seed + index * count + copy,
+            **same,
         )
-        for text in map(str, stacks)
-        for index, (prompt, negative, extra) in enumerate(zip(prompts, negatives, extras, strict=True))
-        for copy in range(options["count"])
+        for text in map(str, rules)
+        for index, (prompt, beside, extra) in enumerate(zip(prompts, negatives, extras, strict=True))
+        for copy in range(count)
     ]
