@@ -71,7 +71,7 @@ class ADG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equations above."""
+        """Turn the prompt's clean sample away from the contrast's, by scale - 1 times their angle or `largest`."""
         away = projected(c.minus(u, "denoised"), u.denoised, keep=0)  # e: of D_u itself nothing is perpendicular
         size = norm(away)
         theta = torch.atan2(size * norm(u.denoised), dot(c.denoised, u.denoised))

@@ -126,7 +126,7 @@ class FBG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: Posterior
     ) -> tuple[Estimate, State]:
-        """The equations above."""
+        """Guide by the scale that the path's posterior gives, updated once a step. Trace ``fbg_scale``: that scale."""
         difference = c.minus(u, "denoised")
         if step.evaluation == 0:
             noisy = c.x.to(difference.dtype) / c.level.alpha

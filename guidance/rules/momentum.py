@@ -69,7 +69,7 @@ class Momentum(Rule):
             choice(self, "space", SPACES)
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The equations above."""
+        """Lead away from the average of earlier estimates, and take this estimate into the average."""
         if self.amount == 0:
             return estimate, state
         space = self.space or ("velocity" if step.level.path == "flow" else "denoised")

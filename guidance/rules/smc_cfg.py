@@ -90,7 +90,7 @@ class SMCCFG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equations above."""
+        """Correct the difference of velocities towards the line on which it decays, and guide by `scale` along it."""
         if self.gain == 0:
             return extrapolated(estimate, c, u, self.scale), state
         error = c.minus(u, "velocity")

@@ -108,7 +108,7 @@ class Threshold(Rule):
         return frozenset() if self.mimic is None else frozenset({POSITIVE, Query.of(self.against)})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The equations above. Trace ``threshold``: the smallest factor of a sample, 1/r or r/R."""
+        """Clip the clean sample to its limit and scale it. Trace ``threshold``: the smallest factor, 1/r or r/R."""
         value = estimate.read("denoised")
         if self.mimic is None:
             limit = _quantile(value.abs(), self.quantile, 1).clamp(1.0, self.ceiling)
