@@ -284,7 +284,7 @@ class PipelineNetwork(Network):
                     f"{wanted.shape[axis + 1]}: attention that carries it takes texts of one length; give embeddings "
                     "of one length"
                 )
-            found[name] = alike(value, wanted)
+            found[name] = matching(value, wanted)
         return found
 
     def _carried(self, text: str, branch: Branch, found: Architecture) -> Carried:

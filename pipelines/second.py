@@ -150,8 +150,10 @@ class Second:
         if self.adapters is not None:
             for denoiser in denoisers:
                 self.adapters.check(denoiser)
+        if not self.modules:  # adapters or a perturbation: the pipeline's own network answers
+            return self
         modules = self.modules * (1 if len(self.modules) > 1 else len(denoisers))
-        for denoiser, module in zip(denoisers, modules):
+        for denoiser, module in zip(denoisers, modules, strict=True):
             own, weight = next(denoiser.parameters(), None), next(module.parameters(), None)
             kept = hasattr(module, "_hf_hook") or getattr(module, "is_quantized", False)
             if module is denoiser or own is None or weight is None or kept:
@@ -159,7 +161,7 @@ class Second:
             device = torch.device(getattr(pipe, "_execution_device", own.device))
             if weight.device != device or weight.dtype != own.dtype:
                 module.to(device, own.dtype if own.is_floating_point() and own.element_size() > 1 else None)
-        return replace(self, instead=dict(zip(denoisers, modules)))
+        return replace(self, instead=dict(zip(denoisers, modules, strict=True)))
 
 
 def second_networks(pipe: Pipeline, family: Family, given: Mapping[str, Any] | None) -> dict[str, Second]:
@@ -204,10 +206,10 @@ def _second(pipe: Pipeline, family: Family, name: str, value: Any) -> Second:
         modules, identity = loaders[0](str(value), pipe, family, what)
     else:
         module, other = value, bare(value)
-        if not isinstance(module, nn.Module) and callable(other) and hasattr(other, family.denoiser):
-            modules = denoisers_of(other, family)
-        elif isinstance(module, nn.Module):
+        if isinstance(module, nn.Module):
             modules = [module]
+        elif callable(other) and hasattr(other, family.denoiser):
+            modules = denoisers_of(other, family)
         else:
             raise InputError(
                 f"{what} is a network, a pipeline with one, a folder, Adapters(...) or Perturbation(...); got "
