@@ -157,6 +157,6 @@ rules_option = click.option(
     type=click.Path(path_type=Path),
     callback=_load,
     expose_value=False,
-    help="Python file with rules of your own, which is run; may be repeated (docs/write-a-rule.md).",
+    help="Python file with rules or metrics of your own, which is run; may be repeated (docs/write-a-rule.md).",
 )
 """Imports rules before a command reads a stack. A file that an image, a preset or a folder names is not imported."""

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from .options import needs, notices
+from .options import needs, notices, rules_option
 
 
 @click.command()
@@ -25,6 +25,7 @@ from .options import needs, notices
     metavar="MB",
     help="Images in the page itself, at most; others are links.  [16]",
 )
+@rules_option
 def command(**options: Any) -> None:
     """Write RUN/report.html: one page with plots, tables, images, and what holds at matched strength.
 

@@ -49,6 +49,7 @@ def register(name: str) -> Callable[[M], M]:
             raise InputError(f"{metric.__name__} has no docstring; its first line is what lists of metrics say of it")
         metric.name = name
         _METRICS[name] = metric
+        notation.OTHERS.add(metric.__module__)
         return metric
 
     return decorate

@@ -142,8 +142,8 @@ class RunFolder:
             return parse_sweep(data, f"{self}/{name}", self.location.read, self.location.folder)
         except InputError as error:
             advice = (
-                "if it names a metric of yours, import the metric's file first; if the file is damaged, remove it, and "
-                "run the sweep again: it is written anew"
+                "if it names a metric of yours, import its file by --rules FILE.py; if the file is damaged, remove it, "
+                "and run the sweep again: it is written anew"
             )
             raise InputError(f"{error}; {advice}") from error
 

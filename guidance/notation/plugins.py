@@ -2,8 +2,8 @@
 
 Importing either runs it. A file is therefore imported only where the user names it himself: on the command line
 (``--rules``), in a sweep that he runs (``rules:``), or to `load_rules`. A file that an image, a preset or a model's
-folder names is never imported, and a report imports none. Packages are those that the user has installed; their modules
-are imported when the rules are listed, or when a name is not known without them.
+folder names is never imported, and a report imports none by itself. Packages are those that the user has installed;
+their modules are imported when the rules are listed, or when a name is not known without them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from ..errors import GuidestackError, InputError, cut, reason, warn
 from ..reading import read_bytes
 from ..rule import Rule
-from .registry import _ENTRIES, Entry, Source, rules
+from .registry import _ENTRIES, OTHERS, Entry, Source, rules
 
 GROUP = "guidestack.rules"
 """The entry-point group of installed packages; each entry point names a module whose import registers rules."""
@@ -32,7 +32,7 @@ _looked = False  # whether installed packages have been imported
 
 
 def load_rules(path: str | Path) -> Source:
-    """Import a Python file that registers rules; its rules are then known by name in text, YAML and `guidestack rules`.
+    """Import a Python file that registers rules, or metrics; their names are then known in text, YAML and commands.
 
     A file is imported once: the same contents again do nothing, also under another path. A file that has changed since
     replaces the rules that it registered before.
@@ -45,7 +45,7 @@ def load_rules(path: str | Path) -> Source:
         The file with the digest of its contents, which tells samples apart that were made with different versions.
 
     Raises:
-        InputError: the file cannot be read, has another ending, raises an exception, registers no rule, or takes a name
+        InputError: the file cannot be read, has another ending, raises an exception, registers nothing, or takes a name
             that is taken. No rule is registered then.
     """
     if Path(path).suffix != ".py":
@@ -56,6 +56,8 @@ def load_rules(path: str | Path) -> Source:
         rules()  # those of packages first: whose name is taken does not depend on the order
         if same := next((one for one in loaded_files() if one.digest == file.digest), None):
             return same
+        if _module_name(file) in OTHERS:
+            return file
         with _undone_on_error() as before:
             for name, entry in before.items():
                 if entry.source is not None and entry.source.path == file.path:
@@ -63,7 +65,7 @@ def load_rules(path: str | Path) -> Source:
             with _module(file) as module:
                 _execute(file, data, module)
                 new = {name: entry for name, entry in _ENTRIES.items() if entry is not before.get(name)}
-                if not new:
+                if not new and module.__name__ not in OTHERS:
                     raise InputError(f"{_called(file)} registers no rule; decorate the class of a rule with @register")
             _ENTRIES.update({name: dataclasses.replace(entry, source=file) for name, entry in new.items()})
     return file
@@ -115,7 +117,7 @@ def _undone_on_error() -> Iterator[Mapping[str, Entry]]:
 @contextmanager
 def _module(file: Source) -> Iterator[types.ModuleType]:
     """A module for the file, where dataclasses and pickle look for it; it goes after an error in the block."""
-    module = types.ModuleType(f"guidestack_rules_{file.digest}")
+    module = types.ModuleType(_module_name(file))
     module.__file__ = str(file.path)
     sys.modules[module.__name__] = module
     try:
@@ -137,6 +139,10 @@ def _execute(file: Source, data: bytes, module: types.ModuleType) -> None:
         line = _line(error, str(file.path))
         at = f", line {line}" if line else ""
         raise InputError(f"{_called(file)} cannot be imported{at}: {_message_of(error)}") from error
+
+
+def _module_name(file: Source) -> str:
+    return f"guidestack_rules_{file.digest}"
 
 
 def _called(file: Source) -> str:

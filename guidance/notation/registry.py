@@ -75,6 +75,8 @@ def signature(name: str, kind: type) -> str:
 
 
 _ENTRIES: dict[str, Entry] = {}
+OTHERS: set[str] = set()
+"""Names of the modules that registered something else than rules: metrics."""
 R = TypeVar("R", bound=type[Rule])
 T = TypeVar("T")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
+from guidestack.evaluation.metrics import registry
 from guidestack.evaluation.report.report import report
 from guidestack.evaluation.run.runner import Options, Prepared
 from guidestack.evaluation.spec.cells import Addresses, expand
 from guidestack.evaluation.spec.sweep import load_sweep
 from guidestack.evaluation.store.folder import RunFolder
 from guidestack.guidance.errors import InputError, StackSyntaxError
+from guidestack.guidance.notation import plugins
+from guidestack.guidance.notation import registry as notation
 from guidestack.guidance.notation.plugins import load_rules, loaded_files
 from guidestack.guidance.notation.registry import _ENTRIES
 from guidestack.pipelines.models.files import read_recipe
@@ -76,6 +80,30 @@ def test_a_sweep_with_a_rule_of_a_file(command: Any, folder: Path) -> None:
     assert yaml.safe_load((out / "sweep.yaml").read_text())["rules"] == [str(folder / "mine.py")]
     status, said, err = command("evaluate", out / "sweep.yaml", "--out", out)  # which the user runs himself
     assert (status, "0 images made, 4 were there already" in said) == (0, True), err
+
+
+PAGE = Path(plugins.__file__).parents[2] / "docs" / "metrics.md"
+DARKNESS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[-1]
+
+
+def test_a_file_with_a_metric_only(
+    command: Any, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = dict(registry._METRICS)
+    monkeypatch.setattr(registry, "_METRICS", dict(known))
+    file, sweep, out = written(tmp_path / "metric.py", DARKNESS), tmp_path / "s.yaml", tmp_path / "run"
+    sweep.write_text(common.written(model_folder, **{**KEYS, "stack": ["cfg({w})"], "metrics": ["darkness"]}))
+    status, _, err = command("evaluate", sweep, "--out", out, "--rules", file)
+    assert status == 0, err
+    assert command("report", out, "--rules", file)[0] == 0  # the same contents again do nothing
+    monkeypatch.setattr(registry, "_METRICS", dict(known))
+    monkeypatch.setattr(notation, "OTHERS", set())
+    monkeypatch.setattr(plugins, "OTHERS", notation.OTHERS)
+    status, _, err = command("report", out)
+    assert (status, "unknown metric 'darkness'" in err, "--rules FILE.py" in err) == (2, True, True), err
+    status, _, err = command("report", out, "--rules", file)
+    assert status == 0, err
+    assert "darkness" in (out / "report.html").read_text()
 
 
 def test_the_rules_of_the_command_line_go_into_the_folders_sweep(

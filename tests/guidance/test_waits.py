@@ -35,6 +35,7 @@ EXAMPLES = [  # `adaptive` waits without a lag, the others are for other steps t
     for text in entry.examples
     if entry.source is None
     and not text.startswith(("adaptive(", "linear_ag(", "schedule("))
+    and not parse(text).own_pass  # which needs a network to edit
     and all(str(query).removesuffix("+time(0.8)") in CONDITIONS for query in parse(text).asks())
 ]
 """What the model here can answer, of the examples of all rules."""
