@@ -130,7 +130,7 @@ class Subject:
     def __init__(self, name: str, pipe: Any, dtype: str, more: Mapping[str, Any]) -> None:
         self.name, self.pipe, self.dtype, self.more = name, pipe, dtype, more
 
-    def _given(self, samples: Sequence[int], steps: int) -> dict[str, Any]:
+    def _arguments(self, samples: Sequence[int], steps: int) -> dict[str, Any]:
         return {
             "prompt": [PROMPTS[sample % len(PROMPTS)] for sample in samples],
             "negative_prompt": [NEGATIVE] * len(samples),
@@ -142,7 +142,7 @@ class Subject:
 
     def stock(self, samples: Sequence[int], steps: int) -> Tensor:
         """The final latents of some samples, by the pipeline's own classifier-free guidance."""
-        return self.pipe(guidance_scale=SCALE, **self._given(samples, steps)).images  # type: ignore[no-any-return]
+        return self.pipe(guidance_scale=SCALE, **self._arguments(samples, steps)).images  # type: ignore[no-any-return]
 
     def guided(self, stack: str, samples: Sequence[int], steps: int) -> Tensor:
         """The final latents of some samples under a stack.
@@ -154,7 +154,7 @@ class Subject:
             # A random network may give a rule nothing to do. Torch's warnings stay: `waits` counts them.
             warnings.simplefilter("ignore", GuidestackWarning)
             weak = dict.fromkeys(models_of(parse(stack)), self.pipe)  # a network as any other
-            return guide(self.pipe, stack, networks=weak)(**self._given(samples, steps)).images  # type: ignore[no-any-return]
+            return guide(self.pipe, stack, networks=weak)(**self._arguments(samples, steps)).images  # type: ignore[no-any-return]
 
     def row(self, check: str, what: str, outcome: Outcome, text: str, **numbers: float) -> Row:
         """A line of the table about this pipeline."""

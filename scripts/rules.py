@@ -70,7 +70,7 @@ def presets_as_json() -> list[dict[str, str]]:
     return found
 
 
-def listed() -> str:
+def listing() -> str:
     """The presets as text."""
     found = []
     for one in presets_as_json():
@@ -107,7 +107,7 @@ def command(as_markdown: bool, presets: bool, compositions: bool, as_json: bool)
         echo_json({"presets": presets_as_json()} if presets else {"rules": rules_as_json()})
         return
     if presets:
-        click.echo(listed(), nl=False)
+        click.echo(listing(), nl=False)
         return
     if compositions:
         from .compositions import markdown as tables

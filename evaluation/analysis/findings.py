@@ -113,10 +113,10 @@ def findings(run: RunFolder, claim: Claim, cells: Cells | None = None) -> list[F
         InputError: a cell has no samples, or a metric needs what is not there.
     """
     cells = cells or Cells(run)
-    return [_found(cells, one) for one in claim.expect]
+    return [_finding(cells, one) for one in claim.expect]
 
 
-def _found(cells: Cells, expectation: Expectation) -> Finding:
+def _finding(cells: Cells, expectation: Expectation) -> Finding:
     one, other = (cell_meant(cells.told["cells"], which) for which in (expectation.of, expectation.than))
     metric = parse_metric(expectation.metric)
     prompts, of, than = cells.paired(metric, one, other)

@@ -125,7 +125,7 @@ def verdict(
             f"differences are excluded."
         )
         return replace(told, words=words)
-    words = "; ".join(_said(sign, part, better, over) for sign, part in decided) + "."
+    words = "; ".join(_sentence(sign, part, better, over) for sign, part in decided) + "."
     rest = [part for sign, part in stretches if not sign]
     if rest:
         band = _band(np.concatenate([part.low for part in rest]), np.concatenate([part.high for part in rest]))
@@ -139,7 +139,7 @@ def _kind(sign: int, better: str) -> Kind:
     return Kind.OTHER if (sign > 0) == (better == "down") else Kind.ONE
 
 
-def _said(sign: int, part: Comparison, better: str, over: str) -> str:
+def _sentence(sign: int, part: Comparison, better: str, over: str) -> str:
     """What is said of a stretch in which one of the methods dominates."""
     who, other = (part.one, part.other) if _kind(sign, better) == Kind.ONE else (part.other, part.one)
     sizes = sorted((abs(float(part.difference.min())), abs(float(part.difference.max()))))

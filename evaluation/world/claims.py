@@ -301,7 +301,7 @@ def verdict(low: float, high: float, be: str, matters: float) -> str:
 
 def findings(claim: Claim, store: Store) -> list[Finding]:
     """Draw what is missing, and say what each row shows in each of its worlds."""
-    return [_found(claim, row, WORLDS[name], store) for row in claim.rows for name in row.worlds or claim.worlds]
+    return [_finding(claim, row, WORLDS[name], store) for row in claim.rows for name in row.worlds or claim.worlds]
 
 
 def tested(claim: Claim, folder: Path | None) -> list[Finding]:
@@ -312,7 +312,7 @@ def tested(claim: Claim, folder: Path | None) -> list[Finding]:
         return findings(claim, Store(Path(made)))
 
 
-def _found(claim: Claim, row: Row, world: World, store: Store) -> Finding:
+def _finding(claim: Claim, row: Row, world: World, store: Store) -> Finding:
     condition = claim.cells[row.of].condition
     to = store.against(world, row.law or condition, (row.law or condition).partition("^")[0])
     fit = claim.cells[claim.fit] if claim.fit else None

@@ -132,7 +132,7 @@ def over_modular(pipe: Any, batch: int, steps: int, repeats: int) -> dict[str, S
     """Time of guide() over a Modular pipeline's, for each rule that both have."""
     from diffusers import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 
-    def given() -> dict[str, Any]:
+    def arguments() -> dict[str, Any]:
         generator = [torch.Generator().manual_seed(sample) for sample in range(batch)]
         side = pipe.default_sample_size * pipe.vae_scale_factor
         common = {"num_inference_steps": steps, "height": side, "width": side}
@@ -140,11 +140,11 @@ def over_modular(pipe: Any, batch: int, steps: int, repeats: int) -> dict[str, S
 
     def theirs(guider: Any) -> Callable[[], Any]:
         run = modular(pipe, guider)
-        return lambda: run(**given(), output="images")
+        return lambda: run(**arguments(), output="images")
 
     def ours(stack: str) -> Callable[[], Any]:
         run = guide(pipe, stack)
-        return lambda: run(**given())
+        return lambda: run(**arguments())
 
     pairs = {
         "CFG": (ours(CFG.stack), ClassifierFreeGuidance(guidance_scale=SCALE)),

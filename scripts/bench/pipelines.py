@@ -84,14 +84,14 @@ class Bench:
         """The same pipeline, prompts and seeds with another number of steps."""
         return Bench(self.pipe, self.batch, steps, self.more)
 
-    def _given(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(sample) for sample in range(self.batch)]
         given = {"prompt": ["cat face"] * self.batch, "num_inference_steps": self.steps, "generator": generators}
         return {**given, **self.more}
 
     def stock(self) -> None:
         """The pipeline by itself, with its own classifier-free guidance."""
-        self.pipe(**{self.scale: SCALE}, **self._given())
+        self.pipe(**{self.scale: SCALE}, **self._arguments())
 
     def guided(self, side: Side) -> Callable[[], Report]:
         """A run under a stack, which returns its account.
@@ -107,7 +107,7 @@ class Bench:
         def run() -> Report:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a random network may give a rule nothing to do
-                guided(**self._given(), **more)
+                guided(**self._arguments(), **more)
             assert guided.report is not None  # a call leaves one
             return guided.report
 

@@ -170,7 +170,7 @@ def test_the_stock_side_is_what_cfg_equals(pipe: Any, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(type(pipe), "__call__", call)
         tiny.stock()
-    made = gs.guide(pipe, "cfg(4)")(**tiny._given(), output_type="np").images
+    made = gs.guide(pipe, "cfg(4)")(**tiny._arguments(), output_type="np").images
     assert (images[0] == made).all()
 
 
