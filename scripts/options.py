@@ -52,7 +52,7 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     try:
         return None if text is None else size_of(text)
     except ValueError as error:
-        raise InputError(f"--size {error}; got {shown(text)}") from None
+        raise InputError(f"--size {error}; got {shown(text)}") from error
 
 
 sampler_option = click.option(
