@@ -6,7 +6,6 @@ weights, processors, hooks and adapters stay as they are, also when the call fai
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from ...guidance.query import Perturbation
 from .. import time_embedding
 from ..hooks import Hook, calling, diffusers_hooks, in_this_thread
 from ..time_embedding import eager, here
-from .architecture import MIDDLE, Architecture, Block, Tokens, architecture
+from .architecture import MIDDLE, Architecture, Block, Tokens, architecture, parameters
 from .attention import Product, alone, blurred, multiplying
 
 SHIFT = "shift"
@@ -242,7 +241,7 @@ def time_argument(denoiser: nn.Module) -> str:
     Raises:
         UnsupportedPipelineError: it has none.
     """
-    names = inspect.signature(denoiser.forward).parameters
+    names = parameters(type(denoiser))
     found = next((name for name in ("timestep", "timesteps", "t") if name in names), None)
     if found is None:
         raise UnsupportedPipelineError(f"{type(denoiser).__name__} is told no time that could be shifted")
@@ -295,7 +294,7 @@ def edited(
 
 def beginning(call: Call) -> Callable[..., Any]:
     """A hook that notes what the denoiser is called with."""
-    names = tuple(inspect.signature(call.found.denoiser.forward).parameters)
+    names = parameters(type(call.found.denoiser))
 
     def begun(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call.tokens = Tokens(call.found, dict(zip(names, args, strict=False)) | kwargs)
@@ -306,7 +305,7 @@ def beginning(call: Call) -> Callable[..., Any]:
 def _shifting(call: Call, clock: Callable[[Any], Any]) -> Callable[..., Any]:
     """A hook that shifts the time that the denoiser is told, not beyond what it knows."""
     denoiser = call.found.denoiser
-    name, names = time_argument(denoiser), tuple(inspect.signature(denoiser.forward).parameters)
+    name, names = time_argument(denoiser), parameters(type(denoiser))
 
     def begun(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         call.touched += 1

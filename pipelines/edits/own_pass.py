@@ -7,7 +7,6 @@ those behind have the other text, and the picture's tokens are the same in both 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ...guidance.rules.nasa import steered
 from ...guidance.rules.pladis import beyond
 from ..hooks import calling, diffusers_hooks, in_this_thread
 from ..time_embedding import eager
-from .architecture import Architecture, Block, architecture
+from .architecture import Architecture, Block, architecture, parameters
 from .attention import Product, multiplying
 from .edit import Call, beginning
 
@@ -128,8 +127,7 @@ def carried(found: Architecture, call: Callable[[], Any]) -> Carried:
 
 
 def _given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = list(inspect.signature(module.forward).parameters)
-    return dict(zip(names, args, strict=False)) | kwargs
+    return dict(zip(parameters(type(module)), args, strict=False)) | kwargs
 
 
 @contextmanager
@@ -184,7 +182,7 @@ def _hook(call: Call, edit: PromptEdit, block: Block, module: nn.Module, rows: i
 
     def doubled(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = _given(module, args, kwargs)
-        first = next(iter(inspect.signature(module.forward).parameters))
+        first = parameters(type(module))[0]
         hidden: Tensor = given[first]
         if len(hidden) != rows:
             raise UnsupportedPipelineError(

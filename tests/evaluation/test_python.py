@@ -30,7 +30,16 @@ def folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunF
 
 
 def test_names_are_functions_whatever_was_imported_before() -> None:
-    assert set(evaluation.__all__) == {"RunFolder", "Sweep", "load_sweep", "metrics", "parse_metric", "report", "run"}
+    assert set(evaluation.__all__) == {
+        "RunFolder",
+        "Sweep",
+        "load_sweep",
+        "metrics",
+        "parse_metric",
+        "report",
+        "run",
+        "world",
+    }
     for name in ("run.runner", "report.page", "metrics.registry"):
         importlib.import_module(f"guidestack.evaluation.{name}")
     assert callable(evaluation.run)

@@ -646,11 +646,11 @@ def test_metrics_are_taken_while_images_are_made(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from guidestack.evaluation import metrics
-    from guidestack.evaluation.metrics import located
+    from guidestack.evaluation.metrics import registry
     from guidestack.evaluation.run import meter
 
     known = {"mean": Mean(), "away": Away()}
-    for module in (meter, metrics, located):
+    for module in (meter, metrics, registry):
         monkeypatch.setattr(module, "parse_metric", known.__getitem__)
     keys: dict[str, Any] = {"metrics": ["mean"], "prompts": [{"prompt": "a", "labels": {"style": "flat"}}, "b"]}
     run(model_folder, tmp_path / "kept", **keys)

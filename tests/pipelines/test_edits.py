@@ -25,6 +25,7 @@ from guidestack.pipelines.families.lookup import denoisers_of
 from guidestack.pipelines.families.record import FAMILIES
 
 from .left import state
+from .stock import trajectory
 from .test_families import BATCH, KNOWN, arguments, made
 
 pytestmark = [
@@ -376,3 +377,24 @@ def test_a_block_that_is_left_out_returns_the_streams_that_it_returns(name: str)
             others = [one for one in seen if one is not left and one.shape == stream.shape]
             drowned = name == "ChromaPipeline"  # the random modulations of the tiny one are louder than its streams
             assert drowned or all(alike(stream, left) > alike(stream, one) for one in others), block.name
+
+
+@pytest.mark.parametrize("text", ["sg(3)", "pag(3)"])
+def test_a_patched_forward_that_hides_its_names(text: str) -> None:
+    name = "StableDiffusionXLPipeline"
+    pipe = made(name)
+
+    def run() -> Tensor:
+        return trajectory(pipe, gs.guide(pipe, text), arguments(name, 1, False, num_inference_steps=2))
+
+    wanted, forward = run(), pipe.unet.forward
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    patched.remembers = False  # type: ignore[attr-defined]
+    pipe.unet.forward = patched
+    try:
+        assert torch.equal(run(), wanted)
+    finally:
+        del pipe.unet.forward

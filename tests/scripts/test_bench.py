@@ -92,6 +92,10 @@ EVALUATIONS = {
     "PLADIS": 0.5,
     "NASA": 0.5,
     "NAG": 0.5,
+    **dict.fromkeys(("CFG-Zero*", "TCFG", "FDG", "FreSca", "MAMBO-G", "SMC-CFG", "Momentum", "Skimmed CFG"), 1.0),
+    **dict.fromkeys(
+        ("Threshold", "ADG", "FBG", "epsilon scaling", "PAG", "SEG", "SLG", "TPG", "SG", "S2", "ramp"), 1.0
+    ),
     "interval": 0.75,  # steps 1 and 2 of 4 are at 0.25 and 0.5 of the way
     "prefix": 0.75,  # two of four steps
     "Schedule": 0.75,  # g r g c
@@ -110,7 +114,7 @@ def test_every_side_runs_and_its_evaluations_are_counted(pipe: Any, side: Side) 
 def test_every_rule_has_its_row() -> None:
     from guidestack.guidance.notation.registry import rules
 
-    asked = {part for side in SIDES for part in re.findall(r"\b[a-z_]+(?=\()", side.stack)} - {"stack"}
+    asked = {part for side in SIDES for part in re.findall(r"\b[a-z_0-9]+(?=\()", side.stack)} - {"stack"}
     assert asked == {entry.name for entry in rules()}
     adaptive = next(side for side in SIDES if side.name == "Adaptive Guidance")
     assert set(EVALUATIONS) == {side.name for side in SIDES if not side.steps} - {adaptive.name}
