@@ -114,7 +114,7 @@ def by_hand(pipe: Any, blend: Blend, negatives: list[str], only: str = "") -> It
         (gs.NAG(4, blocks="mid"), nag(4), "mid_block"),
         (gs.NASA(0.4), nasa(0.4), ""),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "by hand",
 )
 def test_the_attention_of_two_texts_by_hand(pipe: Any, rule: gs.Rule, blend: Blend, only: str) -> None:
     seen = call(pipe, rule, negative_prompt=NEGATIVES)

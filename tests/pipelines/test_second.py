@@ -94,7 +94,7 @@ def test_the_weak_networks_answer_is_that_networks_own(name: str) -> None:
         (gs.Prefix(gs.Autoguidance(2), 2), by_hand.prefix(by_hand.cfg(2, "weak"), 2)),
         (gs.AdaptiveGuidance(gs.Autoguidance(3), threshold=0.97), by_hand.adaptive(by_hand.cfg(3), 0.97)),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "by hand",
 )
 def test_rules_over_two_networks_by_hand(
     pipe: Any, monkeypatch: pytest.MonkeyPatch, stack: gs.Rule, guide: Any
