@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -89,18 +89,22 @@ class Block:
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What a call of the block is given, by name; what it calls its hidden states is first."""
-        return dict(zip(parameters(type(self.module)), args, strict=False)) | dict(kwargs)
+        return dict(zip(parameters(self.module), args, strict=False)) | dict(kwargs)
 
     @property
     def hidden(self) -> str:
         """The name of the block's argument for the hidden states of the picture."""
-        return parameters(type(self.module))[0]
+        return parameters(self.module)[0]
+
+
+def parameters(module: nn.Module) -> tuple[str, ...]:
+    """The names of what a module is called with: its class's, which a patch of the instance may hide."""
+    return _names(type(module).forward)
 
 
 @lru_cache(maxsize=256)
-def parameters(module: type[nn.Module]) -> tuple[str, ...]:
-    """The names of what a class of modules is called with; what is patched onto an instance may hide them."""
-    return tuple(inspect.signature(module.forward).parameters)[1:]
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def time_argument(denoiser: nn.Module) -> str:
     Raises:
         UnsupportedPipelineError: it has none.
     """
-    names = parameters(type(denoiser))
+    names = parameters(denoiser)
     found = next((name for name in ("timestep", "timesteps", "t") if name in names), None)
     if found is None:
         raise UnsupportedPipelineError(f"{type(denoiser).__name__} is told no time that could be shifted")
@@ -294,7 +294,7 @@ def edited(
 
 def beginning(call: Call) -> Callable[..., Any]:
     """A hook that notes what the denoiser is called with."""
-    names = parameters(type(call.found.denoiser))
+    names = parameters(call.found.denoiser)
 
     def begun(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call.tokens = Tokens(call.found, dict(zip(names, args, strict=False)) | kwargs)
@@ -305,7 +305,7 @@ def beginning(call: Call) -> Callable[..., Any]:
 def _shifting(call: Call, clock: Callable[[Any], Any]) -> Callable[..., Any]:
     """A hook that shifts the time that the denoiser is told, not beyond what it knows."""
     denoiser = call.found.denoiser
-    name, names = time_argument(denoiser), parameters(type(denoiser))
+    name, names = time_argument(denoiser), parameters(denoiser)
 
     def begun(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         call.touched += 1

@@ -127,7 +127,7 @@ def carried(found: Architecture, call: Callable[[], Any]) -> Carried:
 
 
 def _given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(zip(parameters(type(module)), args, strict=False)) | kwargs
+    return dict(zip(parameters(module), args, strict=False)) | kwargs
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def _hook(call: Call, edit: PromptEdit, block: Block, module: nn.Module, rows: i
 
     def doubled(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = _given(module, args, kwargs)
-        first = parameters(type(module))[0]
+        first = parameters(module)[0]
         hidden: Tensor = given[first]
         if len(hidden) != rows:
             raise UnsupportedPipelineError(
