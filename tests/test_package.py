@@ -170,3 +170,11 @@ def test_every_test_of_make_quick_is_there() -> None:
     listed = re.findall(r"(tests/\S+\.py)::(test_\w+)", (ROOT / "Makefile").read_text())
     assert listed
     assert [name for file, name in listed if f"def {name}(" not in (ROOT / file).read_text()] == []
+
+
+def test_the_wheel_has_every_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    parts = ("guidance", "samplers", "pipelines", "bridges", "evaluation", "configs", "scripts")
+    found = {file.parent.relative_to(ROOT).parts for part in parts for file in (ROOT / part).rglob("__init__.py")}
+    shipped = {".".join(("guidestack", *names)) for names in found if names[:2] != ("scripts", "dev")}
+    assert set(listed) == shipped | {"guidestack"}
