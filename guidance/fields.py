@@ -178,14 +178,21 @@ def block_names(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
-    value = plain(getattr(rule, name))
+    value = getattr(rule, name)
     if value is None:
         return
-    several = value if isinstance(value, tuple | list) else str(value).split(",")
-    names = [str(plain(one)).strip() for one in several]
-    if isinstance(value, bool) or not names or not all(re.fullmatch(r"\w+(\.\w+)*", one) for one in names):
+    several = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple | list) else (value,)
+    names = [_block_name(plain(one)) for one in several]
+    if not names or not all(names):
         raise RuleError(
             f"{type(rule).__name__}: {name} names blocks of the network, such as 'mid', 'down.1' or '7,8,9'; got "
             f"{shown(value)}"
         )
     set_field(rule, name, ",".join(dict.fromkeys(names)))
+
+
+def _block_name(value: object) -> str:
+    """The name of one block; "" where it is none."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST:
+        return str(value)
+    return value.strip() if isinstance(value, str) and re.fullmatch(r"\s*\w+(\.\w+)*\s*", value) else ""

@@ -734,7 +734,7 @@ def test_any_damage_gets_one_line(base: Path, tmp_path_factory: pytest.TempPathF
     file.write_bytes(old[:at] + data.draw(st.binary(max_size=8)) + old[at + cut :])
     run = RunFolder(folder, patience=0)
     reads: list[Callable[[], Any]] = [run.sweep, run.cells, run.records, run.addresses, run.values]
-    checked(lambda: history.versions(run, run.sweep(), "model"))
+    checked(lambda: history.versions(run, run.sweep(), Addresses("model")))
     addresses = checked(run.addresses)
     reads.append(lambda: run.traces(addresses if isinstance(addresses, set) else ()))
     for one in reads:

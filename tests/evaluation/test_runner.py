@@ -476,7 +476,7 @@ def test_versions_are_kept(model_folder: Path, tmp_path: Path) -> None:
     run(model_folder, tmp_path, axes={"w": [5, 2]})
     folder = RunFolder(tmp_path)
     assert folder.location.names("history") == ["0001.yaml", "0002.yaml"]
-    assert history.versions(folder, folder.sweep(), folder.cells()["model"]) == [
+    assert history.versions(folder, folder.sweep(), Addresses(folder.cells()["model"])) == [
         sweep_of(model_folder, axes={"w": [5]}),
         sweep_of(model_folder, axes={"w": [5, 2]}),
     ]

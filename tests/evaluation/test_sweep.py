@@ -91,7 +91,7 @@ def test_ranges(written: str, values: list[float]) -> None:
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": (
         {"stpes": 3},
-        "unknown key 'stpes'; did you mean 'steps'\\? Allowed: model, rules, prompts, .*baseline",
+        "unknown key 'stpes'; did you mean 'steps'\\? Allowed: model, networks, rules, prompts, .*baseline",
     ),
     "no stack": ({"stack": None}, "give stack"),
     "unused axis": ({"axes": {"w": [1], "v": [2]}}, "no template uses the axis 'v'"),

@@ -36,7 +36,15 @@ def test_the_page_says_what_was_found() -> None:
     assert text.count("+9 [+8.9, +9.1]") == len(sweep.claim.expect)
 
 
-@pytest.mark.parametrize("name", claims.names())
+NOT_RUN = ("pag", "seg")  # until the bundled model has its next weights, by which all are run anew
+
+
+def test_the_page_names_the_claims_that_were_not_run() -> None:
+    told = (DOCS / "evidence.md").read_text(encoding="utf-8").partition("## Not run yet")[2]
+    assert re.findall(r"`(\w+)`", told) == list(NOT_RUN)
+
+
+@pytest.mark.parametrize("name", [name for name in claims.names() if name not in NOT_RUN])
 def test_the_documentation_has_every_claim_as_it_is_tested(name: str) -> None:
     """Claims that were reworded, or expectations that were changed, are to be run again."""
     claim = sweep_of(name).claim
