@@ -11,23 +11,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .contrasting import Contrasting
 from .errors import RuleError
-from .step import Run
+from .step import Run, State
 
 LowPass = Callable[[Tensor], Tensor]
 
 
-def check_picture(rule: object, run: Run) -> None:
-    """Check that the samples of a run have a height and a width.
+class Banded(Contrasting):
+    """A contrasting rule that splits samples into frequencies, for which they need a height and a width."""
 
-    Raises:
-        RuleError: they are packed into tokens, or have fewer axes for another reason.
-    """
-    if len(run.shape) < 4:
-        raise RuleError(
-            f"{rule} splits pictures into frequencies, and samples of shape {run.shape[1:]} have no height and width; "
-            "where latents are packed into tokens take a rule such as apg(scale) or cfg(scale)"
-        )
+    def init(self, run: Run) -> State:
+        """Nothing to remember.
+
+        Raises:
+            RuleError: samples are packed into tokens, or have fewer axes for another reason.
+        """
+        if len(run.shape) < 4:
+            raise RuleError(
+                f"{self} splits pictures into frequencies, and samples of shape {run.shape[1:]} have no height and "
+                "width; where latents are packed into tokens take a rule such as apg(scale) or cfg(scale)"
+            )
+        return ()
 
 
 def pyramid_low(value: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from .contrasting import Contrasting
-from .fields import number
+from .fields import block_names, number
 from .per_sample import added
 from .prediction import Prediction
 from .query import Perturbation, Query
@@ -27,7 +27,8 @@ class Edited(Contrasting[StateT]):
     .. math:: \tilde D = D + s\,(D_c - D_{\mathrm{edited}})
 
     The scale s multiplies the difference that is added, whatever stands before the rule: 0 is off, and rules of this
-    kind commute. A subclass is a frozen dataclass with the field `scale` and retypes `edit`.
+    kind commute. A subclass is a frozen dataclass with the field `scale`, and `blocks` where its edit has a place, and
+    overrides `edit`.
     """
 
     neutral_values: ClassVar[Mapping[str, Any] | None] = {"scale": 0.0}
@@ -36,6 +37,8 @@ class Edited(Contrasting[StateT]):
 
     def __post_init__(self) -> None:
         number(self, "scale")
+        if hasattr(self, "blocks"):
+            block_names(self, "blocks")
 
     @property
     def edit(self) -> Perturbation:

@@ -20,7 +20,7 @@ class Kind(StrEnum):
     """What a comparison of two methods shows."""
 
     APART = "apart"
-    """They were nowhere equally strong."""
+    """The two methods have no effective scale in common."""
     FEW = "few"
     """There are too few samples or prompts to tell."""
     NONE = "none"

@@ -196,7 +196,7 @@ class Addresses:
         return cls(_short(identity), {name: _short(one) for name, one in (networks or {}).items()})
 
     def networks_of(self, cell: Cell) -> dict[str, str]:
-        """Those further networks that a cell's stack asks."""
+        """The fingerprints of the second networks that the stack of a cell asks, by name."""
         return {name: one for name, one in self.networks.items() if name in models_of(cell.parsed)}
 
     def cell(self, cell: Cell) -> str:

@@ -210,7 +210,7 @@ class GuidedLaw(Law):
         return place @ self.plane + across - (across @ self.plane.T) @ self.plane
 
     def log_density(self, x: Tensor) -> Tensor:
-        """That of the place in the plane, and of what lies across it."""
+        """The log density of samples, shape ``(B, D)``: of their place in the plane plus of what lies across it."""
         place = x @ self.plane.T
         across = ((x**2).sum(1) - (place**2).sum(1)) / self.mixture.stds[0] ** 2
         beside = self.plane.shape[1] - 2

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..bands import LowPass, check_picture, pyramid_low
-from ..contrasting import Contrasting
+from ..bands import Banded, LowPass, pyramid_low
 from ..fields import number, set_field
 from ..notation.registry import register
 from ..prediction import Prediction
 from ..query import NEGATIVE, Query
-from ..step import Estimate, Run, State, Step
+from ..step import Estimate, State, Step
 from .cfg import extrapolated
 
 SADAT_2025 = """@article{sadat2025guidance,
@@ -38,7 +37,7 @@ def by_bands(estimate: Estimate, c: Prediction, u: Prediction, low: float, high:
 
 @register("fdg", references=(SADAT_2025,), example="fdg(2, 4)")
 @dataclass(frozen=True)
-class FDG(Contrasting):
+class FDG(Banded):
     r"""Frequency-decoupled guidance: a scale for the low frequencies of the difference and one for the high ones.
 
     .. math:: \tilde D = D_u + s_{low}\, L\,(D_c - D_u) + s_{high}\,(1 - L)(D_c - D_u)
@@ -78,15 +77,6 @@ class FDG(Contrasting):
         number(self, "low")
         number(self, "high")
         set_field(self, "against", Query.of(self.against))
-
-    def init(self, run: Run) -> State:
-        """Nothing to remember.
-
-        Raises:
-            RuleError: samples have no height and width.
-        """
-        check_picture(self, run)
-        return ()
 
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from ..bands import check_picture, disc_low
-from ..contrasting import Contrasting
+from ..bands import Banded, disc_low
 from ..fields import number
 from ..notation.registry import register
 from ..prediction import Prediction
 from ..query import NEGATIVE, Query
-from ..step import Estimate, Run, State, Step
+from ..step import Estimate, State, Step
 from .fdg import by_bands
 
 HUANG_2025 = """@article{huang2025fresca,
@@ -27,7 +26,7 @@ HUANG_2025 = """@article{huang2025fresca,
 
 @register("fresca", references=(HUANG_2025,), example="fresca(3, high=1.5)")
 @dataclass(frozen=True)
-class FreSca(Contrasting):
+class FreSca(Banded):
     r"""FreSca: classifier-free guidance whose difference has its low and high Fourier bands multiplied by factors.
 
     .. math:: \tilde D = D_u + s\,(l\, L\, d + h\,(1 - L)\, d),\qquad d = D_c - D_u
@@ -73,15 +72,6 @@ class FreSca(Contrasting):
         number(self, "low")
         number(self, "high")
         number(self, "cutoff", 0.0, 1.0)
-
-    def init(self, run: Run) -> State:
-        """Nothing to remember.
-
-        Raises:
-            RuleError: samples have no height and width.
-        """
-        check_picture(self, run)
-        return ()
 
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..edited import Blocks, Edited, named
-from ..fields import block_names
 from ..notation.registry import register
 from ..query import Perturbation
 
@@ -52,11 +51,7 @@ class PAG(Edited):
     scale: float
     blocks: Blocks = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        block_names(self, "blocks")
-
     @property
     def edit(self) -> Perturbation:
-        """Self-attention by identity."""
+        """The network in whose `blocks` each token of the picture attends to itself."""
         return Perturbation("identity", blocks=named(self.blocks))

@@ -124,7 +124,7 @@ class Ramp(Wrapper):
         return self._now(step).edits(step, state)
 
     def queries(self, step: Step, state: State) -> Queries:
-        """Those of the rule at this step's scale."""
+        """The queries of the rule with the scale of this step."""
         return self._now(step).queries(step, state)
 
     def unasked(self, step: Step, state: State) -> RowMask | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..edited import Blocks, Edited, named
-from ..fields import SMALLEST, block_names, number
+from ..fields import SMALLEST, number
 from ..notation.registry import register
 from ..query import Perturbation
 
@@ -53,9 +53,8 @@ class S2(Edited):
     def __post_init__(self) -> None:
         super().__post_init__()
         number(self, "share", SMALLEST, 1.0)
-        block_names(self, "blocks")
 
     @property
     def edit(self) -> Perturbation:
-        """Blocks left out at random."""
+        """The network without a random share of `blocks`, drawn for each sample."""
         return Perturbation("drop", self.share, named(self.blocks))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..edited import Blocks, Edited, named
 from ..errors import RuleError
-from ..fields import block_names, number, plain, set_field
+from ..fields import number, plain, set_field
 from ..notation.registry import register
 from ..query import Perturbation
 
@@ -63,11 +63,10 @@ class SEG(Edited):
                 number(self, "sigma", 0.0)
             except RuleError as error:
                 raise RuleError(f"{error}; or inf, for the mean") from None
-        block_names(self, "blocks")
 
     @property
     def edit(self) -> Perturbation:
-        """Blurred queries."""
+        """The network whose self-attention in `blocks` has blurred queries."""
         return Perturbation("blur", self.sigma, named(self.blocks))
 
     @property

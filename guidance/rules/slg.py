@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from ..edited import Blocks, Edited, named
 from ..errors import RuleError
-from ..fields import block_names
 from ..notation.registry import register
 from ..query import Perturbation
 
@@ -55,9 +54,8 @@ class SLG(Edited):
         super().__post_init__()
         if self.blocks is None:
             raise RuleError("SLG: blocks names those that are left out, such as '7,8,9'; guidestack doctor prints them")
-        block_names(self, "blocks")
 
     @property
     def edit(self) -> Perturbation:
-        """Blocks left out."""
+        """The network without `blocks`."""
         return Perturbation("skip", blocks=named(self.blocks))

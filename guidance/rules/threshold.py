@@ -87,7 +87,7 @@ class Threshold(Rule):
 
     @property
     def refines(self) -> bool:
-        """It does."""
+        """True: it clips what rules before it made."""
         return True
 
     def init(self, run: Run) -> State:
@@ -129,7 +129,7 @@ def _mean(value: Tensor, kept: int) -> Tensor:
 
 
 def _quantile(value: Tensor, share: float, kept: int) -> Tensor:
-    """Likewise the quantile, of any number of elements: torch's own has a limit."""
+    """The quantile over all axes but the first `kept`, of any number of elements: torch.quantile has a limit."""
     flat = value.flatten(kept)
     place = share * (flat.shape[kept] - 1)
     if share == 1:

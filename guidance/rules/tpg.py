@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..edited import Blocks, Edited, named
-from ..fields import block_names
 from ..notation.registry import register
 from ..query import Perturbation
 
@@ -51,11 +50,7 @@ class TPG(Edited):
     scale: float
     blocks: Blocks = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        block_names(self, "blocks")
-
     @property
     def edit(self) -> Perturbation:
-        """Shuffled tokens."""
+        """The network whose `blocks` are handed the picture's tokens in a random order."""
         return Perturbation("shuffle", blocks=named(self.blocks))

@@ -65,7 +65,7 @@ class GaussianMixture:
         return self._log_joint(x.flatten(1), level.alpha, level.sigma, conditions, widen)
 
     def _log_joint(self, x: Tensor, alpha: float, sigma: float | Tensor, conditions: Tensor, widen: float) -> Tensor:
-        """The same for flat samples ``(B, D)`` at levels with one alpha; sigma a number, or one a sample ``(B, 1)``."""
+        """`log_joint` of flat samples ``(B, D)``; sigma is a number, or one for each sample, shape ``(B, 1)``."""
         means = self.means.flatten(1)
         variance = (alpha * widen * self.stds) ** 2 + sigma**2
         # |x - alpha m|^2 as a product of matrices: no tensor of shape (B, K, D)

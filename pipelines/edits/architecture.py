@@ -89,12 +89,17 @@ class Block:
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What a call of the block is given, by name; what it calls its hidden states is first."""
-        return dict(zip(parameters(self.module), args, strict=False)) | dict(kwargs)
+        return arguments(self.module, args, kwargs)
 
     @property
     def hidden(self) -> str:
         """The name of the block's argument for the hidden states of the picture."""
         return parameters(self.module)[0]
+
+
+def arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call of a module is given, by name."""
+    return dict(zip(parameters(module), args, strict=False)) | dict(kwargs)
 
 
 def parameters(module: nn.Module) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from ...guidance.query import Perturbation
 from .. import time_embedding
 from ..hooks import Hook, calling, diffusers_hooks, in_this_thread
 from ..time_embedding import eager, here
-from .architecture import MIDDLE, Architecture, Block, Tokens, architecture, parameters
+from .architecture import MIDDLE, Architecture, Block, Tokens, architecture, arguments, parameters
 from .attention import Product, alone, blurred, multiplying
 
 SHIFT = "shift"
@@ -294,10 +294,9 @@ def edited(
 
 def beginning(call: Call) -> Callable[..., Any]:
     """A hook that notes what the denoiser is called with."""
-    names = parameters(call.found.denoiser)
 
     def begun(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call.tokens = Tokens(call.found, dict(zip(names, args, strict=False)) | kwargs)
+        call.tokens = Tokens(call.found, arguments(call.found.denoiser, args, kwargs))
 
     return here(begun)
 
@@ -305,11 +304,11 @@ def beginning(call: Call) -> Callable[..., Any]:
 def _shifting(call: Call, clock: Callable[[Any], Any]) -> Callable[..., Any]:
     """A hook that shifts the time that the denoiser is told, not beyond what it knows."""
     denoiser = call.found.denoiser
-    name, names = time_argument(denoiser), parameters(denoiser)
+    name = time_argument(denoiser)
 
     def begun(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         call.touched += 1
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = arguments(denoiser, args, kwargs)
         told = given[name] if isinstance(given[name], Tensor) else torch.tensor(float(given[name]))
         told = told if told.is_floating_point() else told.float()
         time = clock(told)
@@ -319,7 +318,7 @@ def _shifting(call: Call, clock: Callable[[Any], Any]) -> Callable[..., Any]:
         shifted = told + ((later - time) / (clock(1.0) - clock(0.0))).to(told.dtype)
         if name in kwargs:
             return args, {**kwargs, name: shifted}
-        place = names.index(name)
+        place = parameters(denoiser).index(name)
         return (*args[:place], shifted, *args[place + 1 :]), kwargs
 
     return here(begun)

@@ -22,7 +22,7 @@ from ...guidance.rules.nasa import steered
 from ...guidance.rules.pladis import beyond
 from ..hooks import calling, diffusers_hooks, in_this_thread
 from ..time_embedding import eager
-from .architecture import Architecture, Block, architecture, parameters
+from .architecture import Architecture, Block, architecture, arguments, parameters
 from .attention import Product, multiplying
 from .edit import Call, beginning
 
@@ -109,7 +109,7 @@ def carried(found: Architecture, call: Callable[[], Any]) -> Carried:
     seen: list[Carried] = []
 
     def hook(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = _given(cross, args, kwargs)
+        given = arguments(cross, args, kwargs)
         seen.append(Carried(given[TEXT], given.get(MASK)))
         raise _Found
 
@@ -124,10 +124,6 @@ def carried(found: Architecture, call: Callable[[], Any]) -> Carried:
             "or replaced?"
         )
     return seen[0]
-
-
-def _given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(zip(parameters(module), args, strict=False)) | kwargs
 
 
 @contextmanager
@@ -181,7 +177,7 @@ def _hook(call: Call, edit: PromptEdit, block: Block, module: nn.Module, rows: i
         return _every(call, module, lambda product: _beside(call, block, product, rows, blend, edit))
 
     def doubled(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = _given(module, args, kwargs)
+        given = arguments(module, args, kwargs)
         first = parameters(module)[0]
         hidden: Tensor = given[first]
         if len(hidden) != rows:

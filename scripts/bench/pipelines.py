@@ -100,7 +100,7 @@ class Bench:
         self.scale = family_of(pipe).scale
 
     def with_steps(self, steps: int) -> Bench:
-        """The same pipeline, prompts and seeds with another number of steps."""
+        """A bench of the same pipeline, prompts and seeds with so many steps."""
         return Bench(self.pipe, self.batch, steps, self.more)
 
     def _arguments(self) -> dict[str, Any]:

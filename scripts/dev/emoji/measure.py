@@ -65,7 +65,7 @@ class Share:
         return share_interval(self.value, self.of)
 
     def to_json(self) -> dict[str, float]:
-        """Plain numbers."""
+        """The counts, the share and the ends of its interval, by name, for JSON."""
         low, high = self.interval()
         return {"right": self.right, "of": self.of, "share": self.value, "low": low, "high": high}
 
