@@ -178,6 +178,31 @@ def compiled(module: Any) -> bool:
     return type(module).__name__ == "OptimizedModule" or found is not None
 
 
+def parameters(module: Any) -> tuple[str, ...]:
+    """The names of what a module is called with: its class's, which a patch of the instance may hide."""
+    return _parameters(type(module).forward)
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def arguments(module: Any, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call of a module is given, by name."""
+    return dict(zip(parameters(module), args, strict=False)) | dict(kwargs)
+
+
+def exchanged(
+    module: Any, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call of a module with another value of one argument, given by position or by name as before."""
+    if name in kwargs:
+        return args, {**kwargs, name: value}
+    place = parameters(module).index(name)
+    return (*args[:place], value, *args[place + 1 :]), kwargs
+
+
 def hooks_on(module: Any) -> tuple[Any, ...]:
     """The hooks on the calls of `module`."""
     found = vars(module).get(SLOT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ..guidance.errors import GuidanceNotAppliedError, UnsupportedPipelineError
 from ..guidance.keyed import normal
 from ..guidance.query import Perturbation
-from .hooks import compiled
+from .hooks import arguments, compiled, exchanged, parameters
 
 KINDS = frozenset({"time", "conditioning"})
 
@@ -64,7 +63,7 @@ def places(denoiser: nn.Module) -> Places:
     encoder = list(getattr(denoiser, "down_blocks", None) or ())
     decoder = list(getattr(denoiser, "up_blocks", None) or ())
     middle = [block] if (block := getattr(denoiser, "mid_block", None)) is not None else []
-    if not encoder or not decoder or not all("temb" in _arguments(block) for block in encoder + middle + decoder):
+    if not encoder or not decoder or not all("temb" in parameters(block) for block in encoder + middle + decoder):
         encoder, middle, decoder = [], [], []
     blocks = getattr(denoiser, "transformer_blocks", None) or ()
     return Places(
@@ -76,10 +75,6 @@ def places(denoiser: nn.Module) -> Places:
         decoder,
         any(map(compiled, denoiser.modules())),
     )
-
-
-def _arguments(block: nn.Module) -> list[str]:
-    return list(inspect.signature(block.forward).parameters)
 
 
 def check(denoiser: nn.Module, perturbation: Perturbation) -> None:
@@ -248,14 +243,10 @@ def _once(hook: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
 
 def _adding(block: nn.Module, noise: _Noise, of_time: list[Tensor]) -> Callable[..., Any]:
     """A hook that adds noise to the ``temb`` that a UNet's block is called with: `of_time`, or noise in its measure."""
-    names = _arguments(block)
 
     def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        temb: Tensor = (dict(zip(names, args, strict=False)) | kwargs)["temb"]
+        temb: Tensor = arguments(block, args, kwargs)["temb"]
         added = temb + (_spread(of_time[0], len(temb)) if of_time else noise.of(temb))
-        if "temb" in kwargs:
-            return args, {**kwargs, "temb": added}
-        place = names.index("temb")
-        return (*args[:place], added, *args[place + 1 :]), kwargs
+        return exchanged(block, "temb", added, args, kwargs)
 
     return replace

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 from ...guidance.errors import UnsupportedPipelineError, nearest
 from .. import time_embedding
-from ..hooks import compiled
+from ..hooks import arguments, compiled, parameters
 
 MIDDLE = "middle"
 """The name that the block in the middle has in every network."""
@@ -95,21 +93,6 @@ class Block:
     def hidden(self) -> str:
         """The name of the block's argument for the hidden states of the picture."""
         return parameters(self.module)[0]
-
-
-def arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call of a module is given, by name."""
-    return dict(zip(parameters(module), args, strict=False)) | dict(kwargs)
-
-
-def parameters(module: nn.Module) -> tuple[str, ...]:
-    """The names of what a module is called with: its class's, which a patch of the instance may hide."""
-    return _names(type(module).forward)
-
-
-@lru_cache(maxsize=256)
-def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ...guidance.errors import GuidanceNotAppliedError, UnsupportedPipelineError
 from ...guidance.query import Perturbation
 from .. import time_embedding
-from ..hooks import Hook, calling, diffusers_hooks, in_this_thread
+from ..hooks import Hook, arguments, calling, diffusers_hooks, exchanged, in_this_thread, parameters
 from ..time_embedding import eager, here
-from .architecture import MIDDLE, Architecture, Block, Tokens, architecture, arguments, parameters
+from .architecture import MIDDLE, Architecture, Block, Tokens, architecture
 from .attention import Product, alone, blurred, multiplying
 
 SHIFT = "shift"
@@ -189,9 +189,8 @@ def _shuffle(call: Call, block: Block) -> Iterator[Site]:
                 mask = given.get("attention_mask", given.get("attn_mask"))
                 picture = call.tokens.index(block.form, hidden.shape[1], mask)
             mixed = _mixed(call, hidden, picture)
-        if args:
-            return original(mixed, *args[1:], **kwargs)
-        return original(**{**kwargs, block.hidden: mixed})
+        args, kwargs = exchanged(block.module, block.hidden, mixed, args, kwargs)
+        return original(*args, **kwargs)
 
     yield block.module, shuffled
 
@@ -316,9 +315,6 @@ def _shifting(call: Call, clock: Callable[[Any], Any]) -> Callable[..., Any]:
         if told.ndim > 1:  # a time for each token, which is 0 where a picture without noise was put in
             later = later.where(time > 0, time)
         shifted = told + ((later - time) / (clock(1.0) - clock(0.0))).to(told.dtype)
-        if name in kwargs:
-            return args, {**kwargs, name: shifted}
-        place = parameters(denoiser).index(name)
-        return (*args[:place], shifted, *args[place + 1 :]), kwargs
+        return exchanged(denoiser, name, shifted, args, kwargs)
 
     return here(begun)

@@ -20,9 +20,9 @@ from ...guidance.query import PromptEdit
 from ...guidance.rules.nag import normalized
 from ...guidance.rules.nasa import steered
 from ...guidance.rules.pladis import beyond
-from ..hooks import calling, diffusers_hooks, in_this_thread
+from ..hooks import arguments, calling, diffusers_hooks, in_this_thread, parameters
 from ..time_embedding import eager
-from .architecture import Architecture, Block, architecture, arguments, parameters
+from .architecture import Architecture, Block, architecture
 from .attention import Product, multiplying
 from .edit import Call, beginning
 

@@ -379,22 +379,27 @@ def test_a_block_that_is_left_out_returns_the_streams_that_it_returns(name: str)
             assert drowned or all(alike(stream, left) > alike(stream, one) for one in others), block.name
 
 
-@pytest.mark.parametrize("text", ["sg(3)", "pag(3)"])
-def test_a_patched_forward_that_hides_its_names(text: str) -> None:
+@pytest.mark.parametrize("text", ["sg(3)", "pag(3)", "tpg(3)", "tsg(3, blocks=1)"])
+def test_patched_forwards_that_hide_their_names(text: str) -> None:
     name = "StableDiffusionXLPipeline"
     pipe = made(name)
 
     def run() -> Tensor:
         return trajectory(pipe, gs.guide(pipe, text), arguments(name, 1, False, num_inference_steps=2))
 
-    wanted, forward = run(), pipe.unet.forward
+    def hiding(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
 
-    def patched(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **kwargs)
+        patched.remembers = False  # type: ignore[attr-defined]
+        return patched
 
-    patched.remembers = False  # type: ignore[attr-defined]
-    pipe.unet.forward = patched
+    wanted = run()
+    patched = [pipe.unet, *pipe.unet.down_blocks, pipe.unet.mid_block, *pipe.unet.up_blocks]
+    for module in patched:
+        module.forward = hiding(module.forward)
     try:
         assert torch.equal(run(), wanted)
     finally:
-        del pipe.unet.forward
+        for module in patched:
+            del module.forward
