@@ -57,6 +57,7 @@ class NetworkFactory:
         self.texts: dict[str, Rows] = {}
         self.whole: Tensor | None = None
         self.prepared = Prepared()
+        self._changing = False  # whether a callback may write into the conditions
         # The half that differs from the prompt's by its text only; an editing pipeline's negative has no picture.
         self._contrast = "image" if "image" in family.halves else "negative"
         self.names = tuple(map(self._named, family.halves))
@@ -67,6 +68,7 @@ class NetworkFactory:
     def encode(self, stack: Stack, call: Call) -> None:
         """Encode the prompts that the stack asks for and the pipeline does not evaluate by itself."""
         wanted = {query.condition for query in stack.asks()}
+        self._changing = any(call.get(name) is not None for name in ("callback_on_step_end", "callback"))
         if any(self.prompts.negatives) and not uses_negative(stack):
             warn(f"a negative prompt was given, and no rule of {stack} uses it")
         self.extra = self.prompts.encoded(self.pipe, self.family, call, wanted)
@@ -94,6 +96,8 @@ class NetworkFactory:
             part: where the samples are in an answer, on the axes behind the batch.
             answered: native outputs of conditions that were evaluated already, for all samples.
         """
+        if self._changing:
+            self.prepared.carried.clear()
         aliases = {self._contrast: "null"} if self.prompts.empty else {}
         if "negative:0" not in self.extra:
             aliases["negative:0"] = self._named(self._contrast) if self.prompts.first else "null"

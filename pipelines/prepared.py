@@ -17,7 +17,9 @@ MAX_ENTRIES = 32
 
 
 class Prepared:
-    """Values that the networks of one run share; none depends on the conditions, which callbacks may change.
+    """Values that the networks of one run share.
+
+    None but `carried` depends on the conditions, which callbacks may change.
 
     Attributes:
         drawn: random conditions by name and by the evaluation that they are for.

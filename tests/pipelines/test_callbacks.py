@@ -14,6 +14,7 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance.errors import GuidanceNotAppliedError
+from guidestack.pipelines import prepared
 
 from .stock import trajectory
 from .test_families import arguments, near
@@ -57,7 +58,8 @@ def edited(pipe: Any, guided: Any, name: str, change: Callable[[Tensor], Any], i
     def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if step == 0:
             for one in HANDED[name]:
-                change(tensors[one])
+                if (other := change(tensors[one])) is not None:
+                    tensors[one] = other
         return tensors
 
     given = arguments(
@@ -84,6 +86,24 @@ def test_conditions_that_are_written_into(name: str) -> None:
     for change, inference in ((written, False), (written, True), (by_data, False), (by_numpy, True)):
         for guided in (whole, cut):
             assert near(edited(pipe, guided, name, change, inference), wanted, 1e-5), (change, inference)
+
+
+def test_a_carried_text_that_is_written_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the attention is handed for the negative text is found once a run, unless a callback may change it."""
+    name = "StableDiffusionXLPipeline"
+    pipe = load(name).make()
+    guided = gs.guide(pipe, "nag(3) | cfg(4)")
+    changes = (written, lambda value: value * -1.5)  # in place, and another tensor
+    found = [edited(pipe, guided, name, change, False) for change in changes]
+
+    class Forgetting(dict[Any, Any]):
+        def __contains__(self, key: object) -> bool:
+            return False
+
+    kept = Forgetting()
+    monkeypatch.setattr(prepared.Prepared, "carried", property(lambda self: kept, lambda self, value: None), False)
+    for change, one in zip(changes, found, strict=True):
+        assert torch.equal(one, edited(pipe, guided, name, change, False))
 
 
 # --- guidance that is changed -----------------------------------------------------------------------------------------
