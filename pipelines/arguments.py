@@ -22,6 +22,7 @@ COUNTS = (
     "num_frames",
 )
 TEXT = re.compile(r"(negative_)?prompt(_\d)?")
+CALLBACKS = ("callback_on_step_end", "callback")
 FILLED = re.compile(r"prompt(_\d)?|timesteps|sigmas|class_labels")
 
 
@@ -49,3 +50,8 @@ def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(plain(one), bool | int | float | bytes) or (one is None and several and filled):
                 raise InputError(f"{name} is a text, or a list of one for each sample; got {shown(value)}")
     return found
+
+
+def calls_back(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call has a callback, which may exchange the conditions between two steps."""
+    return any(arguments.get(name) is not None for name in CALLBACKS)

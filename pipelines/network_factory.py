@@ -16,6 +16,7 @@ from ..guidance.prediction import Parameterization
 from ..guidance.query import POSITIVE, Perturbation, Query, Request
 from ..guidance.rule import Stack
 from . import edits
+from .arguments import calls_back
 from .branch import Branch
 from .families.record import Call, Family, Pipeline, Rows
 from .network import PipelineNetwork
@@ -68,7 +69,7 @@ class NetworkFactory:
     def encode(self, stack: Stack, call: Call) -> None:
         """Encode the prompts that the stack asks for and the pipeline does not evaluate by itself."""
         wanted = {query.condition for query in stack.asks()}
-        self._changing = any(call.get(name) is not None for name in ("callback_on_step_end", "callback"))
+        self._changing = calls_back(call)
         if any(self.prompts.negatives) and not uses_negative(stack):
             warn(f"a negative prompt was given, and no rule of {stack} uses it")
         self.extra = self.prompts.encoded(self.pipe, self.family, call, wanted)
