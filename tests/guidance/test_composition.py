@@ -15,6 +15,7 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance.errors import CompositionError
+from guidestack.guidance.plan import When, plan
 from guidestack.guidance.testing import composition
 from guidestack.guidance.testing.checks import LEVELS, Oracle, oracle_run
 from guidestack.guidance.testing.mixture import MixtureDenoiser
@@ -23,6 +24,7 @@ from guidestack.scripts import compositions
 EVERY = list(dict.fromkeys(composition.every()))
 REFUSED = [text for text in EVERY if not composition.attempt(text).works]
 WORKING = [text for text in EVERY if text not in REFUSED]
+SCHEDULE = [When(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
 
 
 @cache
@@ -51,16 +53,6 @@ def without_one(stack: gs.Rule) -> Iterator[gs.Rule]:
                 yield dataclasses.replace(stack, rule=less)  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize("text", WORKING)
-def test_no_part_is_ignored(text: str) -> None:
-    stack = gs.parse(text)
-    whole, others = samples(stack), list(without_one(stack))
-    assert others
-    same = [str(less) for less in others if not (samples(less) - whole).abs().max() > 1e-6]
-    # A window in a window, and a wrapper that stops later than the one inside it, change nothing, as they should.
-    assert not same or text in REDUNDANT, f"{text} is {same}; if that is meant, add {text!r} to REDUNDANT"
-
-
 REDUNDANT = {
     composition.nested(outer, inner)
     for outer in composition.wrappers()
@@ -75,7 +67,8 @@ REDUNDANT |= {composition.around(outer, "autoguidance(2)") for outer in composit
 
 
 @pytest.mark.parametrize("text", WORKING)
-def test_evaluations_counted_are_evaluations_made(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_composition(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plan is what it asks for, its counts are the calls made, samples do not meet, and no part is ignored."""
     rows: list[int] = []
     original = MixtureDenoiser.__call__
 
@@ -84,18 +77,29 @@ def test_evaluations_counted_are_evaluations_made(text: str, monkeypatch: pytest
         return original(self, x, *arguments, **options)
 
     monkeypatch.setattr(MixtureDenoiser, "__call__", counting)
-    report = oracle_run(gs.parse(text)).run.report
+    stack = gs.parse(text)
+    done = oracle_run(stack, Oracle())
+    monkeypatch.undo()
+    report = done.run.report
     assert sum(rows) == report.rows == sum(report.evaluations)
     assert len(rows) == report.calls
-
-
-@pytest.mark.parametrize("text", WORKING)
-def test_a_sample_is_the_same_alone(text: str) -> None:
-    together = oracle_run(gs.parse(text), Oracle()).outputs
+    for one, record in zip(plan(stack, SCHEDULE), report.steps, strict=True):
+        asked = {query for query in record.queries if record.queries[query]}
+        seen = {str(query).replace("independent:tokens", "independent") for query in one.queries}
+        numbered = {name for name in map(str, asked) if name in ("negative:1", "positive:1")}
+        wanted = set(map(str, asked)) - numbered
+        assert wanted <= seen
+        if not any(part.data_dependent for part in stack.parts()):
+            assert seen == wanted
     for sample in range(3):
-        alone = oracle_run(gs.parse(text), Oracle(samples=(sample,))).outputs
-        for one, all_ in zip(alone, together, strict=True):
+        alone = oracle_run(stack, Oracle(samples=(sample,))).outputs
+        for one, all_ in zip(alone, done.outputs, strict=True):
             assert torch.allclose(one[0], all_[sample], rtol=1e-9, atol=1e-9)
+    whole, others = samples(stack), list(without_one(stack))
+    assert others
+    same = [str(less) for less in others if not (samples(less) - whole).abs().max() > 1e-6]
+    # A window in a window, and a wrapper that stops later than the one inside it, change nothing, as they should.
+    assert not same or text in REDUNDANT, f"{text} is {same}; if that is meant, add {text!r} to REDUNDANT"
 
 
 @pytest.mark.parametrize("text", REFUSED)

@@ -1,34 +1,16 @@
-"""The plan of a stack: what it says before anything runs is what a run then asks for."""
+"""The plan of a stack, and what is said of it; that a run asks for it is in test_composition.py."""
 
 from __future__ import annotations
 
 import re
 
-import pytest
-
 import guidestack as gs
 from guidestack.guidance.notation.registry import Entry, rules
 from guidestack.guidance.plan import When, never_asking, plan
-from guidestack.guidance.testing import composition
-from guidestack.guidance.testing.checks import LEVELS, Oracle, oracle_run
+from guidestack.guidance.testing.checks import LEVELS, Oracle
 from guidestack.scripts.rules import cost
 
 SCHEDULE = [When(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
-
-
-@pytest.mark.parametrize("text", [text for text in composition.every() if composition.attempt(text).works])
-def test_a_plan_is_what_a_run_asks_for(text: str) -> None:
-    stack = gs.parse(text)
-    planned = plan(stack, SCHEDULE)
-    records = oracle_run(stack).run.report.steps
-    for one, record in zip(planned, records, strict=True):
-        asked = {query for query in record.queries if record.queries[query]}
-        seen = {str(query).replace("independent:tokens", "independent") for query in one.queries}
-        numbered = {name for name in map(str, asked) if name in ("negative:1", "positive:1")}
-        wanted = set(map(str, asked)) - numbered
-        assert wanted <= seen
-        if not any(part.data_dependent for part in stack.parts()):
-            assert seen == wanted
 
 
 def test_what_the_list_of_rules_says_of_their_costs() -> None:

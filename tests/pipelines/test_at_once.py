@@ -312,13 +312,13 @@ def test_interleaved_calls_are_what_they_are_alone(new_pipe: Any) -> None:
 
 @pytest.mark.slow
 def test_many_interleaved_calls(new_pipe: Any) -> None:
-    interleaved(of_stable_diffusion(new_pipe()), range(10, 130))
+    interleaved(of_stable_diffusion(new_pipe()), range(10, 80))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARING)
 def test_interleaved_calls_of_other_families(name: str) -> None:
-    interleaved(of(name), range(30))
+    interleaved(of(name), range(15))
 
 
 @pytest.mark.parametrize("kind", ["stock", "fails", "asks", "apg(5, momentum=-0.5) | rescale(0.5)", PERTURBED])
