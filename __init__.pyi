@@ -47,12 +47,14 @@ from .guidance.rules import CFGZero as CFGZero
 from .guidance.rules import During as During
 from .guidance.rules import EpsilonScaling as EpsilonScaling
 from .guidance.rules import FreSca as FreSca
+from .guidance.rules import Langevin as Langevin
 from .guidance.rules import LinearAG as LinearAG
 from .guidance.rules import MamboG as MamboG
 from .guidance.rules import Momentum as Momentum
 from .guidance.rules import PerpNeg as PerpNeg
 from .guidance.rules import Prefix as Prefix
 from .guidance.rules import Ramp as Ramp
+from .guidance.rules import Recur as Recur
 from .guidance.rules import Renoise as Renoise
 from .guidance.rules import Renorm as Renorm
 from .guidance.rules import Rescale as Rescale

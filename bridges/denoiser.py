@@ -23,6 +23,7 @@ from ..guidance.report import Report
 from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
 from ..guidance.step import Run
+from ..guidance.turn import check_still
 from ..samplers.conditions import Conditions
 
 Model = Callable[..., Tensor]
@@ -91,6 +92,7 @@ def as_denoiser(
             f"{renoising[-1]} re-noises with a second prediction, and a sampler of the form model(x, sigma) takes one; "
             "guidestack.sample steps with both"
         )
+    check_still(stack, "a sampler of the form model(x, sigma)")
     known = Conditions.of(conditions)
     for name, told in conditions.items():
         if not callable(told) and not isinstance(told, Mapping):

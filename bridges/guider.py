@@ -65,6 +65,11 @@ def uncarried(stack: Stack) -> str:
                 f"{rule} is for runs without a negative prompt, and a guider is not told whether there is one; "
                 "guidestack.guide carries it on the pipeline's classic form"
             )
+        if rule.takes_turns:
+            return (
+                f"{rule} evaluates and moves samples between two steps of the loop; guidestack.guide carries it on the "
+                "pipeline's classic form"
+            )
         if rule.own_pass:
             return f"{rule} edits the network's attention, and the loop calls the network itself"
         if rule.skips:

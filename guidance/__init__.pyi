@@ -37,6 +37,10 @@ from .step import Run as Run
 from .step import State as State
 from .step import Step as Step
 from .testing import GaussianMixture as GaussianMixture
+from .testing import check_move as check_move
 from .testing import check_rule as check_rule
 from .testing import gaussian_1d as gaussian_1d
 from .testing import guide_once as guide_once
+from .turn import Look as Look
+from .turn import Move as Move
+from .turn import Sight as Sight

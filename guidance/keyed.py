@@ -9,8 +9,9 @@ Anybody can draw the same numbers. The generator of a sample is::
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
-where step counts the sampler's steps from 0, evaluation those within a step. From it comes one draw, on the CPU and in
-float32, whatever the model's device and type:
+where step counts the sampler's steps from 0, evaluation those within a step. In the turns that rules take before an
+evaluation the text is ``repr((seed, step, evaluation, turn, purpose))``, the turns of all rules counted from 1. From it
+comes one draw, on the CPU and in float32, whatever the model's device and type:
 
 ==================================  =================================================================================
 purpose                             draw
@@ -83,12 +84,15 @@ class Keys:
         seeds: one for each sample.
         index: step of the sampler.
         evaluation: evaluation within the step.
+        turn: 0 for the sampler's own evaluation, else which of the turns before it.
     """
 
     seeds: tuple[int, ...]
     index: int = 0
     evaluation: int = 0
+    turn: int = 0
 
     def generators(self, samples: Sequence[int], purpose: str) -> list[torch.Generator]:
         """A generator for each of `samples`."""
-        return [keyed(self.seeds[sample], self.index, self.evaluation, purpose) for sample in samples]
+        where = (self.index, self.evaluation, *(self.turn,) * bool(self.turn))
+        return [keyed(self.seeds[sample], *where, purpose) for sample in samples]

@@ -19,7 +19,7 @@ class OwnPass(Rule):
         raise NotImplementedError
 
     @property
-    def moves(self) -> bool:
+    def guides(self) -> bool:
         """False: the estimate stays the prompt's own, which the network gives edited."""
         return False
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from .prediction import EPSILON, Level, Prediction
-from .query import POSITIVE, Predictions, Query, with_edits
+from .keyed import Keys
+from .prediction import EPSILON, Level
+from .query import Evaluation, Network, Query, Request
 from .rule import Stack
+from .run import GuidedRun
 from .step import Estimate, Run, Step
 
 SHAPE = (2, 1, 1, 1)  # as many axes as a sample has anywhere, and two numbers, of which a deviation can be taken
@@ -34,23 +37,25 @@ class When:
 
 @dataclass(frozen=True)
 class Planned:
-    """One evaluation of the stack.
+    """One evaluation of the stack, or of a turn that one of its rules takes before it.
 
     Attributes:
         when: where in the schedule.
         queries: what is evaluated for each sample; at most this, where a rule decides as it goes.
         asking: places in the stack of the rules that ask for something.
+        turn: 0 for the sampler's own evaluation, else which of the turns before it.
     """
 
     when: When
     queries: tuple[Query, ...]
     asking: frozenset[int]
+    turn: int = 0
 
 
 def plan(
     stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: int = 0, batch: int = 1
 ) -> list[Planned]:
-    """What `stack` asks for at each evaluation of `schedule`.
+    """What `stack` asks for at each evaluation of `schedule`, in order, with the turns of its rules.
 
     Args:
         stack: the stack.
@@ -63,25 +68,72 @@ def plan(
     stack's state is carried along on answers that are all 0, on which no rule finds a reason to stop early.
     """
     steps = max((when.step for when in schedule), default=0) + 1
-    shape = (batch, *SHAPE)
-    run = Run(shape, steps=steps, negatives=(negatives,) * batch, positives=(positives,) * batch, identity=None)
-    state, planned, step_level = stack.init(run), [], None
-    for when in schedule:
-        step_level = when.level if when.evaluation == 0 or step_level is None else step_level
-        step = Step(run, when.step, when.level, when.evaluation, step_level, when.time)
-        each = [rule.queries(step, own) for rule, own in zip(stack.rules, state, strict=True)]
-        queries = {POSITIVE, *(query for one in each for query in one)}
-        if stack.unasked(step, state) is not None:  # a rule answers without any prediction
-            queries.remove(POSITIVE)
+    shape, seeds = (batch, *SHAPE), tuple(range(batch))
+    about = Run(shape, torch.float32, steps=steps, seeds=seeds, negatives=(negatives,) * batch)
+    run = _Imagined(stack, replace(about, positives=(positives,) * batch, identity=None), moves=True)
+    x, planned, loop = torch.zeros(shape, dtype=torch.float32), [], _Nowhere()
+    for place, when in enumerate(schedule):
+        after = next((one.level for one in schedule[place:] if one.step != when.step), None)
+        at = when.step, when.level, when.evaluation, when.time, after, level_before(schedule, place)
+        done, step = len(run.report.steps), run.step(*at)
+        moved = run.moved(loop, x, step)
+        each = [rule.queries(step, own) for rule, own in zip(stack.rules, run.state, strict=True)]
         asking = frozenset(place for place, one in enumerate(each) if one)
-        edits = stack.edits(step, state)
-        edited = {with_edits(query, edits) for query in queries}
-        planned.append(Planned(when, tuple(sorted(edited, key=str)), asking))
-        zeros = torch.zeros(shape, dtype=torch.float32)
-        nothing = Prediction(zeros, zeros, when.level, EPSILON)
-        answers = Predictions(dict.fromkeys(queries, nothing), {query: query for query in queries}, nothing)
-        state = stack.update(Estimate(nothing), answers, step, state)[1]
+        run.estimate(_Zeros(moved), moved, *at)
+        for record in run.report.steps[done:]:
+            queries = tuple(sorted((query for query, rows in record.queries.items() if rows), key=str))
+            planned.append(Planned(when, queries, asking, record.turn))
     return planned
+
+
+def level_before(schedule: Sequence[When], place: int, begin: int = 0) -> Level | None:
+    """The level at which the step before began, of an evaluation of a run; None in the run's first step.
+
+    Args:
+        schedule: of the sampler.
+        place: of the evaluation in it.
+        begin: place of the first evaluation of the run.
+    """
+    return next((one.level for one in schedule[begin:place] if one.step == schedule[place].step - 1), None)
+
+
+class _Imagined(GuidedRun):
+    """A run of which nothing is evaluated. What its answers of 0 make of a sample is of no interest."""
+
+    def _watch(self, step: Step, done: Evaluation, estimate: Estimate) -> None:
+        """Nothing to look at."""
+
+
+class _Zeros(Network):
+    """Answers everything with 0."""
+
+    parameterization = EPSILON
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.conditions = ["positive"]
+
+    def resolve(self, query: Query) -> Query:
+        """The query as it is."""
+        if query.condition not in self.conditions:
+            self.conditions.append(query.condition)
+        return query
+
+    def run(self, requests: Sequence[Request]) -> list[Tensor]:
+        """Zeros for each request."""
+        return [torch.zeros_like(self.x if one.rows is None else self.x[list(one.rows)]) for one in requests]
+
+
+class _Nowhere:
+    """A loop in which nothing runs."""
+
+    def network(self, x: Tensor, level: Level, keys: Keys) -> Network:
+        """Who answers with 0."""
+        return _Zeros(x)
+
+    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
+        """The samples as they are."""
+        return x
 
 
 def never_asking(stack: Stack, planned: Sequence[Planned]) -> list[int]:

@@ -204,6 +204,10 @@ class Predictions(Mapping[Query, Prediction]):
     def __len__(self) -> int:
         return len(self._aliases)
 
+    def named(self, query: Query) -> Prediction:
+        """The answer to a query under the name that the network has for it."""
+        return self._answers[query]
+
     def given(self, query: Query, answer: Prediction) -> Predictions:
         """A copy of these answers in which `query` has the answer `answer`, whether it was asked for or not."""
         answers = {**{self._aliases[one]: self._answer(one) for one in self._aliases}, query: answer}
@@ -307,6 +311,11 @@ class Evaluation:
     batch: int
     cached: int = 0
 
+    @property
+    def complete(self) -> dict[Query, Prediction]:
+        """The answers that all samples have, each under the name that the network has for its query."""
+        return {query: self.predictions.named(query) for query, rows in self.asked.items() if rows is None}
+
 
 def with_edits(query: Query, edits: tuple[PromptEdit, ...]) -> Query:
     """The query as a network is asked it where the prompt's own pass is edited."""
@@ -359,6 +368,7 @@ def evaluate(
     unasked: RowMask | None = None,
     dtype: torch.dtype | None = None,
     edits: tuple[PromptEdit, ...] = (),
+    known: Mapping[Query, Prediction] | None = None,
 ) -> Evaluation:
     """Answer `queries`, and `base` for all samples that are not said to need none, at `x`.
 
@@ -372,6 +382,8 @@ def evaluate(
         unasked: samples that need no prediction at all; their rows of `base` read as NaN if no query asks for them.
         dtype: type of the network's outputs, for a call in which it is asked for nothing; that of x by default.
         edits: of the prompt's own pass: whoever asks "positive" of the main network is answered with them.
+        known: answers for all samples at this very x and level, under the names that the network has for their queries;
+            they are not evaluated again.
 
     Returns:
         The answers and what they cost.
@@ -388,7 +400,8 @@ def evaluate(
     everyone = None if unasked is None or not bool(unasked.any()) else ~unasked
     own: list[Queries] = [{aliases[base]: everyone}, dict.fromkeys(network.always)]
     wanted = united([*own, *({aliases[query]: rows} for query, rows in queries.items())])
-    asked = {query: _rows(rows, batch) for query, rows in wanted.items()}
+    known = {query: answer for query, answer in (known or {}).items() if query in wanted}
+    asked = {query: _rows(rows, batch) for query, rows in wanted.items() if query not in known}
 
     groups: dict[tuple[object, ...], list[Request]] = {}
     for query in sorted(asked, key=lambda query: network.conditions.index(query.condition)):
@@ -407,14 +420,19 @@ def evaluate(
             calls += 1
 
     nothing: Tensor | None = None
-    if asked[aliases[base]] is not None:
-        kind = next((output.dtype for one in parts.values() for _, output in one), dtype or x.dtype)
-        nothing = torch.full_like(x, torch.nan, dtype=kind)
-    whole = {aliases[base]: _assembled(parts[aliases[base]], nothing, batch)}
+    whole = {query: answer.native for query, answer in known.items()}
+    if aliases[base] not in known:
+        if asked[aliases[base]] is not None:
+            kind = next((output.dtype for one in parts.values() for _, output in one), dtype or x.dtype)
+            nothing = torch.full_like(x, torch.nan, dtype=kind)
+        whole[aliases[base]] = _assembled(parts[aliases[base]], nothing, batch)
     for query in asked:
         if query not in whole:
             whole[query] = _assembled(parts[query], whole[aliases[base]], batch)
-    answers = {query: Prediction(native, x, level, network.parameterization) for query, native in whole.items()}
+    answers = {
+        query: known.get(query) or Prediction(native, x, level, network.parameterization)
+        for query, native in whole.items()
+    }
     predictions = Predictions(answers, aliases, answers[aliases[base]])
     return Evaluation(predictions, asked, calls, rows_run, batch, network.cached)
 

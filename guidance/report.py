@@ -16,7 +16,7 @@ MAX_STEPS = 60  # steps that a notebook shows of a report
 
 @dataclass(frozen=True, repr=False)
 class StepRecord:
-    """One evaluation of the stack.
+    """One evaluation of the stack, or of a turn that one of its rules takes before it.
 
     Attributes:
         index: step of the sampler.
@@ -28,6 +28,7 @@ class StepRecord:
         traces: what rules reported, by name: one number for each sample.
         observed: what an observer of the run made of it, likewise.
         cached: the rows that a feature cache answered, in part at least.
+        turn: 0 for the sampler's own evaluation, else which of the turns that rules take before it.
     """
 
     index: int
@@ -39,11 +40,13 @@ class StepRecord:
     traces: Mapping[str, Tensor]
     observed: Mapping[str, Tensor] = field(default_factory=dict)
     cached: int = 0
+    turn: int = 0
 
     def __repr__(self) -> str:
         asked = ", ".join(f"{query} for {len(samples)}" for query, samples in self.queries.items()) or "nothing"
         cost = f"calls: {self.calls}, rows: {self.rows}"
-        return f"<step {self.index}: sigma/alpha {self.level.k_sigma:.4g}, {asked}; {cost}>"
+        turn = f", turn {self.turn}" if self.turn else ""
+        return f"<step {self.index}{turn}: sigma/alpha {self.level.k_sigma:.4g}, {asked}; {cost}>"
 
     def evaluations(self, batch: int) -> list[int]:
         """Network evaluations of each sample at this step, length B."""
@@ -112,6 +115,7 @@ class Report:
         for record in self.steps[:MAX_STEPS]:
             asked = ", ".join(f"{query}: {len(samples)}" for query, samples in record.queries.items()) or "nothing"
             place = f"{record.index}{f' ({record.evaluation + 1})' if record.evaluation else ''}"
+            place += f", turn {record.turn}" if record.turn else ""
             traces = [f"{record.traces[name].float().nanmean():.4g}" if name in record.traces else "" for name in names]
             cells = (place, f"{record.level.k_sigma:.4g}", asked, str(record.calls), str(record.rows), *traces)
             lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")

@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self
+
+from torch import Tensor
 
 from .errors import CompositionError, RuleError, shown
 from .fields import parameters, set_field
@@ -18,6 +20,9 @@ from .files import RuleFile
 from .prediction import Prediction, Space
 from .query import ANY, NEGATIVE, NULL, Predictions, PromptEdit, Queries, Query, RowMask, covered, united
 from .step import Estimate, Run, State, StateT, Step
+
+if TYPE_CHECKING:
+    from .turn import Look, Sight
 
 DEEPEST = 30
 """Rules inside one another, a stack in a rule counted: what is deeper could be read and not written, or the reverse."""
@@ -39,6 +44,8 @@ class Rule(Generic[StateT]):
         needs_identity: whether it wants to know what runs, in `Run.identity`; finding that out costs a little.
         data_dependent: whether what it asks for depends on the predictions, so that a plan made before the run counts
             the most evaluations that the rule may cost and a run may take fewer.
+        couples: whether what becomes of a sample depends on others of its batch. Only rules on particles do that, and
+            the only way is a turn: see `Resample`.
     """
 
     space: ClassVar[Space | Literal["any"]] = "any"
@@ -46,6 +53,7 @@ class Rule(Generic[StateT]):
     whole_stack: ClassVar[bool] = False
     needs_identity: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
+    couples: ClassVar[bool] = False
     _name: ClassVar[str]  # in text; `register` gives it
 
     @property
@@ -69,7 +77,7 @@ class Rule(Generic[StateT]):
         return False
 
     @property
-    def moves(self) -> bool:
+    def guides(self) -> bool:
         """Whether the rule changes where the sampler jumps, by itself."""
         return not self.refines
 
@@ -142,6 +150,35 @@ class Rule(Generic[StateT]):
         """
         del step, state
         return None
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the rule takes turns at some step, which only some loops and samplers have room for."""
+        return any(part.takes_turns for part in self.inner())
+
+    def turns(self, step: Step, state: StateT) -> int:
+        """How many turns the rule takes before this evaluation; 0 for a rule that only reads answers at x.
+
+        In each turn `look` says what is evaluated, and `turn` what comes of it. `Step.turn` counts them from 1.
+        """
+        del step, state
+        return 0
+
+    def look(self, x: Tensor, step: Step, state: StateT) -> Look | None:
+        """What this turn has evaluated, and where; None for a turn that needs no evaluation.
+
+        Args:
+            x: the samples where they are now, shape ``(B, ...)``, at the level of `step`.
+            step: where the run stands.
+            state: as for `update`.
+        """
+        del x, step, state
+        return None
+
+    def turn(self, x: Tensor, sight: Sight, step: Step, state: StateT) -> tuple[Tensor, StateT]:
+        """The samples after this turn, at the level of `step`, and the state. Pure: arguments are left as they are."""
+        del sight, step
+        return x, state
 
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
@@ -283,9 +320,9 @@ class Stack(Rule):
         return _idle(self.rules) is not None
 
     @property
-    def moves(self) -> bool:
+    def guides(self) -> bool:
         """Whether one of its rules changes where the sampler jumps."""
-        return any(rule.moves for rule in self.rules)
+        return any(rule.guides for rule in self.rules)
 
     @property
     def contrast(self) -> Query | None:
@@ -328,6 +365,30 @@ class Stack(Rule):
     def unasked(self, step: Step, state: State) -> RowMask | None:
         """The samples that need no prediction at this step: a rule that skips is the only rule of its stack."""
         return self.rules[0].unasked(step, state[0]) if len(self.rules) == 1 else None
+
+    def turns(self, step: Step, state: State) -> int:
+        """The turns of all of its rules, taken in their order."""
+        return sum(rule.turns(step, own) for rule, own in zip(self.rules, state, strict=True))
+
+    def _turning(self, step: Step, state: State) -> tuple[int, Step]:
+        """The place of the rule whose turn it is, and the step with the turn as that rule counts it."""
+        count = step.turn
+        for place, (rule, own) in enumerate(zip(self.rules, state, strict=True)):
+            if count <= (its := rule.turns(step, own)):
+                return place, dataclasses.replace(step, turn=count)
+            count -= its
+        raise IndexError(f"{self} has no turn {step.turn} at step {step.index}")
+
+    def look(self, x: Tensor, step: Step, state: State) -> Look | None:
+        """What the rule whose turn it is has evaluated."""
+        place, its = self._turning(step, state)
+        return self.rules[place].look(x, its, state[place])
+
+    def turn(self, x: Tensor, sight: Sight, step: Step, state: State) -> tuple[Tensor, State]:
+        """The turn of the rule whose turn it is; the states of the others stay as they are."""
+        place, its = self._turning(step, state)
+        x, own = self.rules[place].turn(x, sight, its, state[place])
+        return x, (*state[:place], own, *state[place + 1 :])
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """Apply the rules in order; each sees the answers it asked for itself."""
@@ -374,7 +435,7 @@ def _idle(rules: Sequence[Rule]) -> Rule | None:
     for rule in rules:
         if rule.refines:
             return rule
-        if rule.moves:
+        if rule.guides:
             return None
     return None
 
@@ -391,7 +452,7 @@ def _compatible(rules: Sequence[Rule]) -> None:
             f"{renoising[0]} and {renoising[1]} both decide what the sampler re-noises with; keep one of them"
         )
     if len(rules) > 1 and (idle := _idle(rules)):
-        other = next((rule for rule in rules if rule.moves), None)
+        other = next((rule for rule in rules if rule.guides), None)
         if other:
             raise CompositionError(
                 f"{idle} stands before {other} and has nothing to work on yet; write {other} | {idle}"
@@ -450,17 +511,25 @@ class Wrapper(Rule[StateT]):
 
     Raises:
         RuleError: `rule` is no rule, or has too many rules inside one another.
-        CompositionError: `rule` must be the whole stack.
+        CompositionError: `rule` must be the whole stack, or takes turns and the wrapper does not carry them.
 
     >>> from guidestack import CFG, During
     >>> isinstance(During(CFG(4), progress=(0, 0.5)), Wrapper)
     True
     """
 
+    carries_turns: ClassVar[bool] = False
+    """Whether the rule inside may take turns: a wrapper whose state is that of its rule, and that only says when."""
+
     rule: Rule
 
     def __post_init__(self) -> None:
         set_field(self, "rule", sole(self.rule, type(self).__name__))
+        if self.rule.takes_turns and not self.carries_turns:
+            raise CompositionError(
+                f"{self.rule} evaluates before the sampler does, which {self._name} around it does not reach; put it "
+                "beside, or into during(...)"
+            )
 
     def applies(self, step: Step, state: StateT) -> bool:
         """Whether the rule is applied at this step; where it is not, nothing is asked and nothing changes."""
@@ -487,9 +556,9 @@ class Wrapper(Rule[StateT]):
         return self.rule.refines
 
     @property
-    def moves(self) -> bool:
+    def guides(self) -> bool:
         """Whether the rule changes where the sampler jumps."""
-        return self.rule.moves
+        return self.rule.guides
 
     @property
     def skips(self) -> bool:
@@ -520,6 +589,18 @@ class Wrapper(Rule[StateT]):
     def unasked(self, step: Step, state: StateT) -> RowMask | None:
         """The samples that the rule needs no prediction for, where it is applied."""
         return self.rule.unasked(step, self.rule_state(state)) if self.applies(step, state) else None
+
+    def turns(self, step: Step, state: StateT) -> int:
+        """The turns of the rule where it is applied, none elsewhere."""
+        return self.rule.turns(step, self.rule_state(state)) if self.applies(step, state) else 0
+
+    def look(self, x: Tensor, step: Step, state: StateT) -> Look | None:
+        """What the rule has evaluated in this turn."""
+        return self.rule.look(x, step, self.rule_state(state))
+
+    def turn(self, x: Tensor, sight: Sight, step: Step, state: StateT) -> tuple[Tensor, StateT]:
+        """The turn of the rule."""
+        return self.rule.turn(x, sight, step, state)
 
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
@@ -559,7 +640,7 @@ def remarks(stack: Rule) -> list[str]:
 def _promptless(rule: Rule) -> Rule | None:
     """The rule of scale 0 that alone decides where the sampler jumps, so that the prompt counts for nothing."""
     if isinstance(rule, Stack):
-        moving = [one for one in rule.rules if one.moves]
+        moving = [one for one in rule.rules if one.guides]
         return _promptless(moving[0]) if len(moving) == 1 else None
     if isinstance(rule, Wrapper):
         return _promptless(rule.rule)

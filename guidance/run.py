@@ -4,26 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .errors import GuidanceNotAppliedError, NonFiniteError
 from .fields import count
+from .keyed import Keys
 from .observe import Observer, Seen
 from .per_sample import own_axes
-from .prediction import Level, wide
-from .query import POSITIVE, Evaluation, Network, Query, covered, evaluate
+from .prediction import Level, Prediction, wide
+from .query import POSITIVE, Evaluation, Network, Queries, Query, covered, evaluate, united
 from .report import Report, StepRecord
 from .rule import Stack
 from .step import Estimate, Run, State, Step
+from .turn import Sight, check_still
 
 BLIND = (
     "the run begins at pure noise (alpha 0), where epsilon leaves x0 open; use rescale_betas_zero_snr=False, or a "
     "network that predicts v with prediction_type='v_prediction'"
 )
 """Why a run has Inf that no network made."""
+
+
+class Loop(Protocol):
+    """What turns need of the loop that they are taken in; see `GuidedRun.moved`."""
+
+    def network(self, x: Tensor, level: Level, keys: Keys) -> Network:
+        """Who answers at samples `x`, scaled as `level` says."""
+        ...
+
+    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
+        """The samples after the sampler's step from `x`, at the level of this evaluation, which is not taken by this.
+
+        Args:
+            x: the samples.
+            estimate: what the sampler is told.
+            keys: where the noise comes from, of a sampler that draws some.
+        """
+        ...
 
 
 class GuidedRun:
@@ -34,6 +55,7 @@ class GuidedRun:
         run: what is known beforehand.
         max_rows: at most this many rows in one network call; None for no bound.
         observe: told of every evaluation; see `observe.Observer`.
+        moves: whether whoever runs it calls `moved` before each evaluation, so that rules may take turns.
 
     Attributes:
         state: the stack's state, a value: store it and set it again to go on with a run elsewhere.
@@ -43,14 +65,25 @@ class GuidedRun:
     Raises:
         InputError: `max_rows` is no number of rows.
         RuleError: the stack is not for this run.
+        CompositionError: a rule takes turns, and the loop has no room for them.
     """
 
-    def __init__(self, stack: Stack, run: Run, max_rows: int | None = None, observe: Observer | None = None) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        run: Run,
+        max_rows: int | None = None,
+        observe: Observer | None = None,
+        moves: bool = False,
+    ) -> None:
+        if not moves:
+            check_still(stack, "this loop")
         self.stack, self.run, self.observe = stack, run, observe
         self.max_rows = None if max_rows is None else count("max_rows", max_rows)
         self.state: State = stack.init(run)
         self.report = Report(str(stack), run.batch)
         self._step_level: Level | None = None
+        self._seen: tuple[Tensor, Level, Mapping[Query, Prediction]] | None = None
         self._blind = False
         self._unchecked: list[tuple[Step, list[Query], Tensor]] = []
         self.lost: tuple[int, ...] = ()
@@ -65,6 +98,7 @@ class GuidedRun:
         evaluation: int = 0,
         time: float | None = None,
         after: Level | None = None,
+        before: Level | None = None,
     ) -> Estimate:
         """The guided estimate at one evaluation.
 
@@ -75,7 +109,8 @@ class GuidedRun:
             level: level of `x`.
             evaluation: evaluation within the step.
             time: the network's time as a share of its training schedule.
-            after: level at the end of the step, for who observes the run.
+            after: level at the end of the step.
+            before: level at which the step before began; None at the first step of the run.
 
         Raises:
             NonFiniteError: no sample is finite any more. Where some are, and on an accelerator, `finish` raises it, so
@@ -84,35 +119,118 @@ class GuidedRun:
             QueryError: the network cannot answer what the stack asks.
         """
         self._check_shape(x)
-        if evaluation == 0 or self._step_level is None:
-            self._step_level = level
-        step = Step(self.run, index, level, evaluation, self._step_level, time)
-        asked, unasked = self.stack.queries(step, self.state), self.stack.unasked(step, self.state)
-        about: dict[str, Any] = {"max_rows": self.max_rows, "dtype": self.run.dtype, "unasked": unasked}
-        done = evaluate(network, asked, x, level, edits=self.stack.edits(step, self.state), **about)
-        first = Estimate(done.predictions[POSITIVE])
-        before = self.state
-        estimate, self.state = self.stack.update(first, done.predictions, step, before)
+        step = self.step(index, level, evaluation, time, before, after)
+        done, estimate, state = self._guided(network, x, step)
+        earlier, self.state, self._seen = self.state, state, None
         observed: Mapping[str, Tensor] = {}
         if self.observe is not None:
-            observed = self.observe(Seen(self.stack, step, before, done.predictions, estimate, after))
-        self._blind |= level.alpha == 0 and estimate.prediction.parameterization.name == "epsilon"
+            observed = self.observe(Seen(self.stack, step, earlier, done.predictions, estimate, after))
+        self._account(step, done, estimate.traces, observed)
+        self._watch(step, done, estimate)
+        return estimate
+
+    def step(
+        self,
+        index: int,
+        level: Level,
+        evaluation: int = 0,
+        time: float | None = None,
+        after: Level | None = None,
+        before: Level | None = None,
+    ) -> Step:
+        """Where the run stands; the arguments are those of `estimate`."""
+        if evaluation == 0 or self._step_level is None:
+            self._step_level = level
+        return Step(self.run, index, level, evaluation, self._step_level, time, before, after)
+
+    def _guided(
+        self, network: Network, x: Tensor, step: Step, more: Queries | None = None
+    ) -> tuple[Evaluation, Estimate, State]:
+        """What the stack and `more` ask for at `x`, what the stack makes of it, and its state after that."""
+        asked = self.stack.queries(step, self.state)
+        done = self._evaluated(network, x, step, united([asked, more]) if more else asked)
+        first = Estimate(done.predictions[POSITIVE])
+        estimate, state = self.stack.update(first, done.predictions, step, self.state)
+        self._blind |= step.level.alpha == 0 and estimate.prediction.parameterization.name == "epsilon"
+        return done, estimate, state
+
+    def _evaluated(self, network: Network, x: Tensor, step: Step, asked: Queries, base: Query = POSITIVE) -> Evaluation:
+        """The answers to `asked` and `base` at `x`."""
+        return evaluate(
+            network,
+            asked,
+            x,
+            step.level,
+            base=base,
+            max_rows=self.max_rows,
+            unasked=self.stack.unasked(step, self.state),
+            dtype=self.run.dtype,
+            edits=self.stack.edits(step, self.state),
+            known=self._known(x, step.level),
+        )
+
+    def _known(self, x: Tensor, level: Level) -> Mapping[Query, Prediction]:
+        """What was answered at this very place since the last step."""
+        return self._seen[2] if self._seen and self._seen[0] is x and self._seen[1] == level else {}
+
+    def _account(
+        self, step: Step, done: Evaluation, traces: Mapping[str, Tensor], observed: Mapping[str, Tensor]
+    ) -> None:
+        """Put an evaluation into the report."""
         everyone = tuple(range(done.batch))
         self.report.steps.append(
             StepRecord(
-                index,
-                evaluation,
-                level,
+                step.index,
+                step.evaluation,
+                step.level,
                 {query: everyone if rows is None else rows for query, rows in done.asked.items()},
                 done.calls,
                 done.rows,
-                estimate.traces,
+                traces,
                 observed,
                 done.cached,
+                step.turn,
             )
         )
-        self._watch(step, done, estimate)
-        return estimate
+
+    def turns(self, step: Step) -> int:
+        """How many turns the stack takes before the evaluation at `step`."""
+        return self.stack.turns(step, self.state) if self.stack.takes_turns else 0
+
+    def moved(self, loop: Loop, x: Tensor, step: Step) -> Tensor:
+        """The samples after the turns that the stack takes before an evaluation; `x` itself if it takes none.
+
+        Args:
+            loop: who answers, and steps.
+            x: noisy samples, shape ``(B, ...)``.
+            step: where the run stands.
+
+        Raises:
+            GuidanceNotAppliedError, QueryError: as of `estimate`.
+        """
+        for number in range(1, self.turns(step) + 1):
+            self._check_shape(x)
+            x, self.state = self._turn(loop, x, replace(step, turn=number))
+        return x
+
+    def _turn(self, loop: Loop, x: Tensor, step: Step) -> tuple[Tensor, State]:
+        """One turn: the samples, in their type, and the state after it."""
+        keys = Keys(self.run.seeds, step.index, step.evaluation, step.turn)
+        sight = Sight({}, keys, lambda told: loop.stepped(x, told, keys))
+        look = self.stack.look(x, step, self.state)
+        if look is not None:
+            at, here = x if look.x is None else look.x.to(x.dtype), replace(step, level=look.level or step.level)
+            network, seen = loop.network(at, here.level, keys), None
+            if look.guided:
+                done, seen, _ = self._guided(network, at, here, look.queries)
+            else:
+                done = self._evaluated(network, at, here, look.queries, look.base)
+            if at is x and here.level == step.level:
+                self._seen = at, here.level, {**self._known(at, here.level), **done.complete}
+            self._account(here, done, {}, {})
+            sight = replace(sight, predictions=done.predictions.only(look.queries, self.stack), seen=seen)
+        moved, state = self.stack.turn(x, sight, step, self.state)
+        return moved.to(x.dtype), state
 
     def _watch(self, step: Step, done: Evaluation, estimate: Estimate) -> None:
         """Look at the estimate; on an accelerator note what to look at when the run is over, in a few numbers."""

@@ -75,6 +75,9 @@ class Step:
         evaluation: 0 for the first evaluation of a step; solvers such as Heun's have a second one.
         step_level: level at the first evaluation of this step.
         time: the network's time as a share of its training schedule, t/T in [0, 1]; None where the sampler has none.
+        before: level at which the step before began; None at the first step of a run, and where it is not known.
+        after: level that the step leads to; None where it is not known.
+        turn: 0 for the sampler's own evaluation; 1, 2, ... for the turns that a rule takes before it, see `Rule.turns`.
     """
 
     run: Run
@@ -83,6 +86,9 @@ class Step:
     evaluation: int = 0
     step_level: Level | None = None
     time: float | None = None
+    before: Level | None = None
+    after: Level | None = None
+    turn: int = 0
 
     @property
     def progress(self) -> float:

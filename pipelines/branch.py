@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -82,6 +83,12 @@ class Branch:
         if self.family.upcasts:
             answer = answer.float()
         return answer.clone() if compiled(module) else answer  # the next run of a CUDA graph overwrites its output
+
+    def at(self, sample: Tensor) -> Branch:
+        """The same call with other samples, shape ``(rows, ...)``, in the place of its own."""
+        moved = copy.copy(self)
+        moved.sample, moved.arguments = sample, {**self.arguments, self.family.sample: self.family.pack(sample)}
+        return moved
 
     def checked(self, name: str) -> Any:
         """A row argument with all its rows, or with a single one, which some pipelines leave to the network to repeat.

@@ -171,6 +171,19 @@ class Caches:
             if asked != own:
                 raise self.not_exact(f"{', '.join(sorted(map(str, asked))) or 'nothing'} at step {step}")
 
+    def no_turns(self) -> None:
+        """Refuse a stack whose rules evaluate at several places in a step.
+
+        Raises:
+            UnsupportedPipelineError: there is a feature cache.
+        """
+        names = [self.exact, *(kind.name for kind, *_ in (*self.keyed, *self.single))]
+        if name := next(filter(None, names), ""):
+            raise UnsupportedPipelineError(
+                f"{self.stack} evaluates at several places in a step, and {name} of {type(self.module).__name__} keeps "
+                "features from one step to the next; take it off"
+            )
+
     def not_exact(self, asked: str) -> UnsupportedPipelineError:
         """The error for a stack that asks for other calls than the pipeline's own while `exact` is not empty."""
         remembers, off = (

@@ -19,12 +19,12 @@ class Waiting(NamedTuple):
 
     Args:
         branch: the call.
-        answer: the denoiser's own answer.
+        answer: the denoiser's own answer; None where the call is to be answered with the last one.
         shell: the tensor that the pipeline was given, to be filled with the estimate.
     """
 
     branch: Branch
-    answer: Tensor
+    answer: Tensor | None
     shell: Tensor
 
 
@@ -61,9 +61,15 @@ class DenoiserCalls:
         """Calls of this evaluation that wait for the estimate."""
         return len(self._waiting)
 
-    def wait(self, branch: Branch, answer: Tensor) -> Any:
-        """Answer a call with a copy of `answer`, to be filled later, in the form in which the denoiser returns it."""
-        self._waiting.append(Waiting(branch, answer, answer.clone()))
+    def wait(self, branch: Branch, form: Tensor, answer: Tensor | None) -> Any:
+        """Answer a call with a copy of `form`, to be filled later, in the form in which the denoiser returns it.
+
+        Args:
+            branch: the call.
+            form: a tensor like its answer.
+            answer: its answer; None where it is to be answered with the last call.
+        """
+        self._waiting.append(Waiting(branch, answer, form.clone()))
         return branch.returned(self._waiting[-1].shell)
 
     def taken(self) -> list[Waiting]:

@@ -17,6 +17,7 @@ from ..guidance.report import Report
 from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
 from ..samplers import parameterization
+from ..samplers.moving import check_room
 from .answerable import ASKED, check_answerable, check_rows
 from .families.lookup import denoisers_of, family_of, hands_on
 from .families.record import Call, Family, Pipeline
@@ -66,7 +67,8 @@ def guide(
             ``rows="pipeline"`` the stack asks for what the pipeline does not evaluate by itself.
         InputError: `pipe` is no pipeline; `max_rows` is no number of rows; `rows` is neither of the two, or
             ``"pipeline"`` together with `max_rows`; or one of `networks` cannot be loaded, or has another shape.
-        UnsupportedSchedulerError: the levels of its scheduler are not known.
+        UnsupportedSchedulerError: the levels of its scheduler are not known; or a rule moves samples between two steps,
+            and the scheduler evaluates more than once a step or remembers earlier steps.
         StackSyntaxError, RuleError: the text or mapping of the stack is wrong.
 
     Cost: the evaluations that the stack asks for, in the same network calls as the pipeline's own guidance where that
@@ -78,6 +80,7 @@ def guide(
         warn(f"{type(pipe).__name__} hands its calls on to {family.pipeline}, and is guided as one")
     denoisers_of(pipe, family)
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
+    check_room(stack, pipe.scheduler)
     seconds = second_networks(pipe, family, networks)
     check_answerable(pipe, family, stack, seconds)
     check_rows(family, stack, max_rows, rows)

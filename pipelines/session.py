@@ -17,7 +17,7 @@ from ..guidance.query import Query
 from ..guidance.report import Report
 from ..guidance.rule import Stack
 from ..guidance.run import GuidedRun
-from ..guidance.step import Run, Step
+from ..guidance.step import Run
 from ..samplers import scheduler_identity, weights_digest
 from .answerable import ASKED, PIPELINES
 from .branch import Branch
@@ -29,6 +29,7 @@ from .network_factory import NetworkFactory
 from .prompts import Prompts
 from .second import Second
 from .steps import Steps
+from .turns import Asked, Turns
 
 AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")
 """Components of pipelines whose samples are latents."""
@@ -106,28 +107,30 @@ class Session:
         names = self.networks.names
         if self.calls.waiting + 1 < len(names):
             name = names[self.calls.waiting]
-            if name != "positive" or not self._edited():
-                answer = self.networks.alone(branch, name, self.part or (), self.max_rows)
-                self._form = (answer, branch.output) if self.stack.own_pass else None
-            else:  # it is answered with the others; what the pipeline gets has the form of the first step's answer
-                assert self._form is not None
-                answer, branch.output = self._form
-            return self.calls.wait(branch, answer)
+            answer = None if self._late(name) else self.networks.alone(branch, name, self.part or (), self.max_rows)
+            form = self._form if answer is None else (answer, branch.output)
+            assert form is not None  # else it is not late
+            self._form = form if self.stack.own_pass or self.stack.takes_turns else None
+            branch.output = form[1]
+            return self.calls.wait(branch, form[0], answer)
         waited = self.calls.taken()
         branches = dict(zip(names, [*(one.branch for one in waited), branch], strict=True))
-        answered = dict(zip(names, (one.answer for one in waited)))
+        answered = {name: one.answer for name, one in zip(names, waited, strict=False) if one.answer is not None}
         told = self._evaluated(branches, branch, len(branch.sample), answered)
         for one in waited:
             one.shell.copy_(told)
         return waited[0].branch.returned(told)
 
-    def _edited(self) -> bool:
-        """Whether the prompt's own pass is edited at the next evaluation."""
-        if self.run is None or not self.stack.own_pass:
+    def _late(self, name: str) -> bool:
+        """Whether a condition of the next evaluation is not answered by itself, in the pipeline's own call for it.
+
+        That is where the prompt's own pass is edited, and where the samples are not yet where they will be evaluated.
+        """
+        if self.run is None or self._form is None:
             return False
-        point = self.steps.point
-        step = Step(self.run.run, point.step, point.level, point.evaluation, point.level, point.time)
-        return bool(self.stack.edits(step, self.run.state))
+        step = self.steps.where(self.run)
+        edited = name == "positive" and bool(self.stack.edits(step, self.run.state))
+        return edited or self.run.turns(step) > 0
 
     def _evaluated(
         self, branches: Mapping[str, Branch], branch: Branch, batch: int, answered: Mapping[str, Tensor] | None = None
@@ -142,10 +145,20 @@ class Session:
         if not steps.fired:  # what the pipeline's own rows are is known now
             networks.extra = network.fit()
             self._look_ahead(run, network)
-        point, reached = steps.point, steps.grid.reached(steps.position)
-        estimate = run.estimate(network, x, point.step, point.level, point.evaluation, point.time, reached)
+        step = steps.where(run)
+        turns = Turns(steps, networks, Asked(branches, branch, answered), x, self.part)
+        moved = run.moved(turns, x, step)
+        asked = turns.at(moved)
+        if moved is not x:
+            network = networks.made(asked.branches, asked.last, batch, keys, self.part)
+            steps.move(moved, branch.arguments)
+        at = step.level, step.evaluation, step.time, step.after, step.before
+        estimate = run.estimate(network, moved, step.index, *at)
         if branch.caches is not None:
             branch.caches.end(len(set(map(id, branches.values()))))
+        output, whole = turns.output  # in case that all was answered in turns
+        branch.output = output if asked.last.output is None else asked.last.output
+        network.whole = whole if network.whole is None else network.whole
         if self.stack.skips:  # others need neither, and it is memory
             self.calls.last, networks.whole = branch.output, network.whole
         steps.evaluated(estimate, branch.arguments)
@@ -174,7 +187,7 @@ class Session:
             emits=self.networks.emitted,
             latents=any(hasattr(self.pipe, name) for name in AUTOENCODERS),
         )
-        self.run = GuidedRun(self.stack, run, self.max_rows, self.observe)
+        self.run = GuidedRun(self.stack, run, self.max_rows, self.observe, moves=True)
         return self.run
 
     def _look_ahead(self, run: GuidedRun, network: PipelineNetwork) -> None:
@@ -187,6 +200,8 @@ class Session:
         for branch in network.branches.values():
             for name in self.family.rows:
                 branch.checked(name)
+            if self.stack.takes_turns and branch.caches is not None:
+                branch.caches.no_turns()
             if branch.caches is not None and branch.caches.exact:
                 branch.caches.foresee(self._planned(run.run, network), set(map(Query, network.branches)))
 

@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, UnsupportedPipelineError
+from ..guidance.keyed import Keys
+from ..guidance.plan import level_before
 from ..guidance.prediction import Prediction
 from ..guidance.rule import Stack
-from ..guidance.step import Estimate
+from ..guidance.run import GuidedRun
+from ..guidance.step import Estimate, Step
 from ..samplers import Grid, entry, grid, parameterization
 from ..samplers.grid import Point
+from ..samplers.moving import Beside, check_room
 from ..samplers.renoise import Renoising
 from .families.record import Call, Family, Pipeline
 from .hooks import Caller, Mine, Watch
@@ -43,6 +47,7 @@ class Steps:
         x: samples as the scheduler was handed them last; None where it is not asked to scale them.
         estimate: the last evaluation's, in the form in which the scheduler is handed samples.
         renoising: of a stack that re-noises, what its steps do; else None.
+        moved: samples that the scheduler is to be handed at its next step in place of the pipeline's; None for those.
     """
 
     def __init__(self, pipe: Pipeline, family: Family, stack: Stack, call: Call) -> None:
@@ -56,6 +61,7 @@ class Steps:
         self.x: Tensor | None = None
         self.estimate: Estimate | None = None
         self.renoising: Renoising | None = None
+        self.moved: Tensor | None = None
 
     @property
     def grid(self) -> Grid:
@@ -76,7 +82,8 @@ class Steps:
         """Find the place in the schedule at the first evaluation, given the denoiser's arguments."""
         self.position = self._entry(arguments)
         self.schedule = self.schedule or grid(self.pipe.scheduler, self.position)
-        self.began = self.point.step
+        self.began, self.begin_at = self.point.step, self.position
+        check_room(self.stack, self.pipe.scheduler)
         if self.stack.renoises:
             self.renoising = Renoising(self.pipe.scheduler, self.grid, self.position, self.stack.guides_history)
         return self.grid
@@ -95,6 +102,35 @@ class Steps:
         """Take the estimate of an evaluation, of which the denoiser's arguments are given."""
         self.fired += 1
         self.estimate = estimate if self.renoising is None else self._handed(estimate, arguments)
+
+    def where(self, run: GuidedRun) -> Step:
+        """Where a run stands at its next evaluation."""
+        point, before = self.point, level_before(self.grid.points, self.position, self.begin_at)
+        after = self.grid.reached(self.position)
+        return run.step(point.step, point.level, point.evaluation, point.time, after, before)
+
+    def move(self, x: Tensor, arguments: Mapping[str, Any]) -> None:
+        """Let the scheduler be handed samples `x` at its next step, given the denoiser's arguments."""
+        self.moved = self.family.handed(self.pipe, arguments, x)
+
+    def beside(self, x: Tensor, estimate: Estimate, keys: Keys, arguments: Mapping[str, Any]) -> Tensor:
+        """The samples after the scheduler's step from `x`, which the pipeline does not see.
+
+        Raises:
+            UnsupportedPipelineError: the pipeline hands its scheduler samples in another form than its denoiser.
+        """
+        sample = self.family.handed(self.pipe, arguments, x)
+        if sample.shape != x.shape:
+            raise UnsupportedPipelineError(
+                f"{self.stack} takes steps of its own, and {type(self.pipe).__name__} hands its scheduler samples of "
+                f"shape {tuple(sample.shape)} and its network {tuple(x.shape)}; it runs in guidestack.sample"
+            )
+        if self.family.negates:
+            estimate = _negated(estimate)
+        eta = self.call.get("eta")
+        takes = "eta" in inspect.signature(self.pipe.scheduler.step).parameters
+        options = {"eta": eta} if takes and eta is not None else {}
+        return Beside(self.pipe.scheduler, self.grid).step(sample, estimate, self.position, keys, **options)
 
     def _handed(self, estimate: Estimate, arguments: Mapping[str, Any]) -> Estimate:
         """`estimate` in the form in which the scheduler is handed samples; only re-noising looks at it."""
@@ -139,10 +175,15 @@ class Steps:
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.check()
+            given = dict(zip(names, args, strict=False)) | kwargs
+            if self.moved is not None:
+                given["sample"] = torch.cat([self.moved] * (len(given["sample"]) // len(self.moved))).to(
+                    given["sample"]
+                )
+                args, kwargs, self.moved = (), given, None
             if self.renoising is None:
                 result = step(*args, **kwargs)
             else:
-                given = dict(zip(names, args, strict=False)) | kwargs
                 result = self._renoised(self.renoising, step, given)
             self.position += 1
             self.stepped += 1
@@ -189,3 +230,13 @@ class Steps:
 
     def finish(self) -> None:
         """Check that the whole schedule was run, where the pipeline does not see to that by itself."""
+
+
+def _negated(estimate: Estimate) -> Estimate:
+    """The estimate of a network that emits minus what the scheduler is told."""
+
+    def one(prediction: Prediction) -> Prediction:
+        return replace(prediction, native=-prediction.native, parameterization=prediction.parameterization.negated())
+
+    renoise = None if estimate.renoise is None else one(estimate.renoise)
+    return replace(estimate, prediction=one(estimate.prediction), renoise=renoise)

@@ -34,6 +34,7 @@ from ..guidance.prediction import Level, Parameterization, wide
 from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
 from ..guidance.step import Estimate, Run
+from ..guidance.turn import check_still
 from .levels import grid, option
 from .loop import Sampled, Setup, finished
 
@@ -118,11 +119,12 @@ def _nearest(scheduler: Any) -> str:
 
 
 def reversible(stack: Stack) -> None:
-    """Refuse a stack that remembers: an inversion comes to the steps in the opposite order.
+    """Refuse a stack that remembers, or takes turns: an inversion comes to the steps in the opposite order.
 
     Raises:
         CompositionError: naming the rule.
     """
+    check_still(stack, "an inversion")
     for rule in stack.rules:
         if rule.whole_stack or _holds(rule.init(Run(SHAPE, identity=None))):
             raise CompositionError(
@@ -195,6 +197,13 @@ def invert(
     for index in reversed(range(len(schedule.points))):
         point, level = schedule.points[index], schedule.after(index)
         here = placed(x, level, point.level, setup.emits)
-        estimate = run.estimate(setup.network(here, point), here, point.step, point.level, point.evaluation, point.time)
+        estimate = run.estimate(
+            setup.network(here, point.level, setup.keys(point)),
+            here,
+            point.step,
+            point.level,
+            point.evaluation,
+            point.time,
+        )
         x = undone(estimate, x, level).to(x0.dtype)
     return finished(run, x)

@@ -16,16 +16,18 @@ from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
 from ..guidance.notation.presets import as_stack
 from ..guidance.observe import Observer
-from ..guidance.prediction import Parameterization
+from ..guidance.plan import level_before
+from ..guidance.prediction import Level, Parameterization
 from ..guidance.report import Report
 from ..guidance.rule import Rule
 from ..guidance.run import GuidedRun
-from ..guidance.step import Run
+from ..guidance.step import Estimate, Run
 from .conditions import Conditions
 from .grid import Point
 from .identity import scheduler_identity
 from .levels import grid, parameterization
 from .lists import arguments, checked
+from .moving import Beside, check_room
 from .noise import generators, initial_noise, seeded
 from .renoise import Renoising
 from .stepping import Stepper
@@ -113,6 +115,7 @@ def sample(
             raise InputError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}")
         x = start.to(x)
     stack = as_stack(stack)
+    check_room(stack, scheduler)
     renoising = Renoising(scheduler, schedule, guides_history=stack.guides_history) if stack.renoises else None
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"generator": own} if takes_generator else {}
@@ -123,15 +126,16 @@ def sample(
     about = Run(
         tuple(x.shape), dtype, x.device, schedule.steps, setup.seeds, *setup.counts, identity=known, emits=setup.emits
     )
-    run, advance = GuidedRun(stack, about, max_rows, observe), Stepper(scheduler)
+    run, advance = GuidedRun(stack, about, max_rows, observe, moves=True), Stepper(scheduler)
+    beside = Beside(scheduler, schedule)
     with seeded(scheduler, seeds):
         for position, (timestep, point) in enumerate(zip(scheduler.timesteps, schedule.points, strict=True)):
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, timestep)  # where some schedulers find their place; models scale x
-            reached = schedule.reached(position)
-            estimate = run.estimate(
-                setup.network(x, point), x, point.step, point.level, point.evaluation, point.time, reached
-            )
+            between = schedule.reached(position), level_before(schedule.points, position)
+            at = point.step, point.level, point.evaluation, point.time, *between
+            x = run.moved(_Turns(setup, beside, position), x, run.step(*at))
+            estimate = run.estimate(setup.network(x, point.level, setup.keys(point)), x, *at)
             told, at = renoising.before(estimate, x) if renoising else (estimate.prediction.native, x)
             x = advance(told, timestep, at, **options)
             x = renoising.after(x) if renoising else x
@@ -191,11 +195,31 @@ class Setup:
             self.conditions.count("positive", batch, positives),
         )
 
-    def network(self, x: Tensor, point: Point) -> CallableNetwork:
-        """The model at samples `x`, scaled as the level of `point` says."""
-        keys = Keys(self.seeds, point.step, point.evaluation)
+    def network(self, x: Tensor, level: Level, keys: Keys) -> CallableNetwork:
+        """The model at samples `x`, scaled as `level` says."""
         told = self.conditions
-        return CallableNetwork(self.models, x, point.level, told.rows, self.emits, told.aliases, keys)
+        return CallableNetwork(self.models, x, level, told.rows, self.emits, told.aliases, keys)
+
+    def keys(self, point: Point) -> Keys:
+        """Where the randomness of the evaluation at `point` comes from."""
+        return Keys(self.seeds, point.step, point.evaluation)
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """What turns need of `sample`, at one evaluation: a `Loop`."""
+
+    setup: Setup
+    beside: Beside
+    position: int
+
+    def network(self, x: Tensor, level: Level, keys: Keys) -> CallableNetwork:
+        """The model at samples `x`, scaled as `level` says."""
+        return self.setup.network(x, level, keys)
+
+    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
+        """The samples after the scheduler's step from `x`."""
+        return self.beside.step(x, estimate, self.position, keys)
 
 
 def finished(run: GuidedRun, x: Tensor) -> Sampled:

@@ -25,6 +25,7 @@ def line(planned: Planned) -> str:
     """The line that `explain` prints for one evaluation."""
     when = planned.when
     step = f"{when.step}.{when.evaluation}" if when.evaluation else f"{when.step}"
+    step += f" t{planned.turn}" if planned.turn else ""
     return f"{step:>6} {when.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
 
 
@@ -32,7 +33,8 @@ def evaluation_as_json(planned: Planned) -> dict[str, Any]:
     """What ``--json`` says of one evaluation; sigma/alpha is None where it is infinite."""
     when, queries = planned.when, [str(query) for query in planned.queries]
     ratio = when.level.k_sigma if math.isfinite(when.level.k_sigma) else None
-    return {"step": when.step, "evaluation": when.evaluation, "sigma_over_alpha": ratio, "queries": queries}
+    place = {"step": when.step, "evaluation": when.evaluation, "turn": planned.turn}
+    return {**place, "sigma_over_alpha": ratio, "queries": queries}
 
 
 @click.command()
@@ -48,6 +50,8 @@ def command(
 ) -> None:
     """Print what STACK asks for at each step, the evaluations of a sample, and the papers.
 
+    Rules that evaluate before the sampler does, such as langevin(2), take turns: "3 t1" is the first before step 3.
+
     STACK is text such as "during(cfg(4), sigma=(0.2, 5)) | rescale(0.7)", or @ with a preset's name or file, such as
     @interval-edm2. Nothing is run. The noise levels are those of the sampler for the model, of which only the
     scheduler's configuration is read. A stack whose rules do not go together is refused, naming them; `guidestack rules
@@ -56,7 +60,7 @@ def command(
     read = presets.read(stack)
     sampler = chosen_sampler(sampler, model)
     planned = plan(read, grid(scheduler_with_steps(sampler, scheduler_of(model or EMOJI), steps)).points)
-    evaluations = sum(len(one.queries) for one in planned)
+    evaluations, unguided = sum(len(one.queries) for one in planned), sum(not one.turn for one in planned)
     at_most = any(part.data_dependent for part in read.parts())
     notes = [
         *remarks(read),
@@ -77,7 +81,7 @@ def command(
                 "steps": steps,
                 "evaluations": evaluations,
                 "at_most": at_most,
-                "unguided": len(planned),
+                "unguided": unguided,
                 "plan": [evaluation_as_json(one) for one in planned],
                 "notes": notes,
                 "citation": papers,
@@ -90,7 +94,7 @@ def command(
         click.echo(line(one))
     bound = "at most " if at_most else ""
     spent, each = counted(evaluations, "evaluation"), counted(steps, "step")
-    click.echo(f"\n{bound}{spent} a sample in {each} of {sampler}; unguided: {len(planned)}")
+    click.echo(f"\n{bound}{spent} a sample in {each} of {sampler}; unguided: {unguided}")
     if len(read.rules) > 1 or len(list(read.parts())) > 2:
         click.echo("composition: these rules go together")
     for note in notes:

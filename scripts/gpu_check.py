@@ -30,6 +30,7 @@ from ..guidance.rule import models_of
 from ..guidance.words import counted
 from ..pipelines import guide
 from ..pipelines.models.loading import chosen_device
+from ..samplers.moving import given_room
 from .bench import accelerator, cli, models
 from .bench.pipelines import SCALE, SIDES, Bench
 from .bench.timing import interleaved
@@ -154,7 +155,9 @@ class Subject:
             # A random network may give a rule nothing to do. Torch's warnings stay: `waits` counts them.
             warnings.simplefilter("ignore", GuidestackWarning)
             weak = dict.fromkeys(models_of(parse(stack)), self.pipe)  # a network as any other
-            return guide(self.pipe, stack, networks=weak)(**self._arguments(samples, steps)).images  # type: ignore[no-any-return]
+            with given_room(self.pipe, parse(stack)):
+                guided = guide(self.pipe, stack, networks=weak)
+                return guided(**self._arguments(samples, steps)).images  # type: ignore[no-any-return]
 
     def row(self, check: str, what: str, outcome: Outcome, text: str, **numbers: float) -> Row:
         """A line of the table about this pipeline."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import textwrap
+from collections import Counter
 
 import click
 
@@ -38,13 +39,21 @@ def cost(entry: Entry) -> str:
     for stack in () if entry.cost else map(parse, entry.examples):
         others = Stack(*(rule for rule in stack.rules if type(rule) is not entry.rule))
         more, at_most = bool(others.rules), any(rule.data_dependent for rule in stack.parts())
-        for whole, rest in zip(plan(stack, SCHEDULE), plan(others, SCHEDULE), strict=True):
-            found.add(len(whole.queries) - more * len(rest.queries))
+        whole, rest = _by_step(stack), _by_step(others)
+        found |= {whole[step] - more * rest[step] for step in whole}
     if not found:
         return entry.cost or "not known without an example"
     low, high = min(found), max(found)
     number = f"{low} to {high}" if low < high else f"{high}"
     return f"{'at most ' if at_most else ''}{number}{' more' if more else ''}"
+
+
+def _by_step(stack: Stack) -> Counter[int]:
+    """The evaluations of each step of the schedule, those of turns included."""
+    counts: Counter[int] = Counter()
+    for one in plan(stack, SCHEDULE):
+        counts[one.when.step] += len(one.queries)
+    return counts
 
 
 def markdown() -> str:

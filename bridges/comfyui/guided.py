@@ -77,6 +77,8 @@ def uncarried(stack: Stack) -> str:
             return f"{rule} is held to a model and a scheduler, and ComfyUI does not tell which they are"
         if rule.guides_history:
             return f"{rule} sets a difference of second order, which ComfyUI's samplers set; leave second_order out"
+        if rule.takes_turns:
+            return f"{rule} evaluates and moves samples between two steps, for which ComfyUI's samplers leave no room"
         if rule.own_pass:
             return f"{rule} edits the network's attention, which ComfyUI does not show"
         for query in sorted(rule.asks(), key=str):

@@ -12,6 +12,7 @@ from ...guidance.plan import When, plan
 from ...guidance.rule import Stack
 from ...guidance.rules import AdaptiveGuidance, LinearAG, Schedule
 from ...guidance.rules.schedule import CONDITIONAL, GUIDED, REUSED, SKIPPED
+from ...guidance.turn import check_still
 
 NEVER = 2.0
 """A cosine that is never reached: no sample stops by itself."""
@@ -51,7 +52,9 @@ class Space:
 
         Raises:
             InputError: nothing can be left out of the reference, or the model runs no schedule around it.
+            CompositionError: a rule of it takes turns, which a schedule does not reach.
         """
+        check_still(reference, "a schedule of letters")
         for part in reference.parts():
             if part.whole_stack:
                 raise InputError(

@@ -13,6 +13,7 @@ from .fbg import FBG
 from .fdg import FDG
 from .fresca import FreSca
 from .icg import ICG
+from .langevin import Langevin
 from .linear_ag.rule import LinearAG
 from .mambo_g import MamboG
 from .momentum import Momentum
@@ -22,6 +23,7 @@ from .pag import PAG
 from .perp_neg import PerpNeg
 from .pladis import PLADIS
 from .ramp import Ramp
+from .recur import Recur
 from .renorm import Renorm
 from .rescale import Rescale
 from .s2 import S2
@@ -61,12 +63,14 @@ __all__ = [
     "During",
     "EpsilonScaling",
     "FreSca",
+    "Langevin",
     "LinearAG",
     "MamboG",
     "Momentum",
     "PerpNeg",
     "Prefix",
     "Ramp",
+    "Recur",
     "Renoise",
     "Renorm",
     "Rescale",

@@ -190,7 +190,7 @@ class Renoise(Rule):
         return True
 
     @property
-    def moves(self) -> bool:
+    def guides(self) -> bool:
         """Whether the rule changes where the sampler jumps: it never does."""
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import RuleError, shown
 from ..fields import flag, interval
@@ -53,6 +54,8 @@ class During(Wrapper):
     >>> print(During(CFG(4), sigma=(0.19, 1.61)))
     during(cfg(4), sigma=(0.19, 1.61))
     """
+
+    carries_turns: ClassVar[bool] = True
 
     sigma: tuple[float, float] | None = None
     progress: tuple[float, float] | None = None

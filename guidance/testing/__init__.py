@@ -1,6 +1,15 @@
 """The oracle and the invariants that every rule passes; public, so that rules of third parties are tested alike."""
 
-from .checks import MixtureDenoiser, check_rule, guide_once, oracle_run
+from .checks import MixtureDenoiser, check_move, check_rule, guide_once, oracle_run
 from .mixture import Gaussian1D, GaussianMixture, gaussian_1d
 
-__all__ = ["Gaussian1D", "GaussianMixture", "MixtureDenoiser", "check_rule", "gaussian_1d", "guide_once", "oracle_run"]
+__all__ = [
+    "Gaussian1D",
+    "GaussianMixture",
+    "MixtureDenoiser",
+    "check_move",
+    "check_rule",
+    "gaussian_1d",
+    "guide_once",
+    "oracle_run",
+]

@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +31,27 @@ from ..query import POSITIVE, Predictions, Query, covered, evaluate
 from ..rule import Rule, Stack
 from ..rules.during import During
 from ..run import GuidedRun
-from ..step import Estimate, Run, Step
+from ..step import Estimate, Run, State, Step
+from ..turn import Sight
 from .mixture import RANDOM, Gaussian1D, GaussianMixture, MixtureDenoiser, gaussian_1d, worsened
 
-__all__ = ["Gaussian1D", "GaussianMixture", "MixtureDenoiser", "check_rule", "gaussian_1d", "guide_once", "oracle_run"]
+__all__ = [
+    "Gaussian1D",
+    "GaussianMixture",
+    "MixtureDenoiser",
+    "check_move",
+    "check_rule",
+    "gaussian_1d",
+    "guide_once",
+    "oracle_run",
+]
 
 Reference = Callable[[Callable[[str], Tensor], Tensor, Level], Tensor]
 """What a rule should answer: ``reference(denoised, x, level)``, where ``denoised(query)`` is the closed-form posterior
 mean for the query with that text. Called once a step, in order."""
+MoveReference = Callable[[Callable[[str], Tensor], Tensor, Step, Callable[[str], Tensor]], Tensor]
+"""Where a turn should lead: ``reference(denoised, x, step, noise)``, where ``noise(purpose)`` is what `Sight.noise`
+draws. Called once a turn, in order."""
 
 LEVELS = tuple(Level.vp(alpha_bar) for alpha_bar in (0.02, 0.1, 0.3, 0.55, 0.8, 0.97))
 FAMILIES: dict[str, tuple[Level, ...]] = {
@@ -79,7 +93,7 @@ class OracleRun:
     Attributes:
         outputs: the guided native output at every step.
         denoised: the same as clean samples.
-        inputs: x at every step.
+        inputs: x at every evaluation of the stack.
         run: the finished run, with its report and its state.
     """
 
@@ -144,11 +158,11 @@ class Oracle:
 
         return {**fixed, "independent": independent}
 
-    def network(self, x: Tensor, level: Level, index: int = 0) -> CallableNetwork:
+    def network(self, x: Tensor, level: Level, index: int = 0, keys: Keys | None = None) -> CallableNetwork:
         """The oracle's networks, main and weak, bound to x."""
         models = {name: MixtureDenoiser(self.mixture, self.parameterization, widen) for name, widen in _MODELS.items()}
         aliases = {f"independent:{source}": "independent" for source in ("tokens", "gaussian", "class")}
-        keys = Keys(self.seeds, index)
+        keys = keys or Keys(self.seeds, index)
         return CallableNetwork(models, x, level, self.conditions(), self.parameterization, aliases, keys)
 
     @property
@@ -170,19 +184,48 @@ class Oracle:
             tuple(positives[sample] for sample in self.samples),
             IDENTITY,
         )
-        return GuidedRun(as_stack(rule), run)
+        return GuidedRun(as_stack(rule), run, moves=True)
 
     def time(self, index: int) -> float:
         """The network's time at step `index`, as a share."""
         return 1 - index / len(self.levels)
 
-    def step(self, run: GuidedRun, x: Tensor, index: int) -> tuple[Estimate, Tensor]:
-        """One guided DDIM step from level `index`: the estimate, and the next x."""
-        level = self.levels[index]
-        estimate = run.estimate(self.network(x, level, index), x, index, level, time=self.time(index))
-        after = self.levels[min(index + 1, len(self.levels) - 1)]
+    def after(self, index: int) -> Level:
+        """The level that step `index` leads to."""
+        return self.levels[min(index + 1, len(self.levels) - 1)]
+
+    def where(self, run: GuidedRun, index: int) -> Step:
+        """Where a run stands at step `index`."""
+        before = self.levels[index - 1] if index else None
+        return run.step(index, self.levels[index], 0, self.time(index), self.after(index), before)
+
+    def stepped(self, estimate: Estimate, index: int) -> Tensor:
+        """X after a DDIM step from level `index`."""
         prediction = estimate.prediction
-        return estimate, after.noised(prediction.denoised, (estimate.renoise or prediction).noise).to(x.dtype)
+        moved = self.after(index).noised(prediction.denoised, (estimate.renoise or prediction).noise)
+        return moved.to(prediction.x.dtype)
+
+    def step(self, run: GuidedRun, x: Tensor, index: int) -> tuple[Estimate, Tensor]:
+        """One guided DDIM step from level `index`, after the turns before it: the estimate, and the next x."""
+        step = self.where(run, index)
+        x = run.moved(_Turns(self, index), x, step)
+        network = self.network(x, step.level, index)
+        estimate = run.estimate(network, x, index, step.level, 0, step.time, step.after, step.before)
+        return estimate, self.stepped(estimate, index)
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """What turns need of the oracle, at one step."""
+
+    oracle: Oracle
+    index: int
+
+    def network(self, x: Tensor, level: Level, keys: Keys) -> CallableNetwork:
+        return self.oracle.network(x, level, self.index, keys)
+
+    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
+        return self.oracle.stepped(estimate, self.index)
 
 
 _MODELS = {"main": 1.0, "weak": 1.5}
@@ -201,8 +244,8 @@ def oracle_run(rule: Rule, oracle: Oracle | None = None, run: GuidedRun | None =
     x = oracle.start()
     outputs, denoised, inputs = [], [], []
     for index in range(len(oracle.levels)):
-        inputs.append(x)
         estimate, x = oracle.step(run, x, index)
+        inputs.append(estimate.prediction.x)
         outputs.append(estimate.prediction.native)
         denoised.append(estimate.prediction.denoised)
     return OracleRun(outputs, denoised, inputs, run)
@@ -222,12 +265,34 @@ def check_rule(rule: Rule, reference: Reference | None = None, device: str = "cp
     Raises:
         RuleCheckError: invariants are broken; the message names each and says what was seen.
     """
+    return _checked(rule, [*_CHECKS, lambda rule, device: _golden(rule, reference)], device)
+
+
+def check_move(move: Rule, reference: MoveReference | None = None, device: str = "cpu") -> dict[str, str]:
+    """Check the invariants of a rule on one that takes turns: those of `check_rule`, where they make sense.
+
+    Args:
+        move: the rule, with parameters at which it does something.
+        reference: where each turn should lead, computed independently; without it that is not checked.
+        device: where to run.
+
+    Returns:
+        For each invariant ``"passed"``, or ``"not applicable: "`` and why. What a move does to the law of the samples
+        is not among them: that law is a test of its own.
+
+    Raises:
+        RuleCheckError: invariants are broken; the message names each and says what was seen.
+    """
+    return _checked(move, [*_CHECKS, lambda rule, device: _golden_turns(rule, reference)], device)
+
+
+def _checked(rule: Rule, checks: Sequence[Callable[[Rule, str], str | None]], device: str) -> dict[str, str]:
     results, broken = {}, []
-    for number, check in enumerate(_CHECKS, 1):
-        title = (check.__doc__ or "").rstrip(".")
+    for number, check in enumerate(checks, 1):
+        title = (check.__doc__ or _golden.__doc__ or "").rstrip(".")
         name = f"{number}. {title[:1].lower()}{title[1:]}"
         try:
-            inapplicable = check(rule, reference) if check is _golden else check(rule, device)
+            inapplicable = check(rule, device)
         except (_Broken, GuidestackError) as error:
             broken.append(f"invariant {name}: {error}")
             continue
@@ -235,6 +300,62 @@ def check_rule(rule: Rule, reference: Reference | None = None, device: str = "cp
     if broken:
         raise RuleCheckError(f"{rule} breaks {'; '.join(broken)}")
     return results
+
+
+def _taken(rule: Rule, oracle: Oracle) -> Iterator[tuple[Tensor, Sight, Step, State, set[Query]]]:
+    """Every turn of a run of `rule` alone: its arguments, and what it asked for and nobody has read yet.
+
+    A turn is taken once more by this, so that the run goes on whatever was done with it.
+    """
+    run, x = oracle.begin(rule), oracle.start()
+    state = rule.init(run.run)
+    for index, level in enumerate(oracle.levels):
+        step = oracle.where(run, index)
+        for turn in range(1, rule.turns(step, state) + 1):
+            here, reads = dataclasses.replace(step, turn=turn), set[Query]()
+            sight = _shown(rule, oracle, x, here, state, reads)
+            yield x, sight, here, state, reads
+            x, state = rule.turn(x, sight, here, state)
+        queries = rule.queries(step, state)
+        done = evaluate(oracle.network(x, level, index), queries, x, level)
+        answers = done.predictions.only(queries, str(rule))
+        estimate, state = rule.update(Estimate(done.predictions[POSITIVE]), answers, step, state)
+        x = oracle.stepped(estimate, index)
+
+
+def _shown(rule: Rule, oracle: Oracle, x: Tensor, step: Step, state: State, reads: set[Query]) -> Sight:
+    """What `rule` is shown in a turn."""
+    keys = Keys(oracle.seeds, step.index, step.evaluation, step.turn)
+    sight = Sight({}, keys, lambda told: oracle.stepped(told, step.index))
+    look = rule.look(x, step, state)
+    if look is None:
+        return sight
+    if extra := {query for query in look.queries if not covered(query, rule.asks())}:
+        raise _Broken(f"look() names {_names(extra)}, which asks() does not")
+    at, level = x if look.x is None else look.x, look.level or step.level
+    own = rule.queries(step, state) if look.guided else {}
+    base = POSITIVE if look.guided else look.base
+    done = evaluate(oracle.network(at, level, keys=keys), {**own, **look.queries}, at, level, base=base)
+    answers = {query: done.predictions[query] for query in look.queries}
+    reads.update(answers)
+    shown = Predictions(answers, {query: query for query in answers}, done.predictions[base], str(rule), _Unread(reads))
+    seen = (
+        rule.update(Estimate(done.predictions[POSITIVE]), done.predictions.only(own, str(rule)), step, state)[0]
+        if look.guided
+        else None
+    )
+    return dataclasses.replace(sight, predictions=shown, seen=seen)
+
+
+class _Unread(set[Query]):
+    """A note of what is read, which takes it out of what is not."""
+
+    def __init__(self, unread: set[Query]) -> None:
+        super().__init__()
+        self.unread = unread
+
+    def add(self, query: Query) -> None:
+        self.unread.discard(query)
 
 
 class _Broken(Exception):
@@ -279,6 +400,10 @@ def _declared(rule: Rule, device: str) -> str | None:
         if unread := set(queries) - read:
             raise _Broken(f"pays for {_names(unread)} at step {index} and never reads it")
         x = oracle.step(oracle.begin(Stack()), x, index)[1]
+    for x, sight, step, state, unread in _taken(rule, oracle):
+        rule.turn(x, sight, step, state)
+        if unread:
+            raise _Broken(f"pays for {_names(unread)} in turn {step.turn} of step {step.index} and never reads it")
     return None
 
 
@@ -334,6 +459,14 @@ def _pure(rule: Rule, device: str) -> str | None:
             raise _Broken(f"two updates leave different states at step {index}")
         state = after
         x = oracle.step(oracle.begin(Stack()), x, index)[1]
+    for x, sight, step, state, _ in _taken(rule, oracle):
+        before = pickle.dumps((state, x))
+        (first, after), (second, again) = (rule.turn(x, sight, step, state) for _ in range(2))
+        if before != pickle.dumps((state, x)):
+            raise _Broken(f"turn changed its arguments at step {step.index}")
+        _same([first], [second], f"two turns of the same arguments differ at step {step.index}")
+        if not _equal(after, again):
+            raise _Broken(f"two turns of the same arguments leave different states at step {step.index}")
     return None
 
 
@@ -362,6 +495,8 @@ def _interleaved(rule: Rule, device: str) -> str | None:
 
 def _per_sample(rule: Rule, device: str) -> str | None:
     """A batch equals its samples alone, in any order."""
+    if any(part.couples for part in rule.parts()):
+        return "couples the samples of a batch"
     together = oracle_run(rule, Oracle(device=device)).outputs
     for samples in ((0,), (1,), (2,), (2, 0, 1)):
         seen = oracle_run(rule, Oracle(samples=samples, device=device)).outputs
@@ -447,24 +582,38 @@ def _golden(rule: Rule, reference: Reference | None) -> str | None:
         return "no reference given"
     oracle = Oracle()
     seen = oracle_run(rule, oracle)
-    conditions = oracle.conditions()
     for index, (x, level) in enumerate(zip(seen.inputs, oracle.levels, strict=True)):
+        wanted = reference(functools.partial(_by_tweedie, oracle, x, level), x, level)
+        _same([seen.denoised[index]], [wanted], f"not the golden value at step {index}", EXACT)
+    return None
 
-        def denoised(text: str, x: Tensor = x, level: Level = level) -> Tensor:
-            # By Tweedie's formula from the log density, not by the posterior mean that the network computes.
-            query = Query.of(text)
-            mixture, edit = oracle.mixture, query.perturbation
-            if edit and edit.kind in RANDOM:
-                raise _Broken(f"the answer to {text!r} is drawn; give no reference for it")
-            widen, away = worsened(edit.kind, edit.amount) if edit else (1.0, 1.0)
-            wider = GaussianMixture(mixture.means, mixture.stds * widen * _MODELS[query.model], mixture.weights)
-            if away != 1:
-                x, level = x / level.alpha, Level.ve(level.k_sigma * away)
-            point = x.detach().requires_grad_()
-            (score,) = torch.autograd.grad(wider.log_density(point, level, conditions[query.condition]).sum(), point)
-            return (x + level.sigma**2 * score) / level.alpha
 
-        _same([seen.denoised[index]], [reference(denoised, x, level)], f"not the golden value at step {index}", EXACT)
+def _by_tweedie(oracle: Oracle, x: Tensor, level: Level, text: str) -> Tensor:
+    """The posterior mean, by Tweedie's formula from the log density: not as the network computes it."""
+    query = Query.of(text)
+    mixture, edit = oracle.mixture, query.perturbation
+    if edit and edit.kind in RANDOM:
+        raise _Broken(f"the answer to {text!r} is drawn; give no reference for it")
+    widen, away = worsened(edit.kind, edit.amount) if edit else (1.0, 1.0)
+    wider = GaussianMixture(mixture.means, mixture.stds * widen * _MODELS[query.model], mixture.weights)
+    if away != 1:
+        x, level = x / level.alpha, Level.ve(level.k_sigma * away)
+    point = x.detach().requires_grad_()
+    condition = oracle.conditions()[query.condition]
+    (score,) = torch.autograd.grad(wider.log_density(point, level, condition).sum(), point)
+    return (x + level.sigma**2 * score) / level.alpha
+
+
+def _golden_turns(rule: Rule, reference: MoveReference | None) -> str | None:
+    """Golden values on the Gaussian mixture."""
+    if reference is None:
+        return "no reference given"
+    oracle = Oracle()
+    for x, sight, step, state, _ in _taken(rule, oracle):
+        denoised = functools.partial(_by_tweedie, oracle, x, step.level)
+        wanted = reference(denoised, x, step, functools.partial(sight.noise, x))
+        moved = rule.turn(x, sight, step, state)[0]
+        _same([moved], [wanted], f"turn {step.turn} of step {step.index} leads elsewhere", EXACT)
     return None
 
 
@@ -480,5 +629,4 @@ _CHECKS: tuple[Callable[[Rule, Any], str | None], ...] = (
     _written,
     _perturbed,
     _windowed,
-    _golden,
 )

@@ -14,6 +14,7 @@ from ...guidance.report import Report
 from ...guidance.rule import models_of
 from ...pipelines import guide
 from ...pipelines.families.lookup import family_of
+from ...samplers.moving import given_room
 
 SCALE, STEPS = 4.0, 20
 FITTED = 20  # steps of the runs that linear_ag's coefficients are of
@@ -73,6 +74,8 @@ SIDES = (
     Side("TPG", "tpg(3)"),
     Side("SG", "sg(3)"),
     Side("S2", "s2(0.25)"),
+    Side("Langevin", "cfg(4) | langevin()"),
+    Side("time travel", "cfg(4) | recur(2)"),
     Side("Autoguidance", "autoguidance(2)"),
     Side("interval", "during(cfg(4), progress=(0.2, 0.7))"),
     Side("prefix", "prefix(cfg(4), 2)"),
@@ -120,13 +123,16 @@ class Bench:
         """
         max_rows = side.max_rows * self.batch or None
         weak = dict.fromkeys(models_of(as_stack(side.stack)), self.pipe)  # as large as the main one
-        guided = guide(self.pipe, side.stack, max_rows=max_rows, networks=weak)
+        stack = as_stack(side.stack)
+        with given_room(self.pipe, stack):
+            guided = guide(self.pipe, stack, max_rows=max_rows, networks=weak)
         more = {"negative_prompt": [list(side.negatives)] * self.batch} if side.negatives else {}
 
         def run() -> Report:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a random network may give a rule nothing to do
-                guided(**self._arguments(), **more)
+                with given_room(self.pipe, stack):
+                    guided(**self._arguments(), **more)
             assert guided.report is not None  # a call leaves one
             return guided.report
 

@@ -19,6 +19,8 @@ from guidestack.guidance.rule import Rule
 from guidestack.guidance.step import Estimate, Run, State, Step
 from guidestack.guidance.testing.checks import LEVELS, Oracle, check_rule, oracle_run
 
+from .test_moves import TABLE as MOVES
+
 
 def eps(x0: Tensor, x: Tensor, level: Level) -> Tensor:
     return (x - level.alpha * x0) / level.sigma
@@ -253,6 +255,7 @@ def test_the_twelve_invariants(rule: gs.Rule, reference: Any, oracle_fit: Any) -
 
 def test_every_registered_rule_is_in_the_table() -> None:
     tested = {type(part) for rule, _ in TABLE for part in rule.parts()}
+    tested |= {type(part) for text in MOVES for part in gs.parse(text).parts()}
     assert {entry.rule for entry in rules()} <= tested
 
 

@@ -1,0 +1,123 @@
+"""Turns: what a rule evaluates before the sampler's own evaluation, wherever it likes, and how it changes x between.
+
+A rule that only reads predictions at the sampler's x needs none of this. One that does more takes *turns* before an
+evaluation. In each turn it says where it looks (`Look`), is shown the answers (`Sight`), and returns x:
+
+* A **move** returns another x at the same level: a corrector (`Langevin`), a step that is taken again (`Recur`).
+* A rule with a **second round** looks elsewhere, at an (x, level) of its own, keeps what it saw in its state, returns x
+  as it is and uses its state in `update`.
+
+The sampler's own evaluation follows at the x that the last turn returned. What was answered in a turn at that very x is
+not evaluated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .errors import CompositionError
+from .keyed import Keys, normal
+from .prediction import Level, Prediction, wide
+from .query import POSITIVE, Predictions, Queries, Query
+from .rule import Rule
+from .step import Estimate, StateT, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a turn has evaluated, and where.
+
+    Args:
+        queries: what is asked, each with the samples it is wanted for (None: all). "positive" is evaluated if it is
+            among them, or if `guided`.
+        guided: whether the estimate of the whole stack is wanted too, which costs what the stack asks for.
+        x: where, shape ``(B, ...)``, scaled as `level` says; None for the samples where they are.
+        level: of x; None for the level of the step.
+    """
+
+    queries: Queries = field(default_factory=dict)
+    guided: bool = False
+    x: Tensor | None = None
+    level: Level | None = None
+
+    @property
+    def base(self) -> Query:
+        """The query that rows read which are not asked for: the prompt, or the first that is asked."""
+        return next(iter(self.queries)) if self.queries and POSITIVE not in self.queries else POSITIVE
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What a turn is shown.
+
+    Attributes:
+        predictions: the answers to what it asked for.
+        keys: where its randomness comes from: of this turn alone.
+        steps: the sampler's own step, from the samples where they are to the level `Step.after`, given an estimate.
+        seen: the stack's estimate where the turn looked; None where it did not ask for one.
+    """
+
+    predictions: Mapping[Query, Prediction]
+    keys: Keys
+    steps: Callable[[Estimate], Tensor]
+    seen: Estimate | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        """The stack's estimate; a turn that reads it has asked for it."""
+        assert self.seen is not None  # `Look.guided` asks for it
+        return self.seen
+
+    def noise(self, like: Tensor, purpose: str) -> Tensor:
+        """Standard normal numbers of the shape of `like`, in float32 or better: each sample's from its own seed."""
+        drawn = normal(self.keys.generators(range(len(like)), purpose), like.shape[1:], like.device)
+        return drawn.to(wide(like.dtype))
+
+
+class Move(Rule[StateT]):
+    """A rule that changes x between two evaluations and leaves estimates as they are.
+
+    A subclass is a frozen dataclass and implements `turns`, `look` and `turn`; what `turn` does at a level should keep
+    the law of the samples there, or lead to the one that its docstring names.
+    """
+
+    @property
+    def guides(self) -> bool:
+        """False: estimates stay as they are."""
+        return False
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the rule takes turns at some step: a move does."""
+        return True
+
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
+    ) -> tuple[Estimate, StateT]:
+        """The estimate as it is."""
+        return estimate, state
+
+
+def turning(rule: Rule) -> Rule | None:
+    """The first rule in `rule` that takes turns; None where none does."""
+    return next((part for part in rule.parts() if part.takes_turns and not any(part.inner())), None)
+
+
+def check_still(rule: Rule, where: str) -> None:
+    """Refuse rules that take turns where a loop has no room for them.
+
+    Args:
+        rule: a stack.
+        where: what runs it, as a message calls it.
+
+    Raises:
+        CompositionError: naming the rule.
+    """
+    if found := turning(rule):
+        raise CompositionError(
+            f"{found} evaluates and moves samples between two steps of a sampler, and {where} leaves no room for that; "
+            "run it with guidestack.sample or guidestack.guide"
+        )

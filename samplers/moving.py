@@ -1,0 +1,90 @@
+"""Rules that take turns, under a scheduler: which schedulers have room for them, and a step beside the run's own."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from ..guidance.errors import UnsupportedSchedulerError
+from ..guidance.keyed import Keys
+from ..guidance.rule import Rule
+from ..guidance.step import Estimate
+from ..guidance.turn import turning
+from .grid import Grid
+from .levels import option
+from .renoise import FIRST_ORDER, MULTISTEP, Renoising
+
+
+def check_room(stack: Rule, scheduler: Any) -> None:
+    """Refuse a scheduler whose steps depend on more than the sample and one prediction, under rules that take turns.
+
+    A rule that moves samples between two steps leaves such a scheduler with a memory of where they were before.
+
+    Raises:
+        UnsupportedSchedulerError: naming the rule, the scheduler and what to use.
+    """
+    if (rule := turning(stack)) is None:
+        return
+    names = {cls.__name__ for cls in type(scheduler).__mro__}
+    first = names & FIRST_ORDER or (names & MULTISTEP and option(scheduler, "solver_order") == 1)
+    if not first or "old_pred_original_sample" in inspect.signature(scheduler.step).parameters:
+        kind = type(scheduler).__name__
+        flow = kind.startswith("Flow") or option(scheduler, "use_flow_sigmas")
+        instead = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler, EulerAncestralDiscreteScheduler"
+        raise UnsupportedSchedulerError(
+            f"{rule} moves samples between two steps, and {kind} evaluates more than once a step or remembers earlier "
+            f"steps; use {instead} or another of the first order"
+        )
+
+
+@contextmanager
+def given_room(pipe: Any, stack: Rule) -> Iterator[None]:
+    """While the context lasts, a diffusion pipeline has DDIM as its scheduler if a rule takes turns, else its own."""
+    own = pipe.scheduler
+    if turning(stack) is not None:
+        from diffusers import DDIMScheduler
+
+        pipe.scheduler = DDIMScheduler.from_config(own.config, clip_sample=False)
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
+
+
+class Beside:
+    """Steps of a scheduler that its run does not take: the scheduler stays where it is.
+
+    Args:
+        scheduler: one that `check_room` admits, after ``set_timesteps``.
+        schedule: its grid.
+    """
+
+    def __init__(self, scheduler: Any, schedule: Grid) -> None:
+        self.scheduler, self.schedule = scheduler, schedule
+        self.takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+
+    def step(self, x: Tensor, estimate: Estimate, position: int, keys: Keys, **options: Any) -> Tensor:
+        """The samples after the step from `x`.
+
+        Args:
+            x: the samples, in the form in which the scheduler is handed them.
+            estimate: of them, likewise, in what the scheduler is told.
+            position: index of the schedule's point.
+            keys: where the noise comes from, of a scheduler that draws some.
+            **options: further arguments of the scheduler's ``step``.
+        """
+        beside = copy.copy(self.scheduler)  # it counts its steps, and changes nothing else
+        timestep = beside.timesteps[position]
+        if hasattr(beside, "scale_model_input"):
+            beside.scale_model_input(x, timestep)
+        if self.takes_generator:
+            options = {**options, "generator": keys.generators(range(len(x)), "step")}
+        renoising = Renoising(beside, self.schedule, position) if estimate.renoise else None
+        told, at = renoising.before(estimate, x) if renoising else (estimate.prediction.native, x)
+        stepped: Tensor = beside.step(told, timestep, at, **options, return_dict=False)[0]
+        return renoising.after(stepped) if renoising else stepped

@@ -1,0 +1,189 @@
+"""Rules that take turns in a pipeline: samples are moved as if the scheduler had returned them so, at every door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import guidestack as gs
+from guidestack.guidance import NEGATIVE, POSITIVE, Look, Move, Sight
+from guidestack.guidance.errors import UnsupportedPipelineError, UnsupportedSchedulerError
+from guidestack.guidance.query import Query
+from guidestack.guidance.step import State, Step
+
+from .stock import stepping, trajectory
+from .test_families import BATCH, arguments, seen
+from .tiny import load
+
+pytestmark = pytest.mark.filterwarnings("ignore:this network was distilled")
+
+FAMILIES = [
+    "StableDiffusionXLPipeline",  # an input that is scaled
+    "StableDiffusionInpaintPipeline, 9 channels",  # samples are a part of the input
+    "StableDiffusion3Img2ImgPipeline",  # a run that begins midway
+    "FluxPipeline",  # one call for each condition, packed samples
+    "FluxKontextPipeline",  # a picture behind them
+    "ZImagePipeline",  # a network that is negated
+    "WanPipeline, two transformers",
+    "LTXImageToVideoPipeline",  # a frame that stays
+    "PixArtAlphaPipeline",  # learned variances
+    "StableAudioPipeline, stochastic",
+]
+
+
+@dataclass(frozen=True)
+class Swell(Move):
+    """Multiplies the samples by 1.05 after each step but the last, and may look at them before."""
+
+    asking: str = ""
+
+    def asks(self) -> frozenset[Query]:
+        return frozenset({POSITIVE, NEGATIVE}) if self.asking == "both" else frozenset()
+
+    def queries(self, step: Step, state: State) -> dict[Query, None]:
+        return {}
+
+    def turns(self, step: Step, state: State) -> int:
+        return int(step.before is not None)
+
+    def look(self, x: Tensor, step: Step, state: State) -> Look | None:
+        return Look(dict.fromkeys(self.asks()), guided=self.asking == "guided") if self.asking else None
+
+    def turn(self, x: Tensor, sight: Sight, step: Step, state: State) -> tuple[Tensor, State]:
+        return 1.05 * x, state
+
+    def __str__(self) -> str:
+        return "swell()"
+
+
+@cache
+def made(name: str) -> Any:
+    return load(name).make()
+
+
+def room(name: str) -> Any:
+    """The pipeline with a scheduler of the first order."""
+    pipe = made(name)
+    if "DPM" in type(pipe.scheduler).__name__ and "Cosine" not in type(pipe.scheduler).__name__:
+        from diffusers import DDIMScheduler
+
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    return pipe
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_scheduler_and_the_network_go_on_from_where_samples_were_moved_to(name: str) -> None:
+    pipe = room(name)
+    given = arguments(name, num_inference_steps=4)
+    try:
+        guided = gs.guide(pipe, gs.CFG(3) | Swell())
+    except UnsupportedSchedulerError:
+        pytest.skip("a scheduler that remembers")
+    steps: list[Tensor] = []
+
+    def swell(reached: Tensor) -> None:
+        steps.append(reached.clone())
+        reached.mul_(1.05)
+
+    with stepping(pipe, swell):
+        gs.guide(pipe, "cfg(3)")(**arguments(name, num_inference_steps=4))
+    moved = trajectory(pipe, guided, given)
+    assert torch.allclose(seen(name, moved), seen(name, torch.stack(steps)), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(
+        moved[-1], trajectory(pipe, gs.guide(pipe, "cfg(3)"), arguments(name, num_inference_steps=4))[-1]
+    )
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "PixArtAlphaPipeline"])
+@pytest.mark.parametrize("asking", ["both", "guided"])
+def test_turns_are_counted_and_change_nothing_else(name: str, asking: str) -> None:
+    pipe, calls = room(name), []
+    denoiser = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
+    silent = trajectory(pipe, gs.guide(pipe, gs.CFG(3) | Swell()), arguments(name, num_inference_steps=3))
+    guided = gs.guide(pipe, gs.CFG(3) | Swell(asking))
+    hook = denoiser.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        asked = trajectory(pipe, guided, arguments(name, num_inference_steps=3))
+    finally:
+        hook.remove()
+    assert torch.equal(asked, silent)
+    assert guided.report is not None
+    assert guided.report.evaluations == [2 * 5] * BATCH
+    assert guided.report.calls == len(calls)
+    assert [record.turn for record in guided.report.steps] == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
+def test_langevin_is_the_same_in_a_pipeline_and_in_the_plain_loop(scheduler: str) -> None:
+    import diffusers
+
+    name, stack = "StableDiffusionXLPipeline", "langevin(2, power=3, snr=0.2)"
+    pipe = made(name)
+    own, pipe.scheduler = pipe.scheduler, getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    try:
+        given = arguments(name, num_inference_steps=4)
+        given["generator"] = [torch.Generator().manual_seed(seed) for seed in range(BATCH)]
+        conditions: dict[str, Any] = {}
+
+        def told(module: Any, args: Any, kwargs: Any) -> None:
+            added = kwargs["added_cond_kwargs"]
+            rows = {"encoder_hidden_states": kwargs["encoder_hidden_states"], **added}
+            for place, half in enumerate(("negative:0", "positive")):
+                own = {key: value.chunk(2)[place] for key, value in rows.items()}
+                if len(own["time_ids"]) == BATCH:
+                    conditions.setdefault(half, own)
+
+        hook = pipe.unet.register_forward_pre_hook(told, with_kwargs=True)
+        guided = gs.guide(pipe, stack)
+        reached = trajectory(pipe, guided, given)
+        hook.remove()
+
+        def model(x: Tensor, level: Any, told: dict[str, Tensor]) -> Tensor:
+            added = {key: value for key, value in told.items() if key != "encoder_hidden_states"}
+            at = min(range(4), key=lambda place: abs(levels[place] - level.k_sigma))
+            timestep = pipe.scheduler.timesteps[at]
+            scaled = x if scheduler == "DDIMScheduler" else x / (level.sigma**2 + 1) ** 0.5
+            return pipe.unet(scaled, timestep, told["encoder_hidden_states"], added_cond_kwargs=added).sample
+
+        from guidestack.samplers import grid
+
+        pipe.scheduler.set_timesteps(4)
+        levels = [point.level.k_sigma for point in grid(pipe.scheduler).points]
+        size = reached.shape[2:]
+        plain = gs.sample(model, stack, pipe.scheduler, conditions=conditions, shape=size, seeds=range(BATCH), steps=4)
+        assert plain.report.evaluations == guided.report.evaluations == [4 + 3 * 4] * BATCH
+        assert torch.allclose(reached[-1], plain.x, atol=1e-4, rtol=1e-3)
+    finally:
+        pipe.scheduler = own
+
+
+def test_what_has_no_room_for_turns_is_refused_by_name() -> None:
+    import diffusers
+
+    pipe = load("StableDiffusionXLPipeline").make()
+    for name in ("HeunDiscreteScheduler", "LMSDiscreteScheduler", "UniPCMultistepScheduler"):
+        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+        with pytest.raises(
+            UnsupportedSchedulerError, match=f"langevin.*{name} evaluates more than once a step or"
+        ) as said:
+            gs.guide(pipe, "cfg(3) | langevin()")
+        assert "\n" not in str(said.value)
+        gs.guide(pipe, "cfg(3) | langevin(0)")
+    guided = gs.guide(pipe, "cfg(3)")
+    guided.stack = "cfg(3) | langevin()"
+    with pytest.raises(UnsupportedSchedulerError, match="UniPCMultistepScheduler"):
+        guided(**arguments("StableDiffusionXLPipeline", num_inference_steps=3))
+
+
+def test_feature_caches_are_refused() -> None:
+    from diffusers.hooks import FirstBlockCacheConfig
+
+    pipe = load("FluxPipeline").make()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(0.1))
+    with pytest.raises(UnsupportedPipelineError, match="keeps features from one step to the next"):
+        gs.guide(pipe, "cfg(3) | langevin()")(**arguments("FluxPipeline"))
