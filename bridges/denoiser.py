@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..guidance.errors import GuidanceNotAppliedError, InputError, QueryError, warn
 from ..guidance.keyed import Keys
+from ..guidance.move import check_still
 from ..guidance.network import CallableNetwork
 from ..guidance.notation.presets import as_stack
 from ..guidance.prediction import X0, Level
@@ -23,7 +24,6 @@ from ..guidance.report import Report
 from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
 from ..guidance.step import Run
-from ..guidance.turn import check_still
 from ..samplers.conditions import Conditions
 
 Model = Callable[..., Tensor]

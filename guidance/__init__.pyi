@@ -8,6 +8,7 @@ from .fields import set_field as set_field
 from .fields import whole as whole
 from .files import RuleFile as RuleFile
 from .keyed import Keys as Keys
+from .move import Move as Move
 from .notation.plugins import load_rules as load_rules
 from .notation.registry import register as register
 from .per_sample import dot as dot
@@ -42,5 +43,4 @@ from .testing import check_rule as check_rule
 from .testing import gaussian_1d as gaussian_1d
 from .testing import guide_once as guide_once
 from .turn import Look as Look
-from .turn import Move as Move
 from .turn import Sight as Sight

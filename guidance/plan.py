@@ -111,7 +111,7 @@ class _Zeros(Network):
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self.conditions = ["positive"]
+        self.conditions: list[str] = ["positive"]
 
     def resolve(self, query: Query) -> Query:
         """The query as it is."""

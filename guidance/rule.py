@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self
+from typing import Any, ClassVar, Generic, Literal, Self
 
 from torch import Tensor
 
@@ -20,9 +20,7 @@ from .files import RuleFile
 from .prediction import Prediction, Space
 from .query import ANY, NEGATIVE, NULL, Predictions, PromptEdit, Queries, Query, RowMask, covered, united
 from .step import Estimate, Run, State, StateT, Step
-
-if TYPE_CHECKING:
-    from .turn import Look, Sight
+from .turn import Look, Sight
 
 DEEPEST = 30
 """Rules inside one another, a stack in a rule counted: what is deeper could be read and not written, or the reverse."""

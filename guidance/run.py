@@ -13,6 +13,7 @@ from torch import Tensor
 from .errors import GuidanceNotAppliedError, NonFiniteError
 from .fields import count
 from .keyed import Keys
+from .move import check_still
 from .observe import Observer, Seen
 from .per_sample import own_axes
 from .prediction import Level, Prediction, wide
@@ -20,7 +21,7 @@ from .query import POSITIVE, Evaluation, Network, Queries, Query, covered, evalu
 from .report import Report, StepRecord
 from .rule import Stack
 from .step import Estimate, Run, State, Step
-from .turn import Sight, check_still
+from .turn import Sight
 
 BLIND = (
     "the run begins at pure noise (alpha 0), where epsilon leaves x0 open; use rescale_betas_zero_snr=False, or a "

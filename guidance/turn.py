@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .errors import CompositionError
 from .keyed import Keys, normal
 from .prediction import Level, Prediction, wide
-from .query import POSITIVE, Predictions, Queries, Query
-from .rule import Rule
-from .step import Estimate, StateT, Step
+from .query import POSITIVE, Queries, Query
+from .step import Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,49 +73,3 @@ class Sight:
         """Standard normal numbers of the shape of `like`, in float32 or better: each sample's from its own seed."""
         drawn = normal(self.keys.generators(range(len(like)), purpose), like.shape[1:], like.device)
         return drawn.to(wide(like.dtype))
-
-
-class Move(Rule[StateT]):
-    """A rule that changes x between two evaluations and leaves estimates as they are.
-
-    A subclass is a frozen dataclass and implements `turns`, `look` and `turn`; what `turn` does at a level should keep
-    the law of the samples there, or lead to the one that its docstring names.
-    """
-
-    @property
-    def guides(self) -> bool:
-        """False: estimates stay as they are."""
-        return False
-
-    @property
-    def takes_turns(self) -> bool:
-        """Whether the rule takes turns at some step: a move does."""
-        return True
-
-    def update(
-        self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
-    ) -> tuple[Estimate, StateT]:
-        """The estimate as it is."""
-        return estimate, state
-
-
-def turning(rule: Rule) -> Rule | None:
-    """The first rule in `rule` that takes turns; None where none does."""
-    return next((part for part in rule.parts() if part.takes_turns and not any(part.inner())), None)
-
-
-def check_still(rule: Rule, where: str) -> None:
-    """Refuse rules that take turns where a loop has no room for them.
-
-    Args:
-        rule: a stack.
-        where: what runs it, as a message calls it.
-
-    Raises:
-        CompositionError: naming the rule.
-    """
-    if found := turning(rule):
-        raise CompositionError(
-            f"{found} evaluates and moves samples between two steps of a sampler, and {where} leaves no room for that; "
-            "run it with guidestack.sample or guidestack.guide"
-        )

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..guidance.errors import CompositionError, InputError, UnsupportedSchedulerError
 from ..guidance.fields import count
+from ..guidance.move import check_still
 from ..guidance.network import Denoiser
 from ..guidance.notation.presets import as_stack
 from ..guidance.plan import SHAPE
@@ -34,7 +35,6 @@ from ..guidance.prediction import Level, Parameterization, wide
 from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
 from ..guidance.step import Estimate, Run
-from ..guidance.turn import check_still
 from .levels import grid, option
 from .loop import Sampled, Setup, finished
 

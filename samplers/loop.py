@@ -136,8 +136,8 @@ def sample(
             at = point.step, point.level, point.evaluation, point.time, *between
             x = run.moved(_Turns(setup, beside, position), x, run.step(*at))
             estimate = run.estimate(setup.network(x, point.level, setup.keys(point)), x, *at)
-            told, at = renoising.before(estimate, x) if renoising else (estimate.prediction.native, x)
-            x = advance(told, timestep, at, **options)
+            told, handed = renoising.before(estimate, x) if renoising else (estimate.prediction.native, x)
+            x = advance(told, timestep, handed, **options)
             x = renoising.after(x) if renoising else x
     return finished(run, x)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..guidance.errors import UnsupportedSchedulerError
 from ..guidance.keyed import Keys
+from ..guidance.move import turning
 from ..guidance.rule import Rule
 from ..guidance.step import Estimate
-from ..guidance.turn import turning
 from .grid import Grid
 from .levels import option
 from .renoise import FIRST_ORDER, MULTISTEP, Renoising

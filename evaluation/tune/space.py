@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...guidance.errors import CompositionError, GuidestackError, InputError, RuleError
+from ...guidance.move import check_still
 from ...guidance.plan import When, plan
 from ...guidance.rule import Stack
 from ...guidance.rules import AdaptiveGuidance, LinearAG, Schedule
 from ...guidance.rules.schedule import CONDITIONAL, GUIDED, REUSED, SKIPPED
-from ...guidance.turn import check_still
 
 NEVER = 2.0
 """A cosine that is never reached: no sample stops by itself."""

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..fields import SMALLEST, number, set_field, whole
+from ..move import Move
 from ..notation.registry import register
 from ..per_sample import norm, ratio
 from ..query import NEGATIVE, POSITIVE, Query
 from ..step import State, Step
-from ..turn import Look, Move, Sight
+from ..turn import Look, Sight
 
 SONG_2021 = """@inproceedings{song2021scorebased,
   title     = {Score-Based Generative Modeling through Stochastic Differential Equations},
@@ -34,12 +35,7 @@ BRADLEY_2024 = """@article{bradley2024classifier,
 }"""
 
 
-@register(
-    "langevin",
-    references=(SONG_2021, BRADLEY_2024),
-    example=("cfg(3) | langevin(2)", "langevin(1, power=5)"),
-    cost="for each Langevin step as the stack, or 2",
-)
+@register("langevin", references=(SONG_2021, BRADLEY_2024), example="cfg(3) | langevin(2)")
 @dataclass(frozen=True)
 class Langevin(Move):
     r"""Langevin corrector: steps that move x towards a law at one noise level, before the sampler goes on.

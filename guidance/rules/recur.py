@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..fields import whole
+from ..move import Move
 from ..notation.registry import register
 from ..prediction import Level
 from ..step import State, Step
-from ..turn import Look, Move, Sight
+from ..turn import Look, Sight
 
 LUGMAYR_2022 = """@inproceedings{lugmayr2022repaint,
   title     = {{RePaint}: Inpainting using Denoising Diffusion Probabilistic Models},
@@ -41,7 +42,7 @@ def noisier(x: Tensor, level: Level, to: Level, z: Tensor) -> Tensor:
     return share * x + math.sqrt(max(0.0, to.sigma**2 - (share * level.sigma) ** 2)) * z
 
 
-@register("recur", references=(LUGMAYR_2022, YU_2023), example="cfg(3) | recur(2)", cost="for each time as the stack")
+@register("recur", references=(LUGMAYR_2022, YU_2023), example="cfg(3) | recur(2)")
 @dataclass(frozen=True)
 class Recur(Move):
     r"""Time travel: take each step of the sampler several times, back at the noise where it began in between.

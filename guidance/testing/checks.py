@@ -461,10 +461,10 @@ def _pure(rule: Rule, device: str) -> str | None:
         x = oracle.step(oracle.begin(Stack()), x, index)[1]
     for x, sight, step, state, _ in _taken(rule, oracle):
         before = pickle.dumps((state, x))
-        (first, after), (second, again) = (rule.turn(x, sight, step, state) for _ in range(2))
+        (moved, after), (twice, again) = (rule.turn(x, sight, step, state) for _ in range(2))
         if before != pickle.dumps((state, x)):
             raise _Broken(f"turn changed its arguments at step {step.index}")
-        _same([first], [second], f"two turns of the same arguments differ at step {step.index}")
+        _same([moved], [twice], f"two turns of the same arguments differ at step {step.index}")
         if not _equal(after, again):
             raise _Broken(f"two turns of the same arguments leave different states at step {step.index}")
     return None

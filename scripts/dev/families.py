@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ...guidance.errors import InputError
+from ...guidance.move import Move
 from ...guidance.notation.registry import rules
 from ...guidance.notation.text import parse
 from ...guidance.rule import Wrapper
@@ -20,16 +21,19 @@ from ...pipelines.doctor.trials import trial
 Arguments = Callable[[], dict[str, Any]]
 
 
-def columns() -> tuple[list[str], list[str]]:
-    """The examples of the rules that a cell is made for, and the names of the rules that run where these do."""
-    texts, others = [], []
+def columns() -> tuple[list[str], list[str], list[str]]:
+    """The examples of the rules that a cell is made for, the names of the rules that run where these do, and moves."""
+    texts, others, moves = [], [], []
     for entry in rules():
+        if issubclass(entry.rule, Move):
+            moves.append(entry.name)
+            continue
         alone = [text for text in entry.examples if len(parse(text).rules) == 1]
         if alone and not issubclass(entry.rule, Wrapper):
             texts += alone
         else:
             others.append(entry.name)
-    return texts, others
+    return texts, others, moves
 
 
 HEAD = """# Which rules run on which pipelines
@@ -39,6 +43,8 @@ cell was run on a tiny random pipeline of that class, for one prompt and, where 
 prompt; a weak network is there, a copy of its own. A cell has the network evaluations of a step, or the letter of the
 reason for which it is refused. What wraps or reshapes other rules runs where these do:
 {others}.
+[Moves](moves.md) run on all of these pipelines, under schedulers that evaluate once a step and remember nothing:
+{moves}.
 """
 
 
@@ -69,8 +75,9 @@ def pipelines() -> Iterator[tuple[str, Any, Arguments]]:
 
 def markdown(found: Iterable[tuple[str, Any, Arguments]]) -> str:
     """The text of docs/family-rules.md."""
-    texts, others = columns()
-    head = HEAD.format(others=", ".join(f"`{name}`" for name in others))
+    texts, *names = columns()
+    others, moves = (", ".join(f"`{name}`" for name in some) for some in names)
+    head = HEAD.format(others=others, moves=moves)
     lines = [f"| | {' | '.join(f'`{text}`' for text in texts)} |"]
     lines.append("|---" * (len(texts) + 1) + "|")
     letters: dict[str, str] = {}
