@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
 import sys
-from typing import Any
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from .errors import InputError, RuleError, nearest, shown
 
@@ -14,6 +18,57 @@ LARGEST = 1e6
 """The largest size of a parameter: two of them times a prediction, and the square of that, are finite in float32."""
 SMALLEST = 1e-9
 """The smallest parameter above 0 where 0 is no choice: far above what float32 rounds to 0 (1e-45)."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What one of the checks below says of a parameter, for who shows or asks for it.
+
+    Args:
+        kind: of value, which the check names.
+        low: smallest number; of an interval the smallest end.
+        high: largest number, which may be infinite.
+        valid: the texts of a choice.
+    """
+
+    kind: Literal["number", "whole", "choice", "flag", "interval", "strengths", "axes", "blocks"]
+    low: float = -math.inf
+    high: float = math.inf
+    valid: tuple[str, ...] = ()
+
+
+_HEARD: ContextVar[tuple[type, dict[str, Declared]] | None] = ContextVar("_HEARD", default=None)
+"""Where `declared` listens to the checks of a rule, and of which class."""
+
+
+def declared(rule: Any, /, **changes: Any) -> Mapping[str, Declared]:
+    """What a rule checks of its parameters by the functions below, by the parameter's name.
+
+    The checks are the only place that knows the bounds, and they run when a rule is made: so it is made again. What is
+    checked of a parameter may depend on its value: many are not checked where they are None.
+
+    Args:
+        rule: the rule.
+        changes: other values of parameters. A value that the rule refuses ends the checks, and is heard of before.
+
+    >>> from guidestack import Rescale
+    >>> declared(Rescale(0.7))["phi"]
+    Declared(kind='number', low=0.0, high=1.0, valid=())
+    """
+    found: dict[str, Declared] = {}
+    token = _HEARD.set((type(rule), found))
+    try:
+        with contextlib.suppress(RuleError):
+            dataclasses.replace(rule, **changes)
+    finally:
+        _HEARD.reset(token)
+    return found
+
+
+def _declare(rule: object, name: str, of: Declared) -> None:
+    heard = _HEARD.get()
+    if heard is not None and type(rule) is heard[0]:
+        heard[1][name] = of
 
 
 def parameters(rule: Any) -> tuple[dataclasses.Field[Any], ...]:
@@ -47,6 +102,7 @@ def number(rule: object, name: str, low: float = -LARGEST, high: float = LARGEST
     Raises:
         RuleError: it is something else.
     """
+    _declare(rule, name, Declared("number", low, high))
     value = plain(getattr(rule, name))
     if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
         raise RuleError(f"{type(rule).__name__}: {name} must be a finite number, got {shown(value)}")
@@ -63,6 +119,7 @@ def choice(rule: object, name: str, valid: tuple[str, ...]) -> None:
     Raises:
         RuleError: it is not.
     """
+    _declare(rule, name, Declared("choice", valid=valid))
     value = getattr(rule, name)
     if not isinstance(value, str) or value not in valid:
         hint = nearest(value if isinstance(value, str) else "", valid)
@@ -76,6 +133,7 @@ def flag(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
+    _declare(rule, name, Declared("flag"))
     value = plain(getattr(rule, name))
     if not isinstance(value, bool):
         raise RuleError(f"{type(rule).__name__}: {name} must be True or False, got {shown(value)}")
@@ -88,6 +146,7 @@ def interval(rule: object, name: str, low: float, high: float) -> None:
     Raises:
         RuleError: it is something else.
     """
+    _declare(rule, name, Declared("interval", low, high))
     value = plain(getattr(rule, name))
     ends = [plain(end) for end in value] if isinstance(value, tuple | list) else []
     if (
@@ -106,6 +165,7 @@ def strengths(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
+    _declare(rule, name, Declared("strengths", 0, LARGEST))
     value = plain(getattr(rule, name))
     several = isinstance(value, tuple | list)
     numbers = [plain(one) for one in (value if several else (value,))]
@@ -117,27 +177,28 @@ def strengths(rule: object, name: str) -> None:
     set_field(rule, name, tuple(map(float, numbers)) if several else float(numbers[0]))
 
 
-def whole(rule: object, name: str, low: int) -> None:
-    """Make parameter `name` an integer between `low` and `LARGEST`; a float will do that is a whole number.
+def whole(rule: object, name: str, low: int, high: float = LARGEST) -> None:
+    """Make parameter `name` an integer between `low` and `high`; a float will do that is a whole number.
 
     Raises:
         RuleError: it is something else.
     """
+    _declare(rule, name, Declared("whole", low, high))
     try:
-        set_field(rule, name, count(name, getattr(rule, name), low))
+        set_field(rule, name, count(name, getattr(rule, name), low, high))
     except InputError as error:
         raise RuleError(f"{type(rule).__name__}: {error}") from None
 
 
-def count(name: str, value: Any, low: int = 1) -> int:
-    """`value` as an integer between `low` and `LARGEST`: of something that messages call `name`.
+def count(name: str, value: Any, low: int = 1, high: float = LARGEST) -> int:
+    """`value` as an integer between `low` and `high`: of something that messages call `name`.
 
     Raises:
         InputError: it is no whole number, or out of these bounds.
     """
     number = plain(value)
-    if not is_number(number) or number != int(number) or number < low:
-        raise InputError(f"{name} must be a whole number between {low} and {LARGEST:g}; got {shown(number)}")
+    if not is_number(number) or number != int(number) or not low <= number <= high:
+        raise InputError(f"{name} must be a whole number between {low} and {high:g}; got {shown(number)}")
     return int(number)
 
 
@@ -147,6 +208,7 @@ def sample_axes(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
+    _declare(rule, name, Declared("axes"))
     value = plain(getattr(rule, name))
     if value is None:
         return
@@ -178,6 +240,7 @@ def block_names(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
+    _declare(rule, name, Declared("blocks"))
     value = getattr(rule, name)
     if value is None:
         return

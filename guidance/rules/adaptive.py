@@ -106,9 +106,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole(self, "lag", 0)
-        if self.lag > 1:
-            raise RuleError(f"AdaptiveGuidance: lag is 0 or 1 steps, got {self.lag!r}")
+        whole(self, "lag", 0, 1)
         if number(self, "threshold") < -1:
             raise RuleError(f"AdaptiveGuidance: threshold is a cosine, -1 at least; got {self.threshold!r}")
         choice(self, "space", SPACES)

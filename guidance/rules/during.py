@@ -63,16 +63,16 @@ class During(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        flag(self, "per_step")
+        if self.sigma is not None:
+            interval(self, "sigma", 0.0, math.inf)
+        if self.progress is not None:
+            interval(self, "progress", 0.0, 1.0)
         if (self.sigma is None) == (self.progress is None):
             raise RuleError(
                 f"During takes one window, sigma=(lo, hi) or progress=(start, stop); got sigma="
                 f"{shown(self.sigma)}, progress={shown(self.progress)}"
             )
-        flag(self, "per_step")
-        if self.sigma is not None:
-            interval(self, "sigma", 0.0, math.inf)
-        else:
-            interval(self, "progress", 0.0, 1.0)
 
     def applies(self, step: Step, state: State) -> bool:
         """Whether the rule is applied at `step`: whether that lies in the window."""

@@ -172,9 +172,7 @@ class Schedule(Wrapper[Remembered]):
         head, tail = read_plan(self.plan)
         set_field(self, "plan", written_plan(head, tail))
         for name in ("order", "skip_order"):
-            whole(self, name, 0)
-            if getattr(self, name) > 1:
-                raise RuleError(f"Schedule: {name} is 0 or 1, got {getattr(self, name)!r}")
+            whole(self, name, 0, 1)
         choice(self, "space", SPACES)
         for letter, needs in ((SKIPPED, (GUIDED, CONDITIONAL)), (REUSED, (GUIDED,))):
             before = (head + tail).partition(letter)

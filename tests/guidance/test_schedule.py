@@ -284,7 +284,7 @@ def test_a_wrong_plan_is_one_clear_line(plan: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": 2}, "order is 0 or 1, got 2"),
+        ({"order": 2}, "order must be a whole number between 0 and 1; got 2"),
         ({"skip_order": -1}, "skip_order must be a whole number"),
         ({"space": "score"}, "unknown space 'score'"),
     ],
