@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import click
 from ..guidance.notation import presets
 from ..guidance.notation.registry import citation
 from ..guidance.plan import Planned, never_asking, plan
-from ..guidance.rule import models_of, remarks
+from ..guidance.rule import Stack, models_of, remarks
 from ..guidance.words import counted
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import chosen_sampler, scheduler_of
@@ -19,6 +21,72 @@ from ..pipelines.models.networks import network_identity
 from ..samplers import grid, scheduler_with_steps
 from .as_json import echo_json, json_option
 from .options import network_option, rules_option, sampler_option, steps_option
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a stack asks for in a run.
+
+    Attributes:
+        stack: the stack.
+        sampler: short name of the sampler.
+        steps: that the sampler was asked for.
+        planned: what is asked at each evaluation.
+        notes: what a user should know of it, one line each.
+    """
+
+    stack: Stack
+    sampler: str
+    steps: int
+    planned: Sequence[Planned]
+    notes: Sequence[str]
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a sample, which are the most that there can be if `at_most`."""
+        return sum(len(one.queries) for one in self.planned)
+
+    @property
+    def at_most(self) -> bool:
+        """Whether a rule decides as it goes and may ask for less."""
+        return any(part.data_dependent for part in self.stack.parts())
+
+    @property
+    def unguided(self) -> int:
+        """Network evaluations of a sample without guidance: the sampler's own."""
+        return sum(not one.turn for one in self.planned)
+
+    @property
+    def summary(self) -> str:
+        """The cost in one line."""
+        bound = "at most " if self.at_most else ""
+        spent, each = counted(self.evaluations, "evaluation"), counted(self.steps, "step")
+        return f"{bound}{spent} a sample in {each} of {self.sampler}; unguided: {self.unguided}"
+
+
+def explained(
+    stack: Stack, sampler: str, steps: int, model: Path | str | None, negatives: int = 1, positives: int = 0
+) -> Explained:
+    """What a stack asks for in a run of a model, of which only the scheduler's configuration is read.
+
+    Args:
+        stack: the stack.
+        sampler: short name of the sampler.
+        steps: of the sampler.
+        model: folder or hub id; None for the bundled model.
+        negatives: how many negative prompts a sample has.
+        positives: how many it has beside its prompt.
+
+    Raises:
+        GuidestackError: the stack or the sampler is not for this run.
+    """
+    schedule = grid(scheduler_with_steps(sampler, scheduler_of(model or EMOJI), steps)).points
+    planned = plan(stack, schedule, negatives, positives)
+    outside = [
+        f"{stack.rules[place]} asks for nothing at any of these steps: its window lies outside of them"
+        for place in never_asking(stack, planned)
+    ]
+    return Explained(stack, sampler, steps, planned, [*remarks(stack), *outside])
 
 
 def line(planned: Planned) -> str:
@@ -59,16 +127,8 @@ def command(
     """
     read = presets.read(stack)
     sampler = chosen_sampler(sampler, model)
-    planned = plan(read, grid(scheduler_with_steps(sampler, scheduler_of(model or EMOJI), steps)).points)
-    evaluations, unguided = sum(len(one.queries) for one in planned), sum(not one.turn for one in planned)
-    at_most = any(part.data_dependent for part in read.parts())
-    notes = [
-        *remarks(read),
-        *(
-            f"{read.rules[place]} asks for nothing at any of these steps: its window lies outside of them"
-            for place in never_asking(read, planned)
-        ),
-    ]
+    said = explained(read, sampler, steps, model)
+    planned, notes = said.planned, list(said.notes)
     for name in sorted(models_of(read)):
         identity = " ".join(network_identity(networks[name]).values()) if name in networks else "none was given"
         notes.append(f"it asks the network {name!r} beside the model's own, --network {name}=FOLDER: {identity}")
@@ -79,9 +139,9 @@ def command(
                 "stack": str(read),
                 "sampler": sampler,
                 "steps": steps,
-                "evaluations": evaluations,
-                "at_most": at_most,
-                "unguided": unguided,
+                "evaluations": said.evaluations,
+                "at_most": said.at_most,
+                "unguided": said.unguided,
                 "plan": [evaluation_as_json(one) for one in planned],
                 "notes": notes,
                 "citation": papers,
@@ -92,9 +152,7 @@ def command(
     click.echo(f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries")
     for one in planned:
         click.echo(line(one))
-    bound = "at most " if at_most else ""
-    spent, each = counted(evaluations, "evaluation"), counted(steps, "step")
-    click.echo(f"\n{bound}{spent} a sample in {each} of {sampler}; unguided: {unguided}")
+    click.echo(f"\n{said.summary}")
     if len(read.rules) > 1 or len(list(read.parts())) > 2:
         click.echo("composition: these rules go together")
     for note in notes:

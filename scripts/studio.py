@@ -62,7 +62,7 @@ class Studio:
             GuidestackError: as the pipeline; what was finished before stays.
             KeyboardInterrupt: Ctrl-C, after saying what is missing.
         """
-        wanted = [self._completed(recipe) for recipe in wanted]
+        wanted = [self.completed(recipe) for recipe in wanted]
         missing = [recipe for recipe in wanted if overwrite or not (out / recipe.filename).exists()]
         there = f"{were(len(wanted) - len(missing))} there already"
         if not missing:
@@ -107,7 +107,7 @@ class Studio:
 
     def write_grid(self, wanted: Sequence[Recipe], out: Path, path: Path) -> None:
         """One labelled picture: a row for each stack, a column for each prompt and seed."""
-        wanted = [self._completed(recipe) for recipe in wanted]
+        wanted = [self.completed(recipe) for recipe in wanted]
         rows = list(dict.fromkeys(recipe.guidance for recipe in wanted))
         table = []
         for stack in rows:
@@ -117,7 +117,8 @@ class Studio:
         images.make_folder(path.parent)
         images.write(images.grid(table, rows, [f"{recipe.prompt}, seed {recipe.seed}" for recipe in first]), path)
 
-    def _completed(self, recipe: Recipe) -> Recipe:
+    def completed(self, recipe: Recipe) -> Recipe:
+        """The recipe with what makes it: the model, its further networks, and the versions of the libraries."""
         made_by = self.generator
         networks = made_by.networks_of(as_stack(recipe.guidance))
         return dataclasses.replace(recipe, model=made_by.identity, versions=made_by.versions, networks=networks)
