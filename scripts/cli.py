@@ -13,6 +13,7 @@ import click
 
 COMMANDS = (
     "generate",
+    "play",
     "evaluate",
     "report",
     "edit",

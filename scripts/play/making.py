@@ -1,0 +1,267 @@
+"""What is made on the page: what was typed becomes recipes, and recipes become images, one after the other."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+import uuid
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+from torch import Tensor
+
+from ...evaluation.effective_scale import gathered, strength
+from ...guidance.errors import GuidestackError, GuidestackWarning, InputError, NonFiniteError, reason
+from ...guidance.observe import Seen
+from ...guidance.report import Report
+from ...guidance.rule import Stack, models_of
+from ...pipelines.models.files import contents
+from ...pipelines.models.generator import Asked, Generator
+from ...pipelines.models.loading import chosen_sampler
+from ...pipelines.models.recipe import Recipe, check_text, recipes, split
+from ..explain import Explained, explained
+from ..generate import command as generate
+from ..options import read_size
+from ..studio import Studio
+
+KEPT = 2**28  # bytes of finished pictures that are kept for the pages; the oldest go first
+Typed = Mapping[str, str]
+"""What stands in the settings that all stacks share, as text by name: `SETTINGS`."""
+SETTINGS = ("prompt", "negative", "extra", "sampler", "steps", "seed", "size")
+
+
+def _option(name: str) -> click.Parameter:
+    return next(one for one in generate.params if one.name == name)
+
+
+DEFAULTS = {"steps": str(_option("steps").default), "seed": str(_option("seed").default)}
+
+
+def _number(name: str, text: str) -> int:
+    """A number as the command line reads it.
+
+    Raises:
+        InputError: it is none, or out of bounds; the message is the command line's own.
+    """
+    option = _option(name)
+    try:
+        return int(option.type.convert(text.strip(), option, None))
+    except click.BadParameter as error:
+        raise InputError(error.message) from error
+
+
+def read(typed: Typed, model: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the settings say, and what is wrong with them: by the name of the setting, the command line's own line."""
+    readers: dict[str, Callable[[str], Any]] = {
+        "sampler": lambda text: chosen_sampler(text.strip() or None, model),
+        "steps": lambda text: _number("steps", text),
+        "seed": lambda text: _number("seed", text),
+        "size": lambda text: read_size(text.strip() or None),
+    }
+    found: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for name in SETTINGS:
+        text = typed.get(name, DEFAULTS.get(name, ""))
+        try:
+            check_text(text, f"the text of {name}")
+            found[name] = readers[name](text) if name in readers else text.strip()
+        except GuidestackError as error:
+            wrong[name] = str(error)
+    if "prompt" in found and not found["prompt"]:
+        wrong["prompt"] = "no prompt given; try: cat face, noto style, blue background"
+    return found, wrong
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stack will cost, and what there is to say of it before it runs."""
+
+    explained: Explained
+    notes: Sequence[str]
+
+
+def planned(stack: Stack, settings: Mapping[str, Any], model: str | None, networks: Mapping[str, Any]) -> Plan:
+    """The plan of a stack under the settings.
+
+    Raises:
+        GuidestackError: it is not for this run.
+    """
+    negatives = max(1, len(split(settings["negative"]))) if stack.takes_several else 1
+    positives = len(split(settings["extra"])) if stack.takes_several else 0
+    said = explained(stack, settings["sampler"], settings["steps"], model, negatives, positives)
+    notes = list(said.notes)
+    notes += [
+        f"it asks the network {name!r} beside the model's own: guidestack play --network {name}=FOLDER"
+        for name in sorted(models_of(stack) - networks.keys())
+    ]
+    if settings["extra"] and not stack.takes_several:
+        notes.append("no rule of it uses the further positive prompts; perpneg(scale) does")
+    return Plan(said, notes)
+
+
+def recipe_of(stack: Stack, settings: Mapping[str, Any], dtype: str) -> tuple[Recipe, list[str]]:
+    """The recipe of the image of a stack under the settings, and warnings.
+
+    Raises:
+        GuidestackError: prompt and stack do not go together.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", GuidestackWarning)
+        (recipe,) = recipes(
+            [settings["prompt"]],
+            [str(stack)],
+            [settings["negative"]],
+            [settings["extra"] if stack.takes_several else ""],
+            settings["seed"],
+            sampler=settings["sampler"],
+            steps=settings["steps"],
+            size=settings["size"],
+            dtype=dtype,
+        )
+    return recipe, [str(one.message) for one in caught if issubclass(one.category, GuidestackWarning)]
+
+
+class _Stopped(Exception):
+    """Raised between two evaluations of a job that nobody wants any more."""
+
+
+@dataclass(eq=False)
+class Cell:
+    """One image of a job.
+
+    Attributes:
+        recipe: how it is made.
+        state: ``"waiting"``, ``"making"``, ``"made"``, ``"refused"`` or ``"stopped"``.
+        step: steps that are done.
+        error: why it was refused, one line.
+        picture: the name under which `Maker.picture` has the file.
+        width: of the picture, in pixels.
+        report: what was evaluated.
+        scales: the effective scale at each step.
+        seconds: how long it took.
+    """
+
+    recipe: Recipe
+    state: str = "waiting"
+    step: int = 0
+    error: str = ""
+    picture: str = ""
+    width: int = 0
+    report: Report | None = None
+    scales: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in ("made", "refused", "stopped")
+
+
+@dataclass(eq=False)
+class Job:
+    """Images to be made one after the other.
+
+    Args:
+        cells: of the images.
+    """
+
+    cells: Sequence[Cell]
+    _stopped: threading.Event = field(default_factory=threading.Event)
+
+    def stop(self) -> None:
+        """Stop before the next evaluation of the network. What is finished stays."""
+        self._stopped.set()
+        for cell in self.cells:
+            if not cell.over:
+                cell.state = "stopped"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will change any more."""
+        return all(cell.over for cell in self.cells)
+
+    def watch(self, cell: Cell) -> Callable[[Seen], Mapping[str, Tensor]]:
+        """The observer of the run of a cell."""
+
+        def seen(evaluation: Seen) -> Mapping[str, Tensor]:
+            if self._stopped.is_set():
+                raise _Stopped
+            cell.step = evaluation.step.index + 1
+            return strength(evaluation)
+
+        return seen
+
+
+class Maker:
+    """Makes the images of all pages with one model, in one thread.
+
+    Args:
+        generator: the model; it is loaded at once, in the thread.
+
+    Attributes:
+        loaded: done when the model is there.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator, self.studio = generator, Studio(generator)
+        self._pool = ThreadPoolExecutor(1, "guidestack-play")
+        self._jobs: list[Job] = []
+        self._pictures: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
+        self.loaded: Future[Any] = self._pool.submit(lambda: generator.pipe)
+
+    def start(self, job: Job) -> Future[None]:
+        """Make the images of a job, after those of jobs before it; done when the thread is done with it."""
+        self._jobs = [*(one for one in self._jobs if not one.over), job]
+        return self._pool.submit(self._run, job)
+
+    def close(self) -> None:
+        """Stop all jobs."""
+        for job in self._jobs:
+            job.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def picture(self, name: str) -> tuple[str, bytes] | None:
+        """File name and contents of a finished picture: a PNG that says how it was made."""
+        return self._pictures.get(name)
+
+    def _run(self, job: Job) -> None:
+        for cell in job.cells:
+            if not cell.over:
+                self._make(job, cell)
+
+    def _make(self, job: Job, cell: Cell) -> None:
+        cell.state = "making"
+        try:
+            self._made(job, cell)
+        except _Stopped:
+            cell.state = "stopped"
+        except GuidestackError as error:
+            cell.state, cell.error = "refused", str(error)
+        except Exception as error:  # of a library; the page goes on
+            traceback.print_exc(file=sys.stderr)
+            cell.state, cell.error = "refused", f"{type(error).__name__}: {reason(error)}"
+
+    def _made(self, job: Job, cell: Cell) -> None:
+        recipe = self.studio.completed(cell.recipe)
+        self.generator.check_size(recipe.size)
+        self.generator.check(recipe.guidance, recipe.sampler, recipe.steps, [bool(recipe.negative)])
+        asked = [Asked(recipe.prompt, recipe.seed, recipe.negative, recipe.extra)]
+        made = self.generator.make(
+            asked, recipe.guidance, recipe.sampler, recipe.steps, recipe.size, observe=job.watch(cell)
+        )
+        if made.lost:
+            raise NonFiniteError(str(made.lost))
+        image = made.images[0]
+        name = uuid.uuid4().hex
+        self._pictures[name] = recipe.filename, contents(image, "png", recipe.as_json())
+        while len(self._pictures) > 1 and sum(len(file) for _, file in self._pictures.values()) > KEPT:
+            self._pictures.popitem(last=False)
+        cell.recipe, cell.report, cell.seconds = recipe, made.report, made.seconds
+        cell.scales = gathered(made.report).values["effective_scale"][0].tolist()
+        cell.picture, cell.width, cell.state = name, image.width, "made"

@@ -1,0 +1,172 @@
+"""What the page makes, without a browser: the same images as the command line and Python, and it stops at once."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import guidestack as gs
+from guidestack.guidance.errors import GuidestackError, InputError
+from guidestack.pipelines.models.files import read_recipe
+from guidestack.pipelines.models.generator import Generator
+from guidestack.pipelines.models.recipe import Recipe
+from guidestack.scripts.play.axes import axes_of, chosen, read_values
+from guidestack.scripts.play.copies import command_of, python_of
+from guidestack.scripts.play.making import SETTINGS, Cell, Job, Maker, planned, read, recipe_of
+
+TYPED = {"prompt": "cat face, 'noto' style", "sampler": "euler-a", "steps": "2", "seed": "3"}
+
+
+@pytest.fixture(scope="module")
+def maker() -> Iterator[Maker]:
+    one = Maker(Generator(None, "float32", "cpu"))
+    yield one
+    one.close()
+
+
+def settings(**typed: str) -> dict[str, Any]:
+    found, wrong = read({**TYPED, **typed}, None)
+    assert not wrong
+    return found
+
+
+def made(maker: Maker, *recipes: Recipe) -> list[Cell]:
+    job = Job([Cell(recipe) for recipe in recipes])
+    maker.start(job).result()
+    return list(job.cells)
+
+
+def pixels(file: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(file)))
+
+
+def test_an_image_is_made_again_by_its_file_by_the_command_and_by_python(
+    maker: Maker, command: Any, tmp_path: Path
+) -> None:
+    stack = gs.parse("perpneg(3, weights=(1, 0.5))")
+    recipe, _ = recipe_of(stack, settings(negative="dog | it's red", extra="big"), "float32")
+    (cell,) = made(maker, recipe)
+    assert (cell.state, cell.error, cell.width) == ("made", "", 64)
+    assert cell.report is not None
+    assert (cell.report.evaluations, len(cell.scales)) == ([10], 2)
+    name, file = maker.picture(cell.picture) or ("", b"")
+    path = tmp_path / name
+    path.write_bytes(file)
+    assert read_recipe(path)["negative"] == "dog | it's red"
+
+    status, _, err = command("generate", "--like", path, "--out", tmp_path / "again", "--threads", 1)
+    assert status == 0, err
+    assert (tmp_path / "again" / name).read_bytes() == file
+
+    program, *words = shlex.split(command_of(recipe, None, {}))
+    assert program == "guidestack"
+    status, _, err = command(*words[:-2], "--out", tmp_path / "told", *words[-2:])
+    assert status == 0, err
+    assert (tmp_path / "told" / name).read_bytes() == file
+
+    names: dict[str, Any] = {}
+    exec(compile(python_of(recipe, None, {}, "cpu"), "copied", "exec"), names)
+    assert np.array_equal(np.asarray(names["image"]), pixels(file))
+
+
+def test_python_says_levels_networks_and_sizes() -> None:
+    recipe, _ = recipe_of(
+        gs.parse("autoguidance(2)"), settings(sampler="euler@ays", steps="3", size="64x64"), "float32"
+    )
+    names: dict[str, Any] = {}
+    exec(compile(python_of(recipe, None, {"weak": "bundled"}, "cpu"), "copied", "exec"), names)
+    assert names["image"].size == (64, 64)
+    assert names["guided"].report.evaluations == [6]
+    assert "--network weak=bundled" in command_of(recipe, None, {"weak": "bundled"})
+    told = python_of(recipe_of(gs.parse("cfg(2)"), settings(), "float32")[0], "my/model", {}, "cuda")
+    assert "DiffusionPipeline.from_pretrained('my/model').to('cuda')" in told
+    compile(told, "copied", "exec")
+
+
+def test_it_stops_before_the_next_evaluation(maker: Maker) -> None:
+    recipe, _ = recipe_of(gs.parse("cfg(3)"), settings(steps="500"), "float32")
+    job = Job([Cell(recipe), Cell(recipe)])
+    begun, watch = threading.Event(), job.watch
+
+    def seen(cell: Cell) -> Any:
+        inner = watch(cell)
+
+        def told(evaluation: Any) -> Any:
+            begun.set()
+            return inner(evaluation)
+
+        return told
+
+    job.watch = seen  # type: ignore[method-assign]
+    done = maker.start(job)
+    assert begun.wait(60)
+    job.stop()
+    assert job.over
+    done.result()
+    assert [cell.state for cell in job.cells] == ["stopped", "stopped"]
+    assert job.cells[0].step < 100
+    assert made(maker, recipe_of(gs.parse("cfg(3)"), settings(), "float32")[0])[0].state == "made"
+
+
+def test_what_cannot_be_made_says_so_and_the_rest_is_made(maker: Maker) -> None:
+    wrong = recipe_of(gs.parse("slg(2, blocks='nowhere')"), settings(), "float32")[0]
+    right = recipe_of(gs.parse("cfg(2)"), settings(), "float32")[0]
+    refused, fine = made(maker, wrong, right)
+    assert (refused.state, fine.state) == ("refused", "made")
+    assert "nowhere" in refused.error
+    assert "\n" not in refused.error
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("prompt", "", "no prompt given"),
+        ("prompt", "a" * 20_000, "20000 characters"),
+        ("negative", "a\0b", "NUL"),
+        ("sampler", "eulr", "did you mean 'euler'"),
+        ("steps", "0", "0 is not in the range 1<=x<=1000"),
+        ("steps", "many", "'many' is not a valid integer"),
+        ("seed", "-1", "-1 is not in the range"),
+        ("size", "64", "HEIGHTxWIDTH"),
+    ],
+)
+def test_a_wrong_setting_is_told_by_its_name(name: str, text: str, said: str) -> None:
+    found, wrong = read({**TYPED, name: text}, None)
+    assert list(wrong) == [name]
+    assert said in wrong[name]
+    assert {*found, *wrong} == {*SETTINGS}
+
+
+def test_the_plan_is_known_before() -> None:
+    plan = planned(gs.parse("perpneg(3)"), settings(negative="a | b", extra="c"), None, {})
+    assert plan.explained.evaluations == 10
+    plan = planned(gs.parse("autoguidance(2)"), settings(extra="c"), None, {})
+    assert [note.partition(":")[0] for note in plan.notes] == [
+        "it asks the network 'weak' beside the model's own",
+        "no rule of it uses the further positive prompts; perpneg(scale) does",
+    ]
+
+
+def test_axes() -> None:
+    stack = gs.parse("cfg(4) | apg(3, radius=2)")
+    assert list(axes_of(stack))[:3] == ["cfg.scale", "cfg.against", "apg.scale"]
+    assert "cfg.scale (2)" in axes_of(gs.parse("cfg(4) | cfg(2)"))
+    axis = chosen(stack, "apg.scale", "2:8:4")
+    assert [str(axis.put(value, stack, TYPED)[0]) for value in axis.values][:2] == [
+        "cfg(4) | apg(2, radius=2)",
+        "cfg(4) | apg(4, radius=2)",
+    ]
+    assert chosen(stack, "seed", "1, 2").put("2", stack, TYPED)[1]["seed"] == "2"
+    with pytest.raises(GuidestackError, match="phi"):
+        chosen(gs.parse("cfg(2)"), "rescale.phi", "1")
+    for text in ("", " , ", "1:2:x", "1:2:1", "1:2:1e9", "0:1:2.5"):
+        with pytest.raises(InputError):
+            read_values(text)
