@@ -169,6 +169,19 @@ def paired_share(one: Values, other: Values, prompts: Prompts) -> Interval:
     return float(low), float(high)
 
 
+def spread_of_shares(away: Values, prompts: Prompts) -> float:
+    """About the deviation of one prompt's mean difference of two shares, for planning from a small pilot.
+
+    Where none of a few prompts differs, as many may differ as one in all of them: the variance is 1 / prompts at least.
+
+    Args:
+        away: the differences of pairs, -1, 0 or 1.
+        prompts: of each pair.
+    """
+    sums, counts = _sums(away, prompts)
+    return math.sqrt(max(float(np.var(sums / counts)), 1 / len(sums))) if len(sums) else math.nan
+
+
 def dealt(prompts: int, groups: int = GROUPS, seed: int = 0) -> Rows:
     """The group of each of so many prompts: of at most `groups`, as equal as can be, dealt at random."""
     group = np.empty(prompts, np.int64)

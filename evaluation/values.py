@@ -214,7 +214,7 @@ def axis_values(given: Any, most: int) -> tuple[Any, ...]:
         most: how many there may be.
 
     Raises:
-        ValueError: no values, values that are no plain ones, one that comes twice, or a range that misses its end.
+        ValueError: no values, values that are no plain ones, or a range that misses its end.
     """
     if isinstance(given, str) and "..." in given:
         found = _range(given, most)
@@ -226,14 +226,24 @@ def axis_values(given: Any, most: int) -> tuple[Any, ...]:
         raise ValueError("must be a list of values, or a range such as '1, 2, ..., 8'")
     if not found:
         raise ValueError("must have values")
-    seen: set[str] = set()
     for one in found:
         if not all(isinstance(part, PLAIN) for part in (one if isinstance(one, tuple) else (one,))):
             raise ValueError(f"a value is a number, a text, true, false or null; got {shown(one)}")
+    return found
+
+
+def once(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values, none of which comes twice.
+
+    Raises:
+        ValueError: one does.
+    """
+    seen: set[str] = set()
+    for one in given:
         if (text := value_text(one)) in seen:
             raise ValueError(f"the value {cut(text, 80)} comes twice")
         seen.add(text)
-    return found
+    return given
 
 
 Axis = Annotated[tuple[Any, ...], BeforeValidator(lambda given: axis_values(given, MAX_VALUES))]

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     default=1,
     help="Take so many times as many seeds for each prompt, for narrower intervals.",
 )
+@click.option("--first", type=click.IntRange(1), help="The first so many prompts only, as a pilot; RUN may grow.")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="How many prompts each row of the sweep's claim needs, from the samples in RUN; make nothing.",
+)
 @click.option("--merge-only", is_flag=True, help="Merge the records of RUN; make nothing.")
 @device_option
 @threads_option
@@ -46,12 +52,14 @@ def command(**options: Any) -> None:
 def _evaluate(options: dict[str, Any]) -> None:
     with needs("evaluate"):
         from ..evaluation import RunFolder, run
+        from ..evaluation.analysis.planning import plan
         from ..evaluation.run import runner
         from ..evaluation.run.estimate import estimate
         from ..evaluation.run.run import prepared
+        from ..evaluation.spec.sweep import load_sweep
         from ..evaluation.store.lock import Launch
     launch = Launch.here()
-    if not options["out"] and not options["dry_run"]:
+    if not options["out"] and not options["dry_run"] and not options["plan"]:
         raise InputError("say where the results go with --out RUN; --dry-run writes nothing")
     folder = RunFolder(options["out"]) if options["out"] else None
     if folder is not None:
@@ -61,12 +69,20 @@ def _evaluate(options: dict[str, Any]) -> None:
         click.echo(_records(folder, runner.merge_only(folder, launch)))
         return
     what = {name: options[name] for name in ("times", "device", "allow_pickle")}
+    sweep: Sweep | str = options["sweep"]
+    if options["first"]:
+        sweep = load_sweep(options["sweep"]).first(options["first"])
+    if options["plan"]:
+        if folder is None:
+            raise InputError("--plan counts by the samples of a pilot; give its folder with --out RUN")
+        click.echo(plan(load_sweep(options["sweep"]), folder))
+        return
     if options["dry_run"]:
-        ready = prepared(options["sweep"], **what)
+        ready = prepared(sweep, **what)
         click.echo(estimate(ready, *runner.dry_run(ready, folder)))
         return
     assert folder is not None  # refused above
-    run(options["sweep"], folder, **what, progress=_progress_for(folder, launch))
+    run(sweep, folder, **what, progress=_progress_for(folder, launch))
 
 
 def _progress_for(folder: RunFolder, launch: Launch) -> Progress:

@@ -40,6 +40,7 @@ def command(**options: Any) -> None:
     The first row is exact draws of the law: what the measures give where nothing is wrong. Intervals are at 95%.
     """
     with needs("world"):
+        from ..evaluation.verdicts import overall
         from ..evaluation.world import claims
     with notices():
         if options["claim"] is None:
@@ -51,10 +52,10 @@ def command(**options: Any) -> None:
         found = claims.tested(claim, options["out"])
     if options["as_json"]:
         rows = [{**one.plain(), "verdict": one.verdict} for one in found]
-        echo_json({"claim": claim.words, "arxiv": claim.paper, "rows": rows, "verdict": claims.overall(found)})
+        echo_json({"claim": claim.words, "arxiv": claim.paper, "rows": rows, "verdict": overall(found)})
         return
     click.echo("\n".join([f"claim (arXiv:{claim.paper}): {claim.words}", *(f"  {one.told}" for one in found)]))
-    click.echo(claims.overall(found))
+    click.echo(overall(found))
 
 
 def _measure(options: dict[str, Any]) -> None:

@@ -2,24 +2,13 @@
 
 An expectation compares a metric in two cells over the samples of the same prompts and seeds. The interval of the
 difference, at 95%, is that of `statistics.jackknife`: both cells lose the same prompts; of shares that of
-`statistics.paired_share`. A margin ``m`` is in the metric's unit:
-
-=============  =================================  ==================================
-``be``         holds if the interval lies         contrary if it lies
-=============  =================================  ==================================
-`lower`        below -m                           above -m
-`higher`       above m                            below m
-`not lower`    above -m                           below -m
-`not higher`   below m                            above m
-`same`         within (-m, m)                     outside of (-m, m)
-=============  =================================  ==================================
-
-and is undecided otherwise. A claim holds if all its expectations do, does not hold if one is contrary, and is undecided
-else. Intervals are of each expectation by itself, not of all of them together.
+`statistics.paired_share`. `verdicts` has what the interval says of the expectation and of the claim. Intervals are of
+each expectation by itself, not of all of them together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,12 +19,11 @@ from numpy.typing import NDArray
 from ...guidance.errors import InputError
 from ...guidance.words import counted
 from .. import statistics as intervals
+from .. import verdicts
 from ..metrics import SampleMetric, SetMetric, parse_metric
 from ..spec.claim import Claim, Expectation, named
 from ..store.folder import RunFolder
 from .measure import Cells, singly
-
-HOLDS, CONTRARY, UNDECIDED = "holds", "does not hold", "undecided"
 
 
 @dataclass(frozen=True)
@@ -49,6 +37,7 @@ class Finding:
         low, high: interval of the difference ``of - than`` at 95%.
         prompts: that both cells have.
         samples: pairs of samples.
+        spread: about the deviation of the difference of one prompt: what `plan` counts prompts by.
         note: what is to be said of so few.
     """
 
@@ -59,6 +48,7 @@ class Finding:
     high: float
     prompts: int
     samples: int
+    spread: float
     note: str = ""
 
     @property
@@ -72,33 +62,19 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """What the interval says of the expectation: `HOLDS`, `CONTRARY` or `UNDECIDED`."""
-        return judge(self.low, self.high, self.expectation.be, self.expectation.margin)
+        """One of the four of `verdicts`."""
+        return verdicts.verdict(self.low, self.high, self.expectation.be, self.expectation.matters)
 
+    @property
+    def said(self) -> str:
+        """The verdict in words."""
+        return verdicts.said(self.verdict, self.expectation.matters)
 
-def judge(low: float, high: float, be: str, margin: float = 0.0) -> str:
-    """What an interval of a difference says of an expectation; see the table above.
-
-    Args:
-        low: its lower end.
-        high: its upper end.
-        be: one of `FORMS`.
-        margin: 0 or more.
-    """
-    if be in ("lower", "not higher"):  # the mirror image
-        return judge(-high, -low, {"lower": "higher", "not higher": "not lower"}[be], margin)
-    if be == "same":
-        inside, outside = -margin < low and high < margin, high <= -margin or low >= margin
-    else:
-        bound = margin if be == "higher" else -margin
-        inside, outside = low > bound, high < bound
-    return HOLDS if inside else CONTRARY if outside else UNDECIDED
-
-
-def overall(findings: Sequence[Finding]) -> str:
-    """The verdict on a claim, from those on its expectations."""
-    verdicts = {one.verdict for one in findings}
-    return CONTRARY if CONTRARY in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
+    def plain(self) -> dict[str, Any]:
+        """What was found, for JSON."""
+        numbers = ("of", "than", "low", "high", "prompts", "samples", "note")
+        asked = {"expected": str(self.expectation), "be": self.expectation.be, "matters": self.expectation.matters}
+        return asked | {name: getattr(self, name) for name in numbers}
 
 
 def findings(run: RunFolder, claim: Claim, cells: Cells | None = None) -> list[Finding]:
@@ -125,14 +101,16 @@ def _finding(cells: Cells, expectation: Expectation) -> Finding:
         return of(rows) - than(rows)
 
     everything = np.arange(len(prompts))
+    units, note = len(np.unique(prompts)), metric.note(len(prompts))
     if isinstance(metric, SampleMetric | SetMetric) and metric.share:
         values = singly(of, everything), singly(than, everything)
         known = ~np.isnan(values[0]) & ~np.isnan(values[1])
         low, high = intervals.paired_share(values[0][known], values[1][known], prompts[known])
+        spread = intervals.spread_of_shares(values[0][known] - values[1][known], prompts[known])
     else:
         low, high = intervals.jackknife(difference, prompts, difference(everything))
-    units, note = len(np.unique(prompts)), metric.note(len(prompts))
-    return Finding(expectation, of(everything), than(everything), low, high, units, len(prompts), note)
+        spread = (high - low) / 2 / intervals.student(min(units, intervals.GROUPS) - 1) * math.sqrt(units)
+    return Finding(expectation, of(everything), than(everything), low, high, units, len(prompts), spread, note)
 
 
 def cell_meant(cells: Sequence[Mapping[str, Any]], wanted: Mapping[str, str]) -> str:
@@ -161,14 +139,5 @@ def table(claim: Claim, found: Sequence[Finding]) -> str:
     """The claim, what was found, and the verdict: for a terminal."""
     lines = [f"claim (arXiv:{claim.paper}): {claim.words}"]
     for one in found:
-        lines.append(f"  {one.verdict}: {one.expectation}: {one.told}")
-    return "\n".join([*lines, f"on this model: {overall(found)}"])
-
-
-def markdown(found: Sequence[Finding]) -> str:
-    """What was found, as rows of a table: expectation, both values, difference with interval, verdict."""
-    lines = ["| expected | here | difference, 95% | |", "|---|---|---|---|"]
-    for one in found:
-        difference = f"{one.of - one.than:+.4g} [{one.low:+.4g}, {one.high:+.4g}]"
-        lines.append(f"| {one.expectation} | {one.of:.4g} and {one.than:.4g} | {difference} | {one.verdict} |")
-    return "\n".join(lines)
+        lines.append(f"  {one.said}: {one.expectation}: {one.told}")
+    return "\n".join([*lines, f"on this model it {verdicts.overall(found)}"])

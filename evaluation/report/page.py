@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 from ...guidance.errors import InputError
 from ...guidance.words import counted, counted_are
 from .. import plots
-from ..analysis.findings import overall
 from ..analysis.measure import Cell, Cells
 from ..metrics import Metric, PairMetric, SampleMetric
 from ..store.folder import SWEEP, RunFolder
+from ..verdicts import overall
 from .found import Column, Found
 from .plot import key
 from .words import Kind, number, small

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from ..metrics.registry import metric_located
 from ..values import Checked, Text, check_keys, read_by, value_text
+from ..verdicts import Be
 
 MAX_EXPECTATIONS = 100  # expectations of a claim
 
@@ -32,26 +33,24 @@ class Expectation(Checked):
         of: values of axes that mean one cell.
         be: how it is to stand.
         than: values of axes that mean the other cell.
-        margin: in the metric's unit, 0 or more.
+        matters: the smallest difference that matters, above 0, in the metric's unit; see `verdicts`.
     """
 
     metric: MetricText
     of: Annotated[CellValues, Field(min_length=1)]
-    be: Literal["lower", "higher", "not lower", "not higher", "same"]
+    be: Be
     than: Annotated[CellValues, Field(min_length=1)]
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    matters: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.0
 
     @model_validator(mode="after")
-    def _margin(self) -> Self:
-        if self.be == "same" and not self.margin:
-            raise ValueError("give margin, a number above 0, for 'same'")
+    def _matters(self) -> Self:
+        if not self.matters:
+            raise ValueError("give matters, the smallest difference that matters, above 0, in the metric's unit")
         return self
 
     def __str__(self) -> str:
-        margin = f" (margin {self.margin:g})" if self.margin else ""
-        return f"{self.metric} of {named(self.of)} is {self.be} {'as' if self.be == 'same' else 'than'} that of " + (
-            f"{named(self.than)}{margin}"
-        )
+        than = "as" if self.be == "same" else "than"
+        return f"{self.metric} of {named(self.of)} is {self.be} {than} that of {named(self.than)}"
 
 
 class Claim(Checked):

@@ -33,6 +33,7 @@ from ..values import (
     checked,
     is_text,
     meant,
+    once,
     read_by,
 )
 from .claim import CellValues, Claim, MetricText
@@ -167,6 +168,11 @@ class Sweep:
             for seed in self.seeds.of(place):
                 found.setdefault((prompt, seed), (place, seed))
         return list(found.values())
+
+    def first(self, count: int) -> Sweep:
+        """The sweep of its first prompts, such as a pilot of a claim: a run of it grows into one of the whole sweep."""
+        drawn = None if self.drawn is None else (min(count, self.drawn[0]), self.drawn[1])
+        return dataclasses.replace(self, prompts=self.prompts[:count], drawn=drawn)
 
     def as_yaml(self, prompts_file: str | None = None) -> str:
         """The YAML that `parse_sweep` reads back anywhere, with nothing left to a default.
@@ -390,7 +396,9 @@ class _PromptKeys(Checked):
 KEYS = tuple(_Keys.model_fields)
 _KEYS, _CLAIM, _PROMPTS = TypeAdapter(_Keys), TypeAdapter(Claim), TypeAdapter(_PromptKeys)
 _TEXT, _CELL, _SEED_KEYS = TypeAdapter(Text), TypeAdapter(CellValues), TypeAdapter(_SeedKeys)
-_SEEDS = TypeAdapter(Annotated[tuple[Seed, ...], BeforeValidator(lambda given: axis_values(given, MOST_OF_A_CELL))])
+_SEEDS = TypeAdapter(
+    Annotated[tuple[Seed, ...], BeforeValidator(lambda given: once(axis_values(given, MOST_OF_A_CELL)))]
+)
 
 
 def parse_sweep(
@@ -421,6 +429,12 @@ def parse_sweep(
         raise InputError(f"{name}: {both[0]} is fixed and an axis; keep one of the two")
     _check_used(stacks, axes, name)
     groups = tuple(map(tuple, keys.zip or ()))
+    for axis, found in axes.items():
+        if not any(axis in group for group in groups):  # of a group it is the combinations that differ
+            try:
+                once(found)
+            except ValueError as error:
+                raise InputError(f"{name}: axes: {axis}: {error}") from error
     _check_groups(groups, {STACK: len(stacks), **{axis: len(found) for axis, found in axes.items()}}, f"{name}: zip")
     fixed = {one: checked(KINDS[one], getattr(keys, one), f"{name}: {one}") for one in FIELDS if one not in axes}
     own = keys.model not in (None, BUNDLED)

@@ -1,20 +1,7 @@
 """Papers' claims in a world: YAML files like those of ``configs/world``, and what the samples say of them.
 
-A row compares a measure in two cells, over batches of samples that begin with the same noise. With the interval of the
-difference at 95% and X, the smallest difference that matters, which the file gives:
-
-=============  ==================================  ==================================  ================================
-``be``         holds if the interval lies          does not hold if it lies            no difference larger than X
-=============  ==================================  ==================================  ================================
-`lower`        below 0                             above 0                             if it lies within (-X, X)
-`higher`       above 0                             below 0                             if it lies within (-X, X)
-`not lower`    above -X                            below -X
-`not higher`   below X                             above X
-`same`         within (-X, X)                      outside of (-X, X)
-=============  ==================================  ==================================  ================================
-
-The last column goes first: a difference that is certain, and too small to matter, decides nothing. What is left is
-undecided, and needs more samples. Intervals are of each row by itself.
+A row compares a measure in two cells, over batches of samples that begin with the same noise; `verdicts` says what the
+interval of the difference says of it. Intervals are of each row by itself.
 """
 
 from __future__ import annotations
@@ -22,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -38,10 +23,10 @@ from ...guidance.errors import InputError, shown
 from ...guidance.files import replacing
 from ...guidance.notation.presets import read
 from ...guidance.reading import read_bytes, yaml_of
-from ...guidance.words import counted
 from ...samplers import canonical
-from ..analysis.findings import CONTRARY, HOLDS, UNDECIDED, judge
+from .. import verdicts
 from ..values import Checked, Text, checked, meant, read_by
+from ..verdicts import Be
 from .draws import SAMPLER, STEPS, Drawn, draw
 from .fitting import fitted
 from .measures import AWAY, MEASURES, OTHERS, Against, Number, batched, interval
@@ -52,7 +37,6 @@ EXACT = "exact"  # the cell of exact draws of a row's law
 FIT = "{fit}"  # in a stack: the file of coefficients that the claim has fitted
 BATCHES, SIZE = 20, 1000
 MAX_BYTES = 1_000_000  # bytes of a file
-NOTHING = "no difference"
 
 
 def _condition(text: str) -> str:
@@ -108,7 +92,7 @@ class Row(Checked):
     Args:
         measure: its name.
         of: name of a cell.
-        be: one of the words of the module's table.
+        be: one of the words of the table of `verdicts`.
         than: name of another cell, or ``"exact"``.
         matters: X, the smallest difference that matters, in the measure's unit.
         law: what is compared with; that of the cell's condition if "".
@@ -118,7 +102,7 @@ class Row(Checked):
 
     measure: Text
     of: Text
-    be: Literal["lower", "higher", "not lower", "not higher", "same"]
+    be: Be
     than: Text
     matters: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     law: str = ""
@@ -265,13 +249,13 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """`HOLDS`, `CONTRARY`, `NOTHING` or `UNDECIDED`."""
-        return verdict(self.difference.low, self.difference.high, self.row.be, self.row.matters)
+        """One of the four of `verdicts`."""
+        return verdicts.verdict(self.difference.low, self.difference.high, self.row.be, self.row.matters)
 
     @property
     def said(self) -> str:
         """The verdict in words."""
-        return f"{NOTHING} larger than {self.row.matters:g}" if self.verdict == NOTHING else self.verdict
+        return verdicts.said(self.verdict, self.row.matters)
 
     @property
     def told(self) -> str:
@@ -286,17 +270,6 @@ class Finding:
         """What was found, for JSON."""
         numbers = {key: getattr(self, key)._asdict() for key in ("of", "than", "difference")}
         return {"expected": str(self.row), "world": self.world, "matters": self.row.matters, **numbers}
-
-
-def verdict(low: float, high: float, be: str, matters: float) -> str:
-    """What an interval of a difference says; see the module's table.
-
-    >>> [verdict(*ends, "lower", 0.1) for ends in [(-0.3, -0.05), (-0.09, -0.01), (-0.3, 0.2), (0.01, 0.2)]]
-    ['holds', 'no difference', 'undecided', 'does not hold']
-    """
-    if be in ("lower", "higher"):
-        return NOTHING if -matters < low and high < matters else judge(low, high, be)
-    return judge(low, high, be, matters)
 
 
 def findings(claim: Claim, store: Store) -> list[Finding]:
@@ -326,12 +299,3 @@ def _finding(claim: Claim, row: Row, world: World, store: Store) -> Finding:
 
     of, than = each(row.of), each(row.than)
     return Finding(row, world.name, interval(of), interval(than), interval(of - than))
-
-
-def overall(found: Sequence[Finding]) -> str:
-    """The verdict on a claim, by its rows: ``holds in 4 of 5 rows; no difference in 1``."""
-    counts = Counter(one.verdict for one in found)
-    if counts[HOLDS] == len(found):
-        return f"{HOLDS} in all {counted(len(found), 'row')}"
-    others = [f"{word} in {counts[word]}" for word in (CONTRARY, NOTHING, UNDECIDED) if counts[word]]
-    return "; ".join([f"{HOLDS} in {counts[HOLDS]} of {counted(len(found), 'row')}", *others])

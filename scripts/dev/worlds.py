@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from ...evaluation.verdicts import overall
 from ...evaluation.world import claims
 from ...evaluation.world.claims import Claim, Finding, Store
 from ...guidance.files import replacing
@@ -43,9 +44,9 @@ def made(found: Sequence[tuple[str, Claim, list[Finding]]], store: Store) -> str
     for name, claim, each in found:
         paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.paper})"
         words = claim.words.replace("|", "\\|")
-        lines.append(f"| [{words}](#{name}) | {paper} | {claims.overall(each)} |")
+        lines.append(f"| [{words}](#{name}) | {paper} | {overall(each)} |")
     for name, claim, each in found:
-        lines += ["", f"### {name}", "", f"{claim.words} *{claims.overall(each)}.*", ""]
+        lines += ["", f"### {name}", "", f"{claim.words} *{overall(each)}.*", ""]
         lines += ["| cell | how it is drawn |", "|---|---|"]
         for cell, how in claim.cells.items():
             stack = how.stack.replace("|", "\\|")
@@ -68,7 +69,7 @@ def main(chosen: tuple[str, ...], out: Path, batches: int, size: int) -> None:
         for name in chosen or claims.names():
             claim = claims.load_claim(name)
             each = claims.findings(claim, store)
-            click.echo("\n".join([f"{name}: {claims.overall(each)}", *(f"  {one.told}" for one in each)]))
+            click.echo("\n".join([f"{name}: {overall(each)}", *(f"  {one.told}" for one in each)]))
             found.append((name, claim, each))
     if not chosen:
         text = exchanged(PAGE.read_text(encoding="utf-8"), "worlds", made(found, store))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,33 @@ def test_an_error_keeps_its_cause_and_is_one_line_on_the_terminal(
     status, said, err = command("report", out)
     assert (status, said, len(err.strip().splitlines())) == (2, "", 1)
     assert "Traceback" not in err
+
+
+def test_a_pilot_says_how_many_prompts_rows_need_and_grows_into_the_run(
+    evaluate: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    expect = [
+        {"metric": metric, "of": {"w": 3}, "be": "lower", "than": {"w": 1}, "matters": matters}
+        for metric, matters in (("evaluations", 1), ("saturation", 1e-3))
+    ]
+    claim = {"words": "More guidance costs more.", "paper": "2207.12598", "expect": expect}
+    (tmp_path / "s.yaml").write_text(
+        written(model_folder, stack="cfg({w})", axes={"w": [1, 3]}, prompts=list("abcdef"), claim=claim)
+    )
+    out = tmp_path / "run"
+    status, said, err = evaluate(tmp_path / "s.yaml", "--out", out, "--first", "4")
+    assert (status, "8 images made" in said) == (0, True), err
+    status, said, err = evaluate(tmp_path / "s.yaml", "--out", out, "--plan")
+    assert status == 0, err
+    lines = said.splitlines()
+    assert re.match(r"from 4 prompts, for a power of 80% at 95%; \S+ s a prompt in all cells:", lines[0])
+    assert lines[1].endswith("matters from 1, deviation of a prompt 0: 1 prompt")
+    found = re.search(r"deviation of a prompt (\S+): (\d+) prompts?$", lines[2])
+    assert found is not None
+    assert int(found[2]) == pytest.approx((2.8016 * float(found[1]) / 1e-3) ** 2, rel=0.02, abs=1)
+    assert re.match(rf"all rows: {found[2]} prompts?, \S+ h; the sweep has 6, ", lines[3])
+    status, said, err = evaluate(tmp_path / "s.yaml", "--out", out)
+    assert (status, "4 images made, 8 were there already" in said) == (0, True), err
+    assert "--out RUN" in evaluate(tmp_path / "s.yaml", "--plan")[2]
+    (tmp_path / "s.yaml").write_text(written(model_folder))
+    assert "has no claim" in evaluate(tmp_path / "s.yaml", "--out", out, "--plan")[2]

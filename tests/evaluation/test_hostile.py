@@ -102,9 +102,9 @@ SWEEPS: dict[str, tuple[str, str]] = {
         "stack: cfg({w})\naxes: {w: [2]}\nbaseline: {w: 1" + "0" * 400 + "}",
         "<a whole number of 1329 bits> is too large",
     ),
-    "digits in a margin": (
+    "digits in what matters": (
         "stack: cfg({w})\naxes: {w: [1, 2]}\nclaim: {words: a, paper: b, expect: [{metric: contrast, of: {w: 1}, "
-        "be: lower, than: {w: 2}, margin: 1" + "0" * 400 + "}]}",
+        "be: lower, than: {w: 2}, matters: 1" + "0" * 400 + "}]}",
         "<a whole number of 1329 bits> is too large",
     ),
     "a range of large numbers": (

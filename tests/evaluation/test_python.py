@@ -33,11 +33,14 @@ def test_names_are_functions_whatever_was_imported_before() -> None:
     assert set(evaluation.__all__) == {
         "RunFolder",
         "Sweep",
+        "interpolation",
         "load_sweep",
         "metrics",
         "parse_metric",
+        "plan",
         "report",
         "run",
+        "verdicts",
         "world",
     }
     for name in ("run.runner", "report.page", "metrics.registry"):

@@ -271,7 +271,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_paths_of_metrics_are_looked_for_beside_the_sweep_and_then_here(
     beside: Path, metric: str, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expect = {"metric": metric, "of": {"w": 2}, "be": "lower", "than": {"w": 3}}
+    expect = {"metric": metric, "of": {"w": 2}, "be": "lower", "than": {"w": 3}, "matters": 1}
     keys = {
         "model": "model", "prompts": "p.txt", "stack": "cfg({w})", "axes": {"w": [2, 3]}, "metrics": [metric],
         "claim": {"words": "a", "paper": "b", "expect": [expect]},
