@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 PACKAGES := guidance samplers pipelines bridges evaluation configs scripts
 OUT := out/demo
 
-.PHONY: help demo test quick oldest lint types bench gpu-check tables figures world docs clean
+.PHONY: help demo test quick oldest lint types bench gpu-check tables figures world evidence docs clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
 
@@ -89,6 +89,9 @@ figures: $(VENV)/.dev ## the pictures of the documentation, and the tables of do
 
 world: $(VENV)/.dev ## the papers' claims where every law is known: docs/exact-world.md, in about ten minutes
 	$(BIN)/python -m guidestack.scripts.dev.worlds
+
+evidence: $(VENV)/.dev ## anew what was made from the bundled weights: card, presets, figures, claims; resumable, hours
+	$(BIN)/python -m guidestack.scripts.dev.evidence
 
 docs: $(VENV)/.docs ## the documentation site, in out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
