@@ -234,7 +234,7 @@ def inside(rule: Rule) -> list[tuple[str, Rule]]:
     return [] if isinstance(rule, Stack) else [(name, value) for name, value in named if isinstance(value, Rule)]
 
 
-def _with(rule: Rule, **values: Any) -> Rule:
+def _with(rule: Rule, /, **values: Any) -> Rule:
     """The rule with other values of parameters."""
     return dataclasses.replace(rule, **values)  # type: ignore[type-var]  # every rule is a dataclass
 

@@ -29,7 +29,7 @@ def test_explain(command: Any) -> None:
         "stack", "sampler", "steps", "evaluations", "at_most", "unguided", "plan", "notes", "citation",
     ]  # fmt: skip
     assert (told["sampler"], told["steps"], told["evaluations"], told["at_most"]) == ("heun", 4, 11, False)
-    assert [list(one) for one in told["plan"]] == [["step", "evaluation", "sigma_over_alpha", "queries"]] * 7
+    assert [list(one) for one in told["plan"]] == [["step", "evaluation", "turn", "sigma_over_alpha", "queries"]] * 7
     assert sum(len(one["queries"]) for one in told["plan"]) == 11
     assert [(one["step"], one["evaluation"]) for one in told["plan"]][:3] == [(0, 0), (0, 1), (1, 0)]
     text = command("explain", *asked)[1]
