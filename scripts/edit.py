@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image, ImageOps
 
-from ..guidance.errors import InputError, reason
+from ..guidance.bounds import LAST_SEED
+from ..guidance.errors import InputError
 from ..guidance.notation.presets import read
 from ..guidance.words import counted
 from ..pipelines import edit
 from ..pipelines.families.lookup import family_of
-from ..pipelines.latents import on_white
-from ..pipelines.models.files import check_out, make_folder, opened, read_recipe, write
+from ..pipelines.models.files import check_out, make_folder, read_recipe, write
 from ..pipelines.models.generator import Generator
-from ..pipelines.models.loading import chosen_sampler, scheduler_of
-from ..pipelines.models.recipe import LAST_SEED, check_text, note_bars, split, with_rules
+from ..pipelines.models.loading import chosen_device, chosen_dtype, chosen_sampler, scheduler_of
+from ..pipelines.models.pictures import digest_of, read_image, sized
+from ..pipelines.models.recipe import check_text, note_bars, split, with_rules
 from ..pipelines.size import own_size
 from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
@@ -32,9 +32,9 @@ from ..samplers.names import OWN, SAMPLERS
 from ..samplers.noise import generators
 from .options import (
     device_option,
-    dtype_option,
     notices,
     offload_option,
+    own_dtype_option,
     read_size,
     rules_option,
     steps_option,
@@ -96,19 +96,6 @@ class Edit:
         return with_rules(dataclasses.asdict(self), self.guidance, self.inversion)
 
 
-def read_image(path: Path) -> Image.Image:
-    """A picture from a file that anybody may have written, upright and in RGB.
-
-    Raises:
-        InputError: no such file, no PNG, JPEG or WebP, or one of too many pixels.
-    """
-    image = opened(path, ("PNG", "JPEG", "WEBP"))
-    try:
-        return on_white(ImageOps.exif_transpose(image))
-    except Exception as error:  # what says how it was held may be damaged
-        raise InputError(f"cannot turn {path} upright: {reason(error)}") from error
-
-
 def described(path: Path, source: str | None) -> str:
     """The prompt that describes the image: the one given, else what the image says of itself.
 
@@ -125,28 +112,6 @@ def described(path: Path, source: str | None) -> str:
         raise InputError(f"{path} does not say what it shows; say it with --source")
     check_text(found, f"what {path} says of itself")
     return found
-
-
-def sized(image: Image.Image, path: Path, wanted: tuple[int, int] | None, own: tuple[int, int] | None) -> Image.Image:
-    """The image in the size to edit it in.
-
-    Args:
-        image: the picture.
-        path: where it came from.
-        wanted: height and width, or None for the picture's own.
-        own: those of the model; None where they are not known, and the picture stays as it is.
-
-    Raises:
-        InputError: the picture is of another size than the model makes, and none was said.
-    """
-    if wanted is None and own and (image.height, image.width) != own:
-        size, here = "{}x{}".format(*own), f"{image.height}x{image.width}"
-        raise InputError(
-            f"{path} has {here} pixels and this model makes {size} (height x width): give --size {size} to have it "
-            f"resized, or --size {here} to edit it as it is"
-        )
-    height, width = wanted or own or (image.height, image.width)
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def check_sampler(name: str, model: str | None) -> None:
@@ -191,7 +156,7 @@ def check_sampler(name: str, model: str | None) -> None:
     "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of rules that draw at random."
 )
 @click.option("--size", metavar="HxW", help="Resize the image to this first.")
-@dtype_option
+@own_dtype_option
 @device_option
 @offload_option
 @threads_option
@@ -225,8 +190,12 @@ def _edit(options: dict[str, Any]) -> str:
     sampler = chosen_sampler(options["sampler"], options["model"], BACKWARDS)
     check_sampler(options["sampler"] or sampler, options["model"])
     check_out(options["out"])
-    how = {name: options[name] for name in ("model", "dtype", "device", "allow_pickle", "offload")}
-    generator = Generator(**how, advice="try --dtype float16, --offload, or a smaller --size")
+    device = chosen_device(options["device"])
+    dtype = chosen_dtype(options["dtype"], device, options["model"])
+    how = {name: options[name] for name in ("model", "allow_pickle", "offload")}
+    generator = Generator(
+        **how, dtype=dtype, device=device, advice="try --dtype float16, --offload, or a smaller --size"
+    )
     pipe = generator.pipe
     picture = sized(picture, path, size, own_size(pipe, family_of(pipe)))
     generator.use(sampler)
@@ -243,8 +212,8 @@ def _edit(options: dict[str, Any]) -> str:
         strength=options["strength"],
         seed=options["seed"],
         size=(picture.height, picture.width),
-        dtype=options["dtype"],
-        image=hashlib.sha256(picture.tobytes()).hexdigest()[:16],
+        dtype=dtype,
+        image=digest_of(picture),
         model=generator.identity,
         versions=generator.versions,
     )

@@ -12,6 +12,7 @@ import click
 import torch
 from tqdm import tqdm
 
+from ..guidance.bounds import MAX_IMAGES, MOST_TOGETHER
 from ..guidance.errors import GuidestackError, InputError
 from ..guidance.notation import presets
 from ..guidance.plan import plan
@@ -34,11 +35,11 @@ from ..pipelines import GuidedPipeline, guide
 from ..pipelines.models.files import check_writable
 from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_sampler
-from ..pipelines.models.recipe import MAX_IMAGES, MOST_TOGETHER, check_text
+from ..pipelines.models.recipe import check_text
 from ..pipelines.session import model_identity
 from ..samplers import grid
 from ..samplers.noise import generators
-from .generate import read_prompts
+from .generating import read_prompts
 from .options import device_option, dtype_option, notices, sampler_option, threads_option, without_list
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from ..guidance.bounds import DTYPES, MOST_STEPS
 from ..guidance.errors import GuidestackWarning, InputError, cut, shown
-from ..pipelines.models.files import size_of
 
 
 @contextmanager
@@ -49,6 +49,8 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     Raises:
         InputError: another form, or sides out of bounds.
     """
+    from ..pipelines.models.files import size_of
+
     try:
         return None if text is None else size_of(text)
     except ValueError as error:
@@ -77,25 +79,35 @@ def without_list(sampler: str) -> str:
 
 
 def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
-    import torch
+    if value is not None and not ctx.resilient_parsing:
+        import torch
 
-    if value is not None:
         torch.set_num_threads(value)
 
 
 def steps_option(default: int, least: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option ``--steps`` with a default."""
     return click.option(
-        "--steps", type=click.IntRange(least, 1000), default=default, show_default=True, help="Steps of the sampler."
+        "--steps",
+        type=click.IntRange(least, MOST_STEPS),
+        default=default,
+        show_default=True,
+        help="Steps of the sampler.",
     )
 
 
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=click.Choice(DTYPES),
     default="float32",
     show_default=True,
     help="Type of the weights.",
+)
+own_dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Type of the weights.  [default: float32 on a CPU; on an accelerator float16 for a model with a UNet, "
+    "bfloat16 for another]",
 )
 device_option = click.option(
     "--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator if there is one, else cpu]"
@@ -142,10 +154,10 @@ network_option = click.option(
 
 
 def _load(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
-    from ..guidance.notation.plugins import load_rules
-
     ctx.with_resource(notices())  # what a file or an installed package warns of, while the command runs
-    for path in paths:
+    for path in () if ctx.resilient_parsing else paths:  # completing a word runs no file
+        from ..guidance.notation.plugins import load_rules
+
         load_rules(path)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -16,6 +18,7 @@ from ..guidance.words import counted, were
 from ..pipelines.models import files as images
 from ..pipelines.models import manifest
 from ..pipelines.models.generator import Asked, Generator, Made
+from ..pipelines.models.pictures import NAMES
 from ..pipelines.models.recipe import Recipe
 
 ADVICE = "try --dtype float16, --offload, or a smaller --batch or --size"
@@ -28,6 +31,26 @@ def note_cut(generator: Generator, texts: Sequence[str]) -> None:
         click.echo(f"warning: the prompt {shown(text)} is longer than {limit} tokens; cut off: {off}", err=True)
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """The recipes of a run in the places that they have in a labelled picture.
+
+    Args:
+        rows: a label for each row.
+        columns: a label for each column.
+        table: rows of recipes; the same one may stand in several places.
+    """
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    table: Sequence[Sequence[Recipe]]
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """Every recipe once, in the order of the rows."""
+        return list({one.filename: one for row in self.table for one in row}.values())
+
+
 class Studio:
     """A folder's worth of images, made from recipes with one model.
 
@@ -38,21 +61,38 @@ class Studio:
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
 
-    def check_same(self, recipe: Recipe) -> None:
-        """Refuse to make an image again with another model than made it, and say when the libraries differ.
+    def check_same(self, recipe: Recipe, changed: bool = False) -> None:
+        """Refuse to make an image again with another model or part than made it, and say when something else differs.
+
+        Args:
+            recipe: of the image.
+            changed: whether something of it is changed, so that it need not be the same; then all is said only.
 
         Raises:
             InputError: the fingerprints differ.
         """
-        identity, versions = self.generator.identity, self.generator.versions
-        if recipe.model.get("fingerprint") != identity.get("fingerprint"):
-            raise InputError(f"the image was made with the model {dict(recipe.model)}, this one is {identity}")
+        made_by = self.generator
+        here: dict[str, Any] = {"model": made_by.identity}
+        there: dict[str, Any] = {"model": dict(recipe.model)}
         for name, network in recipe.networks.items():
-            here = self.generator.networks[name]
-            if here.get("fingerprint") != network.get("fingerprint"):
-                raise InputError(f"the image was made with {dict(network)} as network {name!r}, this one is {here}")
-        if {**versions, **recipe.versions} != versions:
-            click.echo(f"note: made with {dict(recipe.versions)}, here is {versions}; bits may differ", err=True)
+            if name in made_by.networks:
+                there[f"network {name!r}"], here[f"network {name!r}"] = dict(network), made_by.networks[name]
+        for kind, parts in recipe.parts.items():
+            for place, (part, own) in enumerate(zip(parts, made_by.parts.get(kind, ()), strict=False), 1):
+                there[f"{kind} {place}"], here[f"{kind} {place}"] = dict(part), own
+        for what, told in there.items():
+            if told.get("fingerprint") != here[what].get("fingerprint"):
+                message = f"the image was made with the {what} {told}, this one is {here[what]}"
+                if not changed:
+                    raise InputError(message)
+                click.echo(f"note: {message}", err=True)
+        pictures = made_by.pictures.digests
+        for name, option in NAMES.items():
+            if recipe.pictures.get(name) != pictures.get(name):
+                click.echo(f"note: {option} is another picture than the image was made from", err=True)
+        if {**made_by.versions, **recipe.versions} != made_by.versions:
+            told = dict(recipe.versions)
+            click.echo(f"note: made with {told}, here is {made_by.versions}; bits may differ", err=True)
 
     def make(self, wanted: Sequence[Recipe], out: Path, batch: int, overwrite: bool) -> str:
         """Make the images that are missing from `out`; returns one line on what was done.
@@ -105,40 +145,50 @@ class Studio:
         cost = counted(evaluations, "network evaluation")
         return f"{counted(len(written), 'image')} in {out}{skipped}: {cost}, {seconds:.1f} s"
 
-    def write_grid(self, wanted: Sequence[Recipe], out: Path, path: Path) -> None:
-        """One labelled picture: a row for each stack, a column for each prompt and seed."""
-        wanted = [self.completed(recipe) for recipe in wanted]
-        rows = list(dict.fromkeys(recipe.guidance for recipe in wanted))
-        table = []
-        for stack in rows:
-            files = [out / recipe.filename for recipe in wanted if recipe.guidance == stack]
-            table.append([images.opened(file) for file in files])
-        first = [recipe for recipe in wanted if recipe.guidance == rows[0]]
+    def write_grid(self, sheet: Sheet, out: Path, path: Path) -> None:
+        """One labelled picture of the images of `out`."""
+        table = [[images.opened(out / self.completed(one).filename) for one in row] for row in sheet.table]
         images.make_folder(path.parent)
-        images.write(images.grid(table, rows, [f"{recipe.prompt}, seed {recipe.seed}" for recipe in first]), path)
+        images.write(images.grid(table, sheet.rows, sheet.columns), path)
 
     def completed(self, recipe: Recipe) -> Recipe:
         """The recipe with what makes it: the model, its further networks, and the versions of the libraries."""
         made_by = self.generator
         networks = made_by.networks_of(as_stack(recipe.guidance))
-        return dataclasses.replace(recipe, model=made_by.identity, versions=made_by.versions, networks=networks)
+        return dataclasses.replace(
+            recipe,
+            model=made_by.identity,
+            versions=made_by.versions,
+            networks=networks,
+            parts=made_by.parts,
+            pictures=made_by.pictures.digests,
+        )
 
     def _check(self, wanted: Sequence[Recipe]) -> None:
         """Everything that can be refused before the first network call."""
         for size in {recipe.size for recipe in wanted}:
             self.generator.check_size(size)
         note_cut(self.generator, [text for recipe in wanted for text in recipe.texts])
-        runs: dict[tuple[str, str, int], set[bool]] = {}
+        runs: dict[tuple[Any, ...], set[bool]] = {}
         for recipe in wanted:
-            runs.setdefault((recipe.guidance, recipe.sampler, recipe.steps), set()).add(bool(recipe.negative))
-        for run, negative in runs.items():
-            self.generator.check(*run, negative)
+            run = recipe.guidance, recipe.sampler, recipe.steps, recipe.strength
+            runs.setdefault(run, set()).add(bool(recipe.negative))
+        for (*run, strength), negative in runs.items():
+            self.generator.check(*run, negative, strength)
 
     def _generate(self, group: Sequence[Recipe]) -> Made:
-        """The images of recipes that differ in prompt, negative and seed only."""
+        """The images of recipes that can be made by one call."""
         first = group[0]
         asked = [Asked(one.prompt, one.seed, one.negative, one.extra) for one in group]
-        return self.generator.make(asked, first.guidance, first.sampler, first.steps, first.size, fill=first.batch)
+        return self.generator.make(
+            asked,
+            first.guidance,
+            first.sampler,
+            first.steps,
+            first.size,
+            fill=first.batch,
+            strength=first.strength,
+        )
 
 
 def _batches(wanted: Sequence[Recipe], batch: int) -> Iterator[list[Recipe]]:
@@ -149,10 +199,14 @@ def _batches(wanted: Sequence[Recipe], batch: int) -> Iterator[list[Recipe]]:
     """
     group: list[Recipe] = []
     for recipe in wanted:
-        alike = group and (recipe.guidance, bool(recipe.negative)) == (group[0].guidance, bool(group[0].negative))
-        if group and (len(group) >= batch or not alike):
+        if group and (len(group) >= batch or _same(recipe) != _same(group[0])):
             yield group
             group = []
         group.append(recipe)
     if group:
         yield group
+
+
+def _same(recipe: Recipe) -> tuple[Any, ...]:
+    """What the images of one call have in common."""
+    return recipe.guidance, recipe.sampler, recipe.steps, recipe.size, recipe.strength, bool(recipe.negative)

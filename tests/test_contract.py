@@ -19,7 +19,7 @@ from guidestack.guidance.notation.registry import _ENTRIES, rules
 from guidestack.pipelines.models.recipe import Recipe, check_several
 from guidestack.pipelines.prompts import Prompts
 from guidestack.scripts import explain
-from guidestack.scripts.generate import check_presets
+from guidestack.scripts.generating import check_presets
 
 ROOT = Path(gs.__file__).parent
 

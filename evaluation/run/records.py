@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from ...guidance.bounds import MOST_TOGETHER
 from ...guidance.rule import Stack
 from ...guidance.version import __version__
 from ...pipelines.models.files import contents
 from ...pipelines.models.generator import Made
-from ...pipelines.models.recipe import MOST_TOGETHER, Recipe
+from ...pipelines.models.recipe import Recipe
 from ..effective_scale import gathered
 from ..spec.cells import Addresses
 from ..spec.sweep import Sweep

@@ -16,6 +16,7 @@ import fsspec
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, StrictInt, TypeAdapter
 
+from ...guidance.bounds import LAST_SEED
 from ...guidance.errors import InputError, reason, shown
 from ...guidance.reading import read_bytes
 from ...samplers import canonical
@@ -47,7 +48,6 @@ MOST_AXES = 100  # and as many metrics, expectations, labels of prompts, and rul
 MOST_OF_A_CELL = 1_000_000  # samples of a cell, and so prompts, and seeds of a prompt
 MOST_SAMPLES = 10_000_000
 INLINE = 100  # prompts that are written into a resolved sweep; more go into a file beside it
-LAST_SEED = 2**63 - 1
 HOLE = re.compile(r"\{([^{}]*)\}")
 
 Files = Callable[[str], bytes]

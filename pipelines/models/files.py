@@ -188,15 +188,16 @@ def grid(
     """A picture of pictures with a label for each row and column.
 
     Args:
-        images: rows of images of one size; None leaves a place empty.
+        images: rows of images; all are enlarged alike, and None leaves a place empty.
         rows: a label for each row; a long one is wrapped.
         columns: a label for each column.
         least: small images are enlarged by a whole factor until they are this wide.
         captions: a line under each image, in the order of `images`.
     """
-    first = next(image for row in images for image in row if image is not None)
-    factor = max(1, -(-least // first.width))
-    width, height, gap = first.width * factor, first.height * factor, 6
+    there = [image for row in images for image in row if image is not None]
+    factor = max(1, -(-least // min(image.width for image in there)))
+    width, height = (factor * max(getattr(image, side) for image in there) for side in ("width", "height"))
+    gap = 6
     font = ImageFont.load_default(13)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     heads = [_wrapped(label, width, font, measure) for label in columns]
@@ -218,7 +219,8 @@ def grid(
         for column, image in enumerate(images[row]):
             x = left + column * (width + gap)
             if image is not None:
-                sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
+                larger = (image.width * factor, image.height * factor)
+                sheet.paste(image.convert("RGB").resize(larger, Image.Resampling.NEAREST), (x, y))
             if captions:
                 draw.text((x, y + height), captions[row][column], "black", font)
     return sheet

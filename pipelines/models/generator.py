@@ -29,9 +29,11 @@ from .. import guide
 from ..families.lookup import family_of
 from ..second import Second, second_networks
 from ..session import model_identity
-from ..size import factor
+from ..size import factor, own_size
 from .loading import chosen_device, identity_of, load, made_with, memory
 from .networks import network_identity
+from .parts import Parts
+from .pictures import Pictures
 from .recipe import split
 
 
@@ -81,12 +83,15 @@ class Generator:
         allow_pickle: load weights that are not safetensors.
         offload: keep the model in the host's memory, and each part on the device only while it is needed.
         networks: further networks by name, each a folder, a hub id or ``"bundled"``, as of `guide`.
+        parts: what goes into the model's pipeline.
+        pictures: what all images are made from; the pipeline is the one of this model that takes them.
         needs_prompts: refuse a pipeline that takes no prompts.
         advice: what to try where memory runs out.
 
     Attributes:
         identity: what identifies the model: its name and, of a folder, its fingerprint.
         networks: the same of each further network, by its name.
+        parts: the same of each part, by its kind.
         versions: of the libraries, and on what device the model runs.
 
     Raises:
@@ -102,6 +107,8 @@ class Generator:
         offload: bool = False,
         networks: Mapping[str, str] | None = None,
         *,
+        parts: Parts | None = None,
+        pictures: Pictures | None = None,
         needs_prompts: bool = True,
         advice: str = "try a smaller batch or size",
     ) -> None:
@@ -110,13 +117,16 @@ class Generator:
             raise InputError("--offload is for a model on an accelerator, and this one runs on the CPU; drop --offload")
         self.identity = identity_of(model, allow_pickle, not needs_prompts)
         self.networks = {name: network_identity(one) for name, one in (networks or {}).items()}
+        self._parts, self.pictures = parts or Parts(), pictures or Pictures()
+        self.parts = self._parts.identities()
         self._seconds: dict[str, Second] = {}
         self.versions = made_with(self.device)
         self._how = model, getattr(torch, dtype), self.device, allow_pickle, not needs_prompts, offload
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        pipe, _ = load(*self._how)
+        plain = not self.parts and not self.pictures.by_name
+        pipe, _ = load(*self._how) if plain else load(*self._how, lambda one: self._parts.fit(one, self.pictures.task))
         return pipe, pipe.scheduler
 
     @property
@@ -157,7 +167,14 @@ class Generator:
         """
         self.pipe.scheduler = by_name(sampler, self.own)
 
-    def check(self, stack: Rule | str, sampler: str, steps: int, negative: Collection[bool] = (False,)) -> Grid:
+    def check(
+        self,
+        stack: Rule | str,
+        sampler: str,
+        steps: int,
+        negative: Collection[bool] = (False,),
+        strength: float | None = None,
+    ) -> Grid:
         """Refuse what this model cannot run, before the first network evaluation.
 
         Args:
@@ -165,6 +182,7 @@ class Generator:
             sampler: short name of the sampler.
             steps: steps of the sampler.
             negative: whether there is a negative prompt; both where some samples have one and others none.
+            strength: as of `make`.
 
         Returns:
             The schedule, as far as it is known before a call: some pipelines move its levels with the size.
@@ -173,6 +191,7 @@ class Generator:
             GuidestackError: the stack, the sampler or a fitted file is not for this model or this run.
         """
         self.use(sampler)
+        self._check_strength(strength, steps)
         stack = as_stack(stack)
         guide(self.pipe, stack, networks=self.asked(stack))
         self._levels(sampler, steps)
@@ -191,15 +210,30 @@ class Generator:
                 stack.init(Run(SHAPE, steps=schedule.steps, identity=identity))
         return schedule
 
-    def check_size(self, size: tuple[int, int] | None) -> None:
-        """Refuse a size in pixels that the model cannot make.
+    def _check_strength(self, strength: float | None, steps: int) -> None:
+        """Refuse a strength of which no step is left; diffusers' pipelines with a UNet count ``int(steps * strength)``.
 
         Raises:
-            InputError: it cannot.
+            InputError: none is left, or the pipeline takes no strength.
         """
+        parameter = inspect.signature(self.pipe.__call__).parameters.get("strength")
+        if parameter is None and strength is not None:
+            raise InputError(f"{type(self.pipe).__name__} takes no strength; leave --strength out")
+        share = strength if strength is not None or parameter is None else parameter.default
+        if share is not None and family_of(self.pipe).denoiser == "unet" and int(steps * share) < 1:
+            raise InputError(f"{steps} steps at strength {share:g} leave none to take; give more of either")
+
+    def check_size(self, size: tuple[int, int] | None) -> None:
+        """Refuse a size in pixels that the model cannot make, and pictures that are not of its size or not taken.
+
+        Raises:
+            InputError: it cannot, or they are not.
+        """
+        pictures = self.pictures.at(size, own_size(self.pipe, family_of(self.pipe)))
+        self._arguments(pictures, 1)
         if size is None:
             return
-        if "height" not in self.takes:
+        if "height" not in self.takes and not pictures.by_name:
             raise InputError(f"{type(self.pipe).__name__} makes one size only; leave size out")
         step = max(8, factor(self.pipe))
         if min(size) < step or any(side % step for side in size):
@@ -228,6 +262,7 @@ class Generator:
         *,
         observe: Observer | None = None,
         fill: int = 0,
+        strength: float | None = None,
     ) -> Made:
         """Make a batch of images.
 
@@ -241,6 +276,7 @@ class Generator:
             fill: samples that the call has at least: a smaller batch is filled up with copies of its first sample, so
                 that the network sees the same shapes. Rounding depends on them, and an image made again by itself is
                 then the same to the bit. The report counts the copies too.
+            strength: how far the pictures are noised that the images begin from; None for the pipeline's own.
 
         Raises:
             GuidestackError: as the pipeline; memory that does not suffice, as `InputError`. NaN or Inf is no error
@@ -250,8 +286,13 @@ class Generator:
         seeds = [one.seed for one in filled]
         options: dict[str, Any] = {"num_inference_steps": steps, "generator": generators(seeds)}
         options |= self._levels(sampler, steps)
-        if size:
+        if size and "height" in self.takes:
             options["height"], options["width"] = size
+        if self.pictures.by_name:
+            own = own_size(self.pipe, family_of(self.pipe))
+            options |= self._arguments(self.pictures.at(size, own), len(filled))
+        if strength is not None:
+            options["strength"] = strength
         began = time.perf_counter()
         self.use(sampler)
         stack, lost = as_stack(stack), None
@@ -265,6 +306,10 @@ class Generator:
         assert report is not None  # a call leaves one
         finished = {place: image for place, image in enumerate(images[: len(asked)]) if place not in gone}
         return Made(finished, report, time.perf_counter() - began, lost if len(finished) < len(asked) else None)
+
+    def _arguments(self, pictures: Pictures, count: int) -> dict[str, Any]:
+        """The arguments of the pipeline for pictures, and for the scales of parts."""
+        return {**pictures.arguments(self.takes, count), **self._parts.arguments(self.takes)}
 
     def _levels(self, sampler: str, steps: int) -> dict[str, Any]:
         """The arguments of the pipeline for the list behind the sampler's name; none where there is no list.

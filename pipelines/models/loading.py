@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .hub import reachable, why
 from .pretrained import SUBFOLDER
 
 PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth", "*.pkl")
+INDEX = "model_index.json"
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 LARGEST_INDEX = 1_000_000  # bytes of model_index.json
 LONGEST_NAME = 100  # characters of the name of a component, and of the pipeline's class
@@ -31,7 +33,7 @@ def quiet() -> None:
     import transformers
 
     for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
+        library.utils.logging.set_verbosity(logging.CRITICAL)  # what is an error is raised, and said in one line
         library.utils.logging.disable_progress_bar()
 
 
@@ -97,6 +99,22 @@ def chosen_device(given: str | None) -> str:
     return next((name for name, one in accelerators.items() if one.is_available()), "cpu")
 
 
+def chosen_dtype(given: str | None, device: str, model: str | None) -> str:
+    """The type of weights that is `given`; for None float32 on a CPU, and half precision elsewhere.
+
+    That is float16 for a model with a UNet, and bfloat16 for another, which were trained in it: float16 ends at 65504.
+    """
+    if given is not None or device.partition(":")[0] == "cpu":
+        return given or "float32"
+    folder = folder_of(model)
+    try:
+        name = class_of(folder if folder is not None else _downloaded(str(model), INDEX).parent)
+    except InputError:  # what is wrong with it is said where it is loaded
+        return "float16"
+    record = FAMILIES.get(name)
+    return "float16" if record is None or record.denoiser == "unet" else "bfloat16"
+
+
 def made_with(device: str) -> dict[str, str]:
     """What decides the last bit of an image beside its recipe: the libraries' versions, and where the network ran."""
     import diffusers
@@ -117,7 +135,7 @@ def _index(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is no model folder.
     """
-    index = folder / "model_index.json"
+    index = folder / INDEX
     if not exists(index):
         lacks = "it has no model_index.json" if is_folder(folder) else "there is no such folder here"
         raise InputError(
@@ -179,21 +197,34 @@ def scheduler_of(model: str | Path | None) -> Any:
     Raises:
         InputError: there is no such model, or it has no scheduler of diffusers.
     """
-    import diffusers
-
     name, folder = str(model), model if isinstance(model, Path) else folder_of(model)
     if folder is not None:
         _index(folder)
         path = folder / "scheduler" / "scheduler_config.json"
     else:
         path = _downloaded(name, "scheduler/scheduler_config.json")
+    return scheduler_in(path, f"{model or folder} has no scheduler/scheduler_config.json that names one of diffusers")
+
+
+def scheduler_in(path: Path, lacking: str) -> Any:
+    """The scheduler that a configuration's file describes.
+
+    Args:
+        path: of ``scheduler_config.json``.
+        lacking: the message where it describes none.
+
+    Raises:
+        InputError: there is no such file, or it describes none of diffusers.
+    """
+    import diffusers
+
     try:
         config = json_of(read_bytes(path, "scheduler's file", LARGEST_INDEX))
         cls = getattr(diffusers, str(config["_class_name"]), None)
     except (InputError, ValueError, KeyError, TypeError):
         cls = None
     if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
-        raise InputError(f"{model or folder} has no scheduler/scheduler_config.json that names one of diffusers")
+        raise InputError(lacking)
     scheduler: Any = cls
     return scheduler.from_config(config)
 
@@ -309,13 +340,17 @@ def fingerprint(folder: Path) -> str:
         if path.parent == folder / SUBFOLDER:
             continue
         if path.suffix in {".json", ".safetensors", ".txt", ".bin"} and path.is_file():
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder)}:{size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(1 << 16))
-                file.seek(max(0, size - (1 << 16)))
-                digest.update(file.read())
+            digest.update(f"{path.relative_to(folder)}:{path.stat().st_size}".encode())
+            digest.update(ends_of(path))
     return digest.hexdigest()[:16]
+
+
+def ends_of(path: Path) -> bytes:
+    """The first and the last 64 kiB of a file, which tell files of weights apart."""
+    with path.open("rb") as file:
+        first = file.read(1 << 16)
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        return first + file.read()
 
 
 def folder_of(name: str | None) -> Path | None:
@@ -345,6 +380,7 @@ def load(
     allow_pickle: bool = False,
     doctored: bool = False,
     offload: bool = False,
+    fit: Callable[[Any], Any] = lambda pipe: pipe,
 ) -> tuple[Any, dict[str, str]]:
     """The pipeline, and what identifies the model, as `identity_of`.
 
@@ -355,6 +391,7 @@ def load(
         allow_pickle: load weights that are not safetensors.
         doctored: also load a pipeline that takes no prompts, or has no record.
         offload: keep it in the host's memory, and each part on the device only while it is needed.
+        fit: what is done to it before it goes to the device.
 
     Raises:
         InputError: the model cannot be loaded, or does not fit into the device's memory.
@@ -376,6 +413,7 @@ def load(
                 raise
             reason = first_line(error) if folder else why(error, asked)
             raise InputError(f"cannot load the model {shown(str(folder or name))}: {reason}") from error
+        pipe = fit(pipe)
         pipe.set_progress_bar_config(disable=True)
         if offload:
             pipe.enable_model_cpu_offload(device=device)

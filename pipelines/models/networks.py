@@ -66,20 +66,20 @@ def load_network(name: str, pipe: Pipeline, family: Family, what: str) -> tuple[
         return [twin(denoiser) for denoiser in own], identity
     names = [one for one in (family.denoiser, *family.others) if getattr(pipe, one, None) is not None]
     if folder is not None and not exists(folder / "model_index.json"):
-        return [_loaded(type(own[0]), folder, "", what)], identity
+        return [loaded(type(own[0]), folder, "", what)], identity
     if folder is not None:
         here = [(cls, one) for cls, one in zip(map(type, own), names, strict=True) if is_folder(folder / one)]
         if not here:
             raise InputError(f"{what}: the model at {str(folder)!r} has no {' or '.join(names)}")
-        return [_loaded(cls, folder / one, "", what) for cls, one in here], identity
-    return [_loaded(cls, name, one, what) for cls, one in zip(map(type, own), names, strict=True)], identity
+        return [loaded(cls, folder / one, "", what) for cls, one in here], identity
+    return [loaded(cls, name, one, what) for cls, one in zip(map(type, own), names, strict=True)], identity
 
 
 loaders.append(load_network)
 
 
-def _loaded(cls: Any, place: str | Path, subfolder: str, what: str) -> nn.Module:
-    """A network of a class, from a folder, or from a subfolder of a model on the hub.
+def loaded(cls: Any, place: str | Path, subfolder: str, what: str) -> nn.Module:
+    """A network of a class, from a folder, or from a subfolder of a model on the hub; in float32 on the CPU.
 
     Raises:
         InputError: it cannot be loaded, or is of another class.
@@ -93,8 +93,7 @@ def _loaded(cls: Any, place: str | Path, subfolder: str, what: str) -> nn.Module
             raise InputError(f"{what}: {str(place / 'config.json')!r} is no configuration of a network") from None
         if name != cls.__name__:
             raise InputError(
-                f"{what} at {str(place)!r} is a {shown(name)}, and the pipeline's own is a {cls.__name__}: the two "
-                "are asked the same, and have to be of one class"
+                f"{what} at {str(place)!r} is a {shown(name)}; for this model it has to be a {cls.__name__}"
             )
         if not any(place.glob("*.safetensors")):
             raise InputError(f"{what}: {str(place)!r} has no weights in safetensors, which alone are loaded")

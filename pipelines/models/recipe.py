@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...guidance.bounds import DTYPES, LARGEST_SCALE, LAST_SEED, LONGEST, MAX_IMAGES, MOST_STEPS, MOST_TOGETHER
 from ...guidance.errors import GuidestackError, GuidestackWarning, InputError, shown, warn
 from ...guidance.notation.plugins import files_of, loaded_files
 from ...guidance.notation.presets import as_stack, read
@@ -19,12 +20,6 @@ from ...guidance.notation.text import parse
 from ...guidance.rule import Rule, models_of
 from ...guidance.words import counted
 from .files import LARGEST_SIDE
-
-MAX_IMAGES = 100_000  # images of one call of the command
-MOST_TOGETHER = 1024  # images, or runs, in one call of the network
-LONGEST = 10_000  # characters of a prompt
-LAST_SEED = 2**63 - 1
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,9 @@ class Recipe:
         model: what identifies the model: name and fingerprint.
         versions: of the libraries that made it, and on what device.
         networks: what identifies each further network that the stack asks, by its name.
+        parts: what identifies each part that was put into the model's pipeline, and its scale, by kind.
+        pictures: a digest of each picture that it was made from, by name.
+        strength: how far the picture was noised that it was made from; None for the pipeline's own.
     """
 
     prompt: str
@@ -60,6 +58,9 @@ class Recipe:
     model: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    parts: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    strength: float | None = None
 
     @property
     def several(self) -> bool:
@@ -82,8 +83,11 @@ class Recipe:
     def as_json(self) -> dict[str, Any]:
         """The mapping to write into the image."""
         told = dataclasses.asdict(self)
-        if not self.networks:
-            del told["networks"]
+        for name in ("networks", "parts", "pictures"):
+            if not told[name]:
+                del told[name]
+        if self.strength is None:
+            del told["strength"]
         return with_rules(told, self.guidance)
 
     @classmethod
@@ -94,7 +98,8 @@ class Recipe:
             InputError: a value is missing or of another kind, or a rule is not known here.
         """
         mapping = dict(mapping)
-        networks = mapping.pop("networks", {})
+        networks, parts, pictures = (mapping.pop(name, {}) for name in ("networks", "parts", "pictures"))
+        strength = mapping.pop("strength", None)
         files = _files_in(mapping.pop("rules", []), path)
         kinds = {
             "prompt": str,
@@ -116,13 +121,16 @@ class Recipe:
             size is None or (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size))
         )
         good = good and isinstance(networks, dict) and all(isinstance(one, dict) for one in networks.values())
+        good = good and _are_parts(parts) and isinstance(pictures, dict)
+        good = good and (strength is None or (type(strength) in (int, float) and 0 <= strength <= 1))
         if not good or set(mapping) != {*kinds, "size"} or mapping["dtype"] not in DTYPES:
             raise InputError(f"{path} does not say how it was made in a form that this version reads")
         texts = [mapping[name] for name in ("prompt", "negative", "extra")]
-        about = [one for group in (mapping["model"], mapping["versions"], *networks.values()) for one in group.values()]
+        groups = mapping["model"], mapping["versions"], pictures, *networks.values()
+        about = [one for group in groups for one in group.values()]
         if not all(isinstance(one, str) and len(one) <= LONGEST for one in (*texts, *about)):
             raise InputError(f"{path} has a value that is no text, or is longer than {LONGEST} characters")
-        in_range = {"steps": (1, 1000), "batch": (1, MOST_TOGETHER), "seed": (0, LAST_SEED)}
+        in_range = {"steps": (1, MOST_STEPS), "batch": (1, MOST_TOGETHER), "seed": (0, LAST_SEED)}
         if not all(low <= mapping[name] <= high for name, (low, high) in in_range.items()) or not all(
             1 <= side <= LARGEST_SIDE for side in size or ()
         ):
@@ -146,7 +154,8 @@ class Recipe:
                     )
         if (asked := models_of(stack)) != set(networks):
             raise InputError(f"{path} says of other networks how it was made than its stack asks: {', '.join(asked)}")
-        return cls(**{**mapping, "size": tuple(size) if size else None, "networks": networks})
+        beside = {"networks": networks, "parts": parts, "pictures": pictures, "strength": strength}
+        return cls(**{**mapping, "size": tuple(size) if size else None, **beside})
 
     def model_to_load(self, given: str | None) -> str | None:
         """The model to make it again with: the one `given`, else the bundled one if that made it.
@@ -177,6 +186,23 @@ class Recipe:
                     f"is with --network {name}=FOLDER"
                 )
         return dict.fromkeys(self.networks, "bundled") | dict(given)
+
+
+def _are_parts(given: Any) -> bool:
+    """Whether an image says of parts what `Recipe.parts` holds: by kind a list of names, fingerprints and scales."""
+    kinds = {"name": (str,), "fingerprint": (str,), "scale": (int, float)}
+    return isinstance(given, dict) and all(
+        isinstance(parts, list)
+        and all(
+            isinstance(part, dict)
+            and {"name", "scale"} <= set(part) <= set(kinds)
+            and all(type(value) in kinds[key] for key, value in part.items())
+            and len(part["name"]) <= LONGEST
+            and abs(part["scale"]) <= LARGEST_SCALE
+            for part in parts
+        )
+        for parts in given.values()
+    )
 
 
 def with_rules(recipe: dict[str, Any], *stacks: str) -> dict[str, Any]:

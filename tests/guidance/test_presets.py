@@ -14,7 +14,7 @@ from guidestack.guidance.errors import GuidestackWarning, InputError, StackSynta
 from guidestack.guidance.notation.presets import TunedFor, as_stack, load_preset, names, read, tuned_for
 from guidestack.pipelines.models.recipe import Recipe
 from guidestack.scripts.cli import group
-from guidestack.scripts.generate import check_presets
+from guidestack.scripts.generating import check_presets
 
 STACK = load_preset("rescale")
 
@@ -104,7 +104,7 @@ def test_a_preset_for_another_run_is_warned_of(file: Path, model_folder: Path) -
 
 
 def test_a_plan_for_other_steps_is_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guidestack.scripts.generate.Generator", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("guidestack.scripts.generating.Generator", lambda *_: pytest.fail("a model was loaded"))
     for text in ("@tuned-emoji-half", "schedule(cfg(4), 'g24 c')"):
         result = CliRunner().invoke(group, ["generate", "a", "--steps", "20", "--guidance", text])
         assert isinstance(result.exception, InputError)

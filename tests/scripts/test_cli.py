@@ -161,7 +161,6 @@ def test_prompts_from_a_file(run: Any, model_folder: Path, tmp_path: Path) -> No
         (["a", "--guidance", "rescale(0.7) | cfg(4)"], "write cfg(4) | rescale(0.7)"),
         (["a", "--out", "/proc/nothing"], "cannot write"),
         (["--like", "/nowhere/x.png"], "cannot read the image"),
-        (["a", "--like", "x.png"], "drop 'prompts'"),
         (["a", "--nonsense"], "No such option"),
     ],
 )
@@ -362,7 +361,7 @@ def test_several_negatives_where_one_is_taken(run: Any, model_folder: Path, tmp_
 def test_output_folders_are_tried_before_the_model_is_loaded(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guidestack.scripts.generate.Generator", lambda *given: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("guidestack.scripts.generating.Generator", lambda *given: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("")
     for folder, option in (("/proc/nothing", "--out"), (tmp_path / "file", "--out"), ("/proc/nothing/x.png", "--grid")):
         status, out, err = run("generate", "a", "--out", tmp_path / "new" / "out", option, folder)

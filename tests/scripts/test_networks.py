@@ -64,7 +64,8 @@ def test_generate_and_make_again(command: Any, model_folder: Path, weak_folder: 
     assert f"made with the network '{weak_folder}' as 'weak'; say where that is with --network weak=FOLDER" in err
     status, _, err = command(*again, "--network", f"weak={other(weak_folder, tmp_path / 'other')}")
     assert status == 2
-    assert "as network 'weak', this one is" in err
+    assert "made with the network 'weak' {" in err
+    assert ", this one is {" in err
     moved = shutil.copytree(weak_folder, tmp_path / "moved")
     status, _, err = command(*again, "--network", f"weak={moved}")
     assert status == 0, err

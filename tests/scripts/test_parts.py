@@ -1,0 +1,264 @@
+"""Pictures, LoRAs, ControlNets, IP-Adapters and other parts on the command line, against the pipelines by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from guidestack.pipelines.models.files import read_recipe
+from guidestack.samplers import by_name
+
+from ..pipelines.tiny import load, parts
+
+QUICK = ["--steps", "3", "--sampler", "ddim", "--guidance", "cfg(3)", "--seed", "5"]
+CLASSES = {"sd": "StableDiffusion", "xl": "StableDiffusionXL"}
+SEEN = 6  # numbers that an image encoder answers
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, Path]:
+    """Folders of the tiny Stable Diffusion and the tiny XL."""
+    folder = tmp_path_factory.mktemp("xl")
+    load("StableDiffusionXLPipeline").make().save_pretrained(folder)
+    return {"sd": model_folder, "xl": folder}
+
+
+def hand(kind: str, models: dict[str, Path], end: str = "", **more: Any) -> Any:
+    """A pipeline of diffusers on a tiny model, with DDIM as `generate` sets it up."""
+    import diffusers
+
+    cls = getattr(diffusers, f"{CLASSES[kind]}{end}Pipeline")
+    pipe = cls.from_pretrained(models[kind], **more)
+    pipe.scheduler = by_name("ddim", pipe.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def by_hand(pipe: Any, **arguments: Any) -> Any:
+    with torch.no_grad():
+        generator = [torch.Generator().manual_seed(5)]
+        given = {"prompt": ["a cat"], "num_inference_steps": 3, "guidance_scale": 3.0, "generator": generator}
+        return np.asarray(pipe(**given | arguments).images[0])
+
+
+def picture(seed: int, path: Path | None = None, size: tuple[int, int] = (16, 16)) -> Any:
+    """A random picture, which is also written where a path is given."""
+    found = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+    if path:
+        found.save(path)
+    return found
+
+
+def half(path: Path) -> Any:
+    """A mask: the left half."""
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    mask.save(path)
+    return mask
+
+
+@pytest.fixture
+def make(command: Any, models: dict[str, Path], tmp_path: Path) -> Callable[..., Any]:
+    """``make(kind, *options)``: pixels of the one image that `generate` makes, and its path; or raises its message."""
+
+    def call(kind: str, *options: object, out: str = "out") -> tuple[Any, Path]:
+        status, _, err = command(
+            "generate", "a cat", "--model", models[kind], "--out", tmp_path / out, *QUICK, *options
+        )
+        assert status == 0, err
+        (path,) = (tmp_path / out).glob("*.png")
+        return np.asarray(Image.open(path)), path
+
+    return call
+
+
+def lora_of(pipe: Any, folder: Path) -> Path:
+    """A LoRA of a pipeline's network, as the file that diffusers writes."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(5)
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"]))
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.5)
+    pipe.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def ip_adapter_of(pipe: Any, folder: Path) -> Path:
+    """An IP-Adapter of a pipeline's network, as one file, with its image encoder beside it."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(6)
+    width = pipe.unet.config.cross_attention_dim
+    layers = [name for name in pipe.unet.attn_processors if name.endswith("attn2.processor")]
+    weights = {"image_proj.proj.weight": torch.randn(4 * width, SEEN), "image_proj.proj.bias": torch.randn(4 * width)}
+    weights |= {"image_proj.norm.weight": torch.ones(width), "image_proj.norm.bias": torch.zeros(width)}
+    for place in range(len(layers)):
+        for kind in "kv":
+            weights[f"ip_adapter.{1 + 2 * place}.to_{kind}_ip.weight"] = torch.randn(16, width)
+    config = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, projection_dim=SEEN, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    save_file(weights, folder / "adapter.safetensors")
+    return folder / "adapter.safetensors"
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_from_a_picture(make: Any, models: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    start = picture(1, tmp_path / "start.png")
+    found, path = make(kind, "--image", tmp_path / "start.png", "--strength", 0.7)
+    wanted = by_hand(hand(kind, models, "Img2Img"), image=start, strength=0.7)
+    assert np.array_equal(found, wanted)
+    assert read_recipe(path)["strength"] == 0.7
+    assert not np.array_equal(found, make(kind, out="without")[0])
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_inpainting(make: Any, models: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    start, mask = picture(1, tmp_path / "start.png"), half(tmp_path / "mask.png")
+    found, _ = make(kind, "--image", tmp_path / "start.png", "--mask", tmp_path / "mask.png", "--strength", 1)
+    wanted = by_hand(hand(kind, models, "Inpaint"), image=start, mask_image=mask, strength=1.0, height=16, width=16)
+    assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("sd", ""), ("xl", "Img2Img"), ("sd", "Inpaint")])
+def test_controlnet(make: Any, models: dict[str, Path], tmp_path: Path, kind: str, task: str) -> None:
+    torch.manual_seed(3)
+    net = parts.controlnet(hand(kind, models).unet)
+    net.save_pretrained(tmp_path / "net")
+    start, follow, mask = (
+        picture(1, tmp_path / "start.png"),
+        picture(2, tmp_path / "follow.png"),
+        half(tmp_path / "m.png"),
+    )
+    options = {"": [], "Img2Img": ["--image", tmp_path / "start.png", "--strength", 0.8]}
+    options["Inpaint"] = [*options["Img2Img"], "--mask", tmp_path / "m.png"]
+    given = {"": {"image": follow}, "Img2Img": {"image": start, "control_image": follow, "strength": 0.8}}
+    given["Inpaint"] = {**given["Img2Img"], "mask_image": mask}
+    found, path = make(
+        kind, "--controlnet", f"{tmp_path / 'net'}=0.7", "--control", tmp_path / "follow.png", *options[task]
+    )
+    wanted = by_hand(
+        hand(kind, models, f"ControlNet{task}", controlnet=net), controlnet_conditioning_scale=0.7, **given[task]
+    )
+    assert np.array_equal(found, wanted)
+    assert read_recipe(path)["parts"]["controlnet"][0]["scale"] == 0.7
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+@pytest.mark.parametrize("kind", CLASSES)
+def test_loras(make: Any, models: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    one = lora_of(hand(kind, models), tmp_path / "one")
+    found, _ = make(kind, "--lora", f"{one}=0.8", "--lora", tmp_path / "one")
+    pipe = hand(kind, models)
+    for name in ("first", "second"):
+        pipe.load_lora_weights(one.parent, weight_name=one.name, adapter_name=name)
+    pipe.set_adapters(["first", "second"], [0.8, 1.0])
+    assert np.array_equal(found, by_hand(pipe))
+    pipe.unload_lora_weights()
+    assert not np.array_equal(found, by_hand(pipe))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_ip_adapter(make: Any, models: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    file, shown = ip_adapter_of(hand(kind, models), tmp_path), picture(4, tmp_path / "shown.png", (24, 20))
+    found, _ = make(kind, "--ip-adapter", f"{file}=0.6", "--ip-image", tmp_path / "shown.png")
+    pipe = hand(kind, models)
+    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name, local_files_only=True)
+    pipe.set_ip_adapter_scale(0.6)
+    assert np.array_equal(found, by_hand(pipe, ip_adapter_image=shown))
+
+
+def test_another_autoencoder_and_scheduler(make: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    torch.manual_seed(9)
+    vae = parts.vae()
+    vae.save_pretrained(tmp_path / "vae")
+    config = EulerDiscreteScheduler(beta_start=0.002, steps_offset=1)
+    config.save_pretrained(tmp_path / "scheduler")
+    options = ["--vae", tmp_path / "vae", "--scheduler-config", tmp_path / "scheduler" / "scheduler_config.json"]
+    pipe = hand("sd", models, vae=vae)
+    pipe.scheduler = config
+    found, _ = make("sd", *options, "--sampler", "own")
+    assert np.array_equal(found, by_hand(pipe))
+    assert read_recipe(make("sd", *options, "--sampler", "ddim", out="ddim")[1])["sampler"] == "ddim"
+
+
+def test_everything_is_made_again(make: Any, command: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    one = lora_of(hand("sd", models), tmp_path / "one")
+    picture(1, tmp_path / "start.png")
+    found, path = make("sd", "--lora", f"{one}=0.5", "--image", tmp_path / "start.png", "--strength", 0.9)
+    again = ["generate", "--like", path, "--model", models["sd"], "--out", tmp_path / "again"]
+    status, _, err = command(*again, "--image", tmp_path / "start.png")
+    assert (status, "the image was made with --lora" in err) == (2, True), err
+    status, _, err = command(*again, "--lora", one)
+    assert (status, "made from a picture; give it again with --image FILE" in err) == (2, True), err
+    status, _, err = command(*again, "--lora", one, "--image", tmp_path / "start.png")
+    assert status == 0, err
+    (second,) = (tmp_path / "again").glob("*.png")
+    assert second.name == path.name
+    assert np.array_equal(np.asarray(Image.open(second)), found)
+    other = lora_of(hand("sd", models), tmp_path / "other")
+    save_file({"unet.lora": torch.ones(1)}, other)
+    status, _, err = command(*again, "--lora", other, "--image", tmp_path / "start.png")
+    assert (status, "made with the lora 1" in err) == (2, True), err
+
+
+def test_what_does_not_fit_is_one_line(command: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    xl = hand("xl", models)
+    parts.controlnet(xl.unet).save_pretrained(tmp_path / "net")
+    parts.vae(8).save_pretrained(tmp_path / "vae")
+    lora, adapter = lora_of(xl, tmp_path / "xl"), ip_adapter_of(xl, tmp_path)
+    picture(1, tmp_path / "start.png")
+    picture(1, tmp_path / "large.png", (24, 24))
+    (tmp_path / "weights.bin").write_bytes(b"pickle")
+    (tmp_path / "no.safetensors").write_bytes(b"none")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    save_file({"weight": torch.ones(2)}, tmp_path / "plain.safetensors")
+    start, net = ["--image", tmp_path / "start.png"], ["--controlnet", tmp_path / "net"]
+    shown = ["--ip-image", tmp_path / "start.png"]
+    for options, message in (
+        (["--lora", lora], "is for another model than this StableDiffusionPipeline"),
+        (["--lora", tmp_path / "plain.safetensors"], "holds no LoRA"),
+        (["--lora", tmp_path / "no.safetensors"], "cannot be read as safetensors"),
+        (["--lora", tmp_path / "weights.bin"], "takes a .safetensors file"),
+        (["--lora", tmp_path / "nothing.safetensors"], "there is no such file"),
+        (["--lora", f"{lora}=nan"], "a scale is a number between"),
+        (["--mask", tmp_path / "start.png"], "no picture was given; give --image FILE"),
+        ([*start, "--mask", tmp_path / "large.png"], "has 24x24 pixels and --image"),
+        (["--image", tmp_path / "large.png"], "give --size 16x16 to have it resized"),
+        (["--strength", "0.5"], "give --image FILE"),
+        ([*start, "--strength", "0.1", "--steps", "2"], "strength"),
+        (["--control", tmp_path / "start.png"], "there is none; give --controlnet FOLDER"),
+        (net, "there are 1 and 0"),
+        ([*net, "--control", tmp_path / "start.png"], "its cross_attention_dim is 32, this model's is 16"),
+        (["--ip-adapter", adapter], "give both"),
+        (["--ip-adapter", adapter, *shown], "is for another model than this StableDiffusionPipeline"),
+        (["--ip-adapter", tmp_path / "plain.safetensors", *shown], "holds no IP-Adapter"),
+        (["--vae", tmp_path / "vae"], "its latent_channels is 8, this model's is 4"),
+        (["--vae", tmp_path / "empty"], "has no weights in safetensors"),
+        (["--vae", tmp_path / "nowhere"], "no network at --vae"),
+        (["--scheduler-config", tmp_path / "empty" / "config.json"], "names no scheduler of diffusers"),
+    ):
+        status, out, err = command(
+            "generate", "a", "--model", models["sd"], "--out", tmp_path / "out", "--steps", 2, *options
+        )
+        line = err.strip().replace("\r", "\n").splitlines()[-1]
+        assert (status, out, message in line) == (2, "", True), (options, err)
+        assert "Traceback" not in err
+        assert not (tmp_path / "out").exists(), options
