@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..guidance.bounds import LAST_SEED, MAX_IMAGES, MOST_TOGETHER
+from .answered import answer, keep, question
 from .options import (
     device_option,
     network_option,
@@ -19,7 +20,7 @@ from .options import (
     steps_option,
     threads_option,
 )
-from .wanted import Wanted
+from .wanted import Wanted, nothing_to_make
 
 PICTURE = click.Path(path_type=Path)
 
@@ -35,6 +36,11 @@ PICTURE = click.Path(path_type=Path)
     "--negative",
     multiple=True,
     help="Negative prompt: one for all prompts, or one for each; under perpneg several, as 'a | b'.",
+)
+@click.option(
+    "--weights",
+    is_flag=True,
+    help="Read weights in prompts, as compel writes them: 'a red++ (fox)1.3'. For Stable Diffusion 1, 2 and XL.",
 )
 @click.option("--extra-prompt", multiple=True, help="Further positive prompts under perpneg, given as for --negative.")
 @click.option(
@@ -128,7 +134,7 @@ PICTURE = click.Path(path_type=Path)
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")
 @rules_option
 @click.pass_context
-def command(context: click.Context, **options: Any) -> None:
+def command(context: click.Context, /, **options: Any) -> None:
     """Make images from PROMPTS.
 
     Image i is made from the seed --seed plus i. --batch and --threads change only how the network rounds: in float32 a
@@ -139,7 +145,15 @@ def command(context: click.Context, **options: Any) -> None:
     named = {name: context.get_parameter_source(name) for name in options}
     given = frozenset(name for name, source in named.items() if source and source.name == "COMMANDLINE")
     wanted = Wanted(**options, given=given)
-    with notices():
+    own = context.get_parameter_source("rules_files")
+    asked = question(wanted) if own is None or own.name == "DEFAULT" else None  # rules may have changed
+    if (there := answer(wanted, asked)) is not None:
+        click.echo(nothing_to_make(wanted.out, there))
+        return
+    with notices() as shown:
         from .generating import generate
 
-        click.echo(generate(wanted))
+        told, names = generate(wanted)
+        if not shown:  # what was warned of is warned of again
+            keep(wanted, asked, names)
+        click.echo(told)

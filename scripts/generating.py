@@ -169,8 +169,8 @@ def note_unasked(networks: Iterable[str], stacks: Sequence[Stack]) -> None:
         )
 
 
-def generate(wanted: Wanted) -> str:
-    """Make what is asked for; returns what to say of it.
+def generate(wanted: Wanted) -> tuple[str, list[str]]:
+    """Make what is asked for; returns what to say of it, and the names of the images.
 
     Raises:
         GuidestackError: something is wrong with what is asked for, or the images cannot be made.
@@ -182,11 +182,11 @@ def generate(wanted: Wanted) -> str:
         check_writable(wanted.grid.parent, wanted.grid.name)
     made: Recipe | None = None
     parts = parts_of(wanted)
-    if wanted.like:
-        if (elsewhere := read_elsewhere(wanted.like)) is not None:
+    if (path := wanted.like) is not None:
+        if (elsewhere := read_elsewhere(path)) is not None:
             wanted = like_elsewhere(wanted, elsewhere)
         else:
-            made = Recipe.read(read_recipe(wanted.like), wanted.like)
+            made = Recipe.read(read_recipe(path), path)
             wanted, parts = like(wanted, parts, made)
     if wanted.prompts_from:
         wanted = replace(wanted, prompts=(*wanted.prompts, *read_prompts(wanted.prompts_from)))
@@ -221,10 +221,10 @@ def generate(wanted: Wanted) -> str:
         studio.check_same(made, changed=bool(wanted.given - KEPT))
     told = studio.make(sheet.recipes, wanted.out, wanted.batch, wanted.overwrite)
     if wanted.grid or axes:
-        path = wanted.grid or wanted.out / "grid.png"
-        studio.write_grid(sheet, wanted.out, path)
-        told += f"\ngrid: {path}"
-    return told
+        picture = wanted.grid or wanted.out / "grid.png"
+        studio.write_grid(sheet, wanted.out, picture)
+        told += f"\ngrid: {picture}"
+    return told, studio.names(sheet.recipes)
 
 
 def parts_of(wanted: Wanted) -> Parts:
@@ -275,7 +275,7 @@ def like(wanted: Wanted, parts: Parts, made: Recipe) -> tuple[Wanted, Parts]:
         InputError: it was made with something that is not there, or not with something that was given.
     """
     changed = bool(wanted.given - KEPT)
-    said = {
+    said: dict[str, Any] = {
         "prompts": (made.prompt,),
         "negative": (made.negative,),
         "extra_prompt": (made.extra,),
@@ -285,6 +285,7 @@ def like(wanted: Wanted, parts: Parts, made: Recipe) -> tuple[Wanted, Parts]:
         "seed": made.seed,
         "size": "{}x{}".format(*made.size) if made.size else None,
         "strength": made.strength,
+        "weights": made.weights,
         "batch": made.batch,
         "dtype": made.dtype,
     }
@@ -405,4 +406,5 @@ def _recipes(one: Wanted, dtype: str) -> list[Recipe]:
         dtype=dtype,
         batch=one.batch,
         strength=one.strength,
+        weights=one.weights,
     )

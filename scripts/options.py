@@ -15,17 +15,23 @@ from ..guidance.errors import GuidestackWarning, InputError, cut, shown
 
 
 @contextmanager
-def notices() -> Iterator[None]:
-    """Show guidestack's own warnings, one line each and once, and keep the libraries' off the terminal."""
+def notices() -> Iterator[list[str]]:
+    """Show guidestack's own warnings, one line each and once, and keep the libraries' off the terminal.
+
+    Yields:
+        The warnings that were shown so far.
+    """
+    shown: list[str] = []
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        shown.append(str(message))
         click.echo(f"warning: {cut(str(message))}", err=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("once", category=GuidestackWarning)
         warnings.showwarning = show  # type: ignore[assignment]
-        yield
+        yield shown
 
 
 @contextmanager
@@ -169,6 +175,7 @@ rules_option = click.option(
     type=click.Path(path_type=Path),
     callback=_load,
     expose_value=False,
-    help="Python file with rules or metrics of your own, which is run; may be repeated (docs/write-a-rule.md).",
+    help="Python file with rules, metrics or records of pipelines of your own, which is run; may be repeated "
+    "(docs/write-a-rule.md).",
 )
 """Imports rules before a command reads a stack. A file that an image, a preset or a folder names is not imported."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, nearest, shown
 from ..guidance.notation.presets import load_preset, names, path_of
 from ..guidance.notation.registry import Entry
 from ..guidance.notation.registry import rules as registered
@@ -20,6 +23,10 @@ from ..guidance.rule import Stack
 from .as_json import echo_json, json_option
 from .options import rules_option
 
+PICTURED = ("cat face, noto style, blue background", "rocket, flat style, black background")
+"""Prompts of the picture of a rule."""
+SAMPLER, STEPS = "dpm++2m", 15
+PICTURE = "Also make a picture of it with the bundled model, beside no guidance and cfg(4), from the same noise."
 SCHEDULE = [When(index, 0, Level.flow(1 - index / 20), 1 - index / 20) for index in range(20)]
 """On which the examples of rules are counted."""
 
@@ -88,7 +95,59 @@ def listing() -> str:
     return "".join(found)
 
 
-def rules_as_json() -> list[dict[str, str]]:
+def entry_of(name: str) -> Entry:
+    """The rule of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = {entry.name: entry for entry in registered()}
+    if name not in known:
+        raise InputError(f"there is no rule {shown(name)}{nearest(name, known)}")
+    return known[name]
+
+
+def about(entry: Entry) -> str:
+    """What a rule's class says of it, without its examples in Python."""
+    return (inspect.getdoc(entry.rule) or "").partition("\n>>>")[0].strip()
+
+
+def page(entry: Entry) -> str:
+    """One rule's page as text: how it is called, what its class says, examples, cost and papers."""
+    blocks = [entry.signature, about(entry), f"Evaluations a step: {cost(entry)}"]
+    if entry.source:
+        blocks.append(f"Of the file {entry.source.name}")
+    if entry.examples:
+        blocks.append("Examples:\n" + textwrap.indent("\n".join(entry.examples), "    "))
+    return "\n\n".join([*blocks, *(reference.strip() for reference in entry.references)])
+
+
+def write_picture(entry: Entry, path: Path) -> None:
+    """A labelled picture of the bundled model's images under a rule's examples, beside those without and under CFG.
+
+    Raises:
+        GuidestackError: the rule has no example, the bundled model cannot run it, or the file cannot be written.
+    """
+    from ..pipelines.models import files
+    from ..pipelines.models.generator import Asked, Generator
+
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--picture is a picture, and its name ends in .png; got {shown(str(path))}")
+    if not entry.examples:
+        raise InputError(f"the rule {entry.name} has no example to make a picture of")
+    files.check_writable(path.parent, path.name)
+    stacks = list(dict.fromkeys(str(parse(text)) for text in ("stack()", "cfg(4)", *entry.examples)))
+    generator = Generator(None, "float32", networks={"weak": "bundled"})
+    for stack in stacks:
+        generator.check(stack, SAMPLER, STEPS)
+    asked = [Asked(prompt, seed) for seed, prompt in enumerate(PICTURED)]
+    columns = [generator.make(asked, stack, SAMPLER, STEPS).images for stack in stacks]
+    table = [[column.get(row) for column in columns] for row in range(len(PICTURED))]
+    files.make_folder(path.parent)
+    files.write(files.grid(table, PICTURED, stacks), path)
+
+
+def rules_as_json(entries: Sequence[Entry]) -> list[dict[str, str]]:
     """The rules: what the command prints of each."""
     return [
         {
@@ -98,22 +157,43 @@ def rules_as_json() -> list[dict[str, str]]:
             "evaluations": cost(entry),
             "arxiv": paper(entry),
         }
-        for entry in registered()
+        for entry in entries
     ]
 
 
 @click.command()
+@click.argument("name", required=False)
+@click.option("--picture", type=click.Path(path_type=Path), metavar="FILE.png", help=PICTURE)
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of docs/rules.md.")
 @click.option("--presets", is_flag=True, help="List the presets that come with guidestack, for --guidance @NAME.")
 @click.option("--compositions", is_flag=True, help="Print docs/compositions.md: which rules go together.")
 @rules_option
 @json_option
-def command(as_markdown: bool, presets: bool, compositions: bool, as_json: bool) -> None:
-    """List the guidance rules: parameters, evaluations a step of an example, paper."""
+def command(
+    name: str | None, picture: Path | None, as_markdown: bool, presets: bool, compositions: bool, as_json: bool
+) -> None:
+    """List the guidance rules: parameters, evaluations a step of an example, paper.
+
+    With NAME, everything about that rule: its equation, its parameters, its papers.
+    """
+    if (name is not None or picture is not None) and (as_markdown or presets or compositions):
+        raise InputError("NAME and --picture are for one rule; drop --markdown, --presets and --compositions")
+    if picture is not None and name is None:
+        raise InputError("--picture is of one rule; name it: guidestack rules NAME --picture FILE.png")
+    if name is not None:
+        entry = entry_of(name)
+        if as_json:
+            echo_json({"rules": [{**one, "about": about(entry)} for one in rules_as_json([entry])]})
+        else:
+            click.echo(page(entry))
+        if picture is not None:
+            write_picture(entry, picture)
+            click.echo(f"picture: {picture}", err=True)
+        return
     if as_json:
         if as_markdown or compositions:
             raise InputError("--json is for the list of rules and for --presets; drop --markdown and --compositions")
-        echo_json({"presets": presets_as_json()} if presets else {"rules": rules_as_json()})
+        echo_json({"presets": presets_as_json()} if presets else {"rules": rules_as_json(registered())})
         return
     if presets:
         click.echo(listing(), nl=False)

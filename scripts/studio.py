@@ -20,6 +20,7 @@ from ..pipelines.models import manifest
 from ..pipelines.models.generator import Asked, Generator, Made
 from ..pipelines.models.pictures import NAMES
 from ..pipelines.models.recipe import Recipe
+from .wanted import nothing_to_make
 
 ADVICE = "try --dtype float16, --offload, or a smaller --batch or --size"
 
@@ -106,7 +107,7 @@ class Studio:
         missing = [recipe for recipe in wanted if overwrite or not (out / recipe.filename).exists()]
         there = f"{were(len(wanted) - len(missing))} there already"
         if not missing:
-            return f"nothing to make in {out}: {there}"
+            return nothing_to_make(out, len(wanted))
         self._check(missing)
         images.make_folder(out)
         written: list[Path] = []
@@ -145,6 +146,10 @@ class Studio:
         cost = counted(evaluations, "network evaluation")
         return f"{counted(len(written), 'image')} in {out}{skipped}: {cost}, {seconds:.1f} s"
 
+    def names(self, wanted: Sequence[Recipe]) -> list[str]:
+        """The names of the files of images."""
+        return [self._completed(recipe).filename for recipe in wanted]
+
     def write_grid(self, sheet: Sheet, out: Path, path: Path) -> None:
         """One labelled picture of the images of `out`."""
         table = [[images.opened(out / self.completed(one).filename) for one in row] for row in sheet.table]
@@ -168,13 +173,13 @@ class Studio:
         """Everything that can be refused before the first network call."""
         for size in {recipe.size for recipe in wanted}:
             self.generator.check_size(size)
-        note_cut(self.generator, [text for recipe in wanted for text in recipe.texts])
-        runs: dict[tuple[Any, ...], set[bool]] = {}
+        note_cut(self.generator, [text for recipe in wanted if not recipe.weights for text in recipe.texts])
+        runs: dict[tuple[str, str, int, float | None, bool], set[bool]] = {}
         for recipe in wanted:
-            run = recipe.guidance, recipe.sampler, recipe.steps, recipe.strength
+            run = recipe.guidance, recipe.sampler, recipe.steps, recipe.strength, recipe.weights
             runs.setdefault(run, set()).add(bool(recipe.negative))
-        for (*run, strength), negative in runs.items():
-            self.generator.check(*run, negative, strength)
+        for (guidance, sampler, steps, strength, weights), negative in runs.items():
+            self.generator.check(guidance, sampler, steps, negative, strength, weights)
 
     def _generate(self, group: Sequence[Recipe]) -> Made:
         """The images of recipes that can be made by one call."""
@@ -188,6 +193,7 @@ class Studio:
             first.size,
             fill=first.batch,
             strength=first.strength,
+            weights=first.weights,
         )
 
 

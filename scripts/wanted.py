@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..guidance.words import were
+
+
+def nothing_to_make(out: Path, there: int) -> str:
+    """What is said where all images that are asked for are there."""
+    return f"nothing to make in {out}: {were(there)} there already"
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -33,6 +40,7 @@ class Wanted:
     image: Path | None
     mask: Path | None
     strength: float | None
+    weights: bool
     sampler: str | None
     steps: int
     sigmas: str | None

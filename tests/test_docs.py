@@ -46,3 +46,19 @@ def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text())
     local = [link for link in links if not re.match(r"https?:", link)]
     assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+def test_the_options_on_the_page_of_generate_exist() -> None:
+    """Every line of the page is read; what it names need not exist."""
+    import shlex
+
+    from guidestack.scripts.generate import command
+
+    text = (DOCS / "generate.md").read_text()
+    lines = re.findall(r"^guidestack generate (.*)$", text, re.MULTILINE)
+    assert len(lines) > 12
+    for line in lines:
+        with command.make_context("generate", shlex.split(line, comments=True), resilient_parsing=False) as context:
+            assert context.params["prompts"] or context.params["like"], line
+    named = {name for line in lines for name in re.findall(r"--[a-z-]+", line)}
+    assert {"--image", "--mask", "--lora", "--controlnet", "--ip-adapter", "--vae", "--axis", "--like"} <= named

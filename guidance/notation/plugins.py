@@ -22,7 +22,7 @@ from pathlib import Path
 from ..errors import GuidestackError, InputError, cut, reason, warn
 from ..reading import read_bytes
 from ..rule import Rule
-from .registry import _ENTRIES, OTHERS, Entry, Source, rules
+from .registry import _ENTRIES, OTHERS, RUNNING, Entry, Source, rules
 
 GROUP = "guidestack.rules"
 """The entry-point group of installed packages; each entry point names a module whose import registers rules."""
@@ -32,10 +32,10 @@ _looked = False  # whether installed packages have been imported
 
 
 def load_rules(path: str | Path) -> Source:
-    """Import a Python file that registers rules, or metrics; their names are then known in text, YAML and commands.
+    """Import a Python file that registers rules, metrics or records of pipelines.
 
-    A file is imported once: the same contents again do nothing, also under another path. A file that has changed since
-    replaces the rules that it registered before.
+    Their names are then known in text, YAML and commands. A file is imported once: the same contents again do nothing,
+    also under another path. A file that has changed since replaces the rules that it registered before.
 
     Args:
         path: path of the file, which ends in ``.py``. It is imported by itself: its folder does not get onto
@@ -133,12 +133,15 @@ def _execute(file: Source, data: bytes, module: types.ModuleType) -> None:
     Raises:
         InputError: it raises an exception.
     """
+    RUNNING.append(module.__name__)
     try:
         exec(compile(data, str(file.path), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:
         line = _line(error, str(file.path))
         at = f", line {line}" if line else ""
         raise InputError(f"{_called(file)} cannot be imported{at}: {_message_of(error)}") from error
+    finally:
+        RUNNING.pop()
 
 
 def _module_name(file: Source) -> str:

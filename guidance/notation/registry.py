@@ -76,7 +76,9 @@ def signature(name: str, kind: type) -> str:
 
 _ENTRIES: dict[str, Entry] = {}
 OTHERS: set[str] = set()
-"""Names of the modules that registered something else than rules: metrics."""
+"""Names of the modules that registered something else than rules: metrics, or records of pipelines."""
+RUNNING: list[str] = []
+"""Names of the modules of files that are being imported by `load_rules`, the innermost last."""
 R = TypeVar("R", bound=type[Rule])
 T = TypeVar("T")
 

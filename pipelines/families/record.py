@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ...guidance.errors import InputError, UnsupportedPipelineError
+from ...guidance.notation.registry import OTHERS, RUNNING
 
 Pipeline = Any  # diffusers' DiffusionPipeline, which has no types
 Call = Mapping[str, Any]
@@ -191,6 +192,7 @@ def register_family(record: Family) -> Family:
     if problem := _problem(record):
         raise InputError(problem)
     FAMILIES[record.pipeline] = record
+    OTHERS.update(RUNNING[-1:])
     return record
 
 

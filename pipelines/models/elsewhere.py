@@ -16,7 +16,7 @@ from ...guidance.bounds import LAST_SEED, LONGEST, MOST_STEPS
 from ...guidance.errors import InputError, shown
 from ...guidance.reading import json_of
 from ...samplers.names import canonical
-from .files import opened, size_of
+from .files import KEY, opened, size_of
 
 MOST_NODES = 10_000  # of a graph
 ENTRY = re.compile(r'\s*([\w][\w /.+-]*?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
@@ -52,6 +52,8 @@ def read_elsewhere(path: Path) -> Elsewhere | None:
         InputError: no such file, no PNG, or a graph without a sampler that is known.
     """
     texts = getattr(opened(path), "text", {})
+    if KEY in texts:  # guidestack's own, which says more
+        return None
     if isinstance(parameters := texts.get("parameters"), str):
         return _of_text(parameters)
     if isinstance(graph := texts.get("prompt"), str):

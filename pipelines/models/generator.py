@@ -35,6 +35,7 @@ from .networks import network_identity
 from .parts import Parts
 from .pictures import Pictures
 from .recipe import split
+from .weights import encoder_of, weighted
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class Generator:
         steps: int,
         negative: Collection[bool] = (False,),
         strength: float | None = None,
+        weights: bool = False,
     ) -> Grid:
         """Refuse what this model cannot run, before the first network evaluation.
 
@@ -183,6 +185,7 @@ class Generator:
             steps: steps of the sampler.
             negative: whether there is a negative prompt; both where some samples have one and others none.
             strength: as of `make`.
+            weights: as of `make`.
 
         Returns:
             The schedule, as far as it is known before a call: some pipelines move its levels with the size.
@@ -193,6 +196,8 @@ class Generator:
         self.use(sampler)
         self._check_strength(strength, steps)
         stack = as_stack(stack)
+        if weights and encoder_of(self.pipe) and stack.takes_several:
+            raise InputError(f"{stack} takes several negative prompts, and with --weights there is one; drop --weights")
         guide(self.pipe, stack, networks=self.asked(stack))
         self._levels(sampler, steps)
         scheduler = scheduler_with_steps(sampler, self.own, steps)
@@ -263,6 +268,7 @@ class Generator:
         observe: Observer | None = None,
         fill: int = 0,
         strength: float | None = None,
+        weights: bool = False,
     ) -> Made:
         """Make a batch of images.
 
@@ -277,6 +283,7 @@ class Generator:
                 that the network sees the same shapes. Rounding depends on them, and an image made again by itself is
                 then the same to the bit. The report counts the copies too.
             strength: how far the pictures are noised that the images begin from; None for the pipeline's own.
+            weights: read weights in the prompts.
 
         Raises:
             GuidestackError: as the pipeline; memory that does not suffice, as `InputError`. NaN or Inf is no error
@@ -299,7 +306,7 @@ class Generator:
         guided = guide(self.pipe, stack, observe=observe, networks=self.asked(stack))
         with self.running(seeds):
             try:
-                images = guided(**options, **self._conditions(filled, stack.takes_several)).images
+                images = guided(**options, **self._conditions(filled, stack.takes_several, weights)).images
             except NonFiniteError as error:
                 lost, images = error, error.output.images if error.output else []
         report, gone = guided.report, lost.samples if lost else ()
@@ -324,12 +331,14 @@ class Generator:
             raise InputError(f"{type(self.pipe).__name__} takes no {missing.pop()}; leave @{levels} out")
         return given
 
-    def _conditions(self, asked: Sequence[Asked], several: bool) -> dict[str, Any]:
+    def _conditions(self, asked: Sequence[Asked], several: bool, weights: bool) -> dict[str, Any]:
         """The arguments of the pipeline that say what is to be seen."""
         if "class_labels" in self.takes:
             return {"class_labels": [one.label for one in asked]}
         if "prompt" not in self.takes:
             return {"batch_size": len(asked)}
+        if weights:
+            return dict(weighted(self.pipe, [one.prompt for one in asked], [one.negative for one in asked]))
         found: dict[str, Any] = {"prompt": [one.prompt for one in asked]}
         if several:
             found["negative_prompt"] = [split(one.negative) for one in asked]

@@ -283,6 +283,19 @@ def pipeline_class(name: str) -> type | None:
     return cls if isinstance(cls, type) else None
 
 
+def own_class(name: str) -> Any:
+    """A class of that name that was defined outside of diffusers and has a record; None where there is none."""
+    from diffusers import DiffusionPipeline
+
+    waiting: list[type] = [DiffusionPipeline]
+    while name in FAMILIES and waiting:
+        one = waiting.pop()
+        waiting += one.__subclasses__()
+        if one.__name__ == name and not one.__module__.startswith("diffusers."):
+            return one
+    return None
+
+
 def check_folder(folder: Path, allow_pickle: bool = False, doctored: bool = False) -> str:
     """The pipeline class of a model folder.
 
@@ -407,7 +420,8 @@ def load(
     advice = "the model does not fit; try --dtype float16, --offload where the command has it, or another --device"
     with memory(device, advice):
         try:
-            pipe = DiffusionPipeline.from_pretrained(folder or name, local_files_only=not asked, **options)
+            cls = own_class(class_of(folder)) if folder is not None else None
+            pipe = (cls or DiffusionPipeline).from_pretrained(folder or name, local_files_only=not asked, **options)
         except Exception as error:  # the libraries raise what a damaged file makes them run into
             if lacks_memory(error):
                 raise

@@ -272,9 +272,10 @@ def _weights(name: str, option: str) -> dict[str, Tensor]:
 
     path = weights_file(name, option)
     try:
-        return load_file(path)
+        found: dict[str, Tensor] = load_file(path)
     except Exception as error:  # safetensors has an error of its own, the system others
         raise InputError(f"{option} {shown(name)} cannot be read as safetensors: {reason(error)}") from error
+    return found
 
 
 def _add_lora(part: Part, pipe: Pipeline, adapter: str) -> None:
@@ -374,8 +375,8 @@ def _controlnet(part: Part, pipe: Pipeline) -> nn.Module:
     if kind is None:
         raise UnsupportedPipelineError(f"there is no ControlNet for a {type(network).__name__}; leave --controlnet out")
     told = f"--controlnet {part.name}"
-    net: Any = _own_loaded(getattr(diffusers, kind), part, told, pipe)
-    return _alike(net, network, told, SHARED)
+    net: nn.Module = _alike(_own_loaded(getattr(diffusers, kind), part, told, pipe), network, told, SHARED)
+    return net
 
 
 def _vae(part: Part, pipe: Pipeline) -> nn.Module:

@@ -43,6 +43,7 @@ class Recipe:
         parts: what identifies each part that was put into the model's pipeline, and its scale, by kind.
         pictures: a digest of each picture that it was made from, by name.
         strength: how far the picture was noised that it was made from; None for the pipeline's own.
+        weights: whether weights in the prompts were read.
     """
 
     prompt: str
@@ -61,6 +62,7 @@ class Recipe:
     parts: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     pictures: Mapping[str, str] = field(default_factory=dict)
     strength: float | None = None
+    weights: bool = False
 
     @property
     def several(self) -> bool:
@@ -83,7 +85,7 @@ class Recipe:
     def as_json(self) -> dict[str, Any]:
         """The mapping to write into the image."""
         told = dataclasses.asdict(self)
-        for name in ("networks", "parts", "pictures"):
+        for name in ("networks", "parts", "pictures", "weights"):
             if not told[name]:
                 del told[name]
         if self.strength is None:
@@ -99,7 +101,7 @@ class Recipe:
         """
         mapping = dict(mapping)
         networks, parts, pictures = (mapping.pop(name, {}) for name in ("networks", "parts", "pictures"))
-        strength = mapping.pop("strength", None)
+        strength, weights = mapping.pop("strength", None), mapping.pop("weights", False)
         files = _files_in(mapping.pop("rules", []), path)
         kinds = {
             "prompt": str,
@@ -121,7 +123,7 @@ class Recipe:
             size is None or (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size))
         )
         good = good and isinstance(networks, dict) and all(isinstance(one, dict) for one in networks.values())
-        good = good and _are_parts(parts) and isinstance(pictures, dict)
+        good = good and _are_parts(parts) and isinstance(pictures, dict) and isinstance(weights, bool)
         good = good and (strength is None or (type(strength) in (int, float) and 0 <= strength <= 1))
         if not good or set(mapping) != {*kinds, "size"} or mapping["dtype"] not in DTYPES:
             raise InputError(f"{path} does not say how it was made in a form that this version reads")
@@ -154,7 +156,8 @@ class Recipe:
                     )
         if (asked := models_of(stack)) != set(networks):
             raise InputError(f"{path} says of other networks how it was made than its stack asks: {', '.join(asked)}")
-        beside = {"networks": networks, "parts": parts, "pictures": pictures, "strength": strength}
+        beside = {"networks": networks, "parts": parts, "pictures": pictures}
+        beside |= {"strength": strength, "weights": weights}
         return cls(**{**mapping, "size": tuple(size) if size else None, **beside})
 
     def model_to_load(self, given: str | None) -> str | None:

@@ -262,3 +262,44 @@ def test_what_does_not_fit_is_one_line(command: Any, models: dict[str, Path], tm
         assert (status, out, message in line) == (2, "", True), (options, err)
         assert "Traceback" not in err
         assert not (tmp_path / "out").exists(), options
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_weights_in_prompts(command: Any, models: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    import compel
+
+    def made(name: str, *options: object) -> Any:
+        quick = [] if "--like" in options else QUICK
+        line = ["generate", *options, "--model", models[kind], "--out", tmp_path / name, *quick]
+        status, _, err = command(*line)
+        assert status == 0, err
+        (path,) = (tmp_path / name).glob("*.png")
+        return np.asarray(Image.open(path)), path
+
+    found, path = made("weighted", "a (cat)1.4", "--weights", "--negative", "dim++")
+    pipe = hand(kind, models)
+    with torch.no_grad():
+        answer = getattr(compel, {"sd": "CompelForSD", "xl": "CompelForSDXL"}[kind])(pipe)(
+            "a (cat)1.4", negative_prompt="dim++"
+        )
+    given = {"prompt_embeds": answer.embeds, "negative_prompt_embeds": answer.negative_embeds}
+    if kind == "xl":
+        given |= {"pooled_prompt_embeds": answer.pooled_embeds}
+        given |= {"negative_pooled_prompt_embeds": answer.negative_pooled_embeds}
+    assert np.array_equal(found, by_hand(pipe, prompt=None, **given))
+    assert read_recipe(path)["weights"] is True
+    assert not np.array_equal(found, made("text", "a (cat)1.4", "--negative", "dim++")[0])
+    # Without a weight in it, a prompt is what it is without the option; and images are made again.
+    assert np.array_equal(made("plain", "a cat", "--weights")[0], made("none", "a cat")[0])
+    again, _ = made("again", "--like", path)
+    assert np.array_equal(again, found)
+
+
+def test_weights_that_cannot_be_read(command: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    more = ["--model", models["sd"], "--out", tmp_path / "out", "--steps", 2, "--weights"]
+    for options, message in (
+        (["a", "--guidance", "perpneg(2)"], "takes several negative prompts, and with --weights there is one"),
+        (["a", "a cat and two big dogs on the hill", "--batch", 2], "are made alone; give --batch 1"),
+    ):
+        status, _, err = command("generate", *options, *more)
+        assert (status, message in err) == (2, True), err

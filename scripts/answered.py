@@ -1,0 +1,113 @@
+"""What ``guidestack generate`` has answered in a folder before: the same question again is answered without torch.
+
+``OUT/.answered.json`` has for each question the names of its images. A question is all that decides them: the options,
+the files and folders that these name, guidestack itself, and the machine, which chooses the device. Whatever is
+different makes another question, which takes the long way; what the file says is never more than that images are there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..guidance.errors import InputError
+from ..guidance.files import replacing
+from ..guidance.reading import json_of, read_bytes
+from .wanted import Wanted
+
+FILE = ".answered.json"
+MOST = 100  # questions of a folder; the oldest go
+LARGEST = 50_000_000  # bytes of the file
+PACKAGE = Path(__file__).parents[1]
+OURS = ("configs", "guidance", "pipelines", "samplers", "scripts")
+"""The folders of the package that decide what an image is."""
+NOWHERE = ("out", "overwrite", "batch", "given", "allow_pickle", "offload")
+"""The options that decide no image."""
+
+
+def question(wanted: Wanted) -> str | None:
+    """What is asked for, as a digest; None where the answer is more than images in a folder."""
+    if wanted.overwrite or wanted.grid or wanted.axis or wanted.like or wanted.prompts_from == "-":
+        return None
+    options = {name: value for name, value in dataclasses.asdict(wanted).items() if name not in NOWHERE}
+    steps = "steps" in wanted.given
+    stamps = [stamp for text in _texts(options) for stamp in _stamps(text)]
+    stamps += [stamp for name in OURS for stamp in _stamp(PACKAGE / name)]
+    versions = [importlib.metadata.version(name) for name in ("torch", "diffusers")]
+    machine = [platform.node(), {name: value for name, value in os.environ.items() if name.endswith("VISIBLE_DEVICES")}]
+    told = [options, steps, stamps, versions, machine]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def answer(wanted: Wanted, asked: str | None) -> int | None:
+    """How many images answer a question, if all of them are there; None where they are not."""
+    names = _read(wanted.out).get(asked) if asked else None
+    if not names or not all((wanted.out / name).is_file() for name in names):
+        return None
+    return len(names)
+
+
+def keep(wanted: Wanted, asked: str | None, names: Sequence[str]) -> None:
+    """Remember the images that answer a question. A folder that cannot be written to is left as it is."""
+    if asked is None:
+        return
+    kept = {key: value for key, value in _read(wanted.out).items() if key != asked}
+    told = dict([*kept.items(), (asked, list(names))][-MOST:])
+    try:
+        with replacing(wanted.out / FILE, make_folder=False) as beside:
+            beside.write_text(json.dumps(told))
+    except OSError:
+        pass
+
+
+def _read(folder: Path) -> dict[str, list[str]]:
+    """The answers of a folder; none where there is no such file, or one of somebody else's making."""
+    try:
+        found = json_of(read_bytes(folder / FILE, "answers", LARGEST))
+    except (InputError, ValueError):
+        return {}
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {key: names for key, names in pairs if isinstance(names, list) and all(map(_is_name, names))}
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and 0 < len(name) < 256 and not set("/\\\0") & set(name)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, str | Path):
+        yield str(value)
+
+
+def _stamps(text: str) -> Iterator[tuple[str, int, int]]:
+    """The stamps of what a text names: a path, ``@PATH`` of a preset, ``PATH=SCALE`` of a part."""
+    for path in sorted({text, text.removeprefix("@"), text.rpartition("=")[0]}):
+        if path and len(path) < 4096 and "\0" not in path:
+            yield from _stamp(Path(path))
+
+
+def _stamp(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Path, size and time of change of a file, or of the files of a folder; nothing where there is none."""
+    try:
+        if path.is_dir():
+            for one in sorted(path.iterdir()):
+                if one.name != "__pycache__":
+                    yield from _stamp(one)
+        elif path.is_file():
+            about = path.stat()
+            yield str(path), about.st_size, about.st_mtime_ns
+    except OSError:  # a name that no system has
+        return

@@ -1,0 +1,84 @@
+"""A second run of `generate` with nothing to make answers without torch, and only where it may."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guidestack.scripts import answered
+
+
+@pytest.fixture
+def made(command: Any, model_folder: Path, tmp_path: Path) -> list[object]:
+    """The command line of two images that were made."""
+    (tmp_path / "prompts.txt").write_text("a cat\nred\n")
+    (tmp_path / "own.yaml").write_text("rules:\n- cfg: {scale: 3}\n")
+    line: list[object] = [
+        "generate",
+        "--prompts-from",
+        tmp_path / "prompts.txt",
+        "--guidance",
+        f"@{tmp_path / 'own.yaml'}",
+    ]
+    line += ["--model", model_folder, "--steps", 2, "--sampler", "ddim", "--out", tmp_path / "out"]
+    status, out, err = command(*line)
+    assert (status, "2 images" in out) == (0, True), err
+    return line
+
+
+def test_without_torch(made: list[object], tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['guidestack', *sys.argv[1:]]\n"
+    code += "from guidestack.scripts.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, made)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"nothing to make in {tmp_path / 'out'}: 2 were there already\n"
+
+
+def test_whatever_decides_an_image_takes_the_long_way(
+    command: Any, made: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("guidestack.scripts.generating.generate", lambda wanted: asked.append(1) or ("", []))
+
+    def long(*more: object) -> bool:
+        asked.clear()
+        status, _, err = command(*made, *more)
+        assert status == 0, err
+        return bool(asked)
+
+    assert not long()
+    assert not long("--batch", 2)
+    (tmp_path / "own.py").write_text(
+        "from guidestack.guidance.notation import registry\nregistry.OTHERS.add(__name__)\n"
+    )
+    for more in (
+        ["--seed", 1], ["--steps", 3], ["--guidance", "cfg(2)"], ["--overwrite"], ["--grid", tmp_path / "g.png"],
+        ["--axis", "seed=1,2"], ["--device", "cpu"], ["more"], ["--rules", tmp_path / "own.py"],
+    ):  # fmt: skip
+        assert long(*more), more
+    (tmp_path / "own.yaml").write_text("rules:\n- cfg: {scale: 4}\n")
+    assert long()
+
+
+def test_a_missing_image_and_files_of_others(command: Any, made: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = sorted(out.glob("*.png"))[0]
+    first.unlink()
+    assert "1 image in" in command(*made)[1]
+    good = (out / answered.FILE).read_text()
+    (key,) = json.loads(good)
+    for bad in ("", "[]", "{", json.dumps({key: ["../x.png"]}), json.dumps({key: [1]}), json.dumps({key: []})):
+        (out / answered.FILE).write_text(bad)
+        assert "2 were there already" in command(*made)[1]
+        assert json.loads((out / answered.FILE).read_text()) == json.loads(good), bad
+
+
+def test_what_is_warned_of_is_warned_of_again(command: Any, model_folder: Path, tmp_path: Path) -> None:
+    line = ["generate", "a", "--negative", "b | c", "--model", model_folder, "--steps", 2, "--sampler", "ddim"]
+    for _ in range(2):
+        assert "takes one negative prompt" in command(*line, "--out", tmp_path)[2]

@@ -1,0 +1,73 @@
+"""``guidestack rules NAME``: one rule's page and its picture; words that complete on Tab."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from guidestack.guidance.notation.registry import rules
+
+
+def test_every_rule_has_a_page(command: Any) -> None:
+    status, out, _ = command("rules", "apg")
+    assert status == 0
+    assert out.startswith("apg(scale, eta=0, ")
+    for part in ("Adaptive projected", ".. math::", "radius:", "Evaluations a step: 2", "Examples:", "2410.02416"):
+        assert part in out, part
+    assert ">>>" not in out
+    from guidestack.scripts.rules import page
+
+    for entry in rules():
+        assert page(entry).startswith(entry.signature)
+    told = json.loads(command("rules", "cfg", "--json")[1])["rules"]
+    assert [one["name"] for one in told] == ["cfg"]
+    assert told[0]["about"].startswith(told[0]["summary"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["apgg"], "there is no rule 'apgg'; did you mean 'apg'?"),
+        (["--picture", "x.png"], "--picture is of one rule; name it"),
+        (["cfg", "--presets"], "NAME and --picture are for one rule"),
+        (["cfg", "--picture", "x.jpg"], "its name ends in .png"),
+    ],
+)
+def test_what_is_no_rule(command: Any, arguments: list[str], message: str) -> None:
+    status, _, err = command("rules", *arguments)
+    assert (status, message in err) == (2, True), err
+
+
+def test_a_picture_of_a_rule(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guidestack.scripts.rules.STEPS", 2)
+    status, _, err = command("rules", "apg", "--picture", tmp_path / "apg.png")
+    assert status == 0, err
+    with Image.open(tmp_path / "apg.png") as image:
+        assert image.width > 3 * 128
+        assert image.height > 2 * 128
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("guidestack ge", {"generate"}), ("guidestack generate --control", {"--control", "--controlnet"})],
+)
+def test_words_complete_without_torch(words: str, found: set[str]) -> None:
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['guidestack']\n"
+    code += "from guidestack.scripts.cli import main; main()"
+    given = {"_GUIDESTACK_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | given, capture_output=True, text=True)
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == found, done.stderr
+
+
+def test_the_help_of_generate_does_not_load_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['guidestack', 'generate', '--help']\n"
+    code += "from guidestack.scripts.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, "--axis NAME=VALUES" in done.stdout) == (0, True), done.stderr
