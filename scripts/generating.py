@@ -196,7 +196,7 @@ def generate(wanted: Wanted) -> tuple[str, list[str]]:
         wanted = replace(wanted, guidance=stored_guidance(wanted.model))
     pictures = pictures_of(wanted)
     axes = read_axes(wanted)
-    device = chosen_device(wanted.device)
+    device = wanted.device or chosen_device(None)  # one that is given is tried where the model is
     dtype = chosen_dtype(wanted.dtype, device, wanted.model)
     # Reads the stacks: their errors come before the model is loaded.
     sheet = laid_out(wanted, axes, dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +30,38 @@ from .options import (
 if TYPE_CHECKING:
     from ..evaluation.tune.progress import Bar
     from ..evaluation.tune.session import Tuning
+    from ..evaluation.tune.settings import Prompts
 
 HELD_OUT = 48
 """Prompts that are drawn to verify on, where no file is given."""
 APART = 1_000_000
 """Between the first seeds of the two sets."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of ``guidestack tune``, as they were read; its ``--help`` says what each is."""
+
+    prompts: str
+    held_out: str
+    model: str | None
+    networks: Mapping[str, str]
+    reference: str
+    likeness: str | None
+    evaluations: float | None
+    metric: str | None
+    budget: int
+    sampler: str | None
+    steps: int
+    size: str | None
+    batch: int
+    seed: int
+    seeds: int
+    linear_ag: str | None
+    dtype: str
+    device: str | None
+    out: Path
+    allow_pickle: bool
 
 
 @click.command()
@@ -88,14 +117,14 @@ def command(**options: Any) -> None:
     """
     with notices():
         try:
-            tuning, bar = _prepared(options)
+            tuning, bar = _prepared(Asked(**options))
         except KeyboardInterrupt:
             click.echo("stopped before the search began; the same command goes on", err=True)
             raise
         _tune(tuning, bar)
 
 
-def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
+def _prepared(asked: Asked) -> tuple[Tuning, Bar]:
     """The tuning that is asked for, with the model loaded, and its bar.
 
     Raises:
@@ -107,26 +136,31 @@ def _prepared(options: dict[str, Any]) -> tuple[Tuning, Bar]:
         from ..evaluation.tune.progress import Bar
         from ..evaluation.tune.session import Tuning
         from ..evaluation.tune.settings import Settings
-    goal = read_goal(options["likeness"], options["evaluations"], options["metric"])
-    fixed = {name: options[name] for name in ("steps", "dtype", "batch")}
-    fixed["sampler"] = chosen_sampler(options["sampler"], options["model"])
-    training, held_out = prompt_sets(options)
+    goal = read_goal(asked.likeness, asked.evaluations, asked.metric)
+    fixed = {
+        "steps": asked.steps,
+        "dtype": asked.dtype,
+        "batch": asked.batch,
+        "sampler": chosen_sampler(asked.sampler, asked.model),
+        "size": read_size(asked.size),
+    }
+    training, held_out = prompt_sets(asked.prompts, asked.held_out, asked.model, asked.seed)
     settings = Settings(
-        model=options["model"],
-        reference=presets.read(options["reference"]),
+        model=asked.model,
+        reference=presets.read(asked.reference),
         goal=goal,
         training=training,
         held_out=held_out,
-        fixed={**fixed, "size": read_size(options["size"])},
-        budget=options["budget"],
-        seed=options["seed"],
-        each=options["seeds"],
-        coefficients=options["linear_ag"],
-        networks=options["networks"],
+        fixed=fixed,
+        budget=asked.budget,
+        seed=asked.seed,
+        each=asked.seeds,
+        coefficients=asked.linear_ag,
+        networks=asked.networks,
     )
-    device = chosen_device(options["device"])
+    device = chosen_device(asked.device)
     bar = Bar()
-    return Tuning(settings, options["out"], Options(device, options["allow_pickle"]), bar, bar.say), bar
+    return Tuning(settings, asked.out, Options(device, asked.allow_pickle), bar, bar.say), bar
 
 
 def _tune(tuning: Tuning, bar: Bar) -> None:
@@ -146,8 +180,14 @@ def _tune(tuning: Tuning, bar: Bar) -> None:
     click.echo(f"{verdict.advice(tuning.preset_file)}\nmeasured: {tuning.preset_file.with_name('frontier.csv')}")
 
 
-def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
+def prompt_sets(training: str, held_out: str, model: str | None, seed: int) -> tuple[Prompts, Prompts]:
     """Training and held-out prompts, from files or drawn.
+
+    Args:
+        training: a file, or how many to draw for the bundled model.
+        held_out: likewise, to verify on; drawn ones are others than those.
+        model: folder or hub id; None for the bundled model.
+        seed: of the search.
 
     Raises:
         InputError: a file cannot be read, or prompts are to be drawn for another model than the bundled one.
@@ -155,14 +195,14 @@ def prompt_sets(options: dict[str, Any]) -> tuple[Any, Any]:
     from ..evaluation.spec.prompts import bundled
     from ..evaluation.tune.settings import Prompts
 
-    sets: dict[str, Any] = {}
-    for name, place, text in (("held-out", 1, options["held_out"]), ("prompts", 0, options["prompts"])):
-        start = options["seed"] + place * APART
+    sets: dict[str, Prompts] = {}
+    for name, place, text in (("held-out", 1, held_out), ("prompts", 0, training)):
+        start = seed + place * APART
         if not text.isdecimal():
             sets[name] = Prompts(tuple(_read(text, name)), start)
             continue
-        if options["model"] is not None:
-            raise InputError(f"--{name} {text} draws prompts for the bundled model; give a file for {options['model']}")
+        if model is not None:
+            raise InputError(f"--{name} {text} draws prompts for the bundled model; give a file for {model}")
         if len(text) > 6:
             raise InputError(f"--{name}: 999999 prompts are drawn at most; got a number of {len(text)} digits")
         count = int(text)

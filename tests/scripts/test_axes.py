@@ -190,7 +190,7 @@ def test_an_accelerator_is_said(
         asked.update(dtype=dtype, device=device)
         return Generator(model, "float32", "cpu")
 
-    monkeypatch.setattr("guidestack.scripts.generating.chosen_device", lambda given: given or "cuda")
+    monkeypatch.setattr("guidestack.scripts.generating.chosen_device", lambda given: "cuda")
     monkeypatch.setattr("guidestack.scripts.generating.Generator", generator)
     status, _, err = command("generate", "a", "--model", model_folder, "--out", tmp_path, *QUICK)
     assert status == 0, err

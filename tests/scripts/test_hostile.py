@@ -28,7 +28,7 @@ from guidestack.pipelines.models.files import LARGEST_SIDE, opened, read_recipe,
 from guidestack.pipelines.models.generator import Generator
 from guidestack.pipelines.models.loading import check_device, check_folder, first_line, identity_of, memory
 from guidestack.pipelines.models.recipe import Recipe
-from guidestack.scripts import cli, generate
+from guidestack.scripts import cli, generating
 
 QUICK = ["--steps", "2", "--sampler", "ddim"]
 FUZZ = settings(
@@ -211,7 +211,7 @@ def test_any_arguments(
 def test_files_of_prompts(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "prompts"
     file.write_text("# a comment\n#\n  # another\n#1 dad, on a mug\na cat # with a dog\n\n")
-    assert generate.read_prompts(str(file)) == ["#1 dad, on a mug", "a cat # with a dog"]
+    assert generating.read_prompts(str(file)) == ["#1 dad, on a mug", "a cat # with a dog"]
     file.write_text("# nothing\n")
     assert "has no prompts" in refused("generate", "--prompts-from", file)
     file.write_text(f"{'x' * 10_001}\n")
@@ -220,7 +220,7 @@ def test_files_of_prompts(refused: Callable[..., str], tmp_path: Path, monkeypat
     assert "a prompt has a NUL character, after 'cat'" in refused("generate", "--prompts-from", file)
     file.write_text("a\n" * 100_001)
     assert "100001 images are wanted" in refused("generate", "--prompts-from", file)
-    monkeypatch.setattr(generate, "MAX_BYTES", 10)
+    monkeypatch.setattr(generating, "MAX_BYTES", 10)
     assert "more than 10 bytes" in refused("generate", "--prompts-from", file)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a" * 11)))
     assert "more than 10 bytes of prompts" in refused("generate", "--prompts-from", "-")
@@ -575,7 +575,7 @@ def test_the_page_of_limits_has_the_numbers() -> None:
     page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
     for number in (
         text.MAX_TEXT, query.LONGEST, text.DEEPEST, rule.DEEPEST, presets.MAX_BYTES, reading.DEEPEST, reading.BITS,
-        errors.LONGEST, images.LARGEST_SIDE, images.MAX_BYTES, generate.MAX_BYTES, recipe.MAX_IMAGES,
+        errors.LONGEST, images.LARGEST_SIDE, images.MAX_BYTES, generating.MAX_BYTES, recipe.MAX_IMAGES,
         recipe.MOST_TOGETHER, recipe.LONGEST, model.LARGEST_INDEX, model.LONGEST_NAME,
     ):  # fmt: skip
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,]*\d)", page), number

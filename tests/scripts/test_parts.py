@@ -303,3 +303,27 @@ def test_weights_that_cannot_be_read(command: Any, models: dict[str, Path], tmp_
     ):
         status, _, err = command("generate", *options, *more)
         assert (status, message in err) == (2, True), err
+
+
+def test_a_batch_of_everything_is_its_images(command: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    parts.controlnet(hand("sd", models).unet).save_pretrained(tmp_path / "net")
+    lora, adapter = lora_of(hand("sd", models), tmp_path / "lora"), ip_adapter_of(hand("sd", models), tmp_path)
+    for name in ("start", "follow", "shown"):
+        picture(len(name), tmp_path / f"{name}.png")
+    half(tmp_path / "mask.png")
+    options = ["--image", tmp_path / "start.png", "--mask", tmp_path / "mask.png", "--strength", 0.9, "--lora", lora]
+    options += ["--controlnet", tmp_path / "net", "--control", tmp_path / "follow.png"]
+    options += ["--ip-adapter", adapter, "--ip-image", tmp_path / "shown.png"]
+    images = []
+    for batch in (1, 3):
+        more = ["--guidance", "cfg(3)", "--guidance", "apg(3)", "--out", tmp_path / str(batch), "--count", 3]
+        line = ["generate", "a cat", "--model", models["sd"], "--batch", batch, "--steps", 3, "--sampler", "ddim"]
+        status, _, err = command(*line, *options, *more)
+        assert status == 0, err
+        images.append(
+            [np.asarray(Image.open(path)).astype(int) for path in sorted((tmp_path / str(batch)).glob("*.png"))]
+        )
+    assert len(images[0]) == len(images[1]) == 6
+    assert max(int(np.abs(one - other).max()) for one, other in zip(*images, strict=True)) <= 1
+    assert min(int(np.abs(images[0][0] - other).max()) for other in images[0][1:]) > 1

@@ -119,7 +119,7 @@ def test_the_sweep_that_reproduces_them_has_them_all() -> None:
     assert {cell.steps for cell in cells} == {25}
     from guidestack.scripts.tune import prompt_sets
 
-    _, held_out = prompt_sets({"prompts": "12", "held_out": "48", "model": None, "seed": 0})
+    _, held_out = prompt_sets("12", "48", None, 0)
     assert [one.text for one in sweep.prompts] == [one.text for one in held_out.prompts]
     assert sweep.seeds.of(0)[0] == held_out.start
 

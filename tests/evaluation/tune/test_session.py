@@ -381,7 +381,7 @@ def test_a_wrong_argument_is_one_clear_line(arguments: list[str], message: str, 
 def test_prompts_that_are_drawn_do_not_overlap() -> None:
     from guidestack.scripts.tune import prompt_sets
 
-    training, held_out = prompt_sets({"prompts": "200", "held_out": "200", "model": None, "seed": 0})
+    training, held_out = prompt_sets("200", "200", None, 0)
     texts = [{one.text for one in one_set.prompts} for one_set in (training, held_out)]
     assert len(training.prompts) == len(held_out.prompts) == 200
     assert not texts[0] & texts[1]
