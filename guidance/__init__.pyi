@@ -9,8 +9,10 @@ from .fields import whole as whole
 from .files import RuleFile as RuleFile
 from .keyed import Keys as Keys
 from .move import Move as Move
+from .notation.objectives import register_objective as register_objective
 from .notation.plugins import load_rules as load_rules
 from .notation.registry import register as register
+from .objective import Objective as Objective
 from .per_sample import dot as dot
 from .per_sample import norm as norm
 from .per_sample import ratio as ratio

@@ -87,6 +87,12 @@ class CallableNetwork(Network):
         self.models = tuple(models)
         self.perturbations = frozenset().union(*(getattr(model, "perturbations", ()) for model in models.values()))
         self.edits = frozenset(getattr(models.get("main"), "edits", ()))
+        self.differentiable = True
+
+    def tracked(self, x: Tensor) -> Tensor:
+        """`x` as a leaf to which the answers lead."""
+        self.x = x.detach().requires_grad_()
+        return self.x
 
     def _check(self, name: str, tree: Any) -> None:
         if counts := _row_counts(tree) - {len(self.x)}:

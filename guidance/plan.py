@@ -113,6 +113,10 @@ class _Zeros(Network):
         self.x = x
         self.conditions: list[str] = ["positive"]
 
+    def tracked(self, x: Tensor) -> Tensor:
+        """`x` as it is: no gradient is taken."""
+        return x
+
     def resolve(self, query: Query) -> Query:
         """The query as it is."""
         if query.condition not in self.conditions:

@@ -296,6 +296,12 @@ class Prediction:
         native = torch.where(wanted, self.native, other.native)
         return Prediction(native, self.x, self.level, self.parameterization)
 
+    def detached(self) -> Prediction:
+        """The prediction without the graph of gradients behind it; itself where there is none."""
+        if not self.native.requires_grad and not self.x.requires_grad:
+            return self
+        return Prediction(self.native.detach(), self.x.detach(), self.level, self.parameterization)
+
     @property
     def denoised(self) -> Tensor:
         """The clean sample x0 that the answer implies."""

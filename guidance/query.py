@@ -198,6 +198,11 @@ class Predictions(Mapping[Query, Prediction]):
             asked = ", ".join(sorted(map(str, self._aliases))) or "nothing"
             raise QueryError(f"{self._asker} reads {str(query)!r} but asked for {asked} at this step") from None
 
+    def detached(self) -> Predictions:
+        """The answers without the graph of gradients behind them."""
+        answers = {query: answer.detached() for query, answer in self._answers.items()}
+        return Predictions(answers, self._aliases, self._base.detached(), self._asker, self._reads)
+
     def __iter__(self) -> Iterator[Query]:
         return iter(self._aliases)
 
@@ -263,6 +268,14 @@ class Network(ABC):
     def cached(self) -> int:
         """Rows of this evaluation's calls that a feature cache answered, in part at least; 0 without such caches."""
         return 0
+
+    def tracked(self, x: Tensor) -> Tensor:
+        """`x` as a leaf to which the answers to queries with gradients lead, from now on.
+
+        Raises:
+            QueryError: the network gives no gradients.
+        """
+        raise QueryError(f"{type(self).__name__} gives no gradients, and they were asked for")
 
     @abstractmethod
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
@@ -369,6 +382,7 @@ def evaluate(
     dtype: torch.dtype | None = None,
     edits: tuple[PromptEdit, ...] = (),
     known: Mapping[Query, Prediction] | None = None,
+    grad: bool = False,
 ) -> Evaluation:
     """Answer `queries`, and `base` for all samples that are not said to need none, at `x`.
 
@@ -384,6 +398,8 @@ def evaluate(
         edits: of the prompt's own pass: whoever asks "positive" of the main network is answered with them.
         known: answers for all samples at this very x and level, under the names that the network has for their queries;
             they are not evaluated again.
+        grad: whether every answer is wanted with the graph of its gradients with respect to x, which is a new leaf
+            then, the `x` of the predictions. Call it with gradients recorded.
 
     Returns:
         The answers and what they cost.
@@ -396,9 +412,14 @@ def evaluate(
     batch = len(x)
     if max_rows is not None and max_rows < 1:
         raise QueryError(f"max_rows must be at least 1, got {max_rows!r}")
-    aliases = {query: network.resolve(with_edits(query, edits)) for query in [base, *queries]}
+    aliases = {
+        query: network.resolve(replace(with_edits(query, edits), grad=query.grad or grad)) for query in [base, *queries]
+    }
+    if any(query.grad for query in aliases.values()):
+        x = network.tracked(x)
     everyone = None if unasked is None or not bool(unasked.any()) else ~unasked
-    own: list[Queries] = [{aliases[base]: everyone}, dict.fromkeys(network.always)]
+    always = [replace(query, grad=query.grad or grad) for query in network.always]
+    own: list[Queries] = [{aliases[base]: everyone}, dict.fromkeys(always)]
     wanted = united([*own, *({aliases[query]: rows} for query, rows in queries.items())])
     known = {query: answer for query, answer in (known or {}).items() if query in wanted}
     asked = {query: _rows(rows, batch) for query, rows in wanted.items() if query not in known}

@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import CompositionError, RuleError, shown
 from .fields import parameters, set_field
 from .files import RuleFile
+from .objective import Bound
 from .prediction import Prediction, Space
 from .query import ANY, NEGATIVE, NULL, Predictions, PromptEdit, Queries, Query, RowMask, covered, united
 from .step import Estimate, Run, State, StateT, Step
@@ -98,6 +99,29 @@ class Rule(Generic[StateT]):
         """
         return {}
 
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The texts of the objectives that the rule steers by; none by default."""
+        return ()
+
+    def check_objective(self, objective: Bound) -> None:
+        """Refuse one of its objectives that the rule cannot use; by default none is.
+
+        Raises:
+            RuleError: it is of another kind.
+        """
+        del objective
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the rule may take gradients through the denoiser: see `differentiated`."""
+        return False
+
+    @property
+    def stands_last(self) -> bool:
+        """Whether no rule that changes the estimate may stand behind it, but others of this kind."""
+        return False
+
     def files(self) -> Mapping[str, RuleFile]:
         """The files that the rule reads when a run begins, by the parameter that names each; none by default.
 
@@ -139,6 +163,16 @@ class Rule(Generic[StateT]):
         """The queries that `update` will read at this step, each with the samples it is wanted for (None: all)."""
         del step, state
         return dict.fromkeys(self.asks())
+
+    def differentiated(self, step: Step, state: StateT) -> bool:
+        """Whether `update` takes gradients through the denoiser at this step.
+
+        Everything that the stack asks for at the step is then answered with the graph of its gradients, and `update` is
+        run with gradients recorded: `Estimate.pulled_back` goes through all that led to the estimate it is handed.
+        Afterwards nothing of the graph is kept.
+        """
+        del step, state
+        return self.differentiates
 
     def unasked(self, step: Step, state: StateT) -> RowMask | None:
         """Samples that need no prediction at all at this step, not even the prompt's; None where there are none.
@@ -201,7 +235,7 @@ class Rule(Generic[StateT]):
         query = next((query for query in asked if covered(query, {self.contrast})), None)
         return None if query is None else (predictions[query], asked[query])
 
-    def inner(self) -> Iterator[Rule]:
+    def nested(self) -> Iterator[Rule]:
         """The rules that are its parameters, without those inside them."""
         for one in dataclasses.fields(self):  # type: ignore[arg-type]  # every rule is a dataclass
             value = getattr(self, one.name)
@@ -212,7 +246,7 @@ class Rule(Generic[StateT]):
     def parts(self) -> Iterator[Rule]:
         """The rule and the rules inside it, outermost first."""
         yield self
-        for part in self.inner():
+        for part in self.nested():
             yield from part.parts()
 
     def neutral(self) -> Self:
@@ -356,6 +390,22 @@ class Stack(Rule):
         return united(rule.queries(step, own) for rule, own in zip(self.rules, state, strict=True))
 
     @property
+    def differentiates(self) -> bool:
+        """Whether one of its rules may take gradients through the denoiser."""
+        return any(rule.differentiates for rule in self.rules)
+
+    def differentiated(self, step: Step, state: State) -> bool:
+        """Whether one of its rules takes gradients through the denoiser at this step."""
+        return self.differentiates and any(
+            rule.differentiated(step, own) for rule, own in zip(self.rules, state, strict=True)
+        )
+
+    @property
+    def stands_last(self) -> bool:
+        """Whether one of its rules stands last."""
+        return any(rule.stands_last for rule in self.rules)
+
+    @property
     def skips(self) -> bool:
         """Whether its only rule may answer a step without any prediction."""
         return any(rule.skips for rule in self.rules)
@@ -444,7 +494,7 @@ def _compatible(rules: Sequence[Rule]) -> None:
     Raises:
         CompositionError: naming both parties.
     """
-    renoising = [rule for rule in rules if rule.renoises]
+    renoising = [rule for rule in rules if rule.renoises and not rule.stands_last]
     if len(renoising) > 1:
         raise CompositionError(
             f"{renoising[0]} and {renoising[1]} both decide what the sampler re-noises with; keep one of them"
@@ -459,6 +509,13 @@ def _compatible(rules: Sequence[Rule]) -> None:
             f"{idle} has nothing to work on beside {next(rule for rule in rules if rule is not idle)}; put a rule such "
             "as cfg(3) before it"
         )
+    last: Rule | None = None
+    for rule in rules:
+        if last and not rule.stands_last and (rule.moves or rule.refines or rule.renoises):
+            raise CompositionError(
+                f"{last} works on the finished estimate, and {rule} changes it; write {rule} | {last}"
+            )
+        last = last or (rule if rule.stands_last else None)
     editing = [rule for rule in rules if rule.own_pass]
     if sum(len(rule.own_pass) for rule in editing) > 1:
         both = f"{editing[0]} and {editing[1]} both edit" if len(editing) > 1 else f"{editing[0]} edits in two ways"
@@ -474,7 +531,7 @@ def _compatible(rules: Sequence[Rule]) -> None:
 
 def _depth(rule: Rule) -> int:
     """How many rules stand inside one another, the outermost one counted."""
-    return 1 + max(map(_depth, rule.inner()), default=0)
+    return 1 + max(map(_depth, rule.nested()), default=0)
 
 
 def sole(rule: Rule, wrapper: str) -> Rule:
@@ -559,6 +616,20 @@ class Wrapper(Rule[StateT]):
         return self.rule.guides
 
     @property
+    def differentiates(self) -> bool:
+        """Whether the rule may take gradients through the denoiser."""
+        return self.rule.differentiates
+
+    def differentiated(self, step: Step, state: StateT) -> bool:
+        """Whether the rule takes gradients through the denoiser, where it is applied."""
+        return self.applies(step, state) and self.rule.differentiated(step, self.rule_state(state))
+
+    @property
+    def stands_last(self) -> bool:
+        """Whether no rule that changes the estimate may stand behind the rule."""
+        return self.rule.stands_last
+
+    @property
     def skips(self) -> bool:
         """Whether the rule may answer a step without any prediction."""
         return self.rule.skips
@@ -613,6 +684,11 @@ class Wrapper(Rule[StateT]):
     def neutral(self) -> Self:
         """A copy of the wrapper around the neutral form of the rule inside it."""
         return dataclasses.replace(self, rule=self.rule.neutral())
+
+
+def objectives_of(rule: Rule) -> tuple[str, ...]:
+    """The texts of the objectives that a rule and those inside it steer by, each once."""
+    return tuple(dict.fromkeys(text for part in rule.parts() for text in part.objectives))
 
 
 def models_of(rule: Rule) -> frozenset[str]:

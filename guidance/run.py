@@ -14,6 +14,7 @@ from .errors import GuidanceNotAppliedError, NonFiniteError
 from .fields import count
 from .keyed import Keys
 from .move import check_still
+from .objective import check_recording
 from .observe import Observer, Seen
 from .per_sample import own_axes
 from .prediction import Level, Prediction, wide
@@ -149,14 +150,22 @@ class GuidedRun:
     ) -> tuple[Evaluation, Estimate, State]:
         """What the stack and `more` ask for at `x`, what the stack makes of it, and its state after that."""
         asked = self.stack.queries(step, self.state)
-        done = self._evaluated(network, x, step, united([asked, more]) if more else asked)
-        first = Estimate(done.predictions[POSITIVE])
-        estimate, state = self.stack.update(first, done.predictions, step, self.state)
+        if graph := self.stack.differentiated(step, self.state):
+            check_recording()
+        with torch.set_grad_enabled(graph or torch.is_grad_enabled()):
+            done = self._evaluated(network, x, step, united([asked, more]) if more else asked, grad=graph)
+            first = Estimate(done.predictions[POSITIVE])
+            estimate, state = self.stack.update(first, done.predictions, step, self.state)
+        if graph:  # nothing of it is kept: neither by the state nor by who looks at the estimate
+            estimate, state = estimate.detached(), _detached(state)
+            done = replace(done, predictions=done.predictions.detached())
         self._blind |= step.level.alpha == 0 and estimate.prediction.parameterization.name == "epsilon"
         return done, estimate, state
 
-    def _evaluated(self, network: Network, x: Tensor, step: Step, asked: Queries, base: Query = POSITIVE) -> Evaluation:
-        """The answers to `asked` and `base` at `x`."""
+    def _evaluated(
+        self, network: Network, x: Tensor, step: Step, asked: Queries, base: Query = POSITIVE, grad: bool = False
+    ) -> Evaluation:
+        """The answers to `asked` and `base` at `x`, with gradients if `grad`."""
         return evaluate(
             network,
             asked,
@@ -168,6 +177,7 @@ class GuidedRun:
             dtype=self.run.dtype,
             edits=self.stack.edits(step, self.state),
             known=self._known(x, step.level),
+            grad=grad,
         )
 
     def _known(self, x: Tensor, level: Level) -> Mapping[Query, Prediction]:
@@ -322,6 +332,18 @@ class GuidedRun:
                     f"{now[1:]}: was something resized in a callback? Begin another call with the new size, or take a "
                     "rule that remembers nothing, such as cfg(scale)"
                 )
+
+
+def _detached(state: Any) -> Any:
+    """A state without graphs of gradients behind its tensors."""
+    if isinstance(state, Tensor):
+        return state.detach()
+    if isinstance(state, Prediction):
+        return state.detached()
+    if isinstance(state, tuple):
+        parts = map(_detached, state)
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

@@ -14,6 +14,8 @@ from .prediction import Level, Parameterization, Prediction, Space
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
+    from .objective import Objectives
+
     StateT = TypeVar("StateT", bound=tuple[Any, ...], default=Any)
 else:  # defaults of type variables came with Python 3.13, and only type checkers look at them
     from typing import TypeVar
@@ -41,6 +43,9 @@ class Run:
             is None where it is not known yet and is not to be checked.
         emits: what the network emits; None where it is not known, as in a plan.
         latents: whether samples are latents of an autoencoder; None where it is not known.
+        levels: the level at the beginning of each step of the schedule, and behind them the one at its end; empty where
+            it is not known beforehand.
+        objectives: what rules that steer by objectives ask; None where there is nothing to ask, as in a plan.
     """
 
     shape: tuple[int, ...]
@@ -53,6 +58,8 @@ class Run:
     identity: Mapping[str, str | None] | None = field(default_factory=dict)
     emits: Parameterization | None = None
     latents: bool | None = None
+    levels: tuple[Level, ...] = ()
+    objectives: Objectives | None = None
 
     @property
     def batch(self) -> int:
@@ -128,6 +135,26 @@ class Estimate:
     def is_base(self, prompt: Prediction) -> bool:
         """Whether the estimate is still the prompt's own prediction, which no rule has improved yet."""
         return self.prediction is prompt
+
+    def detached(self) -> Estimate:
+        """The estimate without the graph of gradients behind it."""
+        traces = {name: value.detach() for name, value in self.traces.items()}
+        return Estimate(self.prediction.detached(), self.renoise and self.renoise.detached(), traces)
+
+    def pulled_back(self, slope: Tensor) -> Tensor:
+        """A gradient with respect to the estimate's clean sample as one with respect to x, through the denoiser.
+
+        Only in `update` of a rule that `differentiates`, at a step where it does.
+
+        Args:
+            slope: the gradient of a function of the clean sample, shape ``(B, ...)``.
+
+        Cost: a backward pass of every network evaluation behind the estimate.
+        """
+        denoised = self.read("denoised")
+        # Kept: a second rule of the stack may go through the same evaluations.
+        (found,) = torch.autograd.grad(denoised, self.prediction.x, slope.to(denoised.dtype), retain_graph=True)
+        return found
 
     def without_traces(self) -> Estimate:
         """The estimate with nothing reported yet."""

@@ -44,6 +44,12 @@ class Grid:
         """Level of the sample that the last step returns."""
         return self.points[-1].returned
 
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The level at the beginning of each step, and behind them the one at the end."""
+        begins = {point.step: point.level for point in reversed(self.points)}
+        return (*(begins[step] for step in sorted(begins)), self.final)
+
     def after(self, index: int) -> Level:
         """Level of the sample that the scheduler returns at point `index`."""
         return self.points[index].returned

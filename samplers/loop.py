@@ -14,7 +14,9 @@ from ..guidance.errors import InputError, NonFiniteError
 from ..guidance.fields import count
 from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
+from ..guidance.notation.objectives import objectives as named_objectives
 from ..guidance.notation.presets import as_stack
+from ..guidance.objective import Decode
 from ..guidance.observe import Observer
 from ..guidance.plan import level_before
 from ..guidance.prediction import Level, Parameterization
@@ -67,6 +69,8 @@ def sample(
     max_rows: int | None = None,
     identity: Mapping[str, str] | None = None,
     observe: Observer | None = None,
+    objectives: Mapping[str, Any] | None = None,
+    decode: Decode | None = None,
 ) -> Sampled:
     """Sample from a model under a stack.
 
@@ -96,6 +100,10 @@ def sample(
         identity: what is known of the model, for rules that were fitted for one: ``{"model": name or fingerprint}``.
             The scheduler, its levels and whether there is a negative are added.
         observe: told of every evaluation, such as `evaluation.traces.strength`.
+        objectives: what rules steer by, by name: a function ``log f(x0) -> (B,)`` for a name of your own, for the name
+            of a shipped objective the file that it takes; see `guidance.objective`.
+        decode: from clean samples to pictures with values in [0, 1], for objectives that see pixels; by default these
+            see the samples as they are.
 
     Raises:
         InputError: no ``"positive"`` condition, `emits` contradicts the scheduler, or it takes no such levels.
@@ -124,7 +132,16 @@ def sample(
         given = "given" if setup.conditions.negative else "empty"
         known = {**scheduler_identity(scheduler, schedule), "negative": given, **(identity or {})}
     about = Run(
-        tuple(x.shape), dtype, x.device, schedule.steps, setup.seeds, *setup.counts, identity=known, emits=setup.emits
+        tuple(x.shape),
+        dtype,
+        x.device,
+        schedule.steps,
+        setup.seeds,
+        *setup.counts,
+        identity=known,
+        emits=setup.emits,
+        levels=schedule.levels,
+        objectives=named_objectives(objectives, decode),
     )
     run, advance = GuidedRun(stack, about, max_rows, observe, moves=True), Stepper(scheduler)
     beside = Beside(scheduler, schedule)

@@ -77,6 +77,6 @@ class ADG(Contrasting):
         theta = torch.atan2(size * norm(u.denoised), dot(c.denoised, u.denoised))
         largest = math.radians(self.largest)
         angle = ((self.scale - 1) * theta).clamp(-largest, largest)
-        turned = away.mul_(ratio(angle.sin() * norm(c.denoised), size))  # sin(theta) = |e|/|D_c|
+        turned = away * ratio(angle.sin() * norm(c.denoised), size)  # sin(theta) = |e|/|D_c|
         change = torch.addcmul(turned, c.denoised, angle.cos() - 1)
         return estimate.plus("denoised", change, 1.0, adg_angle=angle.flatten().rad2deg()), state

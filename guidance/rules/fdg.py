@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from ..bands import Banded, LowPass, pyramid_low
 from ..fields import number, set_field
 from ..notation.registry import register
@@ -31,7 +33,7 @@ def by_bands(estimate: Estimate, c: Prediction, u: Prediction, low: float, high:
         return extrapolated(estimate, c, u, low)
     difference = c.minus(u, "any")
     lows = low_pass(difference)
-    change = difference.mul_(high - 1).add_(lows, alpha=low - high)
+    change = torch.add((high - 1) * difference, lows, alpha=low - high)
     return estimate.replace("any", estimate.read("any") + change)
 
 

@@ -24,6 +24,7 @@ from ..fields import parameters
 from ..keyed import Keys
 from ..network import CallableNetwork
 from ..notation.config import from_config, to_config
+from ..notation.objectives import objectives
 from ..notation.presets import as_stack
 from ..notation.text import parse
 from ..prediction import EPSILON, FLOW, X0, Level, Parameterization, Space, V
@@ -183,6 +184,8 @@ class Oracle:
             tuple(negatives[sample] for sample in self.samples),
             tuple(positives[sample] for sample in self.samples),
             IDENTITY,
+            levels=(*self.levels, Level.ve(0.0)),
+            objectives=objectives(decode=_decoded),
         )
         return GuidedRun(as_stack(rule), run, moves=True)
 
@@ -226,6 +229,11 @@ class _Turns:
 
     def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
         return self.oracle.stepped(estimate, self.index)
+
+
+def _decoded(x0: Tensor) -> Tensor:
+    """The oracle's samples of two channels as pictures, for objectives that see pixels."""
+    return torch.cat([x0, x0.mean(1, keepdim=True)], 1) / 2 + 0.5
 
 
 _MODELS = {"main": 1.0, "weak": 1.5}
@@ -392,11 +400,14 @@ def _declared(rule: Rule, device: str) -> str | None:
         queries, network = rule.queries(step, state), oracle.network(x, level, index)
         if extra := {query for query in queries if not covered(query, asked)}:
             raise _Broken(f"queries() names {_names(extra)}, which asks() does not")
-        done = evaluate(network, queries, x, level)
+        graph = rule.differentiated(step, state)
+        with torch.set_grad_enabled(graph):
+            done = evaluate(network, queries, x, level, grad=graph)
         read: set[Query] = set()
         base = done.predictions[POSITIVE]
         answers = Predictions({q: done.predictions[q] for q in queries}, {q: q for q in queries}, base, str(rule), read)
-        state = rule.update(Estimate(base), answers, step, state)[1]
+        with torch.set_grad_enabled(graph):
+            state = rule.update(Estimate(base), answers, step, state)[1]
         if unread := set(queries) - read:
             raise _Broken(f"pays for {_names(unread)} at step {index} and never reads it")
         x = oracle.step(oracle.begin(Stack()), x, index)[1]
@@ -446,12 +457,15 @@ def _pure(rule: Rule, device: str) -> str | None:
     x, state = oracle.start(), rule.init(run.run)
     for index, level in enumerate(oracle.levels):
         step = Step(run.run, index, level, time=oracle.time(index))
-        done = evaluate(oracle.network(x, level, index), rule.queries(step, state), x, level)
+        graph = rule.differentiated(step, state)
+        with torch.set_grad_enabled(graph):
+            done = evaluate(oracle.network(x, level, index), rule.queries(step, state), x, level, grad=graph)
         answers = done.predictions.only(rule.queries(step, state), str(rule))
         estimate = Estimate(done.predictions[POSITIVE])
         before = pickle.dumps((state, {q: p.native for q, p in answers.items()}, estimate.prediction.native, x))
-        first, after = rule.update(estimate, answers, step, state)
-        second, again = rule.update(estimate, answers, step, state)
+        with torch.set_grad_enabled(graph):
+            twice = [rule.update(estimate, answers, step, state) for _ in range(2)]
+        (first, after), (second, again) = ((one.detached(), kept) for one, kept in twice)
         if before != pickle.dumps((state, {q: p.native for q, p in answers.items()}, estimate.prediction.native, x)):
             raise _Broken(f"update changed its arguments at step {index}")
         _same([first.prediction.native], [second.prediction.native], f"two updates differ at step {index}")

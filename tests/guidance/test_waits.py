@@ -18,7 +18,7 @@ from guidestack.guidance.notation.presets import as_stack
 from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import Query
-from guidestack.guidance.rule import Stack
+from guidestack.guidance.rule import Stack, objectives_of
 from guidestack.guidance.rules import Schedule
 from guidestack.guidance.run import GuidedRun
 from guidestack.guidance.step import Run
@@ -36,6 +36,7 @@ EXAMPLES = [  # `adaptive` waits without a lag, the others are for other steps t
     if entry.source is None
     and not text.startswith(("adaptive(", "linear_ag(", "schedule("))
     and not parse(text).own_pass  # which needs a network to edit
+    and not objectives_of(parse(text))  # torch takes no gradients there; tests/guidance/test_objectives.py has these
     and all(str(query).removesuffix("+time(0.8)") in CONDITIONS for query in parse(text).asks())
 ]
 """What the model here can answer, of the examples of all rules."""

@@ -1,0 +1,230 @@
+"""Objectives: functions of the clean sample that rules steer by, and how a run evaluates them and their gradients.
+
+An objective is ``log f(x0) -> (B,)``: one number for each sample, the larger the better, a function of that sample
+alone. A plain function is one. What it sees, its attribute `space` says:
+
+============  =======================================================================================
+``"pixels"``  the picture, ``(B, 3, H, W)`` with values in [0, 1] that are not clamped; the default
+``"latents"`` the clean sample as the network has it
+``"noisy"``   the noisy sample and its level, ``log f(x, level)``: a classifier that was trained on noise
+============  =======================================================================================
+
+A gradient is taken at the prediction's clean sample, `Bound.gradient`, and costs no network evaluation. A rule that
+`differentiates` carries it on through the denoiser, `pulled_back`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .errors import InputError, RuleError, shown
+from .prediction import Level, wide
+
+SPACES = ("pixels", "latents", "noisy")
+"""What an objective may see of a sample."""
+Decode = Callable[[Tensor], Tensor]
+"""From clean samples as the network has them to pictures with values in [0, 1]."""
+NAME = re.compile(r"[A-Za-z_]\w{0,99}")
+
+
+class Objective:
+    """A function of the clean sample. Shipped objectives are frozen dataclasses of this class.
+
+    Class attributes:
+        space: what it is given: ``"pixels"``, ``"latents"`` or ``"noisy"``.
+        differentiable: whether it has a gradient. A rule that needs one refuses an objective without.
+        takes: what the objective is made for beside its parameters, "a picture" say, or "" where that is nothing.
+    """
+
+    space: ClassVar[str] = "pixels"
+    differentiable: ClassVar[bool] = True
+    takes: ClassVar[str] = ""
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """``log f(x0)``, shape ``(B,)``."""
+        raise NotImplementedError
+
+    def given(self, value: Any) -> Objective:
+        """The objective for what it `takes`: a path, a PIL image or a tensor.
+
+        Raises:
+            InputError: it takes nothing, or something else.
+        """
+        raise InputError(f"the objective {type(self).__name__} takes no file; got {shown(value)}")
+
+
+def name_of(text: str) -> str:
+    """The name in the text of an objective: ``"blur"`` of ``"blur(2)"``."""
+    return text.partition("(")[0].strip()
+
+
+def check_text(text: object) -> str:
+    """The text of an objective, if it is one: a name, or a name with literal arguments.
+
+    Raises:
+        RuleError: it is something else.
+    """
+    if isinstance(text, str) and NAME.fullmatch(name_of(text)):
+        _name, bracket, rest = text.strip().partition("(")
+        if not bracket or rest.endswith(")"):
+            return text.strip()
+    raise RuleError(f"an objective is named, such as 'blue' or 'blur(2)'; got {shown(text)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """An objective as a rule asks it in a run.
+
+    Args:
+        name: its text.
+        function: the objective.
+        decode: as of `Objectives`.
+        rows: as of `Objectives`.
+    """
+
+    name: str
+    function: Any
+    decode: Decode | None = None
+    rows: int = 0
+
+    @property
+    def space(self) -> str:
+        """What the objective is given."""
+        return str(getattr(self.function, "space", "pixels"))
+
+    def need_gradient(self, asker: object) -> None:
+        """Refuse an objective without a gradient, for a rule that error messages call `asker`.
+
+        Raises:
+            RuleError: it says that it has none.
+        """
+        if not getattr(self.function, "differentiable", True):
+            raise RuleError(
+                f"{asker}: the objective {self.name!r} has no gradient, and this rule needs one; choose among "
+                "samples by it instead"
+            )
+
+    def __call__(self, x0: Tensor, *level: Level) -> Tensor:
+        """``log f`` of clean samples, shape ``(B,)``, in float32 or better; of a "noisy" one, of samples at a level.
+
+        Raises:
+            InputError: the objective returned something else than one number for each sample.
+        """
+        seen = self._pictures(x0) if self.space == "pixels" and self.decode is not None else x0
+        value = self.function(seen, *level)
+        self._check(value, x0)
+        return value.to(wide(value.dtype))  # type: ignore[no-any-return]
+
+    def gradient(self, x0: Tensor, *level: Level) -> tuple[Tensor, Tensor]:
+        """``log f`` of clean samples, and its gradient with respect to them.
+
+        Cost: a forward and a backward pass of the objective and of the decoder, if it sees pictures; no network
+        evaluation. Nothing is retained.
+
+        Args:
+            x0: clean samples, shape ``(B, ...)``; of a "noisy" objective noisy ones.
+            *level: of a "noisy" objective their level.
+
+        Raises:
+            InputError: the objective returned something else than one number for each sample, or has no gradient.
+        """
+        check_recording()
+        with torch.enable_grad():
+            point = x0.detach().requires_grad_()
+            value = self(point, *level)
+            found = torch.autograd.grad(value.sum(), point, allow_unused=True)[0] if value.requires_grad else None
+        if found is None:
+            raise InputError(
+                f"the objective {self.name!r} has no gradient with respect to the sample: what it returns does not "
+                "depend on x0 by differentiable operations of torch (was it detached, or computed under no_grad?)"
+            )
+        return value.detach(), found
+
+    def _pictures(self, x0: Tensor) -> Tensor:
+        assert self.decode is not None
+        if not self.rows or len(x0) <= self.rows:
+            return self.decode(x0)
+        parts = torch.split(x0, self.rows)
+        if not (torch.is_grad_enabled() and x0.requires_grad):
+            return torch.cat([self.decode(part) for part in parts])
+        return torch.cat([checkpoint(self.decode, part, use_reentrant=False) for part in parts])
+
+    def _check(self, value: Any, x0: Tensor) -> None:
+        if not isinstance(value, Tensor) or value.shape != (len(x0),) or not value.is_floating_point():
+            got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"the objective {self.name!r} returned {got} for {len(x0)} samples; expected a floating-point tensor "
+                f"of shape ({len(x0)},): log f of each sample by itself, no sum or mean over the batch"
+            )
+        if value.device != x0.device:
+            raise InputError(
+                f"the objective {self.name!r} returned a tensor on {value.device}, and the samples are on {x0.device}; "
+                "move what it holds to the device of x0"
+            )
+
+
+def check_recording() -> None:
+    """Refuse to take gradients where torch records none.
+
+    Raises:
+        InputError: under ``torch.inference_mode()``.
+    """
+    if torch.is_inference_mode_enabled():
+        raise InputError("gradients cannot be taken under torch.inference_mode(); use torch.no_grad() in its place")
+
+
+def smoothed_gradient(objective: Bound, x0: Tensor, noises: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    r"""``log f`` averaged over noise, and its gradient.
+
+    .. math:: F(x_0) = \log \tfrac1n \sum_j f(x_0 + \delta_j),\qquad
+              \nabla F = \sum_j \frac{f(x_0 + \delta_j)}{\sum_i f(x_0 + \delta_i)}\,\nabla\log f(x_0 + \delta_j)
+
+    Args:
+        objective: log f.
+        x0: clean samples, shape ``(B, ...)``.
+        noises: :math:`\delta_j`, each shaped like `x0`.
+
+    Cost: n passes of the objective, one after the other, in the memory of one.
+    """
+    total, gradient = objective.gradient(x0 + noises[0])
+    for noise in noises[1:]:
+        value, slope = objective.gradient(x0 + noise)
+        both = torch.logaddexp(total, value)
+        keep, add = ((one - both).exp().reshape(-1, *[1] * (x0.ndim - 1)) for one in (total, value))
+        total, gradient = both, keep * gradient + add * slope
+    return total - torch.log(total.new_tensor(float(len(noises)))), gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Objectives:
+    """The objectives of a run.
+
+    Args:
+        lookup: the function that the text of an objective means; it raises `InputError` where there is none.
+        decode: from clean samples to pictures; None where the samples are what a "pixels" objective sees.
+        rows: samples that are decoded at once where a gradient is taken; 0 for all. Others are decoded anew in the
+            backward pass, so that the memory is that of so many.
+    """
+
+    lookup: Callable[[str], Any]
+    decode: Decode | None = None
+    rows: int = 0
+    _found: dict[str, Bound] = field(default_factory=dict, init=False, repr=False)
+
+    def find(self, text: str) -> Bound:
+        """The objective that a rule names.
+
+        Raises:
+            InputError: there is none of that name, or it lacks what it takes.
+            StackSyntaxError, RuleError: its arguments are wrong.
+        """
+        if text not in self._found:
+            self._found[text] = Bound(text, self.lookup(text), self.decode, self.rows)
+        return self._found[text]

@@ -1,0 +1,5 @@
+"""The objectives that come with guidestack, a file each."""
+
+from .color import Blue, Color, Green, Red
+
+__all__ = ["Blue", "Color", "Green", "Red"]

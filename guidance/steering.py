@@ -1,0 +1,119 @@
+"""Steering: what the rules have in common that steer by the gradient of an objective."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from .errors import RuleError, UnsupportedError
+from .fields import set_field
+from .objective import Bound, check_text
+from .prediction import Level
+from .query import Predictions
+from .rule import Rule
+from .step import Estimate, Run, State, Step
+
+OVER = ("increase", "decrease", "constant")
+"""How a weight changes over the steps of a run."""
+
+
+class Steering(Rule):
+    """A rule that steers by one objective. It asks the network for nothing.
+
+    A subclass is a frozen dataclass that declares `objective` and implements `steered`. At its neutral values it leaves
+    the estimate as it is, to the bit.
+    """
+
+    objective: str
+
+    def __post_init__(self) -> None:
+        set_field(self, "objective", check_text(self.objective))
+
+    @property
+    def off(self) -> bool:
+        """Whether the rule does nothing: its parameters are at their neutral values."""
+        return all(getattr(self, name) == value for name, value in (self.neutral_values or {}).items())
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The text of its objective."""
+        return (self.objective,)
+
+    def init(self, run: Run) -> State:
+        """Nothing is remembered; the objective is looked up, so that one that is wrong is refused before the run.
+
+        Raises:
+            InputError: there is no such objective.
+            RuleError: the objective has no gradient.
+            UnsupportedError: the loop hands rules no objectives.
+        """
+        if run.objectives is not None:
+            self.check_objective(run.objectives.find(self.objective))
+        elif run.identity is not None:  # not a plan
+            raise UnsupportedError(
+                f"{self} steers by an objective, and this loop hands rules none; use guidestack.guide or "
+                "guidestack.sample"
+            )
+        return ()
+
+    def check_objective(self, objective: Bound) -> None:
+        """Refuse an objective that the rule cannot use.
+
+        Raises:
+            RuleError: it has no gradient.
+        """
+        objective.need_gradient(self)
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """What `steered` makes of the estimate; the estimate as it is where the rule does nothing, and in a plan."""
+        if self.off or step.run.objectives is None:
+            return estimate, state
+        return self.steered(estimate, step.run.objectives.find(self.objective), step), state
+
+    def steered(self, estimate: Estimate, objective: Bound, step: Step) -> Estimate:
+        """The estimate, moved along the gradient of the objective."""
+        raise NotImplementedError
+
+
+def preserving(level: Level) -> tuple[float, float]:
+    """The two numbers of a level in the variance-preserving scaling of x, in which papers count: alpha, sigma."""
+    size = math.hypot(level.alpha, level.sigma)
+    return level.alpha / size, level.sigma / size
+
+
+def alpha_ratio(step: Step, index: int) -> float:
+    r""":math:`\alpha_t = \bar\alpha_t / \bar\alpha_{t-1}` of the step `index` of a run, whose levels are known."""
+    here, after = (preserving(level)[0] ** 2 for level in step.run.levels[index : index + 2])
+    return here / after if after else 0.0
+
+
+def over_steps(step: Step, how: Literal["increase", "decrease", "constant"] | str) -> float:
+    r"""The weight of a step, of mean 1 over the steps of the schedule.
+
+    Args:
+        step: where the run stands.
+        how: in proportion to :math:`\alpha_t` (``"increase"``), to :math:`1 - \alpha_t` (``"decrease"``), or 1.
+
+    Raises:
+        RuleError: it needs the whole schedule, which is not known beforehand here.
+    """
+    if how == "constant":
+        return 1.0
+    steps = len(step.run.levels) - 1
+    if steps < 1:
+        raise RuleError(f"weights over='{how}' need the schedule, which this loop does not tell; take over='constant'")
+    ratios = [alpha_ratio(step, index) for index in range(steps)]
+    weights = ratios if how == "increase" else [1 - one for one in ratios]
+    return weights[step.index] * steps / sum(weights)
+
+
+def along(estimate: Estimate, change: Tensor, **traces: Tensor) -> Estimate:
+    """The estimate with its clean sample moved by `change` and its noise kept, for a sampler that re-noises.
+
+    A DDIM step then adds ``alpha' * change`` to what it would have given, alpha' that of the level it leads to; so does
+    every other scheduler, see `samplers.renoise`.
+    """
+    moved = estimate.plus("denoised", change, 1.0, **traces)
+    return Estimate(moved.prediction, estimate.renoise or estimate.prediction, moved.traces)
