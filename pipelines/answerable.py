@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from ..guidance.errors import InputError, UnsupportedPipelineError, nearest
+from ..guidance.notation.objectives import objectives
 from ..guidance.rule import Stack
 from . import edits
+from .decoding import cannot_decode
 from .families.lookup import denoisers_of, signature_of
 from .families.record import Family, Pipeline
+from .gradients import check_backward
 
 ASKED, PIPELINES = "asked", "pipeline"
 """Which rows a network call has: those that the stack asks for, or always those of the pipeline's own call."""
@@ -46,7 +50,13 @@ def beyond(family: Family, stack: Stack) -> list[str]:
     )
 
 
-def check_answerable(pipe: Pipeline, family: Family, stack: Stack, networks: Collection[str] = ()) -> None:
+def check_answerable(
+    pipe: Pipeline,
+    family: Family,
+    stack: Stack,
+    networks: Collection[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> None:
     """Refuse what the pipeline cannot answer, before anything runs.
 
     Args:
@@ -54,9 +64,12 @@ def check_answerable(pipe: Pipeline, family: Family, stack: Stack, networks: Col
         family: its record.
         stack: the stack.
         networks: the names of the networks that were given beside its own.
+        given: the objectives that were given, by name.
 
     Raises:
         UnsupportedPipelineError: it cannot.
+        InputError: there is no such objective.
+        RuleError: an objective cannot be used by its rule.
     """
     conditions = sorted({query.condition for query in stack.asks()} - {"positive"})
     unconditional = [condition for condition in conditions if not condition.startswith("independent:")]
@@ -74,6 +87,15 @@ def check_answerable(pipe: Pipeline, family: Family, stack: Stack, networks: Col
         if which == "each" and family.encode is None:
             has = "no way to encode further ones" if "prompt" in signature_of(pipe).parameters else "none"
             raise UnsupportedPipelineError(f"{stack} needs prompts, and {type(pipe).__name__} has {has}")
+    found = objectives(given)
+    for part in stack.parts():
+        for text in part.objectives:
+            part.check_objective(found.find(text))
+            if found.find(text).space == "pixels" and (reason := cannot_decode(pipe)):
+                raise UnsupportedPipelineError(f"{part} steers by pictures, and {type(pipe).__name__} {reason}")
+    if stack.differentiates:
+        for denoiser in denoisers_of(pipe, family):
+            check_backward(denoiser)
     for edit in stack.own_pass:
         for denoiser in denoisers_of(pipe, family):
             edits.check_own_pass(denoiser, edit)

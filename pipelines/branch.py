@@ -51,6 +51,19 @@ class Branch:
         self.family = family
         self.output: Any = last
 
+    def track(self, place: tuple[slice, ...], zero: Tensor, batch: int) -> None:
+        """Have the samples lead to a leaf.
+
+        Args:
+            place: where x is in the samples that the denoiser is given.
+            zero: what is added there: 0, with the graph that leads to the leaf; shape ``(B, ...)``.
+            batch: samples B.
+        """
+        sample = self.sample.detach().clone()
+        sample[place] = sample[place] + zero.to(sample.dtype).repeat(len(sample) // batch, *[1] * (zero.ndim - 1))
+        self.sample = sample
+        self.arguments[self.family.sample] = self.family.pack(sample)
+
     def call(
         self,
         arguments: Mapping[str, Any],

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..guidance.errors import NonFiniteError, warn
 from ..guidance.fields import count
+from ..guidance.notation.objectives import checked
 from ..guidance.notation.presets import as_stack
 from ..guidance.observe import Observer
 from ..guidance.report import Report
@@ -38,6 +39,7 @@ def guide(
     observe: Observer | None = None,
     rows: str = ASKED,
     networks: Mapping[str, Any] | None = None,
+    objectives: Mapping[str, Any] | None = None,
 ) -> GuidedPipeline:
     """Guide an existing diffusers pipeline with a stack.
 
@@ -58,6 +60,10 @@ def guide(
             pipeline's own network; or a `guidance.Perturbation` of it. It is asked with the pipeline's own
             arguments, and so has the channels and the widths of conditions of the pipeline's network. At a call it is
             brought to the device and the type of that.
+        objectives: what rules such as `TFG` steer by, by name: ``{"mine": function}``, a function of the clean sample
+            ``log f(x0) -> (B,)``, which is given pictures ``(B, 3, H, W)`` with values in [0, 1], made by the
+            pipeline's own decoder, or latents where its attribute `space` is "latents"; for the name of a shipped
+            objective the file that it takes. See docs/objectives.md.
 
     Returns:
         An object to call as the pipeline itself, without `guidance_scale` and what else the stack now decides.
@@ -82,9 +88,9 @@ def guide(
     parameterization(pipe.scheduler)  # refuse what is unknown now, not after the text encoder has run
     check_room(stack, pipe.scheduler)
     seconds = second_networks(pipe, family, networks)
-    check_answerable(pipe, family, stack, seconds)
+    check_answerable(pipe, family, stack, seconds, objectives)
     check_rows(family, stack, max_rows, rows)
-    return GuidedPipeline(pipe, family, stack, max_rows, observe, rows, seconds)
+    return GuidedPipeline(pipe, family, stack, max_rows, observe, rows, seconds, objectives)
 
 
 class GuidedPipeline(Surface):
@@ -97,6 +103,7 @@ class GuidedPipeline(Surface):
         pipe: the pipeline, unchanged.
         stack: the stack; may be set to whatever `guide` takes.
         networks: the networks beside the pipeline's own, by name.
+        objectives: what rules steer by, by name.
         run: the run of the last call, up to where it got, with its state; None before the first evaluation.
     """
 
@@ -109,9 +116,10 @@ class GuidedPipeline(Surface):
         observe: Observer | None = None,
         rows: str = ASKED,
         networks: Mapping[str, Second] | None = None,
+        objectives: Mapping[str, Any] | None = None,
     ) -> None:
         self.pipe, self.family, self.stack, self.observe = pipe, family, stack, observe
-        self.networks = dict(networks or {})
+        self.networks, self.objectives = dict(networks or {}), dict(checked(objectives))
         self.max_rows = None if max_rows is None else count("max_rows", max_rows)
         self.rows = rows
         self.run: GuidedRun | None = None
@@ -120,7 +128,7 @@ class GuidedPipeline(Surface):
         if name == "stack":
             value = as_stack(value)
             if "stack" in vars(self):  # another one, after `guide` has looked at the first
-                check_answerable(self.pipe, self.family, value, self.networks)
+                check_answerable(self.pipe, self.family, value, self.networks, self.objectives)
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -156,7 +164,7 @@ class GuidedPipeline(Surface):
     def _session(self, call: Call, prompts: Prompts, steps: Steps | None = None) -> Session:
         """One call, given its arguments and where it stands in its schedule."""
         about = self.pipe, self.family, self.stack, call, prompts
-        return Session(*about, self.max_rows, self.observe, self.rows, steps, self.networks)
+        return Session(*about, self.max_rows, self.observe, self.rows, steps, self.networks, self.objectives)
 
     def _run(self, session: Session) -> Any:
         """Call the pipeline with the hooks of a session."""

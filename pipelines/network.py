@@ -17,6 +17,7 @@ from ..guidance.query import POSITIVE, Network, Perturbation, Query, Request, se
 from .branch import Branch
 from .edits import EDITS, PERTURBATIONS, Architecture, Carried, carried, joint, own_pass
 from .families.record import Draw, Family
+from .gradients import check_backward
 from .prepared import Prepared
 from .rows import Index, join, look_up, matching, put, take
 from .second import Second
@@ -54,6 +55,7 @@ class PipelineNetwork(Network):
         seconds: the networks beside the denoiser, by name.
         texts: the row arguments of the texts that edits of the prompt's own pass carry and the pipeline does not
             evaluate, by condition.
+        scaled: from samples to what the pipeline makes of them for its denoiser.
 
     Attributes:
         whole: the prompt's whole answer, where it has more than the samples (learned variances, a picture), or None.
@@ -79,6 +81,7 @@ class PipelineNetwork(Network):
         fixed: bool = False,
         seconds: Mapping[str, Second] | None = None,
         texts: Mapping[str, Mapping[str, Any]] | None = None,
+        scaled: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> None:
         self.branches, self.batch, self.extra = branches, batch, dict(extra)
         self.family, self.row_names = family, (family.sample, *family.rows)
@@ -95,6 +98,7 @@ class PipelineNetwork(Network):
         self.seconds = seconds or {}
         self.models = ("main", *self.seconds)
         self.texts, self.edits = texts or {}, EDITS
+        self.scaled, self.differentiable = scaled, True
 
     @property
     def cached(self) -> int:
@@ -117,7 +121,7 @@ class PipelineNetwork(Network):
                     "call has one perturbation"
                 )
             found = replace(found, model="main", perturbation=second.perturbation)
-        if self.always and found not in self.always:
+        if self.always and replace(found, grad=False) not in self.always:
             raise UnsupportedPipelineError(
                 f"rows='pipeline' evaluates what the pipeline does by itself, {', '.join(self.branches)}, and "
                 f"{str(query)!r} was asked for; leave rows='pipeline' out, or the rule that asks"
@@ -159,6 +163,20 @@ class PipelineNetwork(Network):
                 f"{condition!r} has {name} of shape {shapes[0]}, and the pipeline's own has {shapes[1]}: all prompts "
                 f"of a call have as many tokens; give {what} with as many as the embeddings of the prompt"
             )
+
+    def tracked(self, x: Tensor) -> Tensor:
+        """`x` as a leaf to which the denoiser's answers lead: what it is given is made of x anew.
+
+        Raises:
+            UnsupportedPipelineError: gradients cannot go through the denoiser.
+        """
+        leaf = x.detach().requires_grad_()
+        given = self.scaled(leaf)
+        for branch in {id(one): one for one in self.branches.values()}.values():
+            check_backward(branch.module)
+            branch.track(self.part, given - given.detach(), self.batch)
+        self.answered = {}
+        return leaf
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
         """Answer requests of one perturbation by one call of the denoiser."""

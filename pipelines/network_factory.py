@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -35,6 +35,7 @@ class NetworkFactory:
         emitted: what the denoiser emits.
         fixed: whether every call has the rows of the pipeline's own, asked for or not.
         seconds: the networks beside the denoiser, by name.
+        scaled: from samples to what the pipeline makes of them for its denoiser.
 
     Attributes:
         extra: row arguments of the conditions that the pipeline does not evaluate by itself, by name.
@@ -51,9 +52,10 @@ class NetworkFactory:
         emitted: Parameterization,
         fixed: bool,
         seconds: Mapping[str, Second] | None = None,
+        scaled: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> None:
         self.pipe, self.family, self.prompts, self.emitted, self.fixed = pipe, family, prompts, emitted, fixed
-        self.seconds = seconds or {}
+        self.seconds, self.scaled = seconds or {}, scaled
         self.extra: dict[str, Rows] = {}
         self.texts: dict[str, Rows] = {}
         self.whole: Tensor | None = None
@@ -122,6 +124,7 @@ class NetworkFactory:
             fixed=self.fixed,
             seconds=self.seconds,
             texts=self.texts,
+            scaled=self.scaled,
         )
 
     def alone(self, branch: Branch, name: str, part: tuple[slice, ...], max_rows: int | None) -> Tensor:

@@ -21,6 +21,7 @@ from ..guidance.step import Run
 from ..samplers import scheduler_identity, weights_digest
 from .answerable import ASKED, PIPELINES
 from .branch import Branch
+from .decoding import pictured
 from .denoiser_calls import DenoiserCalls
 from .families.lookup import denoisers_of
 from .families.record import Call, Family, Pipeline
@@ -50,6 +51,7 @@ class Session:
         observe: told of every evaluation.
         rows: as of `guide`.
         seconds: the networks beside the denoiser, by name.
+        objectives: what rules steer by, as of `guide`.
         steps: where the call stands in its schedule; None for a call that runs its schedule as the pipeline does.
 
     Attributes:
@@ -69,16 +71,17 @@ class Session:
         rows: str = ASKED,
         steps: Steps | None = None,
         seconds: Mapping[str, Second] | None = None,
+        objectives: Mapping[str, Any] | None = None,
     ) -> None:
         self.pipe, self.family, self.stack, self.call, self.prompts = pipe, family, stack, call, prompts
-        self.max_rows, self.observe = max_rows, observe
+        self.max_rows, self.observe, self.objectives = max_rows, observe, objectives
         self.seeds = _seeds(pipe, call)
         self.steps = steps or Steps(pipe, family, stack, call)
         self.caller = self.steps.caller
         self.calls = DenoiserCalls(family, stack)
         denoisers = denoisers_of(pipe, family)
         beside = {name: second.beside(pipe, denoisers) for name, second in (seconds or {}).items()}
-        self.networks = NetworkFactory(pipe, family, prompts, self.steps.emitted, rows == PIPELINES, beside)
+        self.networks = NetworkFactory(pipe, family, prompts, self.steps.emitted, rows == PIPELINES, beside, self.steps.scaled)
         self.run: GuidedRun | None = None
         self.part: tuple[slice, ...] | None = None
         self._form: tuple[Tensor, Any] | None = None
@@ -110,7 +113,7 @@ class Session:
             answer = None if self._late(name) else self.networks.alone(branch, name, self.part or (), self.max_rows)
             form = self._form if answer is None else (answer, branch.output)
             assert form is not None  # else it is not late
-            self._form = form if self.stack.own_pass or self.stack.takes_turns else None
+            self._form = form if self._may_be_late else None
             branch.output = form[1]
             return self.calls.wait(branch, form[0], answer)
         waited = self.calls.taken()
@@ -124,13 +127,18 @@ class Session:
     def _late(self, name: str) -> bool:
         """Whether a condition of the next evaluation is not answered by itself, in the pipeline's own call for it.
 
-        That is where the prompt's own pass is edited, and where the samples are not yet where they will be evaluated.
+        That is where the prompt's own pass is edited, where gradients go through all of them, and where the samples are
+        not yet where they will be evaluated.
         """
         if self.run is None or self._form is None:
             return False
         step = self.steps.where(self.run)
         edited = name == "positive" and bool(self.stack.edits(step, self.run.state))
-        return edited or self.run.turns(step) > 0
+        return edited or self.run.turns(step) > 0 or self.stack.differentiated(step, self.run.state)
+
+    @property
+    def _may_be_late(self) -> bool:
+        return bool(self.stack.own_pass) or self.stack.takes_turns or self.stack.differentiates
 
     def _evaluated(
         self, branches: Mapping[str, Branch], branch: Branch, batch: int, answered: Mapping[str, Tensor] | None = None
@@ -186,6 +194,8 @@ class Session:
             identity=identity,
             emits=self.networks.emitted,
             latents=any(hasattr(self.pipe, name) for name in AUTOENCODERS),
+            levels=schedule.levels,
+            objectives=pictured(self.pipe, self.call, self.stack, self.objectives, x),
         )
         self.run = GuidedRun(self.stack, run, self.max_rows, self.observe, moves=True)
         return self.run

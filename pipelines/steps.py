@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +98,14 @@ class Steps:
         # Where each token has its own, those of a given picture are told that they are clean.
         timestep = float(told.max() if torch.is_tensor(told) else told)
         return entry(self.pipe.scheduler, told, self.family.clock(self.pipe, timestep))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Samples as the pipeline hands them to its denoiser."""
+        if self.x is None:
+            return x
+        scheduler = copy.copy(self.pipe.scheduler)
+        scaled: Tensor = scheduler.scale_model_input(x, scheduler.timesteps[self.position])
+        return scaled
 
     def evaluated(self, estimate: Estimate, arguments: Mapping[str, Any]) -> None:
         """Take the estimate of an evaluation, of which the denoiser's arguments are given."""

@@ -8,7 +8,6 @@ turns ended are what the stack's estimate is made at, and what the scheduler is 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,18 +80,10 @@ class Turns:
         """The pipeline's calls with samples `x` in the place of its own."""
         if x is self.x:
             return self.asked
-        given = self.scaled(x)
+        given = self.steps.scaled(x)
         moved = {id(one): self._at(one, given) for one in self.asked.branches.values()}
         branches = {name: moved[id(one)] for name, one in self.asked.branches.items()}
         return Asked(branches, moved[id(self.asked.last)])
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """Samples as the pipeline hands them to its denoiser."""
-        if self.steps.x is None:
-            return x
-        scheduler = copy.copy(self.steps.pipe.scheduler)
-        scaled: Tensor = scheduler.scale_model_input(x, scheduler.timesteps[self.steps.position])
-        return scaled
 
     def _at(self, branch: Branch, given: Tensor) -> Branch:
         sample = branch.sample.clone()

@@ -1,0 +1,78 @@
+"""Clean samples to pictures, with gradients: what objectives that see pixels are given."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance.notation.objectives import objectives
+from ..guidance.objective import Objectives
+from ..guidance.rule import Stack, objectives_of
+from .families.record import Call, Pipeline
+
+AT_ONCE = 2**20
+"""Pixels that are decoded at once where a gradient is taken: one picture of 1024 x 1024, four of 512 x 512."""
+
+
+def cannot_decode(pipe: Pipeline) -> str:
+    """Why pictures cannot be made of this pipeline's clean samples; "" where they can."""
+    vae: Any = getattr(pipe, "vae", None)
+    if vae is None:
+        other = next((name for name in ("vqvae", "vqgan", "movq", "first_stage") if hasattr(pipe, name)), "")
+        return f"has {other}, of which no decoder is known" if other else ""
+    if type(vae).__name__ != "AutoencoderKL":
+        return f"has the autoencoder {type(vae).__name__}, and only AutoencoderKL is known to make pictures here"
+    return ""
+
+
+def decoded(pipe: Pipeline, size: tuple[int, int] | None, x0: Tensor) -> Tensor:
+    """The pictures of clean samples, ``(B, 3, H, W)`` with values in [0, 1] that are not clamped.
+
+    Args:
+        pipe: the pipeline.
+        size: height and width in pixels, where samples are packed into tokens.
+        x0: clean samples as the denoiser has them.
+    """
+    vae: Any = getattr(pipe, "vae", None)
+    if vae is None:
+        return x0 / 2 + 0.5
+    if size is not None:
+        x0 = pipe._unpack_latents(x0, *size, pipe.vae_scale_factor)
+    config = vae.config
+    latents = x0
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        mean, std = (
+            torch.tensor(config[name], dtype=x0.dtype).to(x0.device, non_blocking=True).reshape(1, -1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        latents = latents * std / config.scaling_factor + mean
+    else:
+        latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    pictures: Tensor = vae.decode(latents.to(next(vae.parameters()).dtype), return_dict=False)[0]
+    return pictures.float() / 2 + 0.5
+
+
+def pictured(pipe: Pipeline, call: Call, stack: Stack, given: Mapping[str, Any] | None, x: Tensor) -> Objectives:
+    """The objectives of one call of a pipeline, which see pictures by its own decoder.
+
+    Args:
+        pipe: the pipeline.
+        call: the arguments that it is called with.
+        stack: the stack.
+        given: as of `guide`.
+        x: the samples of the call.
+    """
+    if not objectives_of(stack):
+        return objectives(given)
+    packed = x.ndim == 3 and hasattr(pipe, "_unpack_latents")
+    factor = getattr(pipe, "vae_scale_factor", 1)
+    size = None
+    if packed:
+        side = pipe.default_sample_size * factor
+        size = (call.get("height") or side, call.get("width") or side)
+    pixels = size[0] * size[1] if size else x.shape[-2] * x.shape[-1] * factor**2
+    return objectives(given, functools.partial(decoded, pipe, size), max(1, AT_ONCE // pixels))
