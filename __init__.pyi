@@ -38,6 +38,7 @@ from .guidance.rules import SEG as SEG
 from .guidance.rules import SLG as SLG
 from .guidance.rules import SMCCFG as SMCCFG
 from .guidance.rules import TCFG as TCFG
+from .guidance.rules import TFG as TFG
 from .guidance.rules import TPG as TPG
 from .guidance.rules import TSG as TSG
 from .guidance.rules import AdaptiveGuidance as AdaptiveGuidance

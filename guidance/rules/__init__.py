@@ -34,6 +34,7 @@ from .skimmed import Skimmed
 from .slg import SLG
 from .smc_cfg import SMCCFG
 from .tcfg import TCFG
+from .tfg import TFG
 from .threshold import Threshold
 from .tpg import TPG
 from .tsg import TSG
@@ -54,6 +55,7 @@ __all__ = [
     "SLG",
     "SMCCFG",
     "TCFG",
+    "TFG",
     "TPG",
     "TSG",
     "AdaptiveGuidance",

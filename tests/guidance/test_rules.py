@@ -59,6 +59,19 @@ def windowed(inside: Callable[[Level], bool], reference: Callable[..., Tensor]) 
     return lambda D, x, level: reference(D, x, level) if inside(level) else D("positive")
 
 
+def moved_to_blue(mu: float, inner: int, before: Callable[..., Tensor] = lambda D, x, level: D("positive")) -> Any:
+    def reference(D: Callable[[str], Tensor], x: Tensor, level: Level) -> Tensor:
+        x0 = before(D, x, level)
+        for _ in range(inner):  # pictures are the two channels and their mean, halved and moved by a half
+            first, second = (x0[:, i : i + 1] / 2 + 0.5 for i in range(2))
+            mean = (first + second) / 2
+            slope = torch.cat([first + (mean - 1) / 2, second + (mean - 1) / 2], 1)
+            x0 = x0 - mu * slope / 2
+        return x0
+
+    return reference
+
+
 def per_sample(value: Tensor) -> Tensor:
     return value.reshape(-1, 1, 1, 1)
 
@@ -235,6 +248,13 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.AdaptiveGuidance(gs.PAG(2), threshold=0.97), None),
     (gs.TPG(0.4), None),
     (gs.S2(0.25), None),
+    (gs.TFG("blue", mu=0.4, inner=2, over="constant"), moved_to_blue(0.4, 2)),
+    (gs.CFG(3) | gs.TFG("blue", mu=0.4, over="constant"), moved_to_blue(0.4, 1, cfg(3))),
+    (
+        gs.During(gs.TFG("blue", mu=0.4, over="constant"), sigma=(0.5, 3)),
+        windowed(lambda at: 0.5 < at.k_sigma <= 3, moved_to_blue(0.4, 1)),
+    ),
+    (gs.TFG("blue", rho=0.2, mu=0.1, smoothing=0.5, samples=2), None),
     (gs.During(gs.AdaptiveGuidance(gs.APG(4, against="independent:tokens"), threshold=0.97), sigma=(0.2, 6)), None),
 ]  # type: ignore[list-item]
 
