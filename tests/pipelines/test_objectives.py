@@ -26,6 +26,7 @@ FAMILIES = [
     "StableDiffusion3Pipeline",
     "FluxPipeline",
     "QwenImagePipeline",
+    "HunyuanDiTPipeline",
 ]
 
 

@@ -1,0 +1,161 @@
+"""Linear measurements of the picture with their adjoints: blur, lower resolution, random projections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import InputError, RuleError
+from ..fields import number, whole
+from ..keyed import keyed
+from ..notation.objectives import register_objective
+from .picture import NOTHING, Measured, picture
+
+
+class Linear(Measured):
+    """A linear measurement A of pictures. A subclass implements `measure`; `adjoint` follows from it."""
+
+    def measure(self, x0: Tensor) -> Tensor:
+        """``A x0`` of pictures ``(B, 3, H, W)``, shape ``(B, ...)``."""
+        raise NotImplementedError
+
+    def adjoint(self, y: Tensor, height: int, width: int) -> Tensor:
+        r""":math:`A^T y`, shape ``(B, 3, H, W)``, of measurements `y`, such as `measure` returns of pictures of that size."""
+        with torch.enable_grad():
+            zero = y.new_zeros(len(y), 3, height, width).requires_grad_()
+            (found,) = torch.autograd.grad(self.measure(zero), zero, y)
+        return found
+
+    def compared(self, x0: Tensor) -> Tensor:
+        """``y - A x0``."""
+        measured, y = self.measure(x0), self.target(x0)
+        if measured.shape[1:] != y.shape[1:]:
+            raise InputError(
+                f"the measurements of the objective {self.name!r} have shape {tuple(y.shape[1:])}, and pictures of the "
+                f"run, {x0.shape[-1]}x{x0.shape[-2]} pixels, have {tuple(measured.shape[1:])}; give ones that fit"
+            )
+        return y - measured
+
+    def given(self, value: Any) -> Self:
+        """The objective for a picture of measurements, without its transparency.
+
+        Raises:
+            InputError: it is no picture.
+        """
+        return replace(self, given_picture=picture(self.name, value)[:3])  # type: ignore[type-var]
+
+
+@register_objective("blur")
+@dataclass(frozen=True)
+class Blur(Linear):
+    r"""The picture, blurred, is the one given: A is a Gaussian blur with reflected borders; deblurring.
+
+    Args:
+        width: the standard deviation of the blur in pixels, above 0 and at most 100.
+        spread: s > 0, the standard deviation of the error of a pixel, in units of its range.
+        given_picture: y, the blurred picture, shape ``(3, H, W)``; as `given` makes it.
+    """
+
+    width: float = 2.0
+    spread: float = 1.0
+    given_picture: Tensor | None = NOTHING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if number(self, "width", 0, 100) == 0:
+            raise RuleError("Blur: width must be above 0, got 0")
+
+    def measure(self, x0: Tensor) -> Tensor:
+        """The blurred pictures."""
+        reach = min(int(3 * self.width + 0.5) or 1, min(x0.shape[-2:]) - 1)
+        places = torch.arange(-reach, reach + 1, dtype=torch.float32)
+        kernel = (-places.square() / (2 * self.width**2)).exp()
+        kernel = (kernel / kernel.sum()).to(x0.device, x0.dtype, non_blocking=True)
+        channels = x0.shape[1]
+        padded = functional.pad(x0, (reach,) * 4, mode="reflect")
+        rows = functional.conv2d(padded, kernel.reshape(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+        return functional.conv2d(rows, kernel.reshape(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+
+
+@register_objective("superres")
+@dataclass(frozen=True)
+class SuperResolution(Linear):
+    r"""The picture, made smaller, is the one given: A averages squares of pixels; super-resolution.
+
+    Args:
+        factor: the side of a square in pixels, at least 1.
+        spread: s > 0, the standard deviation of the error of a pixel, in units of its range.
+        given_picture: y, the small picture, shape ``(3, H/factor, W/factor)``; as `given` makes it.
+    """
+
+    factor: int = 4
+    spread: float = 1.0
+    given_picture: Tensor | None = NOTHING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self, "factor", 1)
+
+    @property
+    def name(self) -> str:
+        """What messages call the objective."""
+        return "superres"
+
+    def measure(self, x0: Tensor) -> Tensor:
+        """The smaller pictures."""
+        return functional.avg_pool2d(x0, self.factor)
+
+
+@register_objective("projection")
+@dataclass(frozen=True)
+class Projection(Linear):
+    r"""Some random combinations of the picture's pixels are known: compressed sensing.
+
+    A changes the signs of the pixels at random, takes the Fourier transform of each channel, with a unitary scale, and
+    keeps the real parts of `count` coefficients at random. The same for every sample and every picture of one size.
+
+    Args:
+        count: numbers that are measured of each channel, at least 1.
+        seed: of the signs and the choice.
+        spread: s > 0, the standard deviation of the error of a measurement.
+        given_picture: y, shape ``(3, count)``, as `measure` makes it of a picture. `given` takes a picture and measures
+            it.
+    """
+
+    count: int = 256
+    seed: int = 0
+    spread: float = 1.0
+    given_picture: Tensor | None = NOTHING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self, "count", 1)
+        whole(self, "seed", 0)
+
+    def measure(self, x0: Tensor) -> Tensor:
+        """The measurements, shape ``(B, 3, count)``.
+
+        Raises:
+            InputError: pictures have fewer pixels than are measured.
+        """
+        pixels = x0.shape[-2] * x0.shape[-1]
+        if self.count > pixels:
+            raise InputError(f"projection({self.count}) measures {self.count} of the {pixels} pixels of a picture")
+        random = keyed(self.seed, "projection", *x0.shape[-2:])
+        signs = torch.randint(2, (1, 1, *x0.shape[-2:]), generator=random) * 2 - 1
+        chosen = torch.randperm(pixels, generator=random)[: self.count]
+        signs, chosen = (one.to(x0.device, non_blocking=True) for one in (signs, chosen))
+        found: Tensor = torch.fft.fft2((x0 * signs).float(), norm="ortho").real.flatten(2)[..., chosen]
+        return found.to(x0.dtype)
+
+    def given(self, value: Any) -> Self:
+        """The objective for the measurements of a picture.
+
+        Raises:
+            InputError: it is no picture.
+        """
+        return replace(self, given_picture=self.measure(picture(self.name, value)[None, :3])[0])

@@ -1,0 +1,180 @@
+"""The objectives that come with guidestack: their values and gradients against other computations of the same."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import guidestack as gs
+from guidestack.guidance.errors import InputError, RuleError, StackSyntaxError
+from guidestack.guidance.notation.objectives import kinds, objective, objectives
+from guidestack.guidance.objectives import Linear
+from guidestack.guidance.objectives.efficientnet import CLASSES, network, prepared
+
+SIDE = 12
+
+
+def pictures(batch: int = 2, side: int = SIDE, dtype: torch.dtype = torch.float64) -> Tensor:
+    random = torch.Generator().manual_seed(4)
+    return torch.rand(batch, 3, side, side, generator=random, dtype=torch.float64).to(dtype)
+
+
+def image(side: int = SIDE, mode: str = "RGB") -> Image.Image:
+    numbers = np.random.default_rng(0).integers(0, 256, (side, side, len(mode)), dtype=np.uint8)
+    return Image.fromarray(numbers, mode)
+
+
+def made(text: str, given: Any = None) -> Any:
+    return objective(text, {} if given is None else {text.partition("(")[0]: given})
+
+
+def test_color() -> None:
+    x = pictures()
+    target = torch.tensor([0, 128 / 255, 128 / 255]).double().reshape(3, 1, 1)
+    wanted = -((x - target) ** 2).sum((1, 2, 3)) / (2 * 0.25**2)
+    assert torch.allclose(made("color('teal', spread=0.25)")(x), wanted)
+    assert torch.equal(made("color('#008080', 0.25)")(x), made("color('teal', 0.25)")(x))
+    assert torch.equal(made("blue")(x), made("color('blue')")(x))
+    with pytest.raises(RuleError, match="target is a color such as 'teal'"):
+        made("color('bluish')")
+    with pytest.raises(RuleError, match="spread must be above 0"):
+        made("color('blue', spread=0)")
+
+
+def test_known_pixels_count_by_their_opacity() -> None:
+    x, y = pictures(), image(mode="RGBA")
+    numbers = torch.from_numpy(np.array(y)).permute(2, 0, 1) / 255
+    wanted = -(numbers[3:] * (numbers[:3] - x) ** 2).sum((1, 2, 3)) / (2 * 0.5**2)
+    found = made("known(spread=0.5)", y)(x)
+    assert torch.allclose(found, wanted, rtol=1e-5)
+    assert torch.allclose(made("known(0.5)", numbers)(x), wanted, rtol=1e-5)
+    opaque = -((numbers[:3] - x) ** 2).sum((1, 2, 3)) / 2
+    assert torch.allclose(made("known", y.convert("RGB"))(x), opaque, rtol=1e-5)
+    unknown = numbers.clone()
+    unknown[3] = 0
+    assert torch.equal(made("known", unknown)(x), torch.zeros(2).double())
+
+
+@pytest.mark.parametrize("text", ["blur(1.5)", "blur(30)", "superres(3)", "projection(40)", "projection(144, seed=2)"])
+def test_measurements_are_linear_and_have_their_adjoint(text: str) -> None:
+    measurement: Linear = made(text, pictures(1, 4 if "superres" in text else SIDE)[0].float())
+    x, other = pictures(), pictures().flip(0)
+    y = torch.randn(measurement.measure(x).shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    exact = 1e-4 if "projection" in text else 1e-6  # torch's Fourier transform is asked for in float32
+    assert torch.allclose(
+        measurement.measure(2 * x - other), 2 * measurement.measure(x) - measurement.measure(other), atol=exact
+    )
+    left = (measurement.measure(x) * y).flatten(1).sum(1)
+    right = (x * measurement.adjoint(y, SIDE, SIDE)).flatten(1).sum(1)
+    assert torch.allclose(left, right, atol=20 * exact)
+    target = measurement.target(x)
+    residual = target - measurement.measure(x)
+    point = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(measurement(point).sum(), point)
+    assert torch.allclose(slope, measurement.adjoint(residual, SIDE, SIDE), atol=20 * exact)
+    assert torch.allclose(measurement(x), -(residual**2).flatten(1).sum(1) / 2)
+
+
+def test_what_the_measurements_are() -> None:
+    x = pictures(1, dtype=torch.float32)
+    flat = torch.full((1, 3, SIDE, SIDE), 0.3)
+    assert torch.allclose(made("blur(2)", x[0]).measure(flat), flat)
+    point = torch.zeros(1, 3, SIDE, SIDE)
+    point[:, :, 6, 6] = 1
+    blurred = made("blur(1)", x[0]).measure(point)[0, 0]
+    assert torch.allclose(blurred[6, 7] / blurred[6, 6], torch.tensor(math.exp(-0.5)), rtol=1e-4)
+    assert torch.allclose(blurred[8, 6] / blurred[6, 6], torch.tensor(math.exp(-2)), rtol=1e-4)
+    small = made("superres(4)", pictures(1, 3)[0].float()).measure(x)
+    assert torch.allclose(small[0, :, 0, 1], x[0, :, :4, 4:8].mean((1, 2)))
+    whole = made("projection(144)", x[0])
+    assert torch.allclose(whole(x), torch.zeros(1), atol=1e-6)  # what it was given
+    assert len({float(made(f"projection(9, seed={seed})", x[0]).measure(x).sum()) for seed in range(3)}) == 3
+
+
+def test_a_picture_of_another_size_is_one_line() -> None:
+    x = pictures()
+    with pytest.raises(InputError, match="the picture of the objective 'known' is for 10x10 pixels, and the run makes"):
+        made("known", image(10))(x)
+    with pytest.raises(InputError, match=r"the measurements of the objective 'superres' have shape \(3, 5, 5\)"):
+        made("superres(4)", image(5))(x)
+    with pytest.raises(InputError, match=r"'blur' have shape \(3, 10, 10\), and pictures of the run, 12x12 pixels"):
+        made("blur(1)", image(10))(x)
+    with pytest.raises(InputError, match=r"projection\(200\) measures 200 of the 144 pixels"):
+        made("projection(200)", image())(x)
+
+
+def test_what_is_given_is_a_picture() -> None:
+    for value in (torch.zeros(2, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8), 3, "no-such-file"):
+        with pytest.raises(InputError, match="the objective 'known' takes a picture"):
+            made("known", value)
+    with pytest.raises(InputError, match=r"'blur' takes a picture: --objective blur=FILE"):
+        made("blur(2)")
+    with pytest.raises(StackSyntaxError, match="blur has no argument 'size'"):
+        made("blur(size=2)", image())
+    with pytest.raises(InputError, match="was given no picture"):
+        kinds()["blur"]()(pictures())  # type: ignore[call-arg]
+
+
+def test_a_class_is_the_classifiers_probability() -> None:
+    x = pictures(2, 40, torch.float32)
+    with torch.no_grad():
+        logits = network()(prepared(x, 64))
+    assert torch.allclose(made("imagenet(207, side=64)")(x), logits.log_softmax(1)[:, 207], atol=1e-5)
+    assert torch.allclose(made("imagenet(207, margin=0, side=64)")(x), logits[:, 207])
+    assert torch.allclose(
+        made("imagenet(3, margin=0.5, side=64)")(x), logits[:, 3] - 0.5 * logits.logsumexp(1), atol=1e-5
+    )
+    alone = made("imagenet(3, side=64)")(x[1:])
+    assert torch.allclose(alone, made("imagenet(3, side=64)")(x)[1:], atol=1e-5)
+    with pytest.raises(RuleError, match="label is the number of a class, 0 to 999; got 1000"):
+        made(f"imagenet({CLASSES})")
+
+
+def test_the_classifier_knows_a_picture_of_its_class() -> None:
+    """Red all over is nothing, and a class whose probability is raised by its gradient is the class that is asked."""
+    bound = objectives().find("imagenet(7, side=64)")
+    x = pictures(1, 64, torch.float32)
+    for _ in range(40):
+        _, slope = bound.gradient(x)
+        x = (x + 0.1 * slope / slope.flatten(1).norm()).clamp(0, 1) + 0.0
+        x = x + 0.9 * slope / slope.flatten(1).norm()
+    with torch.no_grad():
+        assert int(network()(prepared(x, 64)).argmax()) == 7
+
+
+def test_similarity_is_0_for_the_picture_itself_and_rises_along_its_gradient() -> None:
+    x = pictures(2, 32, torch.float32)
+    bound = objectives({"similar": x[0]}).find("similar(side=64)")
+    values, slope = bound.gradient(x)
+    assert abs(float(values[0])) < 1e-3 > float(values[1])
+    nearer = x + 0.02 * slope / slope.flatten(1).norm(dim=1).reshape(2, 1, 1, 1)
+    assert float(bound(nearer)[1]) > float(values[1])
+    features = made("similar(side=64)", x[0]).features(x)
+    assert torch.allclose(features.norm(dim=1), torch.ones(2))
+    assert torch.allclose(values[1], (features[0] @ features[1] - 1) / 0.01, rtol=1e-3)
+
+
+def test_the_size_of_a_file_has_no_gradient() -> None:
+    x = pictures(2, 32, torch.float32)
+    x[1] = 0.5
+    found = made("jpeg(80)")(x)
+    for one, value in zip(x, found, strict=True):
+        numbers = (one.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        file = io.BytesIO()
+        Image.fromarray(numbers).save(file, "JPEG", quality=80)
+        assert float(value) == pytest.approx(-len(file.getvalue()) / 1000)
+    assert found[1] > found[0]
+    with pytest.raises(RuleError, match="the objective 'jpeg' has no gradient, and this rule needs one"):
+        gs.guide(gs.load_emoji(), "tfg('jpeg', mu=1)")
+
+
+def test_every_kind_is_tested_here_or_by_name() -> None:
+    tested = {"red", "green", "blue", "color", "known", "blur", "superres", "projection", "imagenet", "similar", "jpeg"}
+    assert set(kinds()) == tested
