@@ -26,6 +26,8 @@ def cannot_decode(pipe: Pipeline) -> str:
         return f"has {other}, of which no decoder is known" if other else ""
     if type(vae).__name__ != "AutoencoderKL":
         return f"has the autoencoder {type(vae).__name__}, and only AutoencoderKL is known to make pictures here"
+    if (channels := vae.config.get("out_channels", 3)) != 3:
+        return f"has an autoencoder that makes {channels} channels and no pictures of three"
     return ""
 
 

@@ -203,8 +203,8 @@ class PipelineNetwork(Network):
         outputs = self.native(requests)
         samples = [output[self.part] for output in outputs]
         for request, output, sample in zip(requests, outputs, samples, strict=True):
-            if output.shape != sample.shape and replace(request.query, edits=()) == POSITIVE:
-                self._keep(output, request.rows)
+            if output.shape != sample.shape and replace(request.query, edits=(), grad=False) == POSITIVE:
+                self._keep(output.detach(), request.rows)
         return samples
 
     def _keep(self, answer: Tensor, rows: tuple[int, ...] | None) -> None:

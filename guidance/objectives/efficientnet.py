@@ -1,4 +1,4 @@
-"""Objectives by EfficientNet-Lite0, a small classifier of ImageNet whose weights come in a package: class, similarity."""
+"""Objectives by EfficientNet-Lite0, a small classifier of ImageNet with weights in a package: class, similarity."""
 
 from __future__ import annotations
 

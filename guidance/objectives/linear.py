@@ -24,7 +24,7 @@ class Linear(Measured):
         raise NotImplementedError
 
     def adjoint(self, y: Tensor, height: int, width: int) -> Tensor:
-        r""":math:`A^T y`, shape ``(B, 3, H, W)``, of measurements `y`, such as `measure` returns of pictures of that size."""
+        r""":math:`A^T y`, shape ``(B, 3, H, W)``, of measurements `y` of pictures of that size."""
         with torch.enable_grad():
             zero = y.new_zeros(len(y), 3, height, width).requires_grad_()
             (found,) = torch.autograd.grad(self.measure(zero), zero, y)
