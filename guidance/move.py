@@ -34,7 +34,7 @@ class Move(Rule[StateT]):
 
 def turning(rule: Rule) -> Rule | None:
     """The first rule in `rule` that takes turns; None where none does."""
-    return next((part for part in rule.parts() if part.takes_turns and not any(part.inner())), None)
+    return next((part for part in rule.parts() if part.takes_turns and not any(part.nested())), None)
 
 
 def check_still(rule: Rule, where: str) -> None:

@@ -186,7 +186,7 @@ class Rule(Generic[StateT]):
     @property
     def takes_turns(self) -> bool:
         """Whether the rule takes turns at some step, which only some loops and samplers have room for."""
-        return any(part.takes_turns for part in self.inner())
+        return any(part.takes_turns for part in self.nested())
 
     def turns(self, step: Step, state: StateT) -> int:
         """How many turns the rule takes before this evaluation; 0 for a rule that only reads answers at x.
@@ -511,7 +511,7 @@ def _compatible(rules: Sequence[Rule]) -> None:
         )
     last: Rule | None = None
     for rule in rules:
-        if last and not rule.stands_last and (rule.moves or rule.refines or rule.renoises):
+        if last and not rule.stands_last and (rule.guides or rule.refines or rule.renoises):
             raise CompositionError(
                 f"{last} works on the finished estimate, and {rule} changes it; write {rule} | {last}"
             )

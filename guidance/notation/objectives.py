@@ -102,8 +102,8 @@ def objective(text: str, by_name: Mapping[str, Any]) -> Any:
                 f"the objective {name!r} is a function of clean samples, log f(x0) -> (B,); got {shown(value)}"
             )
         raise InputError(
-            f"there is no objective {name!r}{nearest(name, [*by_name, *known])}; give a function of your own as "
-            f"objectives={{{name!r}: function}}"
+            f"there is no objective {name!r}{nearest(name, [*by_name, *known])} (a function of your own is "
+            f"given as objectives={{{name!r}: function}})"
         )
     made = parse_call(text, "objective", known)
     if name in by_name:

@@ -64,7 +64,8 @@ class TFG(Steering):
         mu: :math:`\mu`, weight of the gradient at the clean sample, likewise. With `rho` and `mu` 0 it does nothing.
         smoothing: :math:`\bar\gamma` >= 0, the standard deviation of the noise over which the likelihood is averaged.
         inner: steps that `mu` makes from the clean sample, at least 1.
-        recur: how often each step is made; only 1 here, the rest is a move (time travel).
+        recur: how often each step is made, 1. More is the move `Recur`: ``tfg(...) | recur(4)`` is the paper's
+            :math:`N_{recur} = 4`.
         samples: n, draws of that noise; more than 1 only with `smoothing`.
         over: how :math:`\rho_t` and :math:`\mu_t` change over the steps, with mean 1: ``"increase"`` in proportion to
             :math:`\alpha_t`, ``"decrease"`` to :math:`1 - \alpha_t`, or ``"constant"``.
@@ -75,7 +76,7 @@ class TFG(Steering):
     names ``+grad`` and which costs about as much as two evaluations; memory is that of the graph of one step's
     evaluations. The objective is evaluated, with its gradient, ``samples * (inner if mu else 1)`` times a step.
 
-    State: none. The noise comes from generators keyed by (seed, step, evaluation, "tfg"), and is the same for both
+    State: none. The noise comes from generators keyed by (seed, step, evaluation, turn, "tfg"), the same for both
     gradients. Space: denoised. At pure noise (alpha 0) `rho` does nothing. Trace ``log_f``, of the clean sample.
 
     References:
@@ -111,7 +112,10 @@ class TFG(Steering):
         choice(self, "over", OVER)
         choice(self, "smoothing_over", ("decrease", "constant"))
         if self.recur > 1:
-            raise RuleError(f"TFG: recur repeats a step, and this rule makes each once; leave out recur={self.recur}")
+            raise RuleError(
+                f"TFG: repeating each step is a move of its own; write tfg(...) | recur({self.recur}) for "
+                f"recur={self.recur}"
+            )
         if self.samples > 1 and not self.smoothing:
             raise RuleError(f"TFG: samples={self.samples} draws noise of size smoothing=0; give a smoothing above 0")
 
@@ -126,7 +130,7 @@ class TFG(Steering):
         return True
 
     @property
-    def moves(self) -> bool:
+    def guides(self) -> bool:
         """Whether the rule changes where the sampler jumps."""
         return not self.off
 
@@ -163,7 +167,7 @@ class TFG(Steering):
         if not size:
             return [torch.zeros_like(x0)]
         seeds = step.run.seeds or tuple(range(len(x0)))
-        generators = Keys(seeds, step.index, step.evaluation).generators(range(len(x0)), "tfg")
+        generators = Keys(seeds, step.index, step.evaluation, step.turn).generators(range(len(x0)), "tfg")
         return [size * normal(generators, x0.shape[1:], x0.device).to(x0.dtype) for _ in range(self.samples)]
 
     @classmethod
@@ -186,7 +190,7 @@ class TFG(Steering):
 
     @classmethod
     def freedom(cls, objective: str, rho: float) -> Self:
-        r"""FreeDoM (Yu et al., arXiv:2303.09833): DPS with time travel, of which only one pass is here."""
+        r"""FreeDoM (Yu et al., arXiv:2303.09833): DPS; with time travel, ``TFG.freedom(...) | Recur(times)``."""
         return cls(objective, rho=rho, over="constant")
 
     @classmethod
@@ -196,5 +200,5 @@ class TFG(Steering):
 
     @classmethod
     def ugd(cls, objective: str, rho: float, mu: float, inner: int = 1) -> Self:
-        """UGD (Bansal et al., arXiv:2302.07121): through the denoiser, and steps from the clean sample beside it."""
+        """UGD (Bansal et al., arXiv:2302.07121): through the denoiser, and from the clean sample; with `Recur`."""
         return cls(objective, rho=rho, mu=mu, inner=inner, over="constant")

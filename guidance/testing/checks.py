@@ -464,8 +464,8 @@ def _pure(rule: Rule, device: str) -> str | None:
         estimate = Estimate(done.predictions[POSITIVE])
         before = pickle.dumps((state, {q: p.native for q, p in answers.items()}, estimate.prediction.native, x))
         with torch.set_grad_enabled(graph):
-            twice = [rule.update(estimate, answers, step, state) for _ in range(2)]
-        (first, after), (second, again) = ((one.detached(), kept) for one, kept in twice)
+            updated = [rule.update(estimate, answers, step, state) for _ in range(2)]
+        (first, after), (second, again) = ((one.detached(), kept) for one, kept in updated)
         if before != pickle.dumps((state, {q: p.native for q, p in answers.items()}, estimate.prediction.native, x)):
             raise _Broken(f"update changed its arguments at step {index}")
         _same([first.prediction.native], [second.prediction.native], f"two updates differ at step {index}")

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import guidestack as gs
 from guidestack.guidance.errors import CompositionError, InputError, QueryError, RuleError, UnsupportedError
+from guidestack.guidance.keyed import Keys, normal
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.notation.objectives import objectives
 from guidestack.guidance.objective import Bound, smoothed_gradient
@@ -124,9 +125,9 @@ def gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 
 
 def by_hand(
-    rho: float = 0.0, mu: float = 0.0, inner: int = 1, over: str = "constant", w: float = 1.0, size: float = 0.0
+    rho: float = 0.0, mu: float = 0.0, inner: int = 1, over: str = "constant", w: float = 1.0, recur: int = 1
 ) -> Tensor:
-    """Algorithm 1 of TFG with DDIM, as the paper writes it; one sample of noise of size 0 or none."""
+    """Algorithm 1 of TFG with DDIM, as the paper writes it, without smoothing."""
     scheduler = ddim()
     scheduler.set_timesteps(STEPS)
     bars = [float(scheduler.alphas_cumprod[t]) for t in scheduler.timesteps] + [1.0]
@@ -135,21 +136,25 @@ def by_hand(
     weights = [one * STEPS / sum(weights) for one in weights]
     model = MixtureDenoiser(MIXTURE)
     x = torch.cat([torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(s)) for s in (3, 4)]).double()
-    for bar, after, alpha, weight in zip(bars, bars[1:], alphas, weights, strict=False):
+    for index, (bar, after, alpha, weight) in enumerate(zip(bars, bars[1:], alphas, weights, strict=False)):
 
         def clean(x: Tensor, bar: float = bar) -> Tensor:
             level = Level.vp(bar)
             c, u = (model(x, level, CONDITIONS[name]) for name in ("positive", "null"))
             return (x - math.sqrt(1 - bar) * (u + w * (c - u))) / math.sqrt(bar)
 
-        x0 = clean(x)
-        noise = (x - math.sqrt(bar) * x0) / math.sqrt(1 - bar)
-        through = rho * weight * gradient(lambda x: F(clean(x)), x)  # used at once
-        moved = x0
-        for _ in range(inner):
-            moved = moved + mu * weight * gradient(F, moved)
-        x = math.sqrt(after) * x0 + math.sqrt(1 - after) * noise
-        x = x + through / math.sqrt(alpha) + math.sqrt(after) * (moved - x0)
+        for turn in (*range(1, recur), 0):  # the last one is the sampler's own
+            x0 = clean(x)
+            noise = (x - math.sqrt(bar) * x0) / math.sqrt(1 - bar)
+            through = rho * weight * gradient(lambda x: F(clean(x)), x)
+            moved = x0
+            for _ in range(inner):
+                moved = moved + mu * weight * gradient(F, moved)
+            x = math.sqrt(after) * x0 + math.sqrt(1 - after) * noise
+            x = x + through / math.sqrt(alpha) + math.sqrt(after) * (moved - x0)
+            if turn:
+                drawn = normal(Keys((3, 4), index, 0, turn).generators((0, 1), "recur"), x.shape[1:])
+                x = math.sqrt(alpha) * x + math.sqrt(1 - alpha) * drawn
     return x
 
 
@@ -161,6 +166,11 @@ LOOPS: list[tuple[gs.Rule, dict[str, Any]]] = [
     (gs.TFG("mine", rho=0.3, mu=0.1, inner=2), {"rho": 0.3, "mu": 0.1, "inner": 2, "over": "increase"}),
     (gs.TFG("mine", rho=0.2, over="decrease"), {"rho": 0.2, "over": "decrease"}),
     (gs.CFG(2) | gs.TFG("mine", rho=0.3, mu=0.1), {"rho": 0.3, "mu": 0.1, "over": "increase", "w": 2.0}),
+    (gs.TFG.freedom("mine", 0.3) | gs.Recur(2), {"rho": 0.3, "recur": 2}),
+    (
+        gs.CFG(2) | gs.TFG.ugd("mine", 0.3, 0.1, 2) | gs.Recur(3),
+        {"rho": 0.3, "mu": 0.1, "inner": 2, "w": 2.0, "recur": 3},
+    ),
 ]
 
 
@@ -287,7 +297,7 @@ def test_a_bad_objective_is_one_line(function: Any, message: str) -> None:
 
 def test_names_that_are_wrong() -> None:
     for stack, given, message in (
-        ("tfg('blu', mu=1)", {}, r"there is no objective 'blu'; did you mean 'blue'\?"),
+        ("tfg('blues', mu=1)", {}, r"there is no objective 'blues'; did you mean 'blue'\?"),
         ("tfg('min', mu=1)", {"mine": F}, r"did you mean 'mine'\?"),
         ("tfg('mine(2)', mu=1)", {"mine": F}, r"was given as an object"),
         ("tfg('mine', mu=1)", {"mine": 3}, r"is a function of clean samples, log f\(x0\) -> \(B,\); got 3"),
@@ -303,7 +313,7 @@ def test_names_that_are_wrong() -> None:
     for text in ("tfg('', mu=1)", "tfg('a b', mu=1)", "tfg(3, mu=1)", "tfg('blur(', mu=1)"):
         with pytest.raises(RuleError, match="an objective is named"):
             gs.parse(text)
-    with pytest.raises(RuleError, match="recur repeats a step"):
+    with pytest.raises(RuleError, match=r"write tfg\(...\) \| recur\(2\) for recur=2"):
         gs.TFG("blue", rho=1, recur=2)
     with pytest.raises(RuleError, match="smoothing above 0"):
         gs.TFG("blue", rho=1, samples=2)

@@ -145,8 +145,8 @@ def test_a_constant_objective_is_the_plain_pipeline_to_the_bit() -> None:
 
 def test_what_cannot_be_steered_is_refused_before_anything_runs() -> None:
     pipe = pipeline("StableDiffusionPipeline")
-    with pytest.raises(InputError, match="there is no objective 'blu'; did you mean 'blue'"):
-        gs.guide(pipe, "tfg('blu', rho=1)")
+    with pytest.raises(InputError, match="there is no objective 'blues'; did you mean 'blue'"):
+        gs.guide(pipe, "tfg('blues', rho=1)")
     with pytest.raises(UnsupportedPipelineError, match="steers by pictures, and WanPipeline has the autoencoder"):
         gs.guide(made("WanPipeline"), "tfg('blue', rho=1)")
 
