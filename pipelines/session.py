@@ -81,7 +81,9 @@ class Session:
         self.calls = DenoiserCalls(family, stack)
         denoisers = denoisers_of(pipe, family)
         beside = {name: second.beside(pipe, denoisers) for name, second in (seconds or {}).items()}
-        self.networks = NetworkFactory(pipe, family, prompts, self.steps.emitted, rows == PIPELINES, beside, self.steps.scaled)
+        self.networks = NetworkFactory(
+            pipe, family, prompts, self.steps.emitted, rows == PIPELINES, beside, self.steps.scaled
+        )
         self.run: GuidedRun | None = None
         self.part: tuple[slice, ...] | None = None
         self._form: tuple[Tensor, Any] | None = None

@@ -324,11 +324,12 @@ def _taken(rule: Rule, oracle: Oracle) -> Iterator[tuple[Tensor, Sight, Step, St
             sight = _shown(rule, oracle, x, here, state, reads)
             yield x, sight, here, state, reads
             x, state = rule.turn(x, sight, here, state)
-        queries = rule.queries(step, state)
-        done = evaluate(oracle.network(x, level, index), queries, x, level)
-        answers = done.predictions.only(queries, str(rule))
-        estimate, state = rule.update(Estimate(done.predictions[POSITIVE]), answers, step, state)
-        x = oracle.stepped(estimate, index)
+        queries, graph = rule.queries(step, state), rule.differentiated(step, state)
+        with torch.set_grad_enabled(graph):
+            done = evaluate(oracle.network(x, level, index), queries, x, level, grad=graph)
+            answers = done.predictions.only(queries, str(rule))
+            estimate, state = rule.update(Estimate(done.predictions[POSITIVE]), answers, step, state)
+        x = oracle.stepped(estimate.detached(), index)
 
 
 def _shown(rule: Rule, oracle: Oracle, x: Tensor, step: Step, state: State, reads: set[Query]) -> Sight:
