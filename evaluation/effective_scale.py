@@ -15,6 +15,15 @@ and what is measured is
 both the same in every space, since at one x all differences of two answers are converted by one factor. Classifier-free
 guidance of scale w has :math:`w_{\mathrm{eff}} = w` and nothing across, at every step.
 
+GA-Eval (Guidance Matters, arXiv:2602.22570) takes the length instead of the component: what a method adds to u, in
+lengths of d,
+
+.. math::
+    w_{\mathrm{ga}} = \frac{\lVert \tilde D - D_u\rVert}{\lVert d\rVert}
+        = \sqrt{w_{\mathrm{eff}}^2 + \mathrm{across}^2},
+
+so that what is across counts as strength. It is measured beside, as ``ga_scale``.
+
 What u is:
 
 * the answer to the rule's `contrast`; of a stack, that of the first rule that leads the sample at this step. For ICG it
@@ -22,8 +31,8 @@ What u is:
   is the rule's own, and scales along different directions are not the same thing.
 * of LinearAG at an estimated step the estimate.
 * nothing where no rule leads the sample at this step: a window, a sample that Adaptive Guidance has stopped, scale 1,
-  the unguided model. The effective scale is then 1 and nothing is across; if the estimate is another one than the
-  prompt's all the same, there is no direction to measure it along, and both are NaN, as they are where d = 0 and at a
+  the unguided model. Both scales are then 1 and nothing is across; if the estimate is another one than the
+  prompt's all the same, there is no direction to measure it along, and all are NaN, as they are where d = 0 and at a
   step that evaluates not even the prompt.
 
 A rule that re-noises with another prediction R than it jumps to (CFG++) is measured by what the step amounts to. From
@@ -64,8 +73,8 @@ def strength(seen: Seen) -> Mapping[str, Tensor]:
     """Measure one evaluation; to be given as ``observe``.
 
     Returns:
-        One number a sample, shape ``(B,)``, on the samples' device: ``effective_scale``, ``across``, ``guided`` (1 or
-        0: whether the estimate is another one than the prompt's), ``cosine`` of the noise that c and u imply,
+        One number a sample, shape ``(B,)``, on the samples' device: ``effective_scale``, ``across``, ``ga_scale``,
+        ``guided`` (1 or 0: whether the estimate is another one than the prompt's), ``cosine`` of the noise of c and u,
         ``prompt_norm``, ``contrast_norm``, ``update_norm`` (Euclidean norms of D_c, d and g), and ``jump_scale`` if the
         stack re-noises. NaN where it has no meaning.
 
@@ -96,6 +105,7 @@ def strength(seen: Seen) -> Mapping[str, Tensor]:
     found = {
         "effective_scale": torch.where(has, 1 + along, torch.where(still, torch.ones_like(nan), nan)),
         "across": torch.where(has, across, torch.where(still, torch.zeros_like(nan), nan)),
+        "ga_scale": torch.where(has, ratio(norm(g + d), length.sqrt()), torch.where(still, torch.ones_like(nan), nan)),
         "guided": torch.where(size.isnan(), nan, (size > rounding).to(computed)),
         "cosine": torch.where(has, _cosine(prompt.noise, u.noise), nan),
     }
@@ -155,6 +165,11 @@ class Traces:
     def across(self) -> Floats:
         """Mean over the steps of what is across the direction, ``(B,)``; NaN where no step has a direction."""
         return mean(self.values["across"])
+
+    @property
+    def ga_scale(self) -> Floats:
+        """Mean over the steps of GA-Eval's scale, ``(B,)``; NaN where no step has one."""
+        return mean(self.values["ga_scale"])
 
     def sample(self, place: int) -> dict[str, Floats]:
         """The traces of one sample by name, each of shape ``(steps,)``."""

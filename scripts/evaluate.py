@@ -87,6 +87,9 @@ def _evaluate(options: dict[str, Any]) -> None:
 
 def _progress_for(folder: RunFolder, launch: Launch) -> Progress:
     """A bar that also prints what was made, the metrics and the claim."""
+    from ..evaluation.analysis.measure import Cells
+    from ..evaluation.analysis.trust import cautions
+    from ..evaluation.metrics import parse_metric
     from ..evaluation.run.progress import Bar
 
     class Told(Bar):
@@ -95,7 +98,10 @@ def _progress_for(folder: RunFolder, launch: Launch) -> Progress:
 
         def measured(self, sweep: Sweep) -> None:
             if sweep.metrics:
-                click.echo(f"\n{folder.summary()}\n")
+                click.echo(f"\n{folder.summary()}")
+                for line in cautions(Cells(folder), [parse_metric(one) for one in sweep.metrics]):
+                    click.echo(f"caution: {line}")
+                click.echo()
             if sweep.claim:
                 from ..evaluation.analysis.findings import findings, table
 

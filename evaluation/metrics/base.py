@@ -53,8 +53,11 @@ class Metric:
         range: the least and the greatest value there can be.
         fewest: samples below which a number comes with a warning.
         labels: names of the labels that a prompt must have.
+        preference: whether it is a learnt judgement of images, which more colour and stronger guidance raise by
+            themselves; see `analysis.trust`.
     """
 
+    preference: ClassVar[bool] = False
     name: ClassVar[str] = ""
     better: ClassVar[str] = "none"
     range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)

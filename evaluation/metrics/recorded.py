@@ -46,3 +46,14 @@ class Across(RecordMetric):
     """The norm of what of guided - conditional is across conditional - unconditional, over the norm of that; mean."""
 
     column: ClassVar[str] = "across"
+
+
+@register("ga_scale")
+@dataclass(frozen=True)
+class GAScale(RecordMetric):
+    """GA-Eval's scale: the norm of guided - unconditional, over that of conditional - unconditional; w for CFG; mean.
+
+    The root of the sum of the squares of effective scale and across, at each step; arXiv:2602.22570.
+    """
+
+    column: ClassVar[str] = "ga_scale"

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
-from ...guidance.errors import InputError, RuleError, StackSyntaxError, shown
+from ...guidance.errors import InputError, RuleError, StackSyntaxError, reason, shown, warn
 from ...guidance.fields import parameters
 from ...guidance.notation import registry as notation
 from ...guidance.notation.text import parse_call
 from .. import extractors, references
 from ..paths import located
 from .base import Metric, PairMetric, RecordMetric, SampleMetric, SetMetric
+
+GROUP = "guidestack.metrics"
+"""The group of entry points by which a package brings metrics."""
+KNOWN = {
+    "fd_dinov2": "transformers",
+    "pickscore": "transformers",
+    "image_reward": "image-reward",
+    "hpsv2": "hpsv2",
+    "hpsv3": "hpsv3",
+    "vqascore": "t2v-metrics",
+    "dreamsim": "dreamsim",
+    "lpips": "lpips",
+    "pyiqa": "pyiqa",
+}
+"""Metrics that are asked for and that guidestack does not bring, by name, with the package that computes them."""
 
 M = TypeVar("M", bound=type[Metric])
 _METRICS: dict[str, type[Metric]] = {}
@@ -55,9 +73,31 @@ def register(name: str) -> Callable[[M], M]:
     return decorate
 
 
+@functools.cache
+def plugins() -> dict[str, str]:
+    """Import the metrics of installed packages, once a process; one that cannot be imported is a warning.
+
+    Returns:
+        Those that cannot, by the name of their entry point, with why.
+    """
+    failed: dict[str, str] = {}
+    for point in entry_points(group=GROUP):
+        before = dict(_METRICS)
+        try:
+            point.load()
+        except (Exception, SystemExit) as error:  # of whatever kind: the package is not ours
+            _METRICS.clear()
+            _METRICS.update(before)
+            failed[point.name] = f"importing {point.value} raises {type(error).__name__}: {reason(error)}"
+            package = point.dist.name if point.dist else point.name
+            warn(f"the metrics of the package {package} are left out: {failed[point.name]}; update or remove it")
+    return failed
+
+
 def metrics() -> dict[str, type[Metric]]:
-    """Every metric by name, in alphabetical order."""
+    """Every metric by name, in alphabetical order; those of installed packages are among them."""
     importlib.import_module(__package__)  # whose files register their metrics
+    plugins()
     return {name: _METRICS[name] for name in sorted(_METRICS)}
 
 
@@ -77,8 +117,18 @@ def parse_metric(text: str) -> Metric:
     Raises:
         InputError: it is something else, or the metric refuses a parameter; the message has the nearest valid name.
     """
+    known = metrics()
+    called = re.match(r"\s*(\w+)", text) if isinstance(text, str) else None
+    if called and (name := called[1]) not in known:
+        if name in plugins():
+            raise InputError(f"the metric {name} of an installed package cannot be used: {plugins()[name]}")
+        if name in KNOWN:
+            raise InputError(
+                f"no metric {name!r} is installed; pip install {KNOWN[name]}, and register a metric that calls it "
+                "(docs/metrics.md, New metrics, shows two)"
+            )
     try:
-        metric = parse_call(text, "metric", metrics())
+        metric = parse_call(text, "metric", known)
     except (StackSyntaxError, RuleError) as error:
         raise InputError(str(error)) from error
     for one in parameters(metric):

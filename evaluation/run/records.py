@@ -60,6 +60,7 @@ class Keeper:
             scales = {
                 "effective_scale": measured.effective_scale[place],
                 "across": measured.across[place],
+                "ga_scale": measured.ga_scale[place],
                 "guided_steps": int(measured.guided_steps[place]),
             }
             row = self._row(batch, place, made) | scales

@@ -51,6 +51,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "seconds": pa.float64(),
     "effective_scale": pa.float64(),
     "across": pa.float64(),
+    "ga_scale": pa.float64(),
     "guided_steps": pa.int64(),
     "image": pa.string(),
     "versions": pa.string(),

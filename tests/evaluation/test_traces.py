@@ -54,6 +54,7 @@ def test_of_cfg_it_is_the_scale_at_every_step(emits: Parameterization, scale: fl
     np.testing.assert_allclose(traces.values["effective_scale"], scale, rtol=0, atol=CLOSE)
     np.testing.assert_allclose(traces.values["across"], 0, rtol=0, atol=CLOSE)
     np.testing.assert_allclose(traces.effective_scale, scale, rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(traces.ga_scale, abs(scale), rtol=0, atol=CLOSE)  # which is a length
     assert traces.guided_steps.tolist() == [STEPS] * 3
     assert "jump_scale" not in traces.values
 
@@ -93,6 +94,8 @@ def test_perpneg_lies_across_and_keeps_its_scale() -> None:
         rest = g - 2.5 * d
         np.testing.assert_allclose(traces.values["across"][:, index], rest.norm(dim=1) / d.norm(dim=1), CLOSE, CLOSE)
     assert traces.across.max() > 0.01
+    both = np.hypot(traces.values["effective_scale"], traces.values["across"])
+    np.testing.assert_allclose(traces.values["ga_scale"], both, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

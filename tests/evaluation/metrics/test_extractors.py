@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from guidestack.evaluation import extractors, references
-from guidestack.evaluation.metrics import parse_metric
+from guidestack.evaluation.metrics import Metric, SampleMetric, parse_metric, registry
 from guidestack.evaluation.metrics.clip import ClipScore
 from guidestack.guidance.errors import InputError
 
@@ -167,6 +168,44 @@ def test_the_clip_score_is_the_cosine_that_the_whole_model_gives(clip: Path) -> 
     assert found == pytest.approx((100 * cosine.clamp(min=0)).tolist(), abs=1e-3)
     assert cosine.min() < 0 < cosine.max()
     assert metric.measure(images[2:3], {}, prompts[2:3], features[2:3])[0] == pytest.approx(found[2], abs=1e-4)
+
+
+def example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Metric:
+    """A worked example of the page, with its folder exchanged for a tiny model's."""
+    monkeypatch.setattr(registry, "_METRICS", dict(registry._METRICS))
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    code = next(one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if f'@register("{name}")' in one)
+    written, count = re.subn(r"models/[\w-]+", str(folder), code)
+    assert count == 1
+    exec(compile(written, name, "exec"), {"__name__": __name__})
+    return parse_metric(name)
+
+
+def test_the_page_s_preference_score_is_the_model_s_own_logit(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    model, tokens = CLIPModel.from_pretrained(clip).eval(), CLIPTokenizer.from_pretrained(clip)
+    small = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    model.save_pretrained(tmp_path)
+    CLIPProcessor(CLIPImageProcessor(**small), tokens).save_pretrained(tmp_path)
+    metric = example("pickscore", tmp_path, monkeypatch)
+    assert isinstance(metric, SampleMetric)
+    assert metric.preference
+    images, prompts = NOISE[:, :32, :32], ["a", "b c", "a"]
+    mean, deviation = (torch.tensor(one).view(3, 1, 1) for one in extractors.CLIP)
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / deviation
+    with torch.no_grad():
+        output = model(pixel_values=pixels, **tokens(prompts, padding=True, return_tensors="pt"))
+        logits = model.logit_scale.exp() * (output.image_embeds * output.text_embeds).sum(1)
+    assert metric.measure(images, {}, prompts, None) == pytest.approx(logits.tolist(), abs=1e-4)
+
+
+def test_the_page_s_distance_is_the_frechet_distance_of_dinov2(monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = example("fd_dinov2", Path("folder"), monkeypatch)
+    assert (metric.extractor, metric.better) == ("dinov2:folder", "down")
+    assert isinstance(metric, type(parse_metric("frechet")))
 
 
 def test_a_folder_of_something_else_is_one_line(clip: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from guidestack.evaluation.metrics import SampleMetric, metrics, parse_metric, register, signature, summary
+from guidestack.evaluation.metrics import SampleMetric, metrics, parse_metric, register, registry, signature, summary
 from guidestack.guidance.errors import InputError
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
@@ -102,7 +104,7 @@ def test_the_example_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     from guidestack.evaluation.metrics import registry
 
     monkeypatch.setattr(registry, "_METRICS", dict(registry._METRICS))
-    *_, example = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    example = next(one for one in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "darkness" in one)
     exec(compile(example, str(PAGE), "exec"), {"__name__": __name__})
     metric = parse_metric("darkness(below=32)")
     assert isinstance(metric, SampleMetric)
@@ -123,3 +125,50 @@ def test_the_command_lists_every_metric() -> None:
     shown = CliRunner().invoke(command, [])
     assert shown.exit_code == 0
     assert [line.partition("(")[0] for line in shown.output.splitlines() if not line.startswith(" ")] == list(metrics())
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """An entry point as importlib has them."""
+
+    name: str
+    metric: bool
+
+    value, dist = "my_metrics.own", None
+
+    def load(self) -> None:
+        @register(self.name)
+        @dataclass(frozen=True)
+        class Own(SampleMetric):
+            """A metric of a package."""
+
+        if not self.metric:
+            raise ImportError("no module named 'huge'")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two packages with a metric each; the second cannot be imported."""
+    before = dict(registry._METRICS)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point("owned", True), Point("hpsv2", False)])
+    registry.plugins.cache_clear()
+    yield
+    registry._METRICS.clear()
+    registry._METRICS.update(before)
+    registry.plugins.cache_clear()
+
+
+def test_a_package_brings_metrics_and_one_that_cannot_be_imported_is_a_line(installed: None) -> None:
+    with pytest.warns(UserWarning, match="the metrics of the package hpsv2 are left out: importing"):
+        assert "owned" in metrics()
+    assert "hpsv2" not in metrics()  # though it was registered before the import failed
+    assert str(parse_metric("owned()")) == "owned"
+    with pytest.raises(InputError, match=r"hpsv2 of an installed package cannot be used: .*: no module named 'huge'"):
+        parse_metric("hpsv2")
+
+
+@pytest.mark.parametrize(("text", "package"), [("pickscore", "transformers"), ("vqascore(model='x')", "t2v-metrics")])
+def test_a_well_known_metric_that_is_not_installed_says_how_to_have_it(text: str, package: str) -> None:
+    with pytest.raises(InputError, match=f"is installed; pip install {package}, and register") as error:
+        parse_metric(text)
+    assert "\n" not in str(error.value)
