@@ -38,7 +38,7 @@ def cautions(cells: Cells, metrics: Sequence[Metric]) -> list[str]:
         low, high = min(costs), max(costs)
         if high - low > EQUAL * high:
             said.append(
-                f"cells cost {low:.3g} to {high:.3g} evaluations an image: what costs more may be better for that alone; "
+                f"cells cost {low:.3g} to {high:.3g} evaluations an image: what costs more may be better for it alone; "
                 "an axis of steps compares at equal cost, guidestack report at equal strength"
             )
     rows = sum(one.better != "none" for one in metrics) * _pairs(list(cells.by_name))

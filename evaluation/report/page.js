@@ -15,11 +15,11 @@
 
   // --- colours: as the system has them, or chosen; kept where the browser lets a file keep anything
   const themes = ["", "light", "dark"];
-  const words = { "": ["Auto", "as the system has them"], light: ["Light", "light"], dark: ["Dark", "dark"] };
+  const words = { "": ["auto", "as the system has them"], light: ["light", "light"], dark: ["dark", "dark"] };
   const remembered = () => { try { return localStorage.getItem("guidestack-theme") || ""; } catch { return ""; } };
   const paint = (theme) => {
     if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
-    $("theme").textContent = words[theme][0];
+    $("theme").textContent = `Colours: ${words[theme][0]}`;
     $("theme").setAttribute("aria-label", `Colours: ${words[theme][1]}`);
     try { localStorage.setItem("guidestack-theme", theme); } catch { /* not kept */ }
   };
@@ -29,6 +29,18 @@
     theme = themes[(themes.indexOf(theme) + 1) % themes.length];
     paint(theme);
   });
+
+  // --- what is folded is opened where a link leads to it, and on paper
+  const unfold = (within) => within.querySelectorAll("details.fold").forEach((one) => { one.open = true; });
+  for (const link of document.querySelectorAll("nav a")) {
+    link.addEventListener("click", () => unfold(document.querySelector(link.getAttribute("href"))));
+  }
+  addEventListener("beforeprint", () => unfold(document));
+
+  // --- a table that is wider than the page says so
+  const mark = () => document.querySelectorAll(".scroll").forEach((one) => one.toggleAttribute("data-wide", one.scrollWidth > one.clientWidth + 1));
+  addEventListener("resize", mark);
+  document.querySelectorAll("details").forEach((one) => one.addEventListener("toggle", mark));
 
   // --- plots of one metric at a time
   const metric = $("metric");
@@ -61,7 +73,7 @@
 
   // --- the grid
   const SAMPLE = "prompt and seed", CELL = "cell";
-  const PAGE = 12;
+  const FIRST = 3, PAGE = 12;
   const sampleKey = (sample) => `${sample.p}/${sample.s}`;
   const samples = new Map();
   const byPlace = new Map();
@@ -91,7 +103,7 @@
   };
 
   const swept = [...axes.keys()].filter((name) => name !== "stack");
-  const state = { rows: SAMPLE, columns: CELL, fixed: {}, shown: PAGE };
+  const state = { rows: SAMPLE, columns: CELL, fixed: {}, shown: FIRST };
   if (data.cells.length > 10 && swept.length && axes.has("stack")) state.columns = swept[0];
   for (const [name, values] of axes) state.fixed[name] = values[0];
   // Not every template uses every axis: of those that are chosen, one that has them is shown first.
@@ -131,7 +143,6 @@
       // "cell" is all axes at once: the other side can then be the samples only
       if (value === CELL && state[other] !== SAMPLE) state[other] = SAMPLE;
       if (state[other] === CELL && value !== SAMPLE) state[other] = SAMPLE;
-      state.shown = PAGE;
       suit();
       render();
       $(`choose-${side}`).focus();
@@ -193,6 +204,14 @@
     return stack !== null && swept.includes(other) && !uses(stack, other) ? ` (has no ${other}: the same images)` : "";
   };
 
+  // As large as the columns leave room for.
+  const fit = () => {
+    const room = $("grid").parentElement.clientWidth, count = Math.max(1, shownRows.length ? shownRows[0].length : 1);
+    $("grid").style.setProperty("--side", `${Math.max(88, Math.min(208, Math.floor(room / count) - 6))}px`);
+    mark();
+  };
+  addEventListener("resize", fit);
+
   const render = () => {
     controls();
     const rows = valuesOf(state.rows).slice(0, state.shown), columns = valuesOf(state.columns).slice(0, 60);
@@ -204,6 +223,7 @@
       body.append(make("tr", {}, ...columns.map((_, c) => make("td", {}, picture(shownRows[r][c], r, c)))));
     });
     $("grid").replaceChildren(make("thead", {}, head), body);
+    fit();
     $("more").hidden = valuesOf(state.rows).length <= state.shown;
   };
   $("more").addEventListener("click", () => { state.shown += PAGE; render(); });
@@ -291,4 +311,5 @@
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
 
   if (data.samples.length) render();
+  mark();
 })();

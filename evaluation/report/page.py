@@ -26,10 +26,10 @@ from .. import plots
 from ..analysis.measure import Cell, Cells
 from ..metrics import Metric, PairMetric, SampleMetric
 from ..store.folder import SWEEP, RunFolder
-from ..verdicts import overall
+from ..verdicts import UNDECIDED, overall
 from .found import Column, Found
 from .plot import key
-from .words import Kind, number, small
+from .words import ComparisonRow, Kind, number, small
 
 FOLDER = Path(__file__).parent
 BUDGET = 16.0  # megabytes of images in the page
@@ -92,6 +92,7 @@ def page(found: Found, budget: float = BUDGET) -> str:
         claimed=overall(found.claim[1]) if found.claim else None,
         baseline=found.short(baseline) if baseline and any(column.pairs for column in found.columns) else "",
         headline=_headline(found),
+        conclusion=conclusion(found),
         metrics=_metrics(found),
         notes=list(dict.fromkeys([*found.notes, *_column_notes(found)])),
         sweep=run.location.read(SWEEP).decode(),
@@ -136,6 +137,52 @@ def _metrics(found: Found) -> list[tuple[str, bool]]:
     counts = Counter(plot.metric for plot in found.plots)
     first = next((metric for metric, count in counts.items() if count == max(counts.values())), "")
     return [(metric, metric == first) for metric in counts]
+
+
+def conclusion(found: Found) -> str:
+    """What can be concluded: who is better in what, of how many images, and whether these are enough."""
+    each = sorted({len(cell) for cell in found.cells.by_name.values()})
+    images = counted(each[0], "image") if len(each) == 1 else f"{each[0]} to {each[-1]} images"
+    of = f"{images} a cell, of {counted(found.prompts, 'prompt')}"
+    if found.claim:
+        rows = found.claim[1]
+        open_rows = sum(row.verdict == UNDECIDED for row in rows)
+        enough = f"too few for {counted(open_rows, 'row')}" if open_rows else "enough for every row"
+        return f"The claim {overall(rows)}. {of}: {enough}."
+    rows_of = [row for row in found.verdicts if row.kind != Kind.APART]
+    few = sorted({row.metric for row in rows_of if row.kind == Kind.FEW})
+    if not rows_of:
+        why = "No two methods here guide equally hard" if found.apart else "There are no two methods to compare"
+        return f"{why}: nothing can be concluded but by looking. {of}."
+    if len(few) == len({row.metric for row in rows_of}):
+        return f"Too few images to conclude anything but by looking: {of}."
+    told = _better(found, rows_of)
+    rest = "" if told else "At the same strength no difference was found. "
+    enough = f"too few to tell anything of {_listed(few)}" if few else "enough for what the bands below say"
+    return f"{told}{rest}{of}: {enough}."
+
+
+def _better(found: Found, rows: Sequence[ComparisonRow]) -> str:
+    """Who is better in what at the same strength; "" if nobody is."""
+    neither = {column.text for column in found.columns if column.better == "none"}
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        winner, loser = (row.one, row.other) if row.kind == Kind.ONE else (row.other, row.one)
+        if row.kind in (Kind.ONE, Kind.OTHER):
+            word = "higher" if row.metric in neither else "better"
+            groups.setdefault(f"{winner} is {word} than {loser} in", []).append(row.metric)
+        elif row.kind == Kind.BOTH:
+            which = f"which of {row.one} and {row.other} is ahead depends on the strength in"
+            groups.setdefault(which, []).append(row.metric)
+    if not groups:
+        return ""
+    said = [f"{who} {_listed(metrics)}" for who, metrics in list(groups.items())[:3]]
+    more = f"; {counted(len(groups) - 3, 'more finding')} below" if len(groups) > 3 else ""
+    return f"At the same strength {'; '.join(said)}{more}. "
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _headline(found: Found) -> str:

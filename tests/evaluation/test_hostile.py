@@ -448,7 +448,8 @@ def test_hostile_arguments_get_one_line(
         {"stack": {"\ud800": "cfg({w})"}},
         {"prompts": [{"prompt": "a", "labels": {"style": "\ud800"}}]},
         {"claim": {"words": "a", "paper": "b", "expect": [
-            {"metric": "contrast", "of": {"w": 3}, "be": "lower", "than": {"stack": "cfg({w})", "w": 2}}]}},
+            {"metric": "contrast", "of": {"w": 3}, "be": "lower", "than": {"stack": "cfg({w})", "w": 2},
+             "matters": 0.1}]}},
     ],
 )  # fmt: skip
 def test_no_run_folder_is_written_on_an_error_and_the_corrected_sweep_runs(

@@ -26,6 +26,14 @@ class Page(browser.Page):
     def address(self) -> str:
         return self.path.as_uri()
 
+    def open(self, width: int = 1280, height: int = 900, dark: bool = False, whole: bool = True) -> Page:
+        """Open the page; with all rows of images, and what is folded unfolded, unless told otherwise."""
+        super().open(width, height, dark)
+        if whole:
+            self.js("document.querySelectorAll('details.fold').forEach((one) => { one.open = true; })")
+            self.js("document.getElementById('more').hidden || document.getElementById('more').click()")
+        return self
+
     def images(self) -> list[str]:
         return self.js("return [...document.querySelectorAll('#grid img')].map((image) => image.alt)")
 
@@ -47,6 +55,32 @@ def page(chromium: Any, reported: Path) -> Iterator[Page]:
     yield Page(chromium, reported / "report.html")
     complaints = [one for one in chromium.get_log("browser") if one["level"] not in ("DEBUG", "INFO")]
     assert complaints == []
+
+
+@pytest.mark.parametrize(("width", "side"), [(1280, 200), (400, 88)])
+def test_the_first_screen_is_a_sentence_and_large_images(page: Page, width: int, side: int) -> None:
+    page.open(width=width, whole=False)
+    sentence = page.one(".conclusion").text
+    assert sentence == "Too few images to conclude anything but by looking: 5 images a cell, of 5 prompts."
+    order = page.js("return [...document.querySelectorAll('main > section')].map((one) => one.id)")
+    assert order == ["images", "plots", "findings", "numbers", "again"]
+    assert len(page.rows()) == 3
+    top, wide = page.js(
+        "const box = document.querySelector('#grid img').getBoundingClientRect(); return [box.top, box.width]"
+    )
+    assert top < 620  # of a screen of 900
+    assert wide == pytest.approx(side, abs=10)
+    page.one("#more").click()
+    assert len(page.rows()) == 5
+
+
+def test_statistics_are_folded_until_a_link_leads_to_them(page: Page) -> None:
+    page.open(whole=False)
+    assert not page.one(".cells").is_displayed()
+    assert not page.one(".verdicts").is_displayed()
+    page.one("nav a[href='#numbers']").click()
+    assert page.one(".cells").is_displayed()
+    assert not page.one(".verdicts").is_displayed()
 
 
 def test_it_opens_and_asks_nobody(page: Page) -> None:
@@ -271,7 +305,7 @@ def test_the_colours_can_be_chosen(page: Page) -> None:
     light = colours()
     page.one("#theme").click()
     dark = colours()
-    assert (auto[0], light[0], dark[0]) == ("Auto", "Light", "Dark")
+    assert (auto[0], light[0], dark[0]) == ("Colours: auto", "Colours: light", "Colours: dark")
     assert auto[1:] == light[1:]
     assert dark[1] != light[1]
     assert dark[2] != light[2]

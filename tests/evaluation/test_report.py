@@ -6,7 +6,9 @@ import csv
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -21,10 +23,10 @@ from guidestack.evaluation.plots import alone
 from guidestack.evaluation.report.figures import by_column, difference, front
 from guidestack.evaluation.report.found import Column, Found
 from guidestack.evaluation.report.gather import gather
-from guidestack.evaluation.report.page import script_safe, written_csv
+from guidestack.evaluation.report.page import conclusion, script_safe, written_csv
 from guidestack.evaluation.report.plot import NEUTRAL, Mark, Plot, Series, drawn
 from guidestack.evaluation.report.report import report
-from guidestack.evaluation.report.words import Kind, number, verdict
+from guidestack.evaluation.report.words import ComparisonRow, Kind, number, verdict
 from guidestack.evaluation.store.folder import RunFolder
 
 from .common import SAMPLES, run
@@ -306,7 +308,7 @@ def test_a_run_of_one_cell(model_folder: Path, tmp_path: Path) -> None:
 def test_steps_make_curves_of_one_method_and_costs_equal(model_folder: Path, tmp_path: Path) -> None:
     """A claim, a metric against a baseline, several numbers of steps, and two methods of which one costs less."""
     expect = [{"metric": "psnr", "of": {"stack": "cfg", "w": 5, "steps": 2}, "be": "lower",
-               "than": {"stack": "cfg", "w": 2, "steps": 2}}]  # fmt: skip
+               "than": {"stack": "cfg", "w": 2, "steps": 2}, "matters": 0.1}]  # fmt: skip
     keys = {
         "stack": {"cfg": "cfg({w})", "first": "prefix(cfg({w}), 2)"},
         "axes": {"w": [2, 3, 5], "steps": [2, 4]},
@@ -332,7 +334,7 @@ def test_steps_make_curves_of_one_method_and_costs_equal(model_folder: Path, tmp
     page = html_of(tmp_path / "run")
     assert "More guidance, another image." in page
     assert "psnr of cfg, w 5, steps 2 is lower than that of cfg, w 2, steps 2" in page
-    assert f"<strong>{found.claim[1][0].verdict}</strong>" in page
+    assert f"<strong>{found.claim[1][0].said}</strong>" in page
     assert "Over network evaluations, at one effective scale" in page
     assert "cfg, 2 steps" in page
     assert {axis["name"] for axis in data_of(page)["axes"]} == {"stack", "w", "steps"}
@@ -556,3 +558,37 @@ def test_a_metric_over_alignment_has_a_line_for_each_method(baselined: Path) -> 
         assert (told["saturation"], told["saturation_low"]) == (other.value, other.low)
         assert told["value"] == own.value or (told["cell"] == found.cells.told["baseline"] and np.isnan(told["value"]))
     assert plot.svg.count('class="whisker"') == 2 * 7  # of both metrics, but for the baseline
+
+
+def concluded(*rows: tuple[str, Kind], each: Sequence[int] = (40, 40), **more: Any) -> str:
+    """The sentence of a report of cfg and apg, from the kind of each metric's comparison."""
+    made = [ComparisonRow(metric, "cfg", "apg", "", "", True, "", kind) for metric, kind in rows]
+    cells = SimpleNamespace(by_name={str(place): range(count) for place, count in enumerate(each)})
+    columns = [SimpleNamespace(text=metric, better="none" if metric == "saturation" else "up") for metric, _ in rows]
+    told = {"verdicts": made, "cells": cells, "columns": columns, "prompts": 40, "claim": None, "apart": {}, **more}
+    return conclusion(SimpleNamespace(**told))  # type: ignore[arg-type]
+
+
+def test_the_first_sentence_says_who_is_better_of_how_many_images_and_whether_these_are_enough() -> None:
+    assert concluded(("concept", Kind.ONE), ("saturation", Kind.OTHER), ("style", Kind.NONE), ("ssim", Kind.ONE)) == (
+        "At the same strength cfg is better than apg in concept and ssim; apg is higher than cfg in saturation. "
+        "40 images a cell, of 40 prompts: enough for what the bands below say."
+    )
+    assert concluded(("concept", Kind.NONE), ("frechet", Kind.FEW)) == (
+        "At the same strength no difference was found. 40 images a cell, of 40 prompts: too few to tell anything of "
+        "frechet."
+    )
+    assert concluded(("concept", Kind.FEW), each=(4, 6)) == (
+        "Too few images to conclude anything but by looking: 4 to 6 images a cell, of 40 prompts."
+    )
+    assert concluded(("concept", Kind.BOTH)).startswith(
+        "At the same strength which of cfg and apg is ahead depends on the strength in concept. "
+    )
+    assert concluded(("concept", Kind.APART), apart={("cfg", "apg"): "They have none in common."}).startswith(
+        "No two methods here guide equally hard: nothing can be concluded but by looking. "
+    )
+    assert concluded().startswith("There are no two methods to compare: ")
+    rows = [SimpleNamespace(verdict=one, said=one) for one in ("holds", "undecided")]
+    assert concluded(claim=(None, rows)) == (
+        "The claim holds in 1 of 2 rows; row 2: undecided. 40 images a cell, of 40 prompts: too few for 1 row."
+    )

@@ -486,7 +486,7 @@ CLAIM = {
     "words": "More guidance, more colour.",
     "paper": "2207.12598",
     "expect": [{"metric": "contrast", "of": {"stack": "cfg({w})", "w": 5}, "be": "higher",
-                "than": {"stack": "cfg({w})", "w": 2}}],
+                "than": {"stack": "cfg({w})", "w": 2}, "matters": 0.1}],
 }  # fmt: skip
 
 
