@@ -63,6 +63,7 @@ from .guidance.rules import Schedule as Schedule
 from .guidance.rules import SelfGuidance as SelfGuidance
 from .guidance.rules import Skimmed as Skimmed
 from .guidance.rules import Threshold as Threshold
+from .guidance.rules import TokenMerge as TokenMerge
 from .guidance.version import __version__ as __version__
 from .pipelines import Adapters as Adapters
 from .pipelines import Family as Family

@@ -19,6 +19,8 @@ purpose                             draw
 ``"independent:tokens"``            ``torch.randint(vocabulary, (length,))``, the token ids of a random text
 ``"independent:gaussian"``          ``torch.randn(length, size)``, the shape of the prompt's embedding
 ``"independent:class"``             ``torch.randint(classes, ())``
+``"tome"``                          ``torch.rand(places)``, at each place of a sample a number for the evaluation
+                                    that follows this one; step -1 is for the first
 ``"time positive"``                 ``torch.randn(size)``, the size of the embedding to which it is added; the
                                     perturbation's kind and the condition
 ==================================  =================================================================================

@@ -19,8 +19,8 @@ class Denoiser(Protocol):
 
     A model that can be perturbed has an attribute `perturbations`, the set of kinds, and takes ``perturbation=`` and
     ``generators=``, one for each row, from which its randomness must come. One whose answer to the prompt can be edited
-    has an attribute `edits`, the set of kinds, and takes ``edits=`` and ``carried=``, conditions by name with a row for
-    each of x.
+    has an attribute `edits`, the set of kinds, and takes ``edits=`` and ``carried=``, with a row for each of x:
+    conditions by name, and what an edit carries of the samples by its kind.
     """
 
     def __call__(self, x: Tensor, level: Level, conditions: Any, /) -> Tensor:
@@ -120,8 +120,9 @@ class CallableNetwork(Network):
                 for generator in self.keys.generators(one, f"{first.perturbation.kind} {r.query.condition}")
             ]
         if first.edits:
-            carried = {edit.text: self.aliases.get(edit.text, edit.text) for edit in first.edits if edit.text}
-            options["carried"] = {text: _select(self._tree(name), torch.cat(rows)) for text, name in carried.items()}
+            texts = {edit.text: self._tree(self.aliases.get(edit.text, edit.text)) for edit in first.edits if edit.text}
+            carried = texts | {edit.kind: value for edit, value in requests[0].carried.items()}
+            options["carried"] = _select(carried, torch.cat(rows))
             options["edits"] = first.edits
         output = self.functions[first.model](self.x[torch.cat(rows)], self.level, _concatenated(trees), **options)
         return list(torch.split(output, [len(row) for row in rows]))

@@ -65,17 +65,23 @@ class PromptEdit:
     Args:
         kind: what is edited, by the name of its rule; a network lists the kinds it can do.
         values: the numbers of that kind.
-        blocks: in which blocks of the network, as of `Perturbation`; "" for all.
+        blocks: in which blocks of the network, as of `Perturbation`; "" for those that the kind means by itself.
         text: the condition whose text is carried into the attention beside the prompt's, or "".
+        shared: whether the passes of all conditions and of all networks are edited, and not the prompt's own alone.
     """
 
     kind: str
     values: tuple[float, ...] = ()
     blocks: str = ""
     text: str = ""
+    shared: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind}({', '.join([*(f'{one:g}' for one in self.values), *([self.blocks] * bool(self.blocks))])})"
+
+
+Edits = Mapping[PromptEdit, Tensor | None]
+"""Edits of one evaluation, each with the tensor that it carries into the network, a row for each sample, or None."""
 
 
 @dataclass(frozen=True)
@@ -231,10 +237,17 @@ class Predictions(Mapping[Query, Prediction]):
 
 @dataclass(frozen=True)
 class Request:
-    """Rows of one query that one network call is to answer; `rows` are sample indices, None means all in order."""
+    """Rows of one query that one network call is to answer.
+
+    Args:
+        query: what is asked.
+        rows: sample indices; None means all in order.
+        carried: the tensors that the query's edits carry, with a row for each sample of the batch.
+    """
 
     query: Query
     rows: tuple[int, ...] | None
+    carried: Mapping[PromptEdit, Tensor] = field(default_factory=dict, compare=False)
 
 
 class Network(ABC):
@@ -330,9 +343,11 @@ class Evaluation:
         return {query: self.predictions.named(query) for query, rows in self.asked.items() if rows is None}
 
 
-def with_edits(query: Query, edits: tuple[PromptEdit, ...]) -> Query:
-    """The query as a network is asked it where the prompt's own pass is edited."""
-    return replace(query, edits=edits) if edits and query.condition == "positive" and query.model == "main" else query
+def with_edits(query: Query, edits: Iterable[PromptEdit]) -> Query:
+    """The query as a network is asked it where passes are edited."""
+    own = query.condition == "positive" and query.model == "main"
+    found = tuple(edit for edit in edits if own or edit.shared)
+    return replace(query, edits=found) if found else query
 
 
 def united(queries: Iterable[Queries]) -> dict[Query, RowMask | None]:
@@ -362,12 +377,16 @@ def _pieces(requests: Sequence[Request], batch: int, max_rows: int | None) -> It
     if max_rows is None or sum(batch if r.rows is None else len(r.rows) for r in requests) <= max_rows:
         yield list(requests)
         return
+    carried = requests[0].carried  # requests of one call have the same edits
     flat = [(r.query, sample) for r in requests for sample in (range(batch) if r.rows is None else r.rows)]
     for start in range(0, len(flat), max_rows):
         piece: dict[Query, list[int]] = {}
         for query, sample in flat[start : start + max_rows]:
             piece.setdefault(query, []).append(sample)
-        yield [Request(query, None if len(samples) == batch else tuple(samples)) for query, samples in piece.items()]
+        yield [
+            Request(query, None if len(samples) == batch else tuple(samples), carried)
+            for query, samples in piece.items()
+        ]
 
 
 def evaluate(
@@ -380,7 +399,7 @@ def evaluate(
     max_rows: int | None = None,
     unasked: RowMask | None = None,
     dtype: torch.dtype | None = None,
-    edits: tuple[PromptEdit, ...] = (),
+    edits: Edits | None = None,
     known: Mapping[Query, Prediction] | None = None,
     grad: bool = False,
 ) -> Evaluation:
@@ -395,7 +414,7 @@ def evaluate(
         max_rows: at most this many rows in one network call; None for no bound.
         unasked: samples that need no prediction at all; their rows of `base` read as NaN if no query asks for them.
         dtype: type of the network's outputs, for a call in which it is asked for nothing; that of x by default.
-        edits: of the prompt's own pass: whoever asks "positive" of the main network is answered with them.
+        edits: of the prompt's own pass, or of all: whoever asks is answered with them.
         known: answers for all samples at this very x and level, under the names that the network has for their queries;
             they are not evaluated again.
         grad: whether every answer is wanted with the graph of its gradients with respect to x, which is a new leaf
@@ -412,6 +431,7 @@ def evaluate(
     batch = len(x)
     if max_rows is not None and max_rows < 1:
         raise QueryError(f"max_rows must be at least 1, got {max_rows!r}")
+    edits = edits or {}
     aliases = {
         query: network.resolve(replace(with_edits(query, edits), grad=query.grad or grad)) for query in [base, *queries]
     }
@@ -429,7 +449,8 @@ def evaluate(
         if asked[query] != ():
             apart = None if network.together else query.condition
             group = (query.model, query.perturbation, query.edits, query.grad, apart)
-            groups.setdefault(group, []).append(Request(query, asked[query]))
+            carried = {edit: value for edit in query.edits if (value := edits[edit]) is not None}
+            groups.setdefault(group, []).append(Request(query, asked[query], carried))
 
     parts: dict[Query, list[tuple[tuple[int, ...] | None, Tensor]]] = {query: [] for query in asked}
     calls = rows_run = 0

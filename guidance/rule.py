@@ -19,7 +19,7 @@ from .fields import parameters, set_field
 from .files import RuleFile
 from .objective import Bound
 from .prediction import Prediction, Space
-from .query import ANY, NEGATIVE, NULL, Predictions, PromptEdit, Queries, Query, RowMask, covered, united
+from .query import ANY, NEGATIVE, NULL, Edits, Predictions, PromptEdit, Queries, Query, RowMask, covered, united
 from .step import Estimate, Run, State, StateT, Step
 from .turn import Look, Sight
 
@@ -150,10 +150,10 @@ class Rule(Generic[StateT]):
         """How the rule may edit the prompt's own pass; () for a rule that works on answers, as most do."""
         return ()
 
-    def edits(self, step: Step, state: StateT) -> tuple[PromptEdit, ...]:
-        """How the rule edits the prompt's own pass at this step."""
+    def edits(self, step: Step, state: StateT) -> Edits:
+        """How the rule edits the prompt's own pass at this step, each edit with what it carries of the samples."""
         del step, state
-        return self.own_pass
+        return dict.fromkeys(self.own_pass)
 
     def asks(self) -> frozenset[Query]:
         """Every query that the rule may ask for at some step; what a pipeline must be ready to answer."""
@@ -376,10 +376,10 @@ class Stack(Rule):
         """The edits of the prompt's own pass by all of its rules."""
         return tuple(edit for rule in self.rules for edit in rule.own_pass)
 
-    def edits(self, step: Step, state: State) -> tuple[PromptEdit, ...]:
+    def edits(self, step: Step, state: State) -> Edits:
         """The edits of the prompt's own pass by all of its rules at this step."""
         pairs = zip(self.rules, state, strict=True) if self.own_pass else ()
-        return tuple(edit for rule, own in pairs for edit in rule.edits(step, own))
+        return {edit: value for rule, own in pairs for edit, value in rule.edits(step, own).items()}
 
     def asks(self) -> frozenset[Query]:
         """Every query that any of its rules may ask for."""
@@ -516,10 +516,12 @@ def _compatible(rules: Sequence[Rule]) -> None:
                 f"{last} works on the finished estimate, and {rule} changes it; write {rule} | {last}"
             )
         last = last or (rule if rule.stands_last else None)
-    editing = [rule for rule in rules if rule.own_pass]
-    if sum(len(rule.own_pass) for rule in editing) > 1:
-        both = f"{editing[0]} and {editing[1]} both edit" if len(editing) > 1 else f"{editing[0]} edits in two ways"
-        raise CompositionError(f"{both} the attention of the prompt's own pass; keep one of them")
+    for shared, what in ((False, "the attention of the prompt's own pass"), (True, "self-attention in every pass")):
+        editing = [rule for rule in rules for edit in rule.own_pass if edit.shared == shared]
+        if len(editing) > 1:
+            one, other = editing[:2]
+            both = f"{one} and {other} both edit {what}" if one is not other else f"{one} edits {what} twice"
+            raise CompositionError(f"{both}; keep one of them")
     for rule in rules:
         if len(rules) > 1 and rule.whole_stack:
             other = next(one for one in rules if one is not rule)
@@ -643,9 +645,9 @@ class Wrapper(Rule[StateT]):
         """The edits of the prompt's own pass by the rule."""
         return self.rule.own_pass
 
-    def edits(self, step: Step, state: StateT) -> tuple[PromptEdit, ...]:
+    def edits(self, step: Step, state: StateT) -> Edits:
         """The edits of the prompt's own pass by the rule where it is applied, none elsewhere."""
-        return self.rule.edits(step, self.rule_state(state)) if self.applies(step, state) else ()
+        return self.rule.edits(step, self.rule_state(state)) if self.applies(step, state) else {}
 
     def asks(self) -> frozenset[Query]:
         """Every query that the rule may ask for."""

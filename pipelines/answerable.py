@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..guidance.errors import InputError, UnsupportedPipelineError, nearest
@@ -13,6 +13,7 @@ from .decoding import cannot_decode
 from .families.lookup import denoisers_of, signature_of
 from .families.record import Family, Pipeline
 from .gradients import check_backward
+from .second import Second
 
 ASKED, PIPELINES = "asked", "pipeline"
 """Which rows a network call has: those that the stack asks for, or always those of the pipeline's own call."""
@@ -54,7 +55,7 @@ def check_answerable(
     pipe: Pipeline,
     family: Family,
     stack: Stack,
-    networks: Collection[str] = (),
+    networks: Mapping[str, Second] | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse what the pipeline cannot answer, before anything runs.
@@ -63,7 +64,7 @@ def check_answerable(
         pipe: the pipeline.
         family: its record.
         stack: the stack.
-        networks: the names of the networks that were given beside its own.
+        networks: those that were given beside its own, by name.
         given: the objectives that were given, by name.
 
     Raises:
@@ -96,9 +97,13 @@ def check_answerable(
     if stack.differentiates:
         for denoiser in denoisers_of(pipe, family):
             check_backward(denoiser)
+    networks = networks or {}
+    for denoiser in denoisers_of(pipe, family) if stack.own_pass else ():
+        edits.check_own_pass(denoiser, stack.own_pass)
+    if shared := [edit for edit in stack.own_pass if edit.shared]:
+        for module in (module for second in networks.values() for module in second.modules):
+            edits.check_own_pass(module, shared)
     for edit in stack.own_pass:
-        for denoiser in denoisers_of(pipe, family):
-            edits.check_own_pass(denoiser, edit)
         if edit.text and family.encode is None:
             raise UnsupportedPipelineError(f"{edit.kind} carries a negative text, and this pipeline encodes none")
     if stack.skips and family.sequential:

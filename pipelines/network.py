@@ -225,23 +225,38 @@ class PipelineNetwork(Network):
     def native(self, requests: Sequence[Request]) -> list[Tensor]:
         """The denoiser's whole answer to each request, with what is no part of the samples."""
         first = requests[0].query
-        branch, second = self._branch(first), self.seconds.get(first.model)
         if first.edits:
-            return [self._edited(request, branch) for request in requests]
-        plain = second is None and first.perturbation is None
+            return self._edited(requests)
+        plain = first.model not in self.seconds and first.perturbation is None
         if plain and len(requests) == 1 and first.condition in self.answered:
             answer = self.answered[first.condition]
             return [answer if requests[0].rows is None else answer[self.prepared.rows(requests[0].rows, answer.device)]]
-        if all(request.rows is None for request in requests):
+        return self._called(requests, own=plain)
+
+    def _called(self, requests: Sequence[Request], own: bool, beside: Sequence[Chosen] = ()) -> list[Tensor]:
+        """The denoiser's whole answer to each request, by one call.
+
+        Args:
+            requests: what is asked.
+            own: whether a call with the pipeline's own arguments is the pipeline's own.
+            beside: rows that stand in the call behind those that are asked for.
+        """
+        branch, second = self._branch(requests[0].query), self.seconds.get(requests[0].query.model)
+        if all(request.rows is None for request in requests) and not beside:
             whole = tuple(name for name, one in self.branches.items() if one is branch)
             if tuple(request.query.condition for request in requests) == whole:
-                answer = branch.call(branch.arguments, requests, own=plain, second=second)
+                answer = branch.call(branch.arguments, requests, own=own, second=second)
                 return list(answer.chunk(len(requests)))
-        arguments = self._put_together(branch, [(request.rows, *self._sources(request)) for request in requests])
-        counts = [self.batch if request.rows is None else len(request.rows) for request in requests]
+        chosen = [(request.rows, *self._sources(request)) for request in requests]
+        arguments = self._put_together(branch, [*chosen, *beside])
+        counts = [len(self._samples(request)) for request in requests]
         drawn = any(request.query.condition in self.random for request in requests)
         answer = branch.call(arguments, requests, own=False, drawn=drawn, second=second)
-        return list(torch.split(answer, counts))
+        return list(torch.split(answer[: sum(counts)], counts))
+
+    def _samples(self, request: Request) -> Sequence[int]:
+        """The samples of a request's rows."""
+        return range(self.batch) if request.rows is None else request.rows
 
     def _put_together(self, branch: Branch, chosen: Sequence[Chosen]) -> dict[str, Any]:
         """The arguments of a call with chosen rows."""
@@ -253,30 +268,37 @@ class PipelineNetwork(Network):
                 put(arguments, name, value)
         return arguments
 
-    def _edited(self, request: Request, branch: Branch) -> Tensor:
-        """The denoiser's whole answer to the prompt, with its own pass edited.
+    def _edited(self, requests: Sequence[Request]) -> list[Tensor]:
+        """The denoiser's whole answer to each request, with its passes edited.
 
         Raises:
             UnsupportedPipelineError: the call is of a form that the edit does not know.
         """
-        edits, module, found = request.query.edits, branch.module, self.prepared.architecture(branch.module)
-        rows = self.batch if request.rows is None else len(request.rows)
-        chosen: list[Chosen] = [(request.rows, "positive", {})]
-        texts = {edit.text for edit in edits if edit.text}
+        first = requests[0]
+        edits, perturbation, branch = first.query.edits, first.query.perturbation, self._branch(first.query)
+        second = self.seconds.get(first.query.model)
+        module = branch.module if second is None else second.of(branch.module)
+        found = self.prepared.architecture(module)
+        texts = {edit.text for edit in edits if edit.text}  # then the prompt alone is asked
+        beside: list[Chosen] = []
         others: dict[str, Carried] = {}
         if texts and joint(found):
-            if request.query.perturbation is not None:
+            if perturbation is not None:
                 raise UnsupportedPipelineError(
-                    f"{edits[0]} and {request.query.perturbation} both change the one attention of "
+                    f"{edits[0]} and {perturbation} both change the one attention of "
                     f"{type(module).__name__} to text and picture; keep one of the two"
                 )
-            chosen += [(request.rows, "positive", self._words(text)) for text in texts]
+            beside = [(first.rows, "positive", self._words(text)) for text in texts]
         else:
-            others = {text: _at(self._carried(text, branch, found), request.rows) for text in texts}
-        alone = len(chosen) == 1 and request.rows is None and self.together and len(self.branches) == 1
-        arguments = branch.arguments if alone else self._put_together(branch, chosen)
-        with own_pass(module, edits, rows, others, found):
-            return branch.call(arguments, [request], own=False)[:rows]
+            others = {text: _at(self._carried(text, branch, found), first.rows) for text in texts}
+        samples = tuple(sample for request in requests for sample in self._samples(request))
+        whole = samples == tuple(range(self.batch))
+        tensors = {
+            edit: value if whole else value[self.prepared.rows(samples, value.device)]
+            for edit, value in first.carried.items()
+        }
+        with own_pass(module, edits, len(samples), others, found, tensors, perturbation):
+            return self._called(requests, own=False, beside=beside)
 
     def _words(self, text: str) -> dict[str, Any]:
         """The row arguments of a carried text but for what is pooled of it, which is the prompt's."""

@@ -13,7 +13,7 @@ from ..guidance.errors import GuidanceNotAppliedError, warn
 from ..guidance.keyed import Keys, global_seed, own_seed
 from ..guidance.observe import Observer
 from ..guidance.plan import plan
-from ..guidance.query import Query
+from ..guidance.query import Query, with_edits
 from ..guidance.report import Report
 from ..guidance.rule import Stack
 from ..guidance.run import GuidedRun
@@ -129,13 +129,13 @@ class Session:
     def _late(self, name: str) -> bool:
         """Whether a condition of the next evaluation is not answered by itself, in the pipeline's own call for it.
 
-        That is where the prompt's own pass is edited, where gradients go through all of them, and where the samples are
+        That is where its pass is edited, where gradients go through all of them, and where the samples are
         not yet where they will be evaluated.
         """
         if self.run is None or self._form is None:
             return False
         step = self.steps.where(self.run)
-        edited = name == "positive" and bool(self.stack.edits(step, self.run.state))
+        edited = bool(with_edits(Query(name), self.stack.edits(step, self.run.state)).edits)
         return edited or self.run.turns(step) > 0 or self.stack.differentiated(step, self.run.state)
 
     @property

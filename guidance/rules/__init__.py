@@ -36,6 +36,7 @@ from .smc_cfg import SMCCFG
 from .tcfg import TCFG
 from .tfg import TFG
 from .threshold import Threshold
+from .tome import TokenMerge
 from .tpg import TPG
 from .tsg import TSG
 
@@ -80,4 +81,5 @@ __all__ = [
     "SelfGuidance",
     "Skimmed",
     "Threshold",
+    "TokenMerge",
 ]

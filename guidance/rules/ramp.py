@@ -11,7 +11,7 @@ from ..errors import CompositionError
 from ..fields import choice, number
 from ..notation.registry import register
 from ..prediction import Prediction
-from ..query import Predictions, PromptEdit, Queries, RowMask
+from ..query import Edits, Predictions, Queries, RowMask
 from ..rule import Rule, Stack, Wrapper
 from ..step import Estimate, State, Step
 
@@ -119,7 +119,7 @@ class Ramp(Wrapper):
     def _now(self, step: Step) -> Rule:
         return self.at(step.index, step.run.steps)
 
-    def edits(self, step: Step, state: State) -> tuple[PromptEdit, ...]:
+    def edits(self, step: Step, state: State) -> Edits:
         """The edits of the prompt's own pass by the rule with the scale of this step."""
         return self._now(step).edits(step, state)
 

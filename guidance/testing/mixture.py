@@ -19,6 +19,7 @@ from ..query import Perturbation, PromptEdit
 from ..rules.nag import normalized
 from ..rules.nasa import steered
 from ..rules.pladis import beyond
+from ..rules.tome import grouped
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,13 +128,14 @@ class MixtureDenoiser:
     ``"drop"`` and ``"shuffle"`` of ``exp((2 + amount) * n)`` times, n a normal number for each sample.
 
     Its own pass can be edited as if it had attention to the text: over its components, by their responsibilities. What
-    that attention puts out is the posterior mean, a token of which has the numbers at one place of x.
+    that attention puts out is the posterior mean, a token of which has the numbers at one place of x. Tokens are alike
+    for ``"tome"`` as those of x are.
     """
 
     mixture: GaussianMixture
     parameterization: Parameterization = EPSILON
     widen: float = 1.0
-    edits = frozenset({"nag", "nasa", "pladis"})
+    edits = frozenset({"nag", "nasa", "pladis", "tome"})
     perturbations = frozenset({"widen", "identity", "skip", "blur", "shift"}) | RANDOM
 
     def __call__(
@@ -190,6 +192,9 @@ class MixtureDenoiser:
             if edit.kind in blends:
                 other = answer(carried[edit.text].to(x.dtype))
                 denoised = blends[edit.kind](denoised, other, edit.values, (1,))
+            elif edit.kind == "tome" and (groups := grouped(x.flatten(2).mT, carried["tome"], edit.values[0])):
+                tokens = groups.merged(denoised.flatten(2).mT, average=bool(edit.values[1]))
+                denoised = groups.unmerged(tokens).mT.reshape(x.shape)
         return denoised
 
 

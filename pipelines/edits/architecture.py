@@ -138,6 +138,23 @@ class Architecture:
         """The name of the block in the middle."""
         return MID if MID in self.names else self.names[len(self.names) // 2]
 
+    @property
+    def finest(self) -> str:
+        """The names, in one text, of what has the largest resolution with blocks: of a transformer all; ""."""
+        if not self.is_unet:
+            return ""
+        denoiser: Any = self.denoiser
+        depth, deep = {}, 0
+        for number, stage in enumerate(denoiser.down_blocks):
+            depth[f"down.{number}"] = deep
+            deep += getattr(stage, "downsamplers", None) is not None
+        depth[MID] = deep
+        for number, stage in enumerate(denoiser.up_blocks):
+            depth[f"up.{number}"] = deep
+            deep -= getattr(stage, "upsamplers", None) is not None
+        least = min((depth[name] for name in self.names), default=0)
+        return ",".join(name for name in self.names if depth[name] == least)
+
     def chosen(self, names: int | str) -> list[Block]:
         """The blocks with these names; a UNet's ``"down"`` or ``"down.1"`` is all blocks in there.
 
@@ -281,8 +298,8 @@ class Tokens:
         if math.prod(sizes) != count:
             network = type(self.found.denoiser).__name__
             raise UnsupportedPipelineError(
-                f"how the {count} tokens of {network} lie in the picture is not known, so that nothing can be blurred "
-                "over it"
+                f"how the {count} tokens of {network} lie in the picture is not known, so that no edit can go by "
+                "their places"
             )
         return sizes
 

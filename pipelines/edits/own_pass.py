@@ -1,4 +1,4 @@
-"""Edits of the prompt's own pass: attention to a text that carries another text, or weighs the prompt's otherwise.
+"""Edits of the prompt's own pass, or of all: another text in attention, other weights in it, merged tokens.
 
 In a network with cross-attention the other text is what that attention was handed for it, which is found once a run;
 only that attention is made twice. In a network whose text stands beside the picture the whole call has twice the rows:
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.errors import GuidanceNotAppliedError, InputError, UnsupportedPipelineError
-from ...guidance.query import PromptEdit
+from ...guidance.query import Perturbation, PromptEdit
 from ...guidance.rules.nag import normalized
 from ...guidance.rules.nasa import steered
 from ...guidance.rules.pladis import beyond
@@ -24,15 +24,17 @@ from ..hooks import arguments, calling, diffusers_hooks, in_this_thread, paramet
 from ..time_embedding import eager
 from .architecture import Architecture, Block, architecture
 from .attention import Product, multiplying
-from .edit import Call, beginning
+from .edit import Call, Site, beginning
+from .merging import KIND as MERGE
+from .merging import MIXING, merging, sites
 
 Blend = Callable[[Tensor, Tensor, tuple[float, ...], tuple[int, ...]], Tensor]
 BLENDS: dict[str, Blend] = {"nag": normalized, "nasa": steered}
 """Kinds that carry a text: the attention's output from those for the two texts."""
 WEIGHTS: dict[str, Callable[[Tensor, tuple[float, ...]], Tensor]] = {"pladis": beyond}
 """Kinds that weigh the prompt's text otherwise: weights from scores."""
-EDITS = frozenset({*BLENDS, *WEIGHTS})
-"""The kinds of edits of the prompt's own pass that a pipeline's network can do."""
+EDITS = frozenset({*BLENDS, *WEIGHTS, MERGE})
+"""The kinds of edits of the prompt's own pass, or of all, that a pipeline's network can do."""
 ONE_BY_ONE = frozenset({"MochiTransformerBlock"})
 """Blocks whose attention goes over the rows one after the other, each with as many tokens as its text has."""
 TEXT, MASK = "encoder_hidden_states", "attention_mask"
@@ -56,21 +58,31 @@ def joint(found: Architecture) -> bool:
     return not any(block.cross is not None for block in found.blocks)
 
 
-def check(denoiser: nn.Module, edit: PromptEdit) -> None:
-    """Refuse an edit of the prompt's own pass that this denoiser cannot have.
+def check(denoiser: nn.Module, edits: Sequence[PromptEdit]) -> None:
+    """Refuse edits that this denoiser cannot have.
 
     Raises:
-        UnsupportedPipelineError: it has no attention to a text, none of that kind, or no block of that name.
+        UnsupportedPipelineError: it has no attention to a text, none of that kind, or no block of that name; its tokens
+            cannot be merged; or two edits are of one attention.
     """
-    _chosen(architecture(denoiser), edit)
+    found = architecture(denoiser)
+    for edit in edits:
+        _chosen(found, edit)
+    if len(edits) > 1 and joint(found):
+        raise UnsupportedPipelineError(
+            f"{edits[0].kind} and {edits[1].kind} both change the one attention of {type(found.denoiser).__name__} to "
+            "text and picture; keep one of the two"
+        )
 
 
 def _chosen(found: Architecture, edit: PromptEdit) -> list[Block]:
-    """The blocks that an edit means, which attend to a text.
+    """The blocks that an edit means: which attend to a text, or whose tokens can be merged.
 
     Raises:
         UnsupportedPipelineError: there are none, or the edit is for cross-attention only.
     """
+    if edit.kind == MERGE:
+        return merging(found, edit)
     beside, network = joint(found), type(found.denoiser).__name__
     texts = [block for block in found.blocks if block.cross is not None or (beside and block.form.text)]
     if not texts:
@@ -133,8 +145,10 @@ def own_pass(
     rows: int,
     others: Mapping[str, Carried],
     found: Architecture,
+    tensors: Mapping[PromptEdit, Tensor] | None = None,
+    perturbation: Perturbation | None = None,
 ) -> Iterator[None]:
-    """While the context lasts, the denoiser answers the prompt with its own pass edited, to this thread.
+    """While the context lasts, the denoiser answers with its passes edited, to this thread.
 
     Args:
         denoiser: a diffusers UNet or transformer for which `check` passed.
@@ -142,30 +156,43 @@ def own_pass(
         rows: of the call; with a text beside the picture it has twice as many.
         others: the texts that edits carry, with these rows; {} where they are in the call.
         found: its `architecture`.
+        tensors: what edits carry of the samples, with these rows.
+        perturbation: of the same call: blocks whose tokens it changes are not merged.
 
     Raises:
         GuidanceNotAppliedError: the denoiser ran and nothing was edited.
         UnsupportedPipelineError: the call is of a form that the edit does not know.
     """
-    call, remembers = Call(found, edits[0], ()), False  # type: ignore[arg-type]  # its tokens are what is looked at
+    call = Call(found, edits[0], ())  # type: ignore[arg-type]  # its tokens are what is looked at
+    remembers = expected = False
     with ExitStack() as stack:
         stack.enter_context(eager(found.compiled))
         begun = found.denoiser.register_forward_pre_hook(beginning(call), with_kwargs=True)
         stack.callback(begun.remove)
+        mixed = Call(found, perturbation, ()).blocks if perturbation and perturbation.kind in MIXING else []
         for edit in edits:
             for block in _chosen(found, edit):
-                modules = block.attentions if joint(found) else (block.cross,)
-                for module in modules:
-                    assert module is not None  # chosen
-                    hook = _hook(call, edit, block, module, rows, others.get(edit.text))
-                    remembers |= bool(diffusers_hooks(module))
+                if edit.kind != MERGE:
+                    over = _over_texts(call, edit, block, rows, others.get(edit.text))
+                else:
+                    over = sites(call, block, edit, (tensors or {})[edit]) if block not in mixed else iter(())
+                for module, hook in over:
+                    expected = True
+                    remembers |= bool(diffusers_hooks(module) or diffusers_hooks(block.module))
                     stack.enter_context(calling(module, hook, in_this_thread(), inside=True))
         yield
-    if not call.touched and not remembers:
+    if expected and not call.touched and not remembers:
         raise GuidanceNotAppliedError(
             f"a pass of {type(found.denoiser).__name__} did not come by the attention that {edits[0].kind} changes, so "
             "that it did nothing; was its forward compiled or replaced?"
         )
+
+
+def _over_texts(call: Call, edit: PromptEdit, block: Block, rows: int, other: Carried | None) -> Iterator[Site]:
+    """The attention of a block to texts, and what answers its calls."""
+    for module in block.attentions if joint(call.found) else (block.cross,):
+        assert module is not None  # chosen
+        yield module, _hook(call, edit, block, module, rows, other)
 
 
 def _hook(call: Call, edit: PromptEdit, block: Block, module: nn.Module, rows: int, other: Carried | None) -> Any:

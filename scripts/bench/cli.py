@@ -19,7 +19,7 @@ from ...guidance.notation import presets
 from ...pipelines.models.bundled import EMOJI
 from ...pipelines.models.loading import quiet
 from ..options import notices
-from . import arithmetic, caches, install, page, start
+from . import arithmetic, caches, install, merging, page, start
 from .measure import EVERY, FEW, Watched, measured
 from .memory import peak
 from .models import BUNDLED, MODELS, SHAPED, Model, bundled, of_folder
@@ -206,6 +206,12 @@ def processor() -> str:
     is_flag=True,
     help="Adaptive Guidance with a feature cache instead, on a random transformer: whether their savings multiply.",
 )
+@click.option(
+    "--merging",
+    "only_merging",
+    is_flag=True,
+    help="A pass of the network with tokens merged instead, over the plain pass, by ratio and size.",
+)
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Also write the rows here.")
 @click.option(
     "--from",
@@ -228,6 +234,7 @@ def command(
     only_install: bool,
     only_start: bool,
     only_caches: bool,
+    only_merging: bool,
     to: Path | None,
     source: tuple[Path, ...],
     page_to: Path | None,
@@ -252,6 +259,12 @@ def command(
             return
         if only_caches:
             caches.report(batch[0] if batch else 1, repeats or 5)
+            return
+        if only_merging:
+            name = only[0] if only else SHAPED
+            merged = merging.report(_named(name, batch, steps).make(), name, repeats or 3, CLOCKS[clock])
+            if to:
+                _write(merged, to)
             return
         if only_step:
             if page_to:

@@ -68,6 +68,7 @@ SIDES = (
     Side("FBG", "fbg(0.9, 0.5, -0.1)"),
     Side("epsilon scaling", "cfg(4) | epsilon_scaling()"),
     Side("ramp", "ramp(cfg(4), 'linear')"),
+    Side("token merging", "tome(cfg(4), 0.5)"),
     Side("PAG", "pag(3)"),
     Side("SEG", "seg(3)"),
     Side("SLG", "slg(2.8, blocks='middle')"),

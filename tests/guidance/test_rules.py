@@ -161,6 +161,7 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     (gs.NAG(12, tau=1.2, alpha=0.7), own_pass(nag(12, 1.2, 0.7))),
     (gs.NASA(0.4), own_pass(lambda z, away: z - 0.4 * away)),
     (gs.PLADIS(2), None),
+    (gs.TokenMerge(gs.CFG(3), 0.5), None),  # by hand in test_tome
     (gs.NAG(3) | gs.CFG(4), own_pass(nag(3, 2.5, 0.25), cfg=4)),
     (gs.During(gs.NAG(3), progress=(0, 0.5)) | gs.CFG(4), None),
     (gs.Rescale(0.7), lambda D, x, level: D("positive")),

@@ -192,6 +192,7 @@ FIGURES: Mapping[str, Figure] = {
         (Row("stack()"), Row("nasa(0.2)", negative=True), Row("nasa(0.5)", negative=True)),
     ),
     "pladis": Figure(CASES, (Row("stack()"), Row("pladis(2)"), Row("cfg(4)"), Row("pladis(2) | cfg(4)"))),
+    "tome": Figure(CASES, rows("cfg(4)", "tome(cfg(4), 0.3)", "tome(cfg(4), 0.5)", "tome(cfg(4), 0.7)"), under="looks"),
     "tsg": Figure(
         (Case(""),) * 6,
         (Row("stack()"), Row("tsg(3, strength=1.25, window=(0.1, 0.9))")),
