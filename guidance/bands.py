@@ -1,4 +1,4 @@
-"""Low frequencies of pictures, per sample: the low band of a Laplacian pyramid, and a disc in the Fourier plane.
+"""Frequencies of pictures, weighed per sample: the low band of a Laplacian pyramid, and a disc in the Fourier plane.
 
 Both work on the last two axes of any tensor with a batch and channels before them, of any height and width.
 """
@@ -15,7 +15,7 @@ from .contrasting import Contrasting
 from .errors import RuleError
 from .step import Run, State
 
-LowPass = Callable[[Tensor], Tensor]
+Weigh = Callable[[Tensor, float, float], Tensor]
 
 
 class Banded(Contrasting):
@@ -35,31 +35,40 @@ class Banded(Contrasting):
         return ()
 
 
-def pyramid_low(value: Tensor) -> Tensor:
-    """`value` without the high band of its Laplacian pyramid: halved and doubled again (Burt & Adelson 1983).
+def pyramid_low(value: Tensor, low: float, high: float) -> Tensor:
+    """`value` with `low` times what its Laplacian pyramid has below the high band, and `high` times that band.
 
-    Blurred by the kernel (1, 4, 6, 4, 1)/16 of each axis with reflected borders, reduced to half the size and brought
-    back to the whole by linear interpolation, and blurred again; sides that are odd are rounded up. All of that is
-    linear and of each axis by itself: a small matrix on either side.
+    What is below is halved and doubled again (Burt & Adelson 1983): blurred by the kernel (1, 4, 6, 4, 1)/16 of each
+    axis with reflected borders, reduced to half the size and brought back to the whole by linear interpolation, and
+    blurred again; sides that are odd are rounded up. All of that is linear and of each axis by itself: small matrices
+    on either side, and the products are smallest by way of the half size.
     """
-    down, across = (_halved(size).to(value.device, value.dtype, non_blocking=True) for size in value.shape[-2:])
-    return down @ value @ across.T
+    flat = value.flatten(0, -3)
+    (down, up), (right, left) = (
+        (one.to(value.device, value.dtype, non_blocking=True) for one in _halved(size)) for size in value.shape[-2:]
+    )
+    half = down.expand(len(flat), -1, -1).bmm(flat) @ right.T @ left.T
+    whole = torch.baddbmm(flat, up.expand(len(flat), -1, -1), half, beta=high, alpha=low - high)
+    return whole.reshape(value.shape)
 
 
-_KNOWN: dict[int, Tensor] = {}  # no decorator's cache: a compiler traces through those
+_KNOWN: dict[int, tuple[Tensor, Tensor]] = {}  # no decorator's cache: a compiler traces through those
 
 
-def _halved(size: int) -> Tensor:
-    """The matrix of one axis of so many numbers, in float64 on the host."""
+def _halved(size: int) -> tuple[Tensor, Tensor]:
+    """The matrices of one axis of so many numbers, to half the size and back, in float64 on the host."""
     if size not in _KNOWN:
-        _KNOWN[size] = _halving(size)
+        small = (size + 1) // 2
+        _KNOWN[size] = (
+            functional.interpolate(_blurred(_unit(size)), small, mode="linear")[0].T.contiguous(),
+            _blurred(functional.interpolate(_unit(small), size, mode="linear"))[0].T.contiguous(),
+        )
     return _KNOWN[size]
 
 
-def _halving(size: int) -> Tensor:
-    signals = torch.eye(size, dtype=torch.float64)[None]
-    half = functional.interpolate(_blurred(signals), (size + 1) // 2, mode="linear")
-    return _blurred(functional.interpolate(half, size, mode="linear"))[0].T
+def _unit(size: int) -> Tensor:
+    """A signal for each place, which is 1 there; shape ``(1, size, size)``."""
+    return torch.eye(size, dtype=torch.float64)[None]
 
 
 def _blurred(signals: Tensor) -> Tensor:
@@ -69,11 +78,20 @@ def _blurred(signals: Tensor) -> Tensor:
     return (padded.unfold(-1, 5, 1) * kernel).sum(-1)
 
 
-def disc_low(value: Tensor, cutoff: float) -> Tensor:
-    """The frequencies of `value` within `cutoff` times half the smaller side, in periods per picture."""
+def disc_low(value: Tensor, low: float, high: float, cutoff: float) -> Tensor:
+    """`value` with `low` times its frequencies within a disc, and `high` times the others.
+
+    Args:
+        value: shape ``(..., H, W)``.
+        low: factor within.
+        high: factor outside.
+        cutoff: the disc's radius over half the smaller side, in periods per picture.
+    """
     height, width = value.shape[-2:]
+    radius = cutoff * min(height, width) / 2
     rows = torch.fft.fftfreq(height, 1 / height, device=value.device)
-    columns = torch.fft.rfftfreq(width, 1 / width, device=value.device)
-    inside = rows.square()[:, None] + columns.square() <= (cutoff * min(height, width) / 2) ** 2
-    low: Tensor = torch.fft.irfft2(torch.fft.rfft2(value) * inside, s=(height, width))
-    return low
+    columns = torch.fft.rfftfreq(width, 1 / width, device=value.device)[: int(radius) + 1]  # no others have any within
+    inside = (rows.square()[:, None] + columns.square() <= radius**2).to(value.dtype)
+    waves = torch.fft.fft(torch.fft.rfft(value)[..., : len(columns)], dim=-2)
+    lows: Tensor = torch.fft.irfft(torch.fft.ifft(waves.mul_(inside), dim=-2), n=width)
+    return lows.mul_(low - high).add_(value, alpha=high)

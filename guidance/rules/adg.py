@@ -11,7 +11,7 @@ import torch
 from ..contrasting import Contrasting
 from ..fields import number
 from ..notation.registry import register
-from ..per_sample import dot, norm, projected, ratio
+from ..per_sample import dot, norm, ratio
 from ..prediction import Prediction
 from ..query import NEGATIVE, Query
 from ..step import Estimate, State, Step
@@ -72,9 +72,12 @@ class ADG(Contrasting):
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
         """Turn the prompt's clean sample away from the contrast's, by scale - 1 times their angle or `largest`."""
-        away = projected(c.minus(u, "denoised"), u.denoised, keep=0)  # e: of D_u itself nothing is perpendicular
+        away, base = c.minus(u, "denoised"), norm(u.denoised)
+        along = dot(away, u.denoised)
+        # e: of D_u itself nothing is perpendicular
+        away = torch.addcmul(away, u.denoised, -ratio(along, base.square()))
         size = norm(away)
-        theta = torch.atan2(size * norm(u.denoised), dot(c.denoised, u.denoised))
+        theta = torch.atan2(size * base, along + base.square())  # <D_c, D_u> = <D_c - D_u, D_u> + |D_u|^2
         largest = math.radians(self.largest)
         angle = ((self.scale - 1) * theta).clamp(-largest, largest)
         turned = away * ratio(angle.sin() * norm(c.denoised), size)  # sin(theta) = |e|/|D_c|

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
-from ..bands import Banded, LowPass, pyramid_low
+from ..bands import Banded, Weigh, pyramid_low
 from ..fields import number, set_field
 from ..notation.registry import register
 from ..prediction import Prediction
@@ -24,17 +22,15 @@ SADAT_2025 = """@article{sadat2025guidance,
 }"""
 
 
-def by_bands(estimate: Estimate, c: Prediction, u: Prediction, low: float, high: float, low_pass: LowPass) -> Estimate:
+def by_bands(estimate: Estimate, c: Prediction, u: Prediction, low: float, high: float, weigh: Weigh) -> Estimate:
     """Classifier-free guidance with a scale for the low frequencies and one for the others.
 
-    ``estimate + (high - 1)*d + (low - high)*low_pass(d)`` with ``d = c - u``; plain guidance where the two are equal.
+    ``estimate + weigh(c - u, low - 1, high - 1)``; plain guidance where the two are equal.
     """
     if low == high:
         return extrapolated(estimate, c, u, low)
-    difference = c.minus(u, "any")
-    lows = low_pass(difference)
-    change = torch.add((high - 1) * difference, lows, alpha=low - high)
-    return estimate.replace("any", estimate.read("any") + change)
+    change = weigh(c.minus(u, "any"), low - 1, high - 1)
+    return estimate.replace("any", change.add_(estimate.read("any")))
 
 
 @register("fdg", references=(SADAT_2025,), example="fdg(2, 4)")

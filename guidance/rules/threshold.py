@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import RuleError
 from ..fields import number, set_field
 from ..notation.registry import register
+from ..prediction import Prediction, wide
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
 from ..rule import Rule
 from ..step import Estimate, Run, State, Step
@@ -24,6 +25,10 @@ SAHARIA_2022 = """@inproceedings{saharia2022photorealistic,
   year      = {2022},
   note      = {arXiv:2205.11487}
 }"""
+
+
+PARTS = 8
+"""Numbers of which one is looked at first, in search of a quantile."""
 
 
 @register(
@@ -112,15 +117,29 @@ class Threshold(Rule):
         value = estimate.read("denoised")
         if self.mimic is None:
             limit = _quantile(value.abs(), self.quantile, 1).clamp(1.0, self.ceiling)
-            return estimate.replace("denoised", _clipped(value, limit) / limit, threshold=1 / limit.flatten()), state
-        c, u = predictions[POSITIVE].denoised, predictions[Query.of(self.against)].denoised
+            brought = _clipped(value, limit).div_(limit)
+            return estimate.replace("denoised", brought, threshold=1 / limit.flatten()), state
+        c, u = predictions[POSITIVE], predictions[Query.of(self.against)]
         kept = 2 if value.ndim > 3 else 1
-        mean, smaller = _mean(value, kept), torch.lerp(u, c, self.mimic)
-        centred, wanted = value - mean, _quantile((smaller - _mean(smaller, kept)).abs_(), 1.0, kept)
+        mean, smaller = _mean(value, kept), _between(u, c, self.mimic).denoised
+        centred, wanted = value - mean, _furthest(smaller, kept)
         limit = torch.maximum(_quantile(centred.abs(), self.quantile, kept), wanted)
         shrink = torch.where(limit > 0, wanted / limit, torch.ones_like(limit))
-        guided = torch.addcmul(mean, shrink, _clipped(centred, limit))
+        guided = _clipped(centred, limit).mul_(shrink).add_(mean)
         return estimate.replace("denoised", guided, threshold=shrink.flatten(1).amin(1)), state
+
+
+def _between(u: Prediction, c: Prediction, scale: float) -> Prediction:
+    """``u + scale*(c - u)``, taken of what the network emitted: x counts once."""
+    kind = wide(u.native.dtype)
+    native = torch.lerp(u.native.to(kind), c.native.to(kind), scale)
+    return Prediction(native, u.x, u.level, u.parameterization)
+
+
+def _furthest(value: Tensor, kept: int) -> Tensor:
+    """The largest distance from the mean, over all but the first `kept` axes."""
+    axes, mean = tuple(range(kept, value.ndim)), _mean(value, kept)
+    return torch.maximum(value.amax(axes, keepdim=True) - mean, mean - value.amin(axes, keepdim=True))
 
 
 def _mean(value: Tensor, kept: int) -> Tensor:
@@ -135,9 +154,20 @@ def _quantile(value: Tensor, share: float, kept: int) -> Tensor:
     if share == 1:
         found = flat.amax(kept)
     else:
-        top = flat.topk(flat.shape[kept] - int(place), dim=kept).values  # the smallest of these lies below the place
+        top = _top(flat, flat.shape[kept] - int(place))  # the smallest of these lies below the place
         found = torch.lerp(top[..., -1], top[..., max(-2, -top.shape[kept])], place - int(place))
     return found.reshape(*found.shape, *[1] * (value.ndim - kept))
+
+
+def _top(value: Tensor, count: int) -> Tensor:
+    """The `count` largest numbers along the last axis, in order."""
+    size = value.shape[-1]
+    if size % PARTS == 0 and PARTS * count < size:
+        # They are in those parts whose largest numbers are the largest: few numbers are left to look through.
+        parts = value.reshape(*value.shape[:-1], PARTS, size // PARTS)  # each column has numbers from all over
+        chosen = parts.amax(-2).topk(count, sorted=False).indices
+        value = parts.gather(-1, chosen.unsqueeze(-2).expand(*chosen.shape[:-1], PARTS, -1)).flatten(-2)
+    return value.topk(count).values
 
 
 def _clipped(value: Tensor, limit: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from ...guidance.errors import UnsupportedPipelineError
 from ...guidance.query import PromptEdit
-
-from ...guidance.rules.tome import KIND, Groups, grouped
+from ...guidance.rules.tome import Groups, grouped
 from ..hooks import arguments, parameters
 from .architecture import Architecture, Block
 from .edit import Call, Site

@@ -20,12 +20,12 @@ from ...guidance.query import Perturbation, PromptEdit
 from ...guidance.rules.nag import normalized
 from ...guidance.rules.nasa import steered
 from ...guidance.rules.pladis import beyond
+from ...guidance.rules.tome import KIND as MERGE
 from ..hooks import arguments, calling, diffusers_hooks, in_this_thread, parameters
 from ..time_embedding import eager
 from .architecture import Architecture, Block, architecture
 from .attention import Product, multiplying
 from .edit import Call, Site, beginning
-from .merging import KIND as MERGE
 from .merging import MIXING, merging, sites
 
 Blend = Callable[[Tensor, Tensor, tuple[float, ...], tuple[int, ...]], Tensor]

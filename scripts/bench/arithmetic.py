@@ -56,13 +56,13 @@ SIDES = (
     Side("MAMBO-G", "mambo_g(10)"),
     Side("SMC-CFG", "smc_cfg(10, gain=0.05)"),
     Side("Momentum", "cfg(10) | momentum()"),
-    Side("ADG", "adg(10)"),
+    Side("ADG", "adg(10)", 0.75),  # two norms and a product more than APG without momentum
     Side("epsilon scaling", "cfg(10) | epsilon_scaling()"),
     # Two products of matrices, a Fourier transform, a quantile, and two tests of each element: see docs/performance.md.
-    Side("FDG", "fdg(5, 10)", 1.0),
-    Side("FreSca", "fresca(10, high=1.5)", 1.5),
-    Side("Threshold", "cfg(10) | threshold(mimic=7)", 1.0),
-    Side("Skimmed CFG", "skimmed(10, skim=7)", 1.5),
+    Side("FDG", "fdg(5, 10)", 1.25),
+    Side("FreSca", "fresca(10, high=1.5)", 1.0),
+    Side("Threshold", "cfg(10) | threshold(mimic=7)", 1.25),
+    Side("Skimmed CFG", "skimmed(10, skim=7)", 1.0),
     # Nearly all of it is torch's own standard deviation, which the stock pipelines take and the rule equals to the bit.
     Side("CFG and Rescale", "cfg(10) | rescale(0.7)", 1.1, over="CFG, rescale"),
 )

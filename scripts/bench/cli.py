@@ -264,18 +264,21 @@ def command(
             name = only[0] if only else SHAPED
             merged = merging.report(_named(name, batch, steps).make(), name, repeats or 3, CLOCKS[clock])
             if to:
-                _write(merged, to)
+                _write([row.mapping() | machine() for row in merged], to)
             return
         if only_step:
             if page_to:
                 raise InputError("--page is of whole pipelines; drop --arithmetic")
             step_rows = _step(repeats or 100)
             if to:
-                _write([row.mapping() for row in step_rows], to)
+                _write([row.mapping() | machine() for row in step_rows], to)
             return
         if source:
             rows = [row for path in source for row in page.read(path)]
-            _show(rows)
+            _show([row for row in rows if "what" not in row])
+            for row in rows:
+                if "what" in row:
+                    click.echo(f"{row['what']:<60}  {row['stack']:<42}  {row['ratio']['median']:.3f}")
         else:
             sides = chosen([str(presets.read(text)) for text in stacks])
             default = [model.name for model in (MODELS[:1] if quick else MODELS)]

@@ -1,4 +1,4 @@
-"""Token merging: what a pass of the network takes with so many tokens merged, over the plain pass, by size and ratio."""
+"""Token merging: what a pass of the network takes with tokens merged, over the plain pass, by size and ratio."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from ...guidance.query import PromptEdit
 from ...guidance.rules.tome import KIND
 from ...pipelines.edits import architecture, own_pass
+from .table import Row
 from .timing import interleaved
 
 SIZES = (32, 64)
 """Height and width of the latents: pictures of 256 and 512 pixels with Stable Diffusion 1.5's decoder."""
-RATIOS = (0.1, 0.25, 0.5, 0.7, 0.75)
+RATIOS = (0.25, 0.5, 0.75)
+WHAT = "a merged pass"
 
 
 class Pass:
@@ -58,21 +60,18 @@ class Pass:
         return run
 
 
-def report(
-    pipe: Any, name: str, repeats: int, clock: Callable[[], float], sizes: Sequence[int] = ()
-) -> list[dict[str, Any]]:
+def report(pipe: Any, name: str, repeats: int, clock: Callable[[], float], sizes: Sequence[int] = ()) -> list[Row]:
     """Print and return the time of a merged pass over the plain one's."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for size in sizes or SIZES:
         one = Pass(pipe.unet, size)
+        what = f"{WHAT} of {name}, latents of {size}x{size}, over the plain pass"
         click.echo(
-            f"a pass of {name}, latents of {size}x{size}, {torch.get_num_threads()} threads, tokens merged in "
-            f"{one.blocks}, median of {repeats}, over the plain pass (smallest to largest)"
+            f"{what}: tokens merged in {one.blocks}, {torch.get_num_threads()} threads, median of {repeats} (smallest "
+            "to largest)"
         )
-        click.echo(f"{'ratio':>5}  {'time':>24}")
-        sides = {f"{ratio:g}": one.merged(ratio) for ratio in RATIOS}
-        for ratio, timing in interleaved(one.plain, sides, repeats, clock).items():
-            click.echo(f"{ratio:>5}  {timing.ratio!s:>24}")
-            rows.append({"what": "merged pass over plain", "model": name, "size": size, "ratio": float(ratio),
-                         "time_ratio": timing.ratio.median, "rounds": repeats})  # fmt: skip
+        sides = {f"ratio {ratio:g}": one.merged(ratio) for ratio in RATIOS}
+        for (label, timing), ratio in zip(interleaved(one.plain, sides, repeats, clock).items(), RATIOS, strict=True):
+            rows.append(Row(what, label, f"tome(cfg(4), {ratio:g})", 1, timing, 1.0))
+            click.echo(rows[-1].line())
     return rows

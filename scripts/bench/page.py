@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ NUMBERS = ("batch", "time_ratio", "evaluation_ratio", "efficiency", "memory_rati
 TEXTS = ("model", "stack", "name", "machine", "clock", "torch", "diffusers", "python")
 MORE = ("time_low", "time_high", "added_ms", "network_share", "efficiency_limit", "steps", "rounds", "threads")
 OPTIONAL = ("guider_ratio", "modular_ratio")
+ENDS = ("low", "median", "high")
+LONG = 1000  # milliseconds from which on a time is given in seconds
 MAX_BYTES = 10_000_000  # bytes
 
 INTRODUCTION = """# Performance
@@ -23,8 +25,10 @@ An image costs at least its network evaluations. This page measures what guidanc
 the same weights and seeds as the stock diffusers pipeline with its own classifier-free guidance, in one process,
 interleaved.
 
-It is made of docs/performance.json, whose rows are of `guidestack bench --model MODEL --batch IMAGES --json FILE`:
-`guidestack bench --from docs/performance.json --page docs/performance.md`. A table with all rows in a
+It is made of docs/performance.json, whose rows are of `guidestack bench --model MODEL --batch IMAGES --json FILE`, and
+of the files of `guidestack bench --arithmetic --json FILE` and `guidestack bench --merging --json FILE` beside it:
+`guidestack bench --from docs/performance.json --from docs/performance-arithmetic.json --from
+docs/performance-merging.json --page docs/performance.md`. A table with all rows in a
 minute, of one image and few steps: `guidestack bench --quick`.
 
 * **time**: of a whole run over the stock pipeline's; median, smallest and largest ratio to the runs next to it.
@@ -54,6 +58,26 @@ A rule may take less time than its share of evaluations says, or more: a call wi
 Where a run has few steps, its efficiency is a median of few calls and known to some hundredths only, and what is
 encoded once a run weighs as it would not in a run of usual length.
 """
+PARTS = {
+    "arithmetic over": """## One step without the network
+
+`guidestack bench --arithmetic`: all that a rule does once the network has answered, on float32 latents of eight
+pictures of 1024x1024 pixels, over the forward of a guider of diffusers, by the processor time of the thread. A rule
+makes a few passes over memory. Some cannot do with as few as `apg`:
+
+* `fdg` splits every channel by a pyramid, which is four products with matrices of the picture's sides;
+* `fresca` makes a Fourier transform and its inverse;
+* `threshold` looks for a quantile of every channel, exactly, among the largest numbers of its parts;
+* `skimmed` tests each element twice, with three products and comparisons each time.
+""",
+    "a merged pass": """## Token merging
+
+`guidestack bench --merging --clock cpu`: one pass of the network for one sample, with that share of the tokens merged
+by importance, over the plain pass; finding which are alike is part of it. Latents of 32x32 are pictures of 256 pixels,
+those of 64x64 of 512. Below 1 merging pays.
+""",
+}
+"""What stands above the rows of other commands, by how the rows' `what` begins."""
 
 
 def read(path: Path) -> list[Measured]:
@@ -79,6 +103,14 @@ def _whole(row: Any) -> bool:
     def number(value: Any) -> bool:
         return type(value) in (int, float) and math.isfinite(value)
 
+    if isinstance(row, dict) and "what" in row:
+        spreads = [row.get(name) for name in ("seconds", "ratio")]
+        return (
+            all(isinstance(row.get(name), str) for name in ("what", "name", "stack", "machine", "torch"))
+            and any(str(row["what"]).startswith(begin) for begin in PARTS)
+            and number(row.get("threads"))
+            and all(isinstance(one, dict) and all(number(one.get(end)) for end in ENDS) for one in spreads)
+        )
     return (
         isinstance(row, dict)
         and all(number(row.get(name)) for name in (*NUMBERS, *MORE))
@@ -90,10 +122,29 @@ def _whole(row: Any) -> bool:
 def text(rows: Sequence[Measured]) -> str:
     """The text of docs/performance.md."""
     parts = [INTRODUCTION]
-    for key in dict.fromkeys((row["model"], row["batch"]) for row in rows):
-        here = [row for row in rows if (row["model"], row["batch"]) == key]
+    whole = [row for row in rows if "what" not in row]
+    for key in dict.fromkeys((row["model"], row["batch"]) for row in whole):
+        here = [row for row in whole if (row["model"], row["batch"]) == key]
         parts.append(_section(here))
+    for begin, head in PARTS.items():
+        here = [row for row in rows if row.get("what", "").startswith(begin)]
+        parts += [head, *_parts(here)] if here else []
     return "\n".join(parts)
+
+
+def _parts(rows: Sequence[Measured]) -> Iterator[str]:
+    """A table for each thing that was measured."""
+    for what in dict.fromkeys(row["what"] for row in rows):
+        here = [row for row in rows if row["what"] == what]
+        first = here[0]
+        yield f"{what[0].upper()}{what[1:]}; {first['machine']}, {first['threads']} thread, torch {first['torch']}:\n"
+        yield "| stack | time | over |\n|---|---|---|"
+        for row in here:
+            low, median, high = (row["ratio"][end] for end in ENDS)
+            seconds = 1000 * row["seconds"]["median"]
+            time = f"{seconds:.2f} ms" if seconds < LONG else f"{seconds / 1000:.2f} s"
+            yield f"| {_stack(row)} | {time} | {median:.3f} ({low:.3f} to {high:.3f}) |"
+        yield ""
 
 
 def _section(rows: Sequence[Measured]) -> str:

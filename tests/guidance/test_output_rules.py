@@ -14,6 +14,7 @@ import guidestack as gs
 from guidestack.guidance.errors import RuleError
 from guidestack.guidance.prediction import EPSILON, FLOW, X0, Level, Parameterization, Prediction, V
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Predictions
+from guidestack.guidance.rules.threshold import _quantile
 from guidestack.guidance.step import Estimate, Run, State, Step
 
 SHAPE = (3, 4, 8, 8)
@@ -386,6 +387,16 @@ def test_a_threshold_leaves_pixels_in_range_alone_and_brings_others_there() -> N
     plain = updated(gs.CFG(6), c, u, X0, NOISY)[0]
     same(1 / traces["threshold"], torch.stack([one.abs().flatten().quantile(0.9) for one in plain]))
     same(updated(gs.CFG(6) | gs.Threshold(0.9, ceiling=1), c, u, X0, NOISY)[0], plain.clamp(-1, 1))
+
+
+@pytest.mark.parametrize(("size", "share"), [(4096, 0.995), (4096, 0.9), (4095, 0.995), (64, 0.5), (8, 0.999)])
+def test_a_quantile_is_torchs_however_it_is_looked_for(size: int, share: float) -> None:
+    value = torch.randn(2, 3, size, generator=torch.Generator().manual_seed(size)).mul_(8).round_().div_(8).abs_()
+    wanted = torch.quantile(value, share, dim=2, keepdim=True)
+    assert torch.allclose(_quantile(value, share, 2).reshape_as(wanted), wanted, atol=1e-6)
+    spread = value + torch.rand(value.shape, generator=torch.Generator().manual_seed(1))
+    wanted = torch.quantile(spread, share, dim=2, keepdim=True)
+    assert torch.allclose(_quantile(spread, share, 2).reshape_as(wanted), wanted, atol=1e-6)
 
 
 def test_a_mimicked_scale_is_that_scales_range() -> None:

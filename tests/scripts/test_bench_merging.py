@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 
-from guidestack.scripts.bench import cli, merging
+import guidestack as gs
+from guidestack.scripts.bench import cli, merging, page
 
 
 def test_a_pass_merges(pipe: Any) -> None:
@@ -32,6 +32,16 @@ def test_the_command(pipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     result = CliRunner().invoke(cli.command, ["--merging", "--repeats", "1", "--json", str(file)])
     assert result.exit_code == 0, result.output
     (row,) = json.loads(file.read_text())
-    assert (row["size"], row["ratio"]) == (8, 0.5)
-    assert f"{row['time_ratio']:.3f}" in result.output.splitlines()[-1]
-    assert torch.get_num_threads() == 1
+    assert row["what"].endswith("latents of 8x8, over the plain pass")
+    assert row["name"] == "ratio 0.5"
+    assert f"{row['ratio']['median']:.3f}" in result.output.splitlines()[-1]
+    shown = CliRunner().invoke(cli.command, ["--from", str(file), "--page", str(tmp_path / "page.md")])
+    assert shown.exit_code == 0, shown.output
+    written = (tmp_path / "page.md").read_text()
+    assert "## Token merging" in written
+    assert (
+        f"| `tome(cfg(4), 0.5)` | {1000 * row['seconds']['median']:.2f} ms | {row['ratio']['median']:.3f} (" in written
+    )
+    file.write_text(json.dumps([row | {"ratio": {"low": 1}}]))
+    with pytest.raises(gs.GuidestackError, match="is not a file of the bench"):
+        page.read(file)
