@@ -30,8 +30,10 @@ from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import OWN, SAMPLERS
 from ..samplers.noise import generators
+from .generate import note_unasked
 from .options import (
     device_option,
+    network_option,
     notices,
     offload_option,
     own_dtype_option,
@@ -65,6 +67,7 @@ class Edit:
         dtype: type of the network's weights.
         image: digest of the pixels that were edited.
         model: what identifies the model.
+        networks: what identifies each further network that the stacks ask, by its name.
         versions: of the libraries that made it, and on what device.
     """
 
@@ -81,6 +84,7 @@ class Edit:
     dtype: str
     image: str
     model: Mapping[str, str] = field(default_factory=dict)
+    networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -93,7 +97,10 @@ class Edit:
 
     def as_json(self) -> dict[str, Any]:
         """The mapping to write into the image."""
-        return with_rules(dataclasses.asdict(self), self.guidance, self.inversion)
+        told = dataclasses.asdict(self)
+        if not self.networks:
+            del told["networks"]
+        return with_rules(told, self.guidance, self.inversion)
 
 
 def described(path: Path, source: str | None) -> str:
@@ -156,6 +163,7 @@ def check_sampler(name: str, model: str | None) -> None:
     "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of rules that draw at random."
 )
 @click.option("--size", metavar="HxW", help="Resize the image to this first.")
+@network_option
 @own_dtype_option
 @device_option
 @offload_option
@@ -192,7 +200,7 @@ def _edit(options: dict[str, Any]) -> str:
     check_out(options["out"])
     device = chosen_device(options["device"])
     dtype = chosen_dtype(options["dtype"], device, options["model"])
-    how = {name: options[name] for name in ("model", "allow_pickle", "offload")}
+    how = {name: options[name] for name in ("model", "allow_pickle", "offload", "networks")}
     generator = Generator(
         **how, dtype=dtype, device=device, advice="try --dtype float16, --offload, or a smaller --size"
     )
@@ -200,7 +208,9 @@ def _edit(options: dict[str, Any]) -> str:
     picture = sized(picture, path, size, own_size(pipe, family_of(pipe)))
     generator.use(sampler)
     pipe.set_progress_bar_config(unit="step", dynamic_ncols=True)  # a bar for the way back, and one for that forth
-    editing = edit(pipe, guidance, inversion=inversion)
+    note_unasked(options["networks"], [guidance, inversion])
+    networks = {**generator.asked(guidance), **generator.asked(inversion)}
+    editing = edit(pipe, guidance, inversion=inversion, networks=networks)
     recipe = Edit(
         prompt=options["prompt"],
         source=source,
@@ -215,6 +225,7 @@ def _edit(options: dict[str, Any]) -> str:
         dtype=dtype,
         image=digest_of(picture),
         model=generator.identity,
+        networks={**generator.networks_of(guidance), **generator.networks_of(inversion)},
         versions=generator.versions,
     )
     to = options["out"] / recipe.filename

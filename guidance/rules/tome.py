@@ -13,6 +13,7 @@ from torch.nn import functional
 from ..fields import block_names, number, whole
 from ..keyed import Keys
 from ..notation.registry import register
+from ..per_sample import own_axes
 from ..prediction import wide
 from ..query import POSITIVE, Edits, Predictions, PromptEdit
 from ..rule import Wrapper
@@ -237,9 +238,7 @@ class TokenMerge(Wrapper[Merging]):
         maps = _drawn(step.run, step.index, step.evaluation)
         if led is not None:
             away, rows = led
-            apart = predictions[POSITIVE].native - away.native
-            # Rounded: what is as important in one form of the output, up to the last bits, is so in the others.
-            important = apart.abs().mean(1, keepdim=True, dtype=wide(apart.dtype)).float()
+            important = _importance(predictions[POSITIVE].native, away.native)
             if rows is not None and state.maps.shape[1] > 1:
                 mine = rows.to(important.device, non_blocking=True).reshape(-1, *[1] * (important.ndim - 1))
                 important = important.where(mine, state.maps[:, 1:])
@@ -252,6 +251,17 @@ class TokenMerge(Wrapper[Merging]):
     def neutral(self) -> Self:
         """A copy that merges nothing, around the neutral form of the rule."""
         return dataclasses.replace(self, rule=self.rule.neutral(), ratio=0.0)
+
+
+def _importance(c: Tensor, u: Tensor) -> Tensor:
+    """The mean size of the difference at each place, shape ``(B, 1, *places)``, float32.
+
+    Rounded, and 0 where the difference is of the size of rounding errors: what is equal is so in each form of the
+    output and in each batch.
+    """
+    size = (c - u).abs().mean(1, keepdim=True, dtype=wide(c.dtype)).float()
+    least = torch.finfo(torch.float32).eps * c.abs().amax(own_axes(c), keepdim=True).float()
+    return size * (size > least)
 
 
 def _drawn(run: Run, index: int, evaluation: int) -> Tensor:

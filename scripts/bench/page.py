@@ -138,12 +138,12 @@ def _parts(rows: Sequence[Measured]) -> Iterator[str]:
         here = [row for row in rows if row["what"] == what]
         first = here[0]
         yield f"{what[0].upper()}{what[1:]}; {first['machine']}, {first['threads']} thread, torch {first['torch']}:\n"
-        yield "| stack | time | over |\n|---|---|---|"
+        yield "| | stack | time | over |\n|---|---|---|---|"
         for row in here:
             low, median, high = (row["ratio"][end] for end in ENDS)
             seconds = 1000 * row["seconds"]["median"]
             time = f"{seconds:.2f} ms" if seconds < LONG else f"{seconds / 1000:.2f} s"
-            yield f"| {_stack(row)} | {time} | {median:.3f} ({low:.3f} to {high:.3f}) |"
+            yield f"| {row['name']} | {_stack(row)} | {time} | {median:.3f} ({low:.3f} to {high:.3f}) |"
         yield ""
 
 

@@ -301,3 +301,18 @@ def test_psnr() -> None:
     one = black.copy()
     one.putpixel((1, 2), (255, 0, 0))
     assert figure.psnr(one, black) == pytest.approx(10 * math.log10(48))
+
+
+def test_a_second_network(run: Any, model_folder: Path, image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [image, "red", "--inversion", "cfg(2)", "--model", model_folder, "--out", out, *QUICK]
+    status, _, err = run(*command, "--guidance", "autoguidance(2)", "--network", f"weak={model_folder}")
+    assert status == 0, err
+    (path,) = made(out)
+    assert read_recipe(path)["networks"]["weak"]["name"] == str(model_folder)
+    status, _, err = run(*command, "--guidance", "autoguidance(2)")
+    assert status == 2
+    assert "no network of that name was given" in err
+    status, _, err = run(*command, "--guidance", "cfg(2)", "--network", f"weak={model_folder}")
+    assert status == 0
+    assert "--network weak was given, and no stack asks it" in err
