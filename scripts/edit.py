@@ -30,7 +30,7 @@ from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
 from ..samplers.names import OWN, SAMPLERS
 from ..samplers.noise import generators
-from .generate import note_unasked
+from .generating import note_unasked
 from .options import (
     device_option,
     network_option,

@@ -54,6 +54,9 @@ step), `guidestack bench --install` (hooks, and what a hundred calls leave behin
 text are computed anew in each call, as the stock pipeline does: no network of diffusers takes them as an argument, and
 keeping them would cost more memory than the limit of a rule allows.
 
+A rule of the prompt's own pass (`nag`, `nasa`, `pladis`) has the evaluations of `stack()`, with whose time in the same
+table it is to be compared. What an edit does within the network counts against the rule's efficiency.
+
 A rule may take less time than its share of evaluations says, or more: a call with fewer rows costs more for each.
 Where a run has few steps, its efficiency is a median of few calls and known to some hundredths only, and what is
 encoded once a run weighs as it would not in a run of usual length.
@@ -123,8 +126,8 @@ def text(rows: Sequence[Measured]) -> str:
     """The text of docs/performance.md."""
     parts = [INTRODUCTION]
     whole = [row for row in rows if "what" not in row]
-    for key in dict.fromkeys((row["model"], row["batch"]) for row in whole):
-        here = [row for row in whole if (row["model"], row["batch"]) == key]
+    for key in dict.fromkeys((row["model"], row["batch"], row["clock"]) for row in whole):
+        here = [row for row in whole if (row["model"], row["batch"], row["clock"]) == key]
         parts.append(_section(here))
     for begin, head in PARTS.items():
         here = [row for row in rows if row.get("what", "").startswith(begin)]
@@ -151,7 +154,8 @@ def _section(rows: Sequence[Measured]) -> str:
     first = rows[0]
     unit = "processor" if first["clock"] == "cpu" else "wall"
     lines = [
-        f"## {first['model']}, {first['batch']} image{'s' * (first['batch'] > 1)}\n",
+        f"## {first['model']}, {first['batch']} image{'s' * (first['batch'] > 1)}"
+        f"{', processor time' * (first['clock'] == 'cpu')}\n",
         f"{first['machine']}, {first['threads']} thread{'s' * (first['threads'] > 1)}; {unit} time, medians of "
         f"{first['rounds']} round{'s' * (first['rounds'] > 1)} of {_steps(rows)}; torch {first['torch']}, "
         f"diffusers {first['diffusers']}, Python {first['python']}.\n",

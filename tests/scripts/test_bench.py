@@ -348,7 +348,7 @@ def test_the_page_is_made_of_the_rows() -> None:
         "| `cfg(4) \\| rescale(0.7)` | 1.010 (1.000 to 1.020) | 1.000 | 0.990 | 0.900 | 1.000 | 0.25 ms | 0.50 |  |"
         in text
     )
-    assert "## m, 1 image\n\nM, 1 thread; processor time" in text
+    assert "## m, 1 image, processor time\n\nM, 1 thread; processor time" in text
     assert "`cfg(4) \\| rescale(0.7)`, 3 negatives, max_rows=2: efficiency below 0.98." in text
 
 
