@@ -148,7 +148,7 @@ class Studio:
 
     def names(self, wanted: Sequence[Recipe]) -> list[str]:
         """The names of the files of images."""
-        return [self._completed(recipe).filename for recipe in wanted]
+        return [self.completed(recipe).filename for recipe in wanted]
 
     def write_grid(self, sheet: Sheet, out: Path, path: Path) -> None:
         """One labelled picture of the images of `out`."""
