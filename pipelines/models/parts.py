@@ -31,7 +31,7 @@ CONTROLNETS = {
     "HunyuanDiT2DModel": "HunyuanDiT2DControlNetModel",
 }
 """The class of the ControlNets of each network that has some."""
-TASKS = {"text": [""], "image": ["Img2Img"], "inpaint": ["Inpaint", "Inpainting"]}
+TASKS = {"text": "", "image": "Img2Img", "inpaint": "Inpaint"}
 """What an image begins from, each with how the names of diffusers' pipelines for it end."""
 SHARED = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "attention_head_dim")
 """What a ControlNet and the network whose blocks it adds to have in common in their configurations."""
@@ -168,19 +168,19 @@ def as_task(pipe: Pipeline, task: str, controlnets: Sequence[nn.Module] = ()) ->
     name, nets = family_of(pipe).pipeline, list(controlnets)
     followed = "ControlNet" if nets or "ControlNet" in name else ""
     stem = re.sub(r"(ControlNet)?(Img2Img|Inpaint|Inpainting)?Pipeline$", "", name)
-    wanted = [f"{stem}{followed}{end}Pipeline" for end in TASKS[task]]
+    wanted = f"{stem}{followed}{TASKS[task]}Pipeline"
     _check_mask(pipe, task)
-    if name in wanted and not nets:
+    if name == wanted and not nets:
         return pipe
-    if found := next((one for one in wanted if one in FAMILIES), None):
-        cls: Any = pipeline_class(found)
+    if wanted in FAMILIES:
+        cls: Any = pipeline_class(wanted)
         more = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
         return cls.from_pipe(pipe, torch_dtype=None, **more)
     if task == "text" or (task == "image" and "image" in _takes(pipe) and not nets):
         return pipe
     what = {"image": "begins from a picture", "inpaint": "paints in a picture", "text": "follows a ControlNet"}[task]
     raise UnsupportedPipelineError(
-        f"guidestack knows no pipeline of a {name}'s components that {what}: there is no record of a {wanted[0]}"
+        f"guidestack knows no pipeline of a {name}'s components that {what}: there is no record of a {wanted}"
     )
 
 
@@ -302,7 +302,7 @@ def _add_lora(part: Part, pipe: Pipeline, adapter: str) -> None:
         pipe.load_lora_weights(dict(weights), adapter_name=adapter)
     except Exception as error:  # what does not fit fails in as many ways as there are networks
         raise InputError(f"{told} is for another model than this {type(pipe).__name__}: {first_line(error)}") from error
-    count = sum("lora_" in name and "alpha" not in name for name in wanted)
+    count = sum("lora" in name and "alpha" not in name for name in wanted)
     used = sum(
         f".{adapter}" in name
         for module in pipe.components.values()

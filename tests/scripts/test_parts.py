@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from guidestack.pipelines.models.files import read_recipe
 from guidestack.samplers import by_name
@@ -172,6 +172,25 @@ def test_loras(make: Any, models: dict[str, Path], tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", CLASSES)
+def test_a_lora_as_other_programs_write_it(make: Any, models: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    one = lora_of(hand(kind, models), tmp_path / "one")
+    theirs = {}
+    for name, value in load_file(one).items():
+        module, _, end = name.removeprefix("unet.").partition(".lora_")
+        key = f"lora_unet_{module.replace('.', '_')}"
+        theirs[f"{key}.lora_{'down' if end.startswith('A') else 'up'}.weight"] = value
+        theirs[f"{key}.alpha"] = torch.tensor(2.0)  # of rank 2: a scale of 1
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    found, _ = make(kind, "--lora", f"{tmp_path / 'theirs.safetensors'}=0.7")
+    pipe = hand(kind, models)
+    pipe.load_lora_weights(tmp_path, weight_name="theirs.safetensors", adapter_name="one")
+    pipe.set_adapters(["one"], [0.7])
+    assert np.array_equal(found, by_hand(pipe))
+    pipe.unload_lora_weights()
+    assert not np.array_equal(found, by_hand(pipe))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
 def test_ip_adapter(make: Any, models: dict[str, Path], tmp_path: Path, kind: str) -> None:
     file, shown = ip_adapter_of(hand(kind, models), tmp_path), picture(4, tmp_path / "shown.png", (24, 20))
     found, _ = make(kind, "--ip-adapter", f"{file}=0.6", "--ip-image", tmp_path / "shown.png")
@@ -223,9 +242,13 @@ def test_what_does_not_fit_is_one_line(command: Any, models: dict[str, Path], tm
     parts.controlnet(xl.unet).save_pretrained(tmp_path / "net")
     parts.vae(8).save_pretrained(tmp_path / "vae")
     lora, adapter = lora_of(xl, tmp_path / "xl"), ip_adapter_of(xl, tmp_path)
+    own = lora_of(hand("sd", models), tmp_path / "own")
     picture(1, tmp_path / "start.png")
     picture(1, tmp_path / "large.png", (24, 24))
     (tmp_path / "weights.bin").write_bytes(b"pickle")
+    # A part of it fits: only what has no place tells that the rest is of another model.
+    other = {f"{name[:4]}.elsewhere.{name[5:]}": value for name, value in load_file(own).items()}
+    save_file(load_file(own) | other, tmp_path / "more.safetensors")
     (tmp_path / "no.safetensors").write_bytes(b"none")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
@@ -234,6 +257,7 @@ def test_what_does_not_fit_is_one_line(command: Any, models: dict[str, Path], tm
     shown = ["--ip-image", tmp_path / "start.png"]
     for options, message in (
         (["--lora", lora], "is for another model than this StableDiffusionPipeline"),
+        (["--lora", tmp_path / "more.safetensors"], "of its"),
         (["--lora", tmp_path / "plain.safetensors"], "holds no LoRA"),
         (["--lora", tmp_path / "no.safetensors"], "cannot be read as safetensors"),
         (["--lora", tmp_path / "weights.bin"], "takes a .safetensors file"),
