@@ -126,8 +126,7 @@ class Generator:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        plain = not self.parts and not self.pictures.by_name
-        pipe, _ = load(*self._how) if plain else load(*self._how, lambda one: self._parts.fit(one, self.pictures.task))
+        pipe, _ = load(*self._how, lambda one: self._parts.fit(one, self.pictures.task))
         return pipe, pipe.scheduler
 
     @property
@@ -295,9 +294,8 @@ class Generator:
         options |= self._levels(sampler, steps)
         if size and "height" in self.takes:
             options["height"], options["width"] = size
-        if self.pictures.by_name:
-            own = own_size(self.pipe, family_of(self.pipe))
-            options |= self._arguments(self.pictures.at(size, own), len(filled))
+        own = own_size(self.pipe, family_of(self.pipe))
+        options |= self._arguments(self.pictures.at(size, own), len(filled))
         if strength is not None:
             options["strength"] = strength
         began = time.perf_counter()
@@ -315,7 +313,13 @@ class Generator:
         return Made(finished, report, time.perf_counter() - began, lost if len(finished) < len(asked) else None)
 
     def _arguments(self, pictures: Pictures, count: int) -> dict[str, Any]:
-        """The arguments of the pipeline for pictures, and for the scales of parts."""
+        """The arguments of the pipeline for pictures, and for the scales of parts.
+
+        Raises:
+            InputError: it takes no such picture, or a ControlNet has none to follow.
+        """
+        if getattr(self.pipe, "controlnet", None) is not None and not pictures.control:
+            raise InputError("this model has a ControlNet, which follows a picture; give --control IMAGE")
         return {**pictures.arguments(self.takes, count), **self._parts.arguments(self.takes)}
 
     def _levels(self, sampler: str, steps: int) -> dict[str, Any]:

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from guidestack.guidance.errors import UnsupportedPipelineError
 from guidestack.pipelines.models.files import read_recipe
+from guidestack.pipelines.models.parts import as_task
 from guidestack.samplers import by_name
 
 from ..pipelines.tiny import load, parts
@@ -351,3 +353,41 @@ def test_a_batch_of_everything_is_its_images(command: Any, models: dict[str, Pat
     assert len(images[0]) == len(images[1]) == 6
     assert max(int(np.abs(one - other).max()) for one, other in zip(*images, strict=True)) <= 1
     assert min(int(np.abs(images[0][0] - other).max()) for other in images[0][1:]) > 1
+
+
+def test_models_for_pictures(command: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    """A folder may hold a pipeline for another task than the one that is asked for."""
+    for name in ("StableDiffusionInpaintPipeline, 9 channels", "StableDiffusionControlNetPipeline"):
+        load(name).make().save_pretrained(tmp_path / name.partition(",")[0])
+    start, mask = picture(1, tmp_path / "start.png"), half(tmp_path / "mask.png")
+    inpaint = tmp_path / "StableDiffusionInpaintPipeline"
+    pictures = ["--image", tmp_path / "start.png", "--mask", tmp_path / "mask.png"]
+
+    def made(folder: Path, *options: object) -> tuple[int, str]:
+        status, _, err = command("generate", "a cat", "--model", folder, "--out", tmp_path / "out", *QUICK, *options)
+        return status, err
+
+    for options in ([], pictures[:2]):
+        status, err = made(inpaint, *options)
+        assert (status, "sees a mask; give --image and --mask" in err) == (2, True), err
+    status, err = made(inpaint, *pictures, "--strength", 1)
+    assert status == 0, err
+    (path,) = (tmp_path / "out").glob("*.png")
+    pipe = hand("sd", {"sd": inpaint}, "Inpaint")
+    wanted = by_hand(pipe, image=start, mask_image=mask, strength=1.0, height=16, width=16)
+    assert np.array_equal(np.asarray(Image.open(path)), wanted)
+    status, err = made(tmp_path / "StableDiffusionControlNetPipeline")
+    assert (status, "follows a picture; give --control IMAGE" in err) == (2, True), err
+    assert made(tmp_path / "StableDiffusionControlNetPipeline", "--control", tmp_path / "start.png")[0] == 0
+
+
+def test_a_folder_for_pictures_makes_images_from_text(command: Any, tmp_path: Path) -> None:
+    load("StableDiffusionImg2ImgPipeline").make().save_pretrained(tmp_path / "model")
+    status, _, err = command("generate", "a cat", "--model", tmp_path / "model", "--out", tmp_path / "out", *QUICK)
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(("task", "message"), [("image", "begins from a picture"), ("inpaint", "paints in a picture")])
+def test_a_family_without_the_task(dit: Any, task: str, message: str) -> None:
+    with pytest.raises(UnsupportedPipelineError, match=f"a DiTPipeline's components that {message}"):
+        as_task(dit, task)
