@@ -53,28 +53,41 @@ def test_what_is_no_axis(text: str) -> None:
 
 
 def test_two_axes_in_one_picture(command: Any, model_folder: Path, tmp_path: Path) -> None:
-    options = ["--axis", "w=1:5:3", "--axis", "sampler=ddim,euler", "--model", model_folder, "--steps", 2, "--batch", 4]
+    options = [
+        "--axis",
+        "w=1:5:3",
+        "--axis",
+        "sampler=ddim,euler-a",
+        "--model",
+        model_folder,
+        "--steps",
+        2,
+        "--batch",
+        4,
+    ]
     status, out, err = command("generate", "a cat", "--guidance", "cfg({w})", *options, "--out", tmp_path / "out")
     assert status == 0, err
     assert f"grid: {tmp_path / 'out' / 'grid.png'}" in out
     made = recipes(tmp_path / "out")
-    wanted = {(f"cfg({w})", sampler) for w in (1, 3, 5) for sampler in ("ddim", "euler")}
+    wanted = {(f"cfg({w})", sampler) for w in (1, 3, 5) for sampler in ("ddim", "euler-a")}
     assert {(one["guidance"], one["sampler"]) for one in made} == wanted
     assert {one["seed"] for one in made} == {0}
     # Every place of the picture has the image of its values: the last axis has the columns.
     grid, enlarged = pixels(tmp_path / "out" / "grid.png"), 128
     left = grid.shape[1] - 2 * (enlarged + 6)
     top = grid.shape[0] - 3 * (enlarged + 6)
-    for path in sorted((tmp_path / "out").glob("a-cat*.png")):
+    made_there = sorted((tmp_path / "out").glob("a-cat*.png"))
+    assert len({pixels(path).tobytes() for path in made_there}) == 6
+    for path in made_there:
         recipe = read_recipe(path)
-        row, column = (1, 3, 5).index(int(recipe["guidance"][4])), ("ddim", "euler").index(recipe["sampler"])
+        row, column = (1, 3, 5).index(int(recipe["guidance"][4])), ("ddim", "euler-a").index(recipe["sampler"])
         x, y = left + column * (enlarged + 6), top + row * (enlarged + 6)
         there = grid[y : y + enlarged : 8, x : x + enlarged : 8]
         assert np.array_equal(there, pixels(path)), (row, column)
     # Nothing is made anew, and the same images without axes are there already.
     again = command("generate", "a cat", "--guidance", "cfg({w})", *options, "--out", tmp_path / "out")
     assert "6 were there already" in again[1]
-    single = ["--guidance", "cfg(3)", "--sampler", "euler", "--steps", 2, "--model", model_folder]
+    single = ["--guidance", "cfg(3)", "--sampler", "euler-a", "--steps", 2, "--model", model_folder]
     assert "1 was there already" in command("generate", "a cat", *single, "--out", tmp_path / "out")[1]
 
 

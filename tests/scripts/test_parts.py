@@ -118,12 +118,19 @@ def ip_adapter_of(pipe: Any, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_from_a_picture(make: Any, models: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_from_a_picture(make: Any, command: Any, models: dict[str, Path], tmp_path: Path, kind: str) -> None:
     start = picture(1, tmp_path / "start.png")
     found, path = make(kind, "--image", tmp_path / "start.png", "--strength", 0.7)
     wanted = by_hand(hand(kind, models, "Img2Img"), image=start, strength=0.7)
     assert np.array_equal(found, wanted)
     assert read_recipe(path)["strength"] == 0.7
+    # Strengths do not go into one call.
+    more = ["--axis", "strength=0.7,0.4", "--batch", 2, "--image", tmp_path / "start.png"]
+    status, _, err = command("generate", "a cat", "--model", models[kind], "--out", tmp_path / "both", *QUICK, *more)
+    assert status == 0, err
+    made = {read_recipe(one)["strength"]: np.asarray(Image.open(one)) for one in (tmp_path / "both").glob("a-*.png")}
+    assert int(np.abs(made[0.7].astype(int) - found).max()) <= 1
+    assert not np.array_equal(made[0.4], found)
     assert not np.array_equal(found, make(kind, out="without")[0])
 
 
