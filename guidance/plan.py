@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .keyed import Keys
+from .notebook import MAX_STEPS, table
 from .prediction import EPSILON, Level
 from .query import Evaluation, Network, Query, Request
 from .rule import Stack
 from .run import GuidedRun
 from .step import Estimate, Run, Step
+from .words import counted
 
 SHAPE = (2, 1, 1, 1)  # as many axes as a sample has anywhere, and two numbers, of which a deviation can be taken
 
@@ -51,10 +53,67 @@ class Planned:
     asking: frozenset[int]
     turn: int = 0
 
+    @property
+    def place(self) -> str:
+        """The step, with the evaluation in it that is not the first, and the turn: ``"3"``, ``"3.1"``, ``"3 t1"``."""
+        evaluation = f".{self.when.evaluation}" if self.when.evaluation else ""
+        return f"{self.when.step}{evaluation}{f' t{self.turn}' if self.turn else ''}"
 
-def plan(
-    stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: int = 0, batch: int = 1
-) -> list[Planned]:
+    def __str__(self) -> str:
+        """A line of the table that `Plan` writes."""
+        asked = ", ".join(map(str, self.queries))
+        return f"{self.place:>6} {self.when.level.k_sigma:>12.4g}  {len(self.queries):>11}  {asked}"
+
+
+class Plan(list[Planned]):
+    """What a stack asks for at each evaluation of a schedule. ``str`` is a table of it; a notebook shows one too.
+
+    Args:
+        stack: the stack.
+        planned: the evaluations of the stack, in order.
+    """
+
+    HEAD = f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries"
+
+    def __init__(self, stack: Stack, planned: Iterable[Planned]) -> None:
+        super().__init__(planned)
+        self.stack = stack
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a sample; the most that there can be if `at_most`."""
+        return sum(len(one.queries) for one in self)
+
+    @property
+    def at_most(self) -> bool:
+        """Whether a rule decides as it goes, so that a run may take fewer evaluations."""
+        return any(part.data_dependent for part in self.stack.parts())
+
+    @property
+    def unguided(self) -> int:
+        """Network evaluations of a sample without guidance: the sampler's own."""
+        return sum(not one.turn for one in self)
+
+    @property
+    def cost(self) -> str:
+        """The evaluations of a sample in words."""
+        return f"{'at most ' if self.at_most else ''}{counted(self.evaluations, 'evaluation')} a sample"
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.stack}: {self.cost}; unguided: {self.unguided}", self.HEAD, *map(str, self)])
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        rows = [
+            (one.place, f"{one.when.level.k_sigma:.4g}", str(len(one.queries)), ", ".join(map(str, one.queries)))
+            for one in self[:MAX_STEPS]
+        ]
+        more = f"and {len(self) - MAX_STEPS} more" if len(self) > MAX_STEPS else ""
+        heads = ("step", "sigma/alpha", "evaluations", "queries")
+        return table(f"{self.stack}: {self.cost}; unguided: {self.unguided}", heads, rows, more)
+
+
+def plan(stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: int = 0, batch: int = 1) -> Plan:
     """What `stack` asks for at each evaluation of `schedule`, in order, with the turns of its rules.
 
     Args:
@@ -83,7 +142,7 @@ def plan(
         for record in run.report.steps[done:]:
             queries = tuple(sorted((query for query, rows in record.queries.items() if rows), key=str))
             planned.append(Planned(when, queries, asking, record.turn))
-    return planned
+    return Plan(stack, planned)
 
 
 def level_before(schedule: Sequence[When], place: int, begin: int = 0) -> Level | None:

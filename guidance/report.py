@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .notebook import MAX_STEPS, table
 from .prediction import Level
 from .query import Query
-
-MAX_STEPS = 60  # steps that a notebook shows of a report
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,16 +109,15 @@ class Report:
         """A table of the steps, for notebooks. Traces are means over samples; waits for their device."""
         names = list(dict.fromkeys(name for record in self.steps for name in record.traces))
         heads = ("step", "sigma/alpha", "evaluated for so many samples", "calls", "rows", *names)
-        lines = [f"<tr>{''.join(f'<th>{html.escape(head)}</th>' for head in heads)}</tr>"]
+        rows = []
         for record in self.steps[:MAX_STEPS]:
             asked = ", ".join(f"{query}: {len(samples)}" for query, samples in record.queries.items()) or "nothing"
             place = f"{record.index}{f' ({record.evaluation + 1})' if record.evaluation else ''}"
             place += f", turn {record.turn}" if record.turn else ""
             traces = [f"{record.traces[name].float().nanmean():.4g}" if name in record.traces else "" for name in names]
-            cells = (place, f"{record.level.k_sigma:.4g}", asked, str(record.calls), str(record.rows), *traces)
-            lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
-        more = f"<p>and {len(self.steps) - MAX_STEPS} more</p>" if len(self.steps) > MAX_STEPS else ""
-        return f"<p>{html.escape(str(self))}</p><table>{''.join(lines)}</table>{more}"
+            rows.append((place, f"{record.level.k_sigma:.4g}", asked, str(record.calls), str(record.rows), *traces))
+        more = f"and {len(self.steps) - MAX_STEPS} more" if len(self.steps) > MAX_STEPS else ""
+        return table(str(self), heads, rows, more)
 
     def __str__(self) -> str:
         evaluations = self.evaluations

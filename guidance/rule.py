@@ -7,6 +7,7 @@ serves any number of runs at once, prints, compares, pickles, and is written to 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from torch import Tensor
 from .errors import CompositionError, RuleError, shown
 from .fields import parameters, set_field
 from .files import RuleFile
+from .notebook import table
 from .objective import Bound
 from .prediction import Prediction, Space
 from .query import ANY, NEGATIVE, NULL, Edits, Predictions, PromptEdit, Queries, Query, RowMask, covered, united
@@ -25,6 +27,8 @@ from .turn import Look, Sight
 
 DEEPEST = 30
 """Rules inside one another, a stack in a rule counted: what is deeper could be read and not written, or the reverse."""
+FURTHER = "\N{EM SPACE}" * 2
+"""What a table for notebooks has before a rule that is inside another one; blanks would not be shown."""
 STACK = "stack"
 """The name of the empty or nested stack in text."""
 
@@ -263,6 +267,13 @@ class Rule(Generic[StateT]):
         """``rule | rule``: the stack of the two, left to right."""
         return Stack(self, other) if isinstance(other, Rule) else NotImplemented
 
+    def _repr_html_(self) -> str:
+        """A table of the rules in it, for notebooks: what each does and asks for."""
+        rows = list(_told(self, 0))
+        named = all(isinstance(part, Stack) or "_name" in vars(type(part)) for part in self.parts())
+        beneath = "" if rows else "the unguided model"
+        return table(str(self) if named else repr(self), ("rule", "what it does", "asks for"), rows, beneath)
+
     def __str__(self) -> str:
         """The text that `parse` reads back as an equal rule.
 
@@ -276,6 +287,21 @@ class Rule(Generic[StateT]):
             for field, value in given(self)
         ]
         return f"{name}({', '.join(arguments)})"
+
+
+def _told(rule: Rule, depth: int) -> Iterator[tuple[str, str, str]]:
+    """A line for a rule and for each inside it, which is further to the right."""
+    if isinstance(rule, Stack):
+        for one in rule.rules:
+            yield from _told(one, depth)
+        return
+    values = ((field.name, value) for field, value in given(rule) if not isinstance(value, Rule))
+    written = ", ".join(f"{name}={literal(value)}" for name, value in values)
+    does = (inspect.getdoc(type(rule)) or "").partition("\n")[0]
+    name = getattr(type(rule), "_name", type(rule).__name__)
+    yield f"{FURTHER * depth}{name}({written})", does, ", ".join(sorted(map(str, rule.asks()))) or "nothing"
+    for one in rule.inner():
+        yield from _told(one, depth + 1)
 
 
 def given(rule: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:

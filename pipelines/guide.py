@@ -14,11 +14,13 @@ from ..guidance.fields import count
 from ..guidance.notation.objectives import checked
 from ..guidance.notation.presets import as_stack
 from ..guidance.observe import Observer
+from ..guidance.plan import Plan, plan
 from ..guidance.report import Report
 from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
-from ..samplers import parameterization
+from ..samplers import grid, parameterization, scheduler_with_steps
 from ..samplers.moving import check_room
+from ..samplers.names import OWN
 from .answerable import ASKED, check_answerable, check_rows
 from .families.lookup import denoisers_of, family_of, hands_on
 from .families.record import Call, Family, Pipeline
@@ -201,6 +203,20 @@ class GuidedPipeline(Surface):
                 hooks.enter_context(calling(denoiser, answer, session.caller.owns))
             hooks.enter_context(methods(scheduler, session.steps.watched))
             yield
+
+    def plan(self, steps: int, negatives: int = 1, positives: int = 0) -> Plan:
+        """What a call of so many steps is going to ask for; nothing is run. ``str`` of it is a table.
+
+        Args:
+            steps: ``num_inference_steps`` of the call.
+            negatives: how many negative prompts a sample has.
+            positives: how many it has beside its prompt.
+
+        Raises:
+            GuidestackError: the stack is not for such a run.
+        """
+        schedule = grid(scheduler_with_steps(OWN, self.pipe.scheduler, steps))
+        return plan(self.stack, schedule.points, negatives, positives)
 
     @property
     def report(self) -> Report | None:

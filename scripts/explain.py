@@ -12,7 +12,7 @@ import click
 
 from ..guidance.notation import presets
 from ..guidance.notation.registry import citation
-from ..guidance.plan import Planned, never_asking, plan
+from ..guidance.plan import Plan, Planned, never_asking, plan
 from ..guidance.rule import Stack, models_of, remarks
 from ..guidance.words import counted
 from ..pipelines.models.bundled import EMOJI
@@ -38,30 +38,14 @@ class Explained:
     stack: Stack
     sampler: str
     steps: int
-    planned: Sequence[Planned]
+    planned: Plan
     notes: Sequence[str]
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations of a sample, which are the most that there can be if `at_most`."""
-        return sum(len(one.queries) for one in self.planned)
-
-    @property
-    def at_most(self) -> bool:
-        """Whether a rule decides as it goes and may ask for less."""
-        return any(part.data_dependent for part in self.stack.parts())
-
-    @property
-    def unguided(self) -> int:
-        """Network evaluations of a sample without guidance: the sampler's own."""
-        return sum(not one.turn for one in self.planned)
 
     @property
     def summary(self) -> str:
         """The cost in one line."""
-        bound = "at most " if self.at_most else ""
-        spent, each = counted(self.evaluations, "evaluation"), counted(self.steps, "step")
-        return f"{bound}{spent} a sample in {each} of {self.sampler}; unguided: {self.unguided}"
+        planned, each = self.planned, counted(self.steps, "step")
+        return f"{planned.cost} in {each} of {self.sampler}; unguided: {planned.unguided}"
 
 
 def explained(
@@ -87,14 +71,6 @@ def explained(
         for place in never_asking(stack, planned)
     ]
     return Explained(stack, sampler, steps, planned, [*remarks(stack), *outside])
-
-
-def line(planned: Planned) -> str:
-    """The line that `explain` prints for one evaluation."""
-    when = planned.when
-    step = f"{when.step}.{when.evaluation}" if when.evaluation else f"{when.step}"
-    step += f" t{planned.turn}" if planned.turn else ""
-    return f"{step:>6} {when.level.k_sigma:>12.4g}  {len(planned.queries):>11}  {', '.join(map(str, planned.queries))}"
 
 
 def evaluation_as_json(planned: Planned) -> dict[str, Any]:
@@ -139,9 +115,9 @@ def command(
                 "stack": str(read),
                 "sampler": sampler,
                 "steps": steps,
-                "evaluations": said.evaluations,
-                "at_most": said.at_most,
-                "unguided": said.unguided,
+                "evaluations": planned.evaluations,
+                "at_most": planned.at_most,
+                "unguided": planned.unguided,
                 "plan": [evaluation_as_json(one) for one in planned],
                 "notes": notes,
                 "citation": papers,
@@ -149,9 +125,9 @@ def command(
         )
         return
     click.echo(f"{read}\n")
-    click.echo(f"{'step':>6} {'sigma/alpha':>12}  {'evaluations':>11}  queries")
+    click.echo(planned.HEAD)
     for one in planned:
-        click.echo(line(one))
+        click.echo(str(one))
     click.echo(f"\n{said.summary}")
     if len(read.rules) > 1 or len(list(read.parts())) > 2:
         click.echo("composition: these rules go together")

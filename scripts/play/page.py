@@ -17,7 +17,6 @@ from ...guidance.rule import Stack
 from ...pipelines.models.files import read_recipe
 from ...pipelines.models.recipe import Recipe
 from ...samplers import SAMPLERS
-from ..explain import line
 from .cards import Cards
 from .copies import command_of, python_of
 from .making import DEFAULTS, Cell, Job, Maker, Plan, planned, read, recipe_of
@@ -155,7 +154,7 @@ class Column:
                 self.text.error = None
                 told = self.plan.explained.summary
                 notes = "\n".join([*self.plan.notes, *warned])
-                steps = "\n".join(map(line, self.plan.explained.planned))
+                steps = "\n".join(map(str, self.plan.explained.planned))
         self.cost.text, self.notes.text, self.steps.text = told, notes, steps
 
     def recipe(self, settings: Mapping[str, Any]) -> Recipe:

@@ -450,3 +450,17 @@ def test_a_denoiser_that_is_no_module_is_refused(new_pipe: Any) -> None:
         guided("a", **GIVEN)
     pipe.unet = inner
     guided("a", generator=seeded(1), **GIVEN)
+
+
+@pytest.mark.parametrize("stack", ["during(cfg(3), progress=(0, 0.5)) | rescale(0.5)", "perpneg(3)"])
+def test_the_plan_is_what_the_run_asks(pipe: Any, stack: str) -> None:
+    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    guided = gs.guide(pipe, stack)
+    several = {"negatives": 2, "positives": 1} if "perpneg" in stack else {}
+    plan = guided.plan(4, **several)
+    options = {"negative_prompt": [["b", "c"]], "extra_prompt": [["d"]]} if several else {}
+    guided(["a"], num_inference_steps=4, output_type="latent", **options)
+    assert guided.report is not None
+    assert [one.when.step for one in plan] == [record.index for record in guided.report.steps]
+    assert [len(one.queries) for one in plan] == [len(record.queries) for record in guided.report.steps]
+    assert [plan.evaluations] == guided.report.evaluations
