@@ -1,0 +1,26 @@
+"""The notebooks of the documentation run, with few steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guidestack.scripts.dev.notebooks import FOLDER, PARAMETERS, execute
+
+FEW: dict[str, dict[str, Any]] = {
+    "first-steps": {"STEPS": 3},
+    "compare": {"PROMPTS": 2, "STEPS": 2},
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.ipynb")))
+def test_it_runs_and_shows_what_its_file_shows(name: str, tmp_path: Path) -> None:
+    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+    assert sum(PARAMETERS in cell["metadata"].get("tags", ()) for cell in notebook["cells"]) == 1
+    few = {**FEW[name], **({"OUT": str(tmp_path / "run")} if name == "compare" else {})}
+    for cell, outputs in execute(notebook, **few):
+        kinds = [sorted(one.get("data", {"text": 0})) for one in outputs]
+        assert kinds == [sorted(one.get("data", {"text": 0})) for one in cell["outputs"]], "".join(cell["source"])
