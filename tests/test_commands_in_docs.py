@@ -27,7 +27,7 @@ def commands(text: str) -> list[list[str]]:
             continue
         for line in block.replace("\\\n", " ").splitlines():
             called = re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?guidestack (?!:)(.*)", line)
-            if called:
+            if called and called[1][:1] not in "|>":
                 found.append(shlex.split(called[1], comments=True))
     return found
 

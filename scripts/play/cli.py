@@ -6,14 +6,22 @@ from typing import Any
 
 import click
 
-from ..options import device_option, dtype_option, needs, network_option, offload_option, rules_option, threads_option
+from ..options import (
+    device_option,
+    needs,
+    network_option,
+    offload_option,
+    own_dtype_option,
+    rules_option,
+    threads_option,
+)
 from .addresses import check_port
 
 
 @click.command()
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @network_option
-@dtype_option
+@own_dtype_option
 @device_option
 @offload_option
 @threads_option

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...pipelines.models.generator import Generator
-from ...pipelines.models.loading import chosen_sampler
+from ...pipelines.models.loading import chosen_device, chosen_dtype, chosen_sampler
 from .addresses import is_local
 from .making import Maker
 from .page import LARGEST_FILE, Model, Page
@@ -79,7 +79,7 @@ class Guard:
 def serve(
     model: str | None,
     networks: Mapping[str, str],
-    dtype: str,
+    dtype: str | None,
     device: str | None,
     offload: bool,
     allow_pickle: bool,
@@ -92,8 +92,10 @@ def serve(
     Raises:
         InputError: the model or the device cannot be used.
     """
+    where = chosen_device(device)
+    dtype = chosen_dtype(dtype, where, model)
     generator = Generator(
-        model, dtype, device, allow_pickle, offload, networks, advice="try --dtype float16, --offload or a smaller size"
+        model, dtype, where, allow_pickle, offload, networks, advice="try --offload or a smaller size"
     )
     about = Model(model, dtype, networks, chosen_sampler(None, model))
     maker = Maker(generator)
