@@ -300,7 +300,7 @@ def _told(rule: Rule, depth: int) -> Iterator[tuple[str, str, str]]:
     does = (inspect.getdoc(type(rule)) or "").partition("\n")[0]
     name = getattr(type(rule), "_name", type(rule).__name__)
     yield f"{FURTHER * depth}{name}({written})", does, ", ".join(sorted(map(str, rule.asks()))) or "nothing"
-    for one in rule.inner():
+    for one in rule.nested():
         yield from _told(one, depth + 1)
 
 
