@@ -21,7 +21,17 @@ from ...guidance.errors import InputError
 from ...guidance.words import counted
 from .. import extractors
 from .. import statistics as intervals
-from ..metrics import Metric, PairMetric, RecordMetric, SampleMetric, Samples, SetMetric, Statistic, TooFewError
+from ..metrics import (
+    Metric,
+    PairMetric,
+    PromptMetric,
+    RecordMetric,
+    SampleMetric,
+    Samples,
+    SetMetric,
+    Statistic,
+    TooFewError,
+)
 from ..store.folder import EACH, METRICS, RECORDS, SCHEMA, VALUES, RunFolder, damaged, parquet_bytes
 
 IMAGES = 64  # images in memory at a time
@@ -151,6 +161,8 @@ class Cell:
             if baseline is None:
                 raise InputError(metric.lacks((), False, True))
             return self._of_pairs(metric, baseline)
+        if isinstance(metric, PromptMetric):
+            return self._of_prompts(metric)
         raise InputError("is of a set of images, and of no single one")
 
     def statistic(self, metric: Metric, rows: Rows, baseline: Cell | None = None) -> Statistic:
@@ -165,6 +177,15 @@ class Cell:
         values = self.values(metric, baseline)[rows]
 
         return lambda chosen: mean(values[chosen])
+
+    def _of_prompts(self, metric: PromptMetric) -> Values:
+        """The number of each sample's prompt, NaN where none of its images has one."""
+        single, found = self._of_samples(metric.inner), np.full(len(self), math.nan)
+        for rows in intervals.members(self.prompts):
+            known = rows[~np.isnan(single[rows])]
+            if len(known):
+                found[rows] = metric.reduce(single[known])
+        return found
 
     def _of_samples(self, metric: SampleMetric) -> Values:
         name = metric.full_name
@@ -297,6 +318,8 @@ class Cells:
             else:
                 low, high = intervals.bootstrap(values, prompts, metric.range)
             named = self.named(metric)
+            if isinstance(metric, PromptMetric):
+                named = metric.named(len(values), len(np.unique(prompts)))
         units = len(np.unique(prompts))
         note = metric.note(len(prompts))
         if math.isnan(low):

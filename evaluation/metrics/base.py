@@ -6,6 +6,7 @@ kind                  a number of                                               
 `SampleMetric`        each image; a cell has their mean                                 ``saturation``, ``concept``
 `PairMetric`          each image and the baseline's of the same prompt and seed         ``ssim``
 `RecordMetric`        each record; a cell has their mean                                ``evaluations``
+`PromptMetric`        each prompt, from those of its images; a cell has their mean      ``worst``
 `SetMetric`           a set of images                                                   ``frechet``, ``diversity``
 ====================  ================================================================  ===========================
 
@@ -185,6 +186,23 @@ class RecordMetric(Metric):
     """
 
     column: ClassVar[str] = ""
+
+
+class PromptMetric(Metric):
+    """A number of each prompt, made of another metric's numbers of its images, of all seeds; a cell has their mean."""
+
+    @property
+    def inner(self) -> SampleMetric:
+        """The metric of single images that it is made of."""
+        raise NotImplementedError
+
+    def lacks(self, labels: Collection[str], baseline: bool, images: bool) -> str:
+        """What the inner metric needs and a sweep does not have; "" if nothing."""
+        return self.inner.lacks(labels, baseline, images)
+
+    def reduce(self, values: Values) -> float:
+        """The number of a prompt, from those of its images, of which none is NaN."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from ...guidance.notation import registry as notation
 from ...guidance.notation.text import parse_call
 from .. import extractors, references
 from ..paths import located
-from .base import Metric, PairMetric, RecordMetric, SampleMetric, SetMetric
+from .base import Metric, PairMetric, PromptMetric, RecordMetric, SampleMetric, SetMetric
 
 GROUP = "guidestack.metrics"
 """The group of entry points by which a package brings metrics."""
@@ -35,6 +35,7 @@ KNOWN = {
 }
 """Metrics that are asked for and that guidestack does not bring, by name, with the package that computes them."""
 
+KINDS = (SampleMetric, PairMetric, RecordMetric, PromptMetric, SetMetric)
 M = TypeVar("M", bound=type[Metric])
 _METRICS: dict[str, type[Metric]] = {}
 
@@ -47,14 +48,14 @@ def register(name: str) -> Callable[[M], M]:
 
     Raises:
         InputError: the name is taken or is no identifier, or the class is not a frozen dataclass of one of the kinds
-            `SampleMetric`, `PairMetric`, `RecordMetric` and `SetMetric`, has another `better` than ``"up"``,
-            ``"down"`` and ``"none"``, or has no docstring, whose first line is its summary.
+            `SampleMetric`, `PairMetric`, `RecordMetric`, `PromptMetric` and `SetMetric`, has another `better` than
+            ``"up"``, ``"down"`` and ``"none"``, or has no docstring, whose first line is its summary.
     """
 
     def decorate(metric: M) -> M:
         if not name.isidentifier() or name in _METRICS:
             raise InputError(f"a metric's name is an identifier that no other metric has; got {name!r}")
-        if not (isinstance(metric, type) and issubclass(metric, SampleMetric | PairMetric | RecordMetric | SetMetric)):
+        if not (isinstance(metric, type) and issubclass(metric, KINDS)):
             raise InputError(f"a metric is a class of a kind such as SampleMetric; got {shown(metric)}")
         if not getattr(getattr(metric, "__dataclass_params__", None), "frozen", False):
             raise InputError(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...guidance.errors import InputError
 from ..extractors import full_name, load
-from ..metrics import PairMetric, SampleMetric, parse_metric
+from ..metrics import PairMetric, PromptMetric, SampleMetric, parse_metric
 from ..spec.prompts import Prompt
 
 PICTURE = (1, 64, 64, 3)  # of noise: metrics are tried on it before anything is made
@@ -61,7 +61,8 @@ class Meter:
             if lacking := metric.lacks(known, baseline, images):
                 raise InputError(f"the metric {metric} {lacking}")
             metric.named(1)  # which looks for the files of its extractor and reference
-        each = tuple(metric for metric in metrics if isinstance(metric, SampleMetric))
+        metrics = [metric.inner if isinstance(metric, PromptMetric) else metric for metric in metrics]
+        each = tuple(dict.fromkeys(metric for metric in metrics if isinstance(metric, SampleMetric)))
         # Pairs are compared when the baseline's images are there, by other features than those of a whole image.
         needed = (one.extractor for one in metrics if one.extractor and not isinstance(one, PairMetric))
         meter = cls(each, tuple(dict.fromkeys(needed)), device)

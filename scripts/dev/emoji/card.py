@@ -57,6 +57,20 @@ def figure_rows(measured: dict[str, Any], baseline: dict[str, Any] | None) -> st
     return "\n".join(rows)
 
 
+def copied(found: dict[str, Any] | None) -> str:
+    """What is said of copies of training pictures."""
+    if found is None:
+        return "Whether pictures are copies of training pictures has not been measured."
+    near = found["near"]
+    return (
+        f"Is a picture a copy? The nearest training picture on its background is {found['made']:.3f} away (median; "
+        f"root mean square of the pixels in [0, 1]); for {found['pictures']} pictures of other concepts, which were not "
+        f"trained on, it is {found['held_out']:.3f}. {near['share']:.1%} of the generated pictures ({near['low']:.1%} "
+        f"to {near['high']:.1%}) are nearer to a training picture than 95% of those are. A prompt names one training "
+        "picture, which the model is meant to draw: of this model some of it is the point."
+    )
+
+
 def card(folder: Path) -> None:
     """Write ``README.md`` into the pipeline folder, from the JSON files there."""
     made, measured = (json.loads((folder / f"{name}.json").read_text()) for name in ("made", "measured"))
@@ -70,6 +84,7 @@ def card(folder: Path) -> None:
         "training": training_rows(made),
         "total": f"{made['step'] + (sum(steps for steps, *_ in EARLIER) if made['init'] else 0):,}",
         "figures": figure_rows(measured, json.loads(before.read_text()) if before.exists() else None),
+        "copies": copied(measured.get("copies")),
         **{key: measured[key] for key in ("prompts", "references", "scale", "steps", "seed")},
     }
     with replacing(folder / "README.md") as path:

@@ -124,6 +124,64 @@ def recognized(
     return {key: Share(value, len(asked)) for key, value in right.items()}
 
 
+def nearest_distances(made: NDArray[np.float32], trained: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far each picture is from the nearest of others: the root mean square of their pixels' difference, in [0, 1].
+
+    Args:
+        made: pictures ``(N, H, W, 3)`` in [0, 1].
+        trained: pictures ``(M, H, W, 3)`` likewise.
+    """
+    rows, others = (one.reshape(len(one), -1).astype(np.float64) for one in (made, trained))
+    square = (rows**2).sum(1)[:, None] - 2 * rows @ others.T + (others**2).sum(1)
+    found: NDArray[np.float64] = np.sqrt(square.min(1).clip(0) / rows.shape[1])
+    return found
+
+
+HELD_OUT = 500
+"""Pictures of concepts that the denoiser was not trained on, as many as are asked for."""
+
+
+def copies(
+    made: NDArray[np.float32],
+    backgrounds: Sequence[str],
+    rgba: pictures.Pixels,
+    held_out: pictures.Pixels,
+    seed: int,
+) -> dict[str, Any]:
+    """Whether pictures are copies of training pictures: how near the nearest is, against that of held-out pictures.
+
+    A picture that was drawn by the same hands and is not among the training pictures has a nearest one as well. Where
+    the generated are as far from theirs as these, nothing is copied; a picture counts as near where 95% of the
+    held-out ones are farther from theirs.
+
+    Args:
+        made: generated pictures ``(N, 64, 64, 3)``.
+        backgrounds: of each.
+        rgba: the training pictures.
+        held_out: pictures of other concepts; `HELD_OUT` of them are drawn, and get the same backgrounds in turn.
+        seed: of the draw.
+
+    Returns:
+        By name: the medians of the distances of ``made`` and ``held_out``, the ``bound``, 5% of the latter, and
+        ``near``, the share of the generated that are nearer.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(held_out))[:HELD_OUT]
+    own, theirs = np.empty(len(made)), np.empty(len(drawn))
+    places = [backgrounds[place % len(backgrounds)] for place in range(len(drawn))]
+    for name in dict.fromkeys(backgrounds):
+        colour = BACKGROUNDS[name]
+        trained = pictures.on_background(rgba, colour)
+        rows = [place for place, one in enumerate(backgrounds) if one == name]
+        own[rows] = nearest_distances(made[rows], trained)
+        others = [place for place, one in enumerate(places) if one == name]
+        if others:
+            theirs[others] = nearest_distances(pictures.on_background(held_out[drawn[others]], colour), trained)
+    bound = float(np.quantile(theirs, 0.05))
+    near = Share(int((own < bound).sum()), len(own))
+    medians = {"made": float(np.median(own)), "held_out": float(np.median(theirs)), "bound": bound}
+    return {**medians, "pictures": len(drawn), "near": near.to_json()}
+
+
 def weights_of(folder: Path) -> str:
     """A short name of a pipeline's weights: what a measurement belongs to."""
     digest = hashlib.sha256()
@@ -145,6 +203,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure the pipeline in `folder` and write the figures as JSON; the arguments are the command's."""
     rgba, drawings = harvested.load(work, concepts())
+    everything, known = harvested.load(work)
+    held_out = everything[[place for place, one in enumerate(known) if one.slug not in set(concepts())]]
     asked = requests(drawings, count, seed, backgrounds)
     made = sampling.generate(sampling.load(folder), [request.prompt for request in asked], seed, scale, steps)
     shares = {"background": backgrounds_right(made, asked)}
@@ -163,6 +223,7 @@ def measure(
         "scale": scale,
         "steps": steps,
         "scheduler": "DPMSolverMultistepScheduler",
+        "copies": copies(made, [request.background for request in asked], rgba, held_out, seed),
         "shares": {key: share.to_json() for key, share in shares.items()},
     }
     with replacing(to) as path:
@@ -176,4 +237,9 @@ def table(figures: dict[str, Any]) -> str:
     for key, share in figures["shares"].items():
         counts = f"{share['right']}/{share['of']}"
         lines.append(f"{key:24} {share['share']:6.1%}  [{share['low']:.1%}, {share['high']:.1%}]  {counts}")
+    if found := figures.get("copies"):
+        lines.append(
+            f"nearest training picture: {found['made']:.3f} away (held-out ones: {found['held_out']:.3f}); "
+            f"{found['near']['share']:.1%} nearer than 95% of the held-out ones"
+        )
     return "\n".join(lines)

@@ -327,6 +327,23 @@ def test_a_share_has_wilson_s_interval_and_a_bound_is_kept(make: Make) -> None:
     assert row["low"] == pytest.approx(0.8865, abs=1e-3)
 
 
+def test_the_worst_of_a_prompt_is_of_all_its_seeds(make: Make) -> None:
+    """Of 8 prompts 3 are right with every seed; one seed has no value, and is not the worst."""
+    right = np.ones((8, 3))
+    right[3:, 1] = 0
+    right[0, 2] = np.nan
+    rows = [
+        row_of(
+            "aa", prompt, seed, **{"label.background": None if np.isnan(known) else "red", "metric.background": known}
+        )
+        for (prompt, seed), known in np.ndenumerate(right)
+    ]
+    row = measured(make(rows, images=False), "worst(of='background')")[0]
+    assert row["value"] == pytest.approx(3 / 8)
+    assert (row["metric"], row["better"], row["prompts"]) == ("worst[background, seeds=3]", "up", 8)
+    assert 0 <= row["low"] < 3 / 8 < row["high"] <= 1
+
+
 @pytest.mark.parametrize(
     ("text", "baseline", "message"),
     [

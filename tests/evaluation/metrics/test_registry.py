@@ -172,3 +172,13 @@ def test_a_well_known_metric_that_is_not_installed_says_how_to_have_it(text: str
     with pytest.raises(InputError, match=f"is installed; pip install {package}, and register") as error:
         parse_metric(text)
     assert "\n" not in str(error.value)
+
+
+def test_the_worst_is_of_a_metric_of_single_images_with_a_direction() -> None:
+    worst = parse_metric("worst(of='background')")
+    assert (worst.better, worst.range) == ("up", (0.0, 1.0))
+    assert worst.lacks([], False, True) == parse_metric("background").lacks([], False, True) != ""
+    assert worst.named(12, 4) == "worst[background, seeds=3]"
+    for text in ("worst(of='saturation')", "worst(of='frechet')", "worst(of='worst')"):
+        with pytest.raises(InputError, match="worst is of a metric of single images"):
+            parse_metric(text)

@@ -6,8 +6,17 @@ import pytest
 from guidestack.evaluation.emoji import pictures
 from guidestack.evaluation.emoji.nearest import order, shrink
 from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, STYLES
+from guidestack.scripts.dev.emoji.card import copied
 from guidestack.scripts.dev.emoji.harvested import Drawing
-from guidestack.scripts.dev.emoji.measure import Request, Share, backgrounds_right, recognized, requests
+from guidestack.scripts.dev.emoji.measure import (
+    Request,
+    Share,
+    backgrounds_right,
+    copies,
+    nearest_distances,
+    recognized,
+    requests,
+)
 
 DRAWINGS = [Drawing(f"thing-{number}", f"thing {number}", (), style) for number in range(8) for style in STYLES]
 RGBA = np.random.default_rng(3).integers(0, 256, (len(DRAWINGS), 8, 8, 4), np.uint8).repeat(8, 1).repeat(8, 2)
@@ -64,3 +73,26 @@ def test_order_is_by_distance() -> None:
 )
 def test_wilson_intervals_are_the_published_ones(right: int, of: int, low: float, high: float) -> None:
     assert Share(right, of).interval() == pytest.approx((low, high), abs=2e-4)
+
+
+def test_copies_are_near_and_pictures_of_other_concepts_are_not() -> None:
+    random = np.random.default_rng(5)
+    trained, held_out = (random.integers(0, 256, (count, 8, 8, 4), np.uint8) for count in (30, 50))
+    trained[..., 3] = held_out[..., 3] = 255
+    backgrounds = ["white", "red"] * 10
+    shown = pictures.on_background(trained[:20], (255, 255, 255))
+    found = copies(shown, backgrounds, trained, held_out, 0)
+    assert found["near"]["share"] == 1
+    assert found["made"] == pytest.approx(0, abs=1e-6)
+    assert found["bound"] < found["held_out"]
+    assert found["pictures"] == 50
+    other = pictures.on_background(random.integers(0, 256, (20, 8, 8, 4), np.uint8), (255, 255, 255))
+    assert copies(other, backgrounds, trained, held_out, 0)["near"]["share"] < 0.5
+    assert "100.0% of the generated pictures" in copied(found)
+    assert "has not been measured" in copied(None)
+
+
+def test_a_distance_is_the_root_mean_square_of_the_pixels() -> None:
+    one = np.zeros((1, 2, 2, 3), np.float32)
+    others = np.stack([one[0] + 0.5, one[0] + 0.25])
+    assert nearest_distances(one, others) == pytest.approx([0.25])
