@@ -29,9 +29,9 @@ def observed(rule: Rule | str, oracle: Oracle | None = None) -> tuple[Traces, Or
     run.observe = strength
     original = run.estimate
 
-    def estimate(network: Any, x: Any, index: int, level: Level, **more: Any) -> Estimate:
+    def estimate(network: Any, x: Any, index: int, level: Level, evaluation: int, time: Any, *more: Any) -> Estimate:
         after = oracle.levels[min(index + 1, len(oracle.levels) - 1)]
-        return original(network, x, index, level, after=after, **more)
+        return original(network, x, index, level, evaluation, time, after)
 
     run.estimate = estimate  # type: ignore[method-assign]
     done = oracle_run(run.stack, oracle, run)

@@ -61,13 +61,14 @@ def copied(found: dict[str, Any] | None) -> str:
     """What is said of copies of training pictures."""
     if found is None:
         return "Whether pictures are copies of training pictures has not been measured."
-    near = found["near"]
+    near, away, others = found["near"], f"{found['made']:.3f}", f"{found['held_out']:.3f}"
+    span = f"{near['low']:.1%} to {near['high']:.1%}"
     return (
-        f"Is a picture a copy? The nearest training picture on its background is {found['made']:.3f} away (median; "
-        f"root mean square of the pixels in [0, 1]); for {found['pictures']} pictures of other concepts, which were not "
-        f"trained on, it is {found['held_out']:.3f}. {near['share']:.1%} of the generated pictures ({near['low']:.1%} "
-        f"to {near['high']:.1%}) are nearer to a training picture than 95% of those are. A prompt names one training "
-        "picture, which the model is meant to draw: of this model some of it is the point."
+        f"Is a picture a copy? The nearest training picture on its background is {away} away (median; root mean square "
+        f"of the pixels in [0, 1]); for {found['pictures']} pictures of other concepts, which were not trained on, it "
+        f"is {others}. {near['share']:.1%} of the generated pictures ({span}) are nearer to a training picture than 95% "
+        "of those are. A prompt names one training picture, which the model is meant to draw: of this model some of it "
+        "is the point."
     )
 
 
