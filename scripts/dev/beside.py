@@ -186,7 +186,7 @@ CLAIMS = {
                 f"the {later} quarter of the steps",
                 "higher",
                 f"the {earlier} quarter of the steps",
-                0.01,
+                0.0005,
             )
             for earlier, later in itertools.pairwise(("first", "second", "third", "last"))
         ),
