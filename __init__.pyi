@@ -45,6 +45,7 @@ from .guidance.rules import AdaptiveGuidance as AdaptiveGuidance
 from .guidance.rules import Autoguidance as Autoguidance
 from .guidance.rules import CFGPlusPlus as CFGPlusPlus
 from .guidance.rules import CFGZero as CFGZero
+from .guidance.rules import ClassifierGuidance as ClassifierGuidance
 from .guidance.rules import During as During
 from .guidance.rules import EpsilonScaling as EpsilonScaling
 from .guidance.rules import FreSca as FreSca

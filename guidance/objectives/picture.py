@@ -36,7 +36,7 @@ def picture(name: str, value: Any) -> Tensor:
         return value.detach().float()
     got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
     raise InputError(
-        f"the objective {name!r} takes a picture: a file, a PIL image, or a floating-point tensor of shape (3, H, W) "
+        f"the objective {name!r} takes a picture: a PIL image, or a floating-point tensor of shape (3, H, W) "
         f"with values in [0, 1]; got {got}"
     )
 

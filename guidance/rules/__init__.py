@@ -7,6 +7,7 @@ from .autoguidance import Autoguidance
 from .cfg import CFG
 from .cfg_pp import CFGPlusPlus, Renoise
 from .cfg_zero import CFGZero
+from .classifier import ClassifierGuidance
 from .during import During
 from .epsilon_scaling import EpsilonScaling
 from .fbg import FBG
@@ -63,6 +64,7 @@ __all__ = [
     "Autoguidance",
     "CFGPlusPlus",
     "CFGZero",
+    "ClassifierGuidance",
     "During",
     "EpsilonScaling",
     "FreSca",

@@ -139,6 +139,19 @@ class TFG(Steering):
         """Whether the gradient goes through the denoiser: with `rho`."""
         return self.rho != 0
 
+    def check_objective(self, objective: Bound) -> None:
+        """Refuse an objective that the rule cannot use.
+
+        Raises:
+            RuleError: it has no gradient, or sees noisy samples.
+        """
+        super().check_objective(objective)
+        if objective.space == "noisy":
+            raise RuleError(
+                f"{self}: the objective {objective.name!r} sees noisy samples, and this rule shows it clean ones; take "
+                f"classifier(scale, {objective.name!r})"
+            )
+
     def differentiated(self, step: Step, state: State) -> bool:
         """Whether the gradient goes through the denoiser at this step: not at pure noise."""
         return self.differentiates and step.level.alpha > 0

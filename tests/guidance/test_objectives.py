@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +20,7 @@ from guidestack.guidance.keyed import Keys, normal
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.notation.objectives import objectives
 from guidestack.guidance.objective import Bound, smoothed_gradient
+from guidestack.guidance.observe import Seen
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import POSITIVE, Network, evaluate
 from guidestack.guidance.run import GuidedRun
@@ -178,6 +179,81 @@ LOOPS: list[tuple[gs.Rule, dict[str, Any]]] = [
 def test_each_setting_equals_its_own_loop(rule: gs.Rule, settings: dict[str, Any]) -> None:
     assert torch.allclose(sampled(rule), by_hand(**settings), atol=1e-6)
     assert not torch.allclose(sampled(rule), sampled(gs.CFG(settings.get("w", 1.0))), atol=1e-2)
+
+
+# --- classifier guidance ----------------------------------------------------------------------------------------------
+
+
+class Classifier:
+    """The mixture's own: log p(class | x) at a level, of the classes of `CONDITIONS`."""
+
+    space = "noisy"
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        wide = x.double()
+        joint = [MIXTURE.log_joint(wide, level, CONDITIONS[name][: len(x)]) for name in ("positive", "null")]
+        return (joint[0].logsumexp(1) - joint[1].logsumexp(1)).to(x.dtype)
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_guidance_by_the_exact_classifier_is_cfg(scheduler: str) -> None:
+    """Of scale s on the unconditional model; of scale 1 + s on the prompt's."""
+    import diffusers
+
+    def end(stack: gs.Rule, positive: str) -> Tensor:
+        conditions = {**CONDITIONS, "positive": CONDITIONS[positive]}
+        options = {"clip_sample": False} if scheduler == "DDIMScheduler" else {}
+        return gs.sample(
+            MixtureDenoiser(MIXTURE), stack, getattr(diffusers, scheduler)(**options), conditions=conditions,
+            shape=(1, 2, 2), seeds=(3, 4), steps=STEPS, dtype=torch.float64, objectives={"class": Classifier()},
+        ).x  # fmt: skip
+
+    rule = gs.ClassifierGuidance(2.5, "class")
+    assert torch.allclose(end(rule, "null"), end(gs.CFG(2.5, against="null"), "positive"), atol=1e-6)
+    assert torch.allclose(end(rule, "positive"), end(gs.CFG(3.5, against="null"), "positive"), atol=1e-6)
+
+
+def test_the_form_of_the_mean_is_that_of_ddpm() -> None:
+    """A step by hand: the posterior's mean moved by its variance times the gradient."""
+    scheduler = DDPMScheduler(clip_sample=False, variance_type="fixed_small")
+
+    def seen(stack: gs.Rule) -> list[tuple[Tensor, Level]]:
+        found: list[tuple[Tensor, Level]] = []
+
+        def observe(one: Seen) -> dict[str, Tensor]:
+            found.append((one.predictions[POSITIVE].x, one.step.level))
+            return {}
+
+        gs.sample(
+            MixtureDenoiser(MIXTURE), stack, scheduler, conditions=CONDITIONS, shape=(1, 2, 2), seeds=(3, 4),
+            timesteps=(600, 300), dtype=torch.float64, objectives={"class": Classifier()}, observe=observe,
+        )  # fmt: skip
+        return found
+
+    (x, level), (moved, after) = seen(gs.ClassifierGuidance(1.5, "class", form="mean"))
+    _, (plain, _) = seen(gs.Stack())
+    variance = after.sigma**2 / level.sigma**2 * (1 - level.alpha**2 / after.alpha**2)
+    wanted = 1.5 * variance * gradient(lambda x: Classifier()(x, level), x)
+    assert torch.allclose(moved - plain, wanted, atol=1e-6)
+    assert wanted.abs().max() > 1e-3
+
+
+def test_the_two_forms_agree_to_the_order_of_a_step() -> None:
+    def end(steps: int, form: str) -> Tensor:
+        scheduler = DDPMScheduler(clip_sample=False, timestep_spacing="trailing", variance_type="fixed_small")
+        rule = gs.ClassifierGuidance(1.0, "class", form=form)
+        return gs.sample(
+            MixtureDenoiser(MIXTURE), rule, scheduler, conditions=CONDITIONS, shape=(1, 2, 2), seeds=(3, 4),
+            steps=steps, dtype=torch.float64, objectives={"class": Classifier()},
+        ).x  # fmt: skip
+
+    away = [float((end(steps, "noise") - end(steps, "mean")).abs().max()) for steps in (20, 200)]
+    assert away[1] < 0.25 * away[0]
+
+
+def test_a_noisy_objective_is_for_the_rule_that_asks_it_so() -> None:
+    with pytest.raises(RuleError, match=r"sees noisy samples, and this rule shows it clean ones; take classifier"):
+        sampled(gs.TFG("mine", mu=1), objective=Classifier())
 
 
 def test_the_scaling_of_x_makes_no_difference() -> None:

@@ -72,6 +72,16 @@ def moved_to_blue(mu: float, inner: int, before: Callable[..., Tensor] = lambda 
     return reference
 
 
+def blue_by_noise(scale: float, before: Callable[..., Tensor] = lambda D, x, level: D("positive")) -> Any:
+    def reference(D: Callable[[str], Tensor], x: Tensor, level: Level) -> Tensor:
+        x0 = before(D, x, level)
+        slope = moved_to_blue(1.0, 1, before)(D, x, level) - x0
+        noise = eps(x0, x, level) - scale * level.sigma * slope
+        return (x - level.sigma * noise) / level.alpha
+
+    return reference
+
+
 def per_sample(value: Tensor) -> Tensor:
     return value.reshape(-1, 1, 1, 1)
 
@@ -255,6 +265,9 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
         gs.During(gs.TFG("blue", mu=0.4, over="constant"), sigma=(0.5, 3)),
         windowed(lambda at: 0.5 < at.k_sigma <= 3, moved_to_blue(0.4, 1)),
     ),
+    (gs.ClassifierGuidance(0.3, "blue"), blue_by_noise(0.3)),
+    (gs.CFG(3) | gs.ClassifierGuidance(0.3, "blue"), blue_by_noise(0.3, cfg(3))),
+    (gs.ClassifierGuidance(0.3, "blue", form="mean"), None),
     (gs.TFG("blue", rho=0.2, mu=0.1, smoothing=0.5, samples=2), None),
     (gs.During(gs.AdaptiveGuidance(gs.APG(4, against="independent:tokens"), threshold=0.97), sigma=(0.2, 6)), None),
 ]  # type: ignore[list-item]
