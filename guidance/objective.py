@@ -31,6 +31,8 @@ SPACES = ("pixels", "latents", "noisy")
 """What an objective may see of a sample."""
 Decode = Callable[[Tensor], Tensor]
 """From clean samples as the network has them to pictures with values in [0, 1]."""
+OBJECTIVE = "objective "
+"""Before the name of an objective, where what a sample is made from is listed: the picture that it was given."""
 NAME = re.compile(r"[A-Za-z_]\w{0,99}")
 
 

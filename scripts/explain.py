@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from ..guidance.notation import presets
+from ..guidance.notation.objectives import kinds
 from ..guidance.notation.registry import citation
+from ..guidance.objective import name_of
 from ..guidance.plan import Plan, Planned, never_asking, plan
-from ..guidance.rule import Stack, models_of, remarks
+from ..guidance.rule import Stack, models_of, objectives_of, remarks
 from ..guidance.words import counted
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import chosen_sampler, scheduler_of
@@ -108,6 +110,12 @@ def command(
     for name in sorted(models_of(read)):
         identity = " ".join(network_identity(networks[name]).values()) if name in networks else "none was given"
         notes.append(f"it asks the network {name!r} beside the model's own, --network {name}=FOLDER: {identity}")
+    for text in objectives_of(read):
+        name = name_of(text)
+        takes = f", which takes a picture, --objective {name}=FILE" if name in kinds() and kinds()[name].takes else ""
+        notes.append(f"it steers by the objective {text!r}{takes}")
+    if read.differentiates:
+        notes.append("where a query says +grad, each of its evaluations has a backward pass, about twice its time")
     papers = citation(read)
     if as_json:
         echo_json(

@@ -13,6 +13,7 @@ from .options import (
     device_option,
     network_option,
     notices,
+    objective_option,
     offload_option,
     own_dtype_option,
     rules_option,
@@ -60,6 +61,7 @@ PICTURE = click.Path(path_type=Path)
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @network_option
+@objective_option
 @click.option(
     "--lora",
     multiple=True,

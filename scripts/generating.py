@@ -13,8 +13,9 @@ import click
 
 from ..guidance.errors import GuidestackWarning, InputError, RuleError, cut, shown
 from ..guidance.notation.presets import TunedFor, name_in, read, tuned_for
+from ..guidance.objective import OBJECTIVE, name_of
 from ..guidance.reading import is_folder, read_bytes
-from ..guidance.rule import Stack, models_of
+from ..guidance.rule import Stack, models_of, objectives_of
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.elsewhere import Elsewhere, read_elsewhere
 from ..pipelines.models.files import check_out, check_writable, read_recipe
@@ -42,7 +43,7 @@ from .wanted import Wanted
 
 MAX_BYTES = 10_000_000  # bytes of a file of prompts
 KEPT = frozenset(
-    {"like", "model", "networks", "device", "offload", "out", "grid", "overwrite", "allow_pickle"}
+    {"like", "model", "networks", "objectives", "device", "offload", "out", "grid", "overwrite", "allow_pickle"}
     | {"lora", "controlnet", "ip_adapter", "vae", "scheduler_config", *NAMES}
 )
 """The options that say where things are or go: beside --like they change nothing by themselves."""
@@ -159,8 +160,14 @@ def _others(tuned: TunedFor, model: str | None, sampler: str, steps: int) -> lis
     return others
 
 
-def note_unasked(networks: Iterable[str], stacks: Sequence[Stack]) -> None:
-    """Warn of networks that were given and that no stack asks."""
+def note_unasked(networks: Iterable[str], stacks: Sequence[Stack], objectives: Iterable[str] = ()) -> None:
+    """Warn of networks, and of pictures for objectives, that were given and that no stack asks."""
+    for name in sorted(set(objectives) - {name_of(text) for stack in stacks for text in objectives_of(stack)}):
+        warnings.warn(
+            f"--objective {name} was given, and no rule steers by it; tfg({name!r}, rho=0.5) does",
+            GuidestackWarning,
+            stacklevel=2,
+        )
     for name in sorted(set(networks) - {one for stack in stacks for one in models_of(stack)}):
         warnings.warn(
             f"--network {name} was given, and no stack asks it; autoguidance(2, network={name!r}) does",
@@ -200,8 +207,8 @@ def generate(wanted: Wanted) -> tuple[str, list[str]]:
     dtype = chosen_dtype(wanted.dtype, device, wanted.model)
     # Reads the stacks: their errors come before the model is loaded.
     sheet = laid_out(wanted, axes, dtype)
-    if "networks" in wanted.given:
-        note_unasked(wanted.networks, [read(one.guidance) for one in sheet.recipes])
+    if {"networks", "objectives"} & wanted.given:
+        note_unasked(wanted.networks, [read(one.guidance) for one in sheet.recipes], wanted.objectives)
     if wanted.device is None and device != "cpu":
         click.echo(f"on {device}, in {dtype}", err=True)
     studio = Studio(
@@ -214,6 +221,7 @@ def generate(wanted: Wanted) -> tuple[str, list[str]]:
             wanted.networks,
             parts=parts,
             pictures=pictures,
+            objectives=wanted.objectives,
             advice=ADVICE,
         )
     )
@@ -294,6 +302,9 @@ def like(wanted: Wanted, parts: Parts, made: Recipe) -> tuple[Wanted, Parts]:
     for name, option in NAMES.items():
         if name in made.pictures and not getattr(wanted, name):
             raise InputError(f"the image was made from a picture; give it again with {option} FILE")
+    for name in (one.removeprefix(OBJECTIVE) for one in made.pictures if one.startswith(OBJECTIVE)):
+        if name not in wanted.objectives and "guidance" not in wanted.given:
+            raise InputError(f"the image was steered to a picture; give it again with --objective {name}=FILE")
     axes = {Axis.read(text).name for text in wanted.axis}
     taken = {name: value for name, value in said.items() if name not in wanted.given | axes}
     model = made.model_to_load(wanted.model)

@@ -159,6 +159,33 @@ network_option = click.option(
 )
 
 
+def _objectives(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    from ..guidance.errors import InputError, shown
+
+    found: dict[str, str] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not value or not name.isidentifier():
+            raise InputError(
+                f"--objective is NAME=FILE, such as known=picture.png for tfg('known', rho=1); got {shown(text)}"
+            )
+        if name in found:
+            raise InputError(f"--objective {name} comes twice")
+        found[name] = value
+    return found
+
+
+objective_option = click.option(
+    "--objective",
+    "objectives",
+    multiple=True,
+    metavar="NAME=FILE",
+    callback=_objectives,
+    help="The picture (PNG) that the objective NAME of a rule takes, such as known=half.png for tfg('known', rho=0.5); "
+    "may be repeated.",
+)
+
+
 def _load(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
     ctx.with_resource(notices())  # what a file or an installed package warns of, while the command runs
     for path in () if ctx.resilient_parsing else paths:  # completing a word runs no file

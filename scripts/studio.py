@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..guidance.errors import GuidestackError, InputError, NonFiniteError, cut, shown
 from ..guidance.notation.presets import as_stack
+from ..guidance.objective import OBJECTIVE
 from ..guidance.words import counted, were
 from ..pipelines.models import files as images
 from ..pipelines.models import manifest
@@ -87,8 +88,9 @@ class Studio:
                 if not changed:
                     raise InputError(message)
                 click.echo(f"note: {message}", err=True)
-        pictures = made_by.pictures.digests
-        for name, option in NAMES.items():
+        pictures = made_by.pictures_of(as_stack(recipe.guidance))
+        steered = {name: f"--{name}" for name in recipe.pictures if name.startswith(OBJECTIVE)}
+        for name, option in {**NAMES, **steered}.items():
             if recipe.pictures.get(name) != pictures.get(name):
                 click.echo(f"note: {option} is another picture than the image was made from", err=True)
         if {**made_by.versions, **recipe.versions} != made_by.versions:
@@ -166,7 +168,7 @@ class Studio:
             versions=made_by.versions,
             networks=networks,
             parts=made_by.parts,
-            pictures=made_by.pictures.digests,
+            pictures=made_by.pictures_of(as_stack(recipe.guidance)),
         )
 
     def _check(self, wanted: Sequence[Recipe]) -> None:

@@ -30,6 +30,7 @@ class Wanted:
     axis: tuple[str, ...]
     model: str | None
     networks: Mapping[str, str]
+    objectives: Mapping[str, str]
     lora: tuple[str, ...]
     controlnet: tuple[str, ...]
     control: tuple[Path, ...]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...guidance.errors import InputError, shown
+from ...guidance.objective import OBJECTIVE
 from ...guidance.words import counted, counted_are
 from .. import values
 from ..paths import located
@@ -41,7 +42,8 @@ def versions(run: RunFolder, sweep: Sweep, addresses: Addresses) -> list[Sweep]:
         raise _another(run, f"the model's fingerprint is {here} there and {model} here")
     for name, there in (told.get("networks") or {}).items():
         if (other := addresses.networks.get(name, there)) != there:
-            raise _another(run, f"the fingerprint of the network {name!r} is {there} there and {other} here")
+            what = name if name.startswith(OBJECTIVE) else f"network {name!r}"
+            raise _another(run, f"the fingerprint of the {what} is {there} there and {other} here")
     if difference := differs(before[-1], sweep, models=here is None):
         raise _another(run, difference)
     return [*(before[:-1] if _samples(before[-1]) == _samples(sweep) else before), sweep]

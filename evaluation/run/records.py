@@ -42,6 +42,7 @@ class Keeper:
         versions: of the libraries that make the images, and on what device.
         meter: what is measured of them; None for nothing.
         networks: what identifies the further networks that a stack asks.
+        pictures: likewise the pictures of objectives.
     """
 
     sweep: Sweep
@@ -50,6 +51,7 @@ class Keeper:
     versions: Mapping[str, str]
     meter: Meter | None = None
     networks: Callable[[Stack], Mapping[str, Mapping[str, str]]] = lambda stack: {}
+    pictures: Callable[[Stack], Mapping[str, str]] = lambda stack: {}
 
     def kept(self, batch: Batch, made: Made, existing: Collection[str]) -> Finished:
         """What is written of a batch: of its samples those that are not in `existing`, and not lost."""
@@ -94,6 +96,7 @@ class Keeper:
             model=self.identity,
             versions=self.versions,
             networks=self.networks(batch.cell.parsed),
+            pictures=self.pictures(batch.cell.parsed),
         ).as_json()
 
     def _row(self, batch: Batch, place: int, made: Made) -> Row:

@@ -73,11 +73,15 @@ class Prepared:
         used = [str(file.path) for cell in self.cells for file in files_of(cell.parsed)]
         sweep = dataclasses.replace(sweep, rules=tuple(dict.fromkeys([*sweep.rules, *used])))
         self.sweep, self.options = sweep, options
-        self.generator = generator or generator_of(sweep.model, self.cells[0].dtype, options, sweep.networks)
+        self.generator = generator or generator_of(
+            sweep.model, self.cells[0].dtype, options, sweep.networks, sweep.objectives
+        )
         baseline_of(sweep, self.cells)
         self.costs: dict[Cell, Cost] = check(self.generator, self.cells, sweep.prompts)
         self.notes = notes(self.generator, self.cells, sweep.prompts)
-        self.addresses = Addresses.of_model(self.generator.identity, self.generator.networks)
+        self.addresses = Addresses.of_model(
+            self.generator.identity, self.generator.networks, self.generator.objective_digests
+        )
         history.check(sweep, self.cells, self.addresses)
         self.meter = _meter(sweep, options.device)
 
@@ -93,7 +97,9 @@ class Prepared:
         """
         cell = batch.cell
         if self.generator.dtype != cell.dtype:  # the next one is loaded when it makes its first batch
-            self.generator = generator_of(self.sweep.model, cell.dtype, self.options, self.sweep.networks)
+            self.generator = generator_of(
+                self.sweep.model, cell.dtype, self.options, self.sweep.networks, self.sweep.objectives
+            )
         given = uses_negative(cell.parsed)  # else a batch would warn of it; `notes` says it once
         asked = []
         for sample in batch.samples:
@@ -103,10 +109,22 @@ class Prepared:
 
 
 def generator_of(
-    model: str | None, dtype: str, options: Options, networks: Mapping[str, str] | None = None
+    model: str | None,
+    dtype: str,
+    options: Options,
+    networks: Mapping[str, str] | None = None,
+    objectives: Mapping[str, str] | None = None,
 ) -> Generator:
     """A model for a sweep: any pipeline that there is a record for, also one without prompts; and further networks."""
-    return Generator(model, dtype, options.device, options.allow_pickle, networks=networks, needs_prompts=False)
+    return Generator(
+        model,
+        dtype,
+        options.device,
+        options.allow_pickle,
+        networks=networks,
+        objectives=objectives,
+        needs_prompts=False,
+    )
 
 
 def _meter(sweep: Sweep, device: str) -> Meter | None:
@@ -203,7 +221,8 @@ def _make(
             batch = plan.batch(place)
             done = prepared.make(batch)
             about = prepared.generator.identity, prepared.generator.versions
-            keeper = Keeper(prepared.sweep, prepared.addresses, *about, prepared.meter, prepared.generator.networks_of)
+            beside = prepared.generator.networks_of, prepared.generator.pictures_of
+            keeper = Keeper(prepared.sweep, prepared.addresses, *about, prepared.meter, *beside)
             spent = sum(done.report.evaluations)
             lost = {sample.address for at, sample in enumerate(batch.samples) if at not in done.images} - existing
             if done.lost and not outcome.cause:

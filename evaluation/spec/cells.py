@@ -13,8 +13,9 @@ from typing import Any, Self
 from ...guidance.errors import GuidestackError, InputError, cut, shown
 from ...guidance.notation.plugins import files_of
 from ...guidance.notation.presets import as_stack, read
+from ...guidance.objective import OBJECTIVE, name_of
 from ...guidance.reading import read_bytes
-from ...guidance.rule import Stack, models_of
+from ...guidance.rule import Stack, models_of, objectives_of
 from .. import values
 from ..paths import MAX_BYTES
 from .prompts import stable_bytes
@@ -184,20 +185,28 @@ class Addresses:
 
     Args:
         model: fingerprint of the model, or its name where it has none.
-        networks: the same of further networks, by name; a cell's address has those that its stack asks.
+        networks: the same of further networks, by name, and of the pictures of objectives, by `OBJECTIVE` and their
+            name; a cell's address has those that its stack asks.
     """
 
     def __init__(self, model: str, networks: Mapping[str, str] | None = None) -> None:
         self.model, self.networks = model, dict(networks or {})
 
     @classmethod
-    def of_model(cls, identity: Mapping[str, str], networks: Mapping[str, Mapping[str, str]] | None = None) -> Self:
-        """The addresses of the model of such an identity, with such further networks."""
-        return cls(_short(identity), {name: _short(one) for name, one in (networks or {}).items()})
+    def of_model(
+        cls,
+        identity: Mapping[str, str],
+        networks: Mapping[str, Mapping[str, str]] | None = None,
+        pictures: Mapping[str, str] | None = None,
+    ) -> Self:
+        """The addresses of the model of such an identity, with such further networks and pictures of objectives."""
+        short = {name: _short(one) for name, one in (networks or {}).items()}
+        return cls(_short(identity), {**short, **(pictures or {})})
 
     def networks_of(self, cell: Cell) -> dict[str, str]:
-        """The fingerprints of the second networks that the stack of a cell asks, by name."""
-        return {name: one for name, one in self.networks.items() if name in models_of(cell.parsed)}
+        """The fingerprints of what the stack of a cell asks beside the model, by name."""
+        asked = {*models_of(cell.parsed), *(OBJECTIVE + name_of(text) for text in objectives_of(cell.parsed))}
+        return {name: one for name, one in self.networks.items() if name in asked}
 
     def cell(self, cell: Cell) -> str:
         """The short hash of a cell: 12 hexadecimal digits."""

@@ -130,6 +130,7 @@ class Sweep:
         claim: what a paper says of the cells; or None. Its metrics are computed beside `metrics`.
         rules: paths of Python files with rules of one's own. Reading a sweep does not import them; running it does.
         networks: further networks by name, each a folder, a hub id or ``"bundled"``, as `model`.
+        objectives: pictures that objectives take, by the name of the objective: a file each, as an absolute path.
     """
 
     model: str | None
@@ -147,6 +148,7 @@ class Sweep:
     claim: Claim | None = None
     rules: tuple[str, ...] = ()
     networks: Mapping[str, str] = field(default_factory=dict)
+    objectives: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seeds = self.seeds
@@ -182,6 +184,9 @@ class Sweep:
         """
         whole: dict[str, Any] = {"model": located(self.model) if self.model else BUNDLED}
         whole |= {"networks": {name: placed(one) for name, one in self.networks.items()}} if self.networks else {}
+        whole |= (
+            {"objectives": {name: located(one) for name, one in self.objectives.items()}} if self.objectives else {}
+        )
         whole |= {"rules": [located(path) for path in self.rules]} if self.rules else {}
         if prompts_file:
             whole["prompts"] = prompts_file
@@ -324,6 +329,12 @@ def _network(name: str) -> str:
     return name
 
 
+def _objective(name: str) -> str:
+    if not name.isidentifier():
+        raise ValueError("an objective is named by a word, as in tfg('known', rho=1)")
+    return name
+
+
 def placed(network: str, folder: Path | None = None) -> str:
     """A network's folder as an absolute path; ``"bundled"``, and what is on the hub, as it is."""
     return network if network == BUNDLED else located(network, folder)
@@ -334,6 +345,7 @@ Count = Annotated[StrictInt, Field(ge=1, le=MOST_OF_A_CELL)]
 Seed = Annotated[StrictInt, Field(ge=0, le=LAST_SEED)]
 Word = Annotated[str, AfterValidator(_word)]
 NetworkName = Annotated[str, AfterValidator(_network)]
+ObjectiveName = Annotated[str, AfterValidator(_objective)]
 KINDS: dict[str, TypeAdapter[Any]] = {
     "sampler": TypeAdapter(Annotated[Text, read_by(lambda text, _: canonical(text))]),
     "steps": TypeAdapter(Annotated[StrictInt, Field(ge=1, le=1000)]),
@@ -350,6 +362,7 @@ class _Keys(Checked):
 
     model: PathText | None = None
     networks: Annotated[dict[NetworkName, Annotated[PathText, read_by(placed)]], Several] | None = None
+    objectives: Annotated[dict[ObjectiveName, Annotated[PathText, read_by(located)]], Several] | None = None
     rules: Annotated[list[Annotated[PathText, read_by(located)]], BeforeValidator(_listed), Several] = Field([])
     prompts: Any = None
     negatives: Any = None
@@ -459,6 +472,7 @@ def parse_sweep(
         claim=claim,
         rules=tuple(dict.fromkeys(keys.rules)),
         networks=keys.networks or {},
+        objectives=keys.objectives or {},
     )
 
 

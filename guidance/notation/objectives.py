@@ -111,6 +111,6 @@ def objective(text: str, by_name: Mapping[str, Any]) -> Any:
     if made.takes:
         raise InputError(
             f"the objective {name!r} takes {made.takes}: --objective {name}=FILE, in Python "
-            f"objectives={{{name!r}: FILE}}"
+            f"objectives={{{name!r}: PICTURE}}"
         )
     return made

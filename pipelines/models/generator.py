@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from PIL import Image
 
 from ...guidance.errors import InputError, NonFiniteError
 from ...guidance.notation.presets import as_stack
+from ...guidance.objective import OBJECTIVE, name_of
 from ...guidance.observe import Observer
 from ...guidance.plan import SHAPE
 from ...guidance.report import Report
-from ...guidance.rule import Rule, models_of
+from ...guidance.rule import Rule, models_of, objectives_of
 from ...guidance.step import Run
 from ...samplers import Grid, by_name, grid, scheduler_identity, scheduler_with_steps
 from ...samplers.lists import arguments
@@ -33,7 +35,7 @@ from ..size import factor, own_size
 from .loading import chosen_device, identity_of, load, made_with, memory
 from .networks import network_identity
 from .parts import Parts
-from .pictures import Pictures
+from .pictures import Pictures, digest_of, read_objective
 from .recipe import split
 from .weights import encoder_of, weighted
 
@@ -86,6 +88,7 @@ class Generator:
         networks: further networks by name, each a folder, a hub id or ``"bundled"``, as of `guide`.
         parts: what goes into the model's pipeline.
         pictures: what all images are made from; the pipeline is the one of this model that takes them.
+        objectives: pictures that objectives take, by the name of the objective: a file each.
         needs_prompts: refuse a pipeline that takes no prompts.
         advice: what to try where memory runs out.
 
@@ -93,6 +96,7 @@ class Generator:
         identity: what identifies the model: its name and, of a folder, its fingerprint.
         networks: the same of each further network, by its name.
         parts: the same of each part, by its kind.
+        objectives: the pictures of objectives, by the name of the objective.
         versions: of the libraries, and on what device the model runs.
 
     Raises:
@@ -110,6 +114,7 @@ class Generator:
         *,
         parts: Parts | None = None,
         pictures: Pictures | None = None,
+        objectives: Mapping[str, str] | None = None,
         needs_prompts: bool = True,
         advice: str = "try a smaller batch or size",
     ) -> None:
@@ -120,6 +125,7 @@ class Generator:
         self.networks = {name: network_identity(one) for name, one in (networks or {}).items()}
         self._parts, self.pictures = parts or Parts(), pictures or Pictures()
         self.parts = self._parts.identities()
+        self.objectives = {name: read_objective(Path(path)) for name, path in (objectives or {}).items()}
         self._seconds: dict[str, Second] = {}
         self.versions = made_with(self.device)
         self._how = model, getattr(torch, dtype), self.device, allow_pickle, not needs_prompts, offload
@@ -142,6 +148,17 @@ class Generator:
     def networks_of(self, stack: Rule) -> dict[str, dict[str, str]]:
         """What identifies the further networks that a stack asks, by name."""
         return {name: one for name, one in self.networks.items() if name in models_of(stack)}
+
+    def pictures_of(self, stack: Rule) -> dict[str, str]:
+        """A digest of each picture that an image under a stack is made from, by name."""
+        steered = {OBJECTIVE + name_of(text) for text in objectives_of(stack)}
+        pictures = {name: one for name, one in self.objective_digests.items() if name in steered}
+        return {**self.pictures.digests, **pictures}
+
+    @property
+    def objective_digests(self) -> dict[str, str]:
+        """A digest of the picture of each objective, by `OBJECTIVE` and the name of the objective."""
+        return {OBJECTIVE + name: digest_of(picture) for name, picture in self.objectives.items()}
 
     def asked(self, stack: Rule) -> dict[str, Second]:
         """The further networks that a stack asks; each is loaded when it is first asked for.
@@ -197,7 +214,7 @@ class Generator:
         stack = as_stack(stack)
         if weights and encoder_of(self.pipe) and stack.takes_several:
             raise InputError(f"{stack} takes several negative prompts, and with --weights there is one; drop --weights")
-        guide(self.pipe, stack, networks=self.asked(stack))
+        guide(self.pipe, stack, networks=self.asked(stack), objectives=self.objectives)
         self._levels(sampler, steps)
         scheduler = scheduler_with_steps(sampler, self.own, steps)
         schedule = grid(scheduler)
@@ -301,7 +318,8 @@ class Generator:
         began = time.perf_counter()
         self.use(sampler)
         stack, lost = as_stack(stack), None
-        guided = guide(self.pipe, stack, observe=observe, networks=self.asked(stack))
+        about: dict[str, Any] = {"networks": self.asked(stack), "objectives": self.objectives}
+        guided = guide(self.pipe, stack, observe=observe, **about)
         with self.running(seeds):
             try:
                 images = guided(**options, **self._conditions(filled, stack.takes_several, weights)).images

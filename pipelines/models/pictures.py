@@ -38,6 +38,20 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(f"cannot turn {path} upright: {reason(error)}") from error
 
 
+def read_objective(path: Path) -> Image.Image:
+    """The picture of an objective from a file that anybody may have written, upright and with its transparency.
+
+    Raises:
+        InputError: no such file, no PNG, JPEG or WebP, or one of too many pixels.
+    """
+    image = opened(path, FORMATS)
+    try:
+        image = ImageOps.exif_transpose(image)
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    except Exception as error:  # what says how it was held may be damaged
+        raise InputError(f"cannot turn {path} upright: {reason(error)}") from error
+
+
 def sized(image: Image.Image, path: Path, wanted: tuple[int, int] | None, own: tuple[int, int] | None) -> Image.Image:
     """The image in the size to use it in.
 
