@@ -17,7 +17,7 @@ import click
 from torch import Tensor
 
 from ...evaluation.effective_scale import gathered, strength
-from ...guidance.errors import GuidestackError, GuidestackWarning, InputError, NonFiniteError, reason
+from ...guidance.errors import GuidestackError, GuidestackWarning, InputError, NonFiniteError, reason, shown
 from ...guidance.observe import Seen
 from ...guidance.report import Report
 from ...guidance.rule import Stack, models_of
@@ -78,6 +78,21 @@ def read(typed: Typed, model: str | None) -> tuple[dict[str, Any], dict[str, str
     return found, wrong
 
 
+def check_files(stack: Stack) -> None:
+    """Refuse a stack that reads a file: texts of a page may be anybody's.
+
+    Raises:
+        InputError: a rule names another file than those that come with guidestack.
+    """
+    for part in stack.parts():
+        for name, file in part.files().items():
+            if not file.bundled:
+                raise InputError(
+                    f"the page reads no file that a text names, and {shown(getattr(part, name))} is one; guidestack "
+                    "generate does"
+                )
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a stack will cost, and what there is to say of it before it runs."""
@@ -92,6 +107,7 @@ def planned(stack: Stack, settings: Mapping[str, Any], model: str | None, networ
     Raises:
         GuidestackError: it is not for this run.
     """
+    check_files(stack)
     negatives = max(1, len(split(settings["negative"]))) if stack.takes_several else 1
     positives = len(split(settings["extra"])) if stack.takes_several else 0
     said = explained(stack, settings["sampler"], settings["steps"], model, negatives, positives)
@@ -111,6 +127,7 @@ def recipe_of(stack: Stack, settings: Mapping[str, Any], dtype: str) -> tuple[Re
     Raises:
         GuidestackError: prompt and stack do not go together.
     """
+    check_files(stack)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", GuidestackWarning)
         (recipe,) = recipes(

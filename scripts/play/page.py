@@ -19,7 +19,7 @@ from ...pipelines.models.recipe import Recipe
 from ...samplers import SAMPLERS
 from .cards import Cards
 from .copies import command_of, python_of
-from .making import DEFAULTS, Cell, Job, Maker, Plan, planned, read, recipe_of
+from .making import DEFAULTS, Cell, Job, Maker, Plan, check_files, planned, read, recipe_of
 from .plot import STYLE, plot_of
 from .sheet import Sheet, picture
 
@@ -66,13 +66,7 @@ def stack_of(text: str) -> Stack:
     if text.strip().startswith("@") and text.strip()[1:] not in presets.names():
         raise InputError(f"no preset {shown(text.strip()[1:])}; guidestack rules --presets lists them")
     stack = presets.read(text)
-    for part in stack.parts():
-        for name, file in part.files().items():
-            if not file.bundled:
-                raise InputError(
-                    f"the page reads no file that a text names, and {getattr(part, name)!r} is one; guidestack "
-                    "generate does"
-                )
+    check_files(stack)
     return stack
 
 

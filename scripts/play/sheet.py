@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...guidance.errors import GuidestackError, InputError
 from ...pipelines.models import files
-from .axes import MOST, Axis, axes_of, chosen
+from .axes import MOST, Varied, axes_of, chosen
 from .making import Cell, Job, Maker, read, recipe_of
 
 PIXELATED = 128  # pixels: narrower pictures are enlarged as they are
@@ -64,7 +64,7 @@ class Sheet:
                 self.names, self.values = [], []
                 for which in ("across", "down"):
                     name = ui.select([], label=which, clearable=which == "down")
-                    values = ui.input("values", placeholder="2, 4, 8 or 2:8:4, texts with ; between")
+                    values = ui.input("values", placeholder='2, 4, 8 or 2:8:4 or "a, b", "c, d"')
                     values.without_auto_validation().props("debounce=200 autocomplete=off spellcheck=false")
                     for what, field in {which: name, f"{which}/values": values}.items():
                         field.props["data-control"] = f"grid/{what}"
@@ -108,7 +108,7 @@ class Sheet:
         if column.plan is None or column.stack is None or self.page.settings() is None:
             self.said.text = "mend what is marked first"
             return
-        axes: list[Axis] = []
+        axes: list[Varied] = []
         for name, values in zip(self.names, self.values, strict=True):
             if name.value:
                 try:
@@ -117,6 +117,9 @@ class Sheet:
                     values.error = str(error)
                     return
         across, down = axes[0], axes[1] if len(axes) > 1 else None
+        if down is not None and across.name == down.name:
+            self.said.text = f"across and down are both {across.name}; choose another one"
+            return
         if len(across.values) * len(down.values if down else ("",)) > MOST:
             self.said.text = f"a grid has {MOST} images at most; guidestack evaluate makes more"
             return
@@ -130,7 +133,7 @@ class Sheet:
                     return
         self._begin(across, down, cells)
 
-    def _cell(self, stack: Any, put: list[tuple[Axis, str]]) -> Cell:
+    def _cell(self, stack: Any, put: list[tuple[Varied, str]]) -> Cell:
         """The cell with these values.
 
         Raises:
@@ -144,7 +147,7 @@ class Sheet:
             raise InputError(next(iter(wrong.values())))
         return Cell(recipe_of(stack, settings, self.page.model.dtype)[0])
 
-    def _begin(self, across: Axis, down: Axis | None, cells: list[Cell]) -> None:
+    def _begin(self, across: Varied, down: Varied | None, cells: list[Cell]) -> None:
         self.page.stop()
         rows = [f"{down.name} = {value}" for value in down.values] if down else [""]
         columns = [f"{across.name} = {value}" for value in across.values]

@@ -18,7 +18,8 @@ from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.pipelines.models.files import read_recipe
 from guidestack.pipelines.models.generator import Generator
 from guidestack.pipelines.models.recipe import Recipe
-from guidestack.scripts.play.axes import axes_of, chosen, read_values
+from guidestack.scripts.play.axes import axes_of, chosen
+from guidestack.scripts.play.controls import changed
 from guidestack.scripts.play.copies import command_of, python_of
 from guidestack.scripts.play.making import SETTINGS, Cell, Job, Maker, planned, read, recipe_of
 
@@ -155,6 +156,16 @@ def test_the_plan_is_known_before() -> None:
     ]
 
 
+def test_no_file_is_read_that_a_control_names(tmp_path: Path) -> None:
+    (tmp_path / "other.safetensors").write_bytes(b"")
+    typed = {"coefficients": str(tmp_path / "other.safetensors")}
+    stack = changed(gs.parse("linear_ag(cfg(4), 'emoji-cfg4-20')"), (0,), typed)
+    with pytest.raises(InputError, match="reads no file"):
+        planned(stack, settings(), None, {})
+    with pytest.raises(InputError, match="reads no file"):
+        recipe_of(stack, settings(), "float32")
+
+
 def test_axes() -> None:
     stack = gs.parse("cfg(4) | apg(3, radius=2)")
     assert list(axes_of(stack))[:3] == ["cfg.scale", "cfg.against", "apg.scale"]
@@ -167,6 +178,10 @@ def test_axes() -> None:
     assert chosen(stack, "seed", "1, 2").put("2", stack, TYPED)[1]["seed"] == "2"
     with pytest.raises(GuidestackError, match="phi"):
         chosen(gs.parse("cfg(2)"), "rescale.phi", "1")
-    for text in ("", " , ", "1:2:x", "1:2:1", "1:2:1e9", "0:1:2.5"):
-        with pytest.raises(InputError):
-            read_values(text)
+    window = chosen(gs.parse("during(cfg(2), progress=(0, 1))"), "during.progress", '"0, 0.5", "0.5, 1"')
+    assert str(window.put(window.values[1], gs.parse("during(cfg(2), progress=(0, 1))"), TYPED)[0]).endswith(
+        "(0.5, 1))"
+    )
+    for text in ("", " , ", "1:2:1", "2, 2"):
+        with pytest.raises(InputError, match="--axis scale"):
+            chosen(stack, "cfg.scale", text)
