@@ -253,6 +253,7 @@ class TokenMerge(Wrapper[Merging]):
         return dataclasses.replace(self, rule=self.rule.neutral(), ratio=0.0)
 
 
+@torch.no_grad()
 def _importance(c: Tensor, u: Tensor) -> Tensor:
     """The mean size of the difference at each place, shape ``(B, 1, *places)``, float32.
 

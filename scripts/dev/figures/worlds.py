@@ -41,6 +41,8 @@ PICTURES: Mapping[str, tuple[str | Cell, ...]] = {
         "during(cfg(4), sigma=(5.42, 1000))",
     ),
     "adaptive": ("cfg(4)", "adaptive(cfg(4), 0.99, 'denoised')", "prefix(cfg(4), 12)", Cell(stack="cfg(4)", steps=12)),
+    "adg": ("cfg(4)", "adg(4)", "cfg(15)", "adg(15)"),
+    "ramp": ("cfg(4)", "ramp(cfg(4))", "ramp(cfg(4), 'linear-down')"),
     "weak": tuple(Cell(stack=one, blur=1.5) for one in ("stack()", "cfg(2)", "cfg(2, against='positive@weak')")),
 }
 """Each picture's panels: a rule of one's own is one more line."""
