@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,6 +143,29 @@ def test_a_batch_is_its_samples_in_pieces_too(pipe: Any) -> None:
     assert not close(stops, whole, 1e-3)
     closed = call(pipe, "during(tome(cfg(3), 0.5), sigma=(1e5, 1e6))")
     assert torch.equal(closed, call(pipe, "stack()"))
+
+
+def test_a_compiled_network_and_other_threads(new_pipe: Callable[[], Any]) -> None:
+    """A graph compiled before is left aside for merged passes, and who uses the network meanwhile notices nothing."""
+    pipe = new_pipe()
+    wanted, seen, done = call(pipe, "tome(cfg(3), 0.5)"), [], threading.Event()
+    given = torch.randn(2, 4, 8, 8), 5, torch.randn(2, 16, 16)
+
+    @torch.no_grad()
+    def meanwhile() -> None:
+        while not done.is_set():
+            seen.append(pipe.unet(*given)[0])
+
+    plain = pipe.unet(*given)[0]
+    other = threading.Thread(target=meanwhile)
+    other.start()
+    assert close(call(pipe, "tome(cfg(3), 0.5)"), wanted)
+    done.set()
+    other.join()
+    assert seen
+    assert all(torch.equal(one, plain) for one in seen)
+    pipe.unet.compile(backend="eager")
+    assert close(call(pipe, "tome(cfg(3), 0.5)"), wanted)
 
 
 def test_the_finest_blocks_are_meant(pipe: Any) -> None:
