@@ -28,6 +28,11 @@ LARGEST = 50_000_000  # bytes of the file
 PACKAGE = Path(__file__).parents[1]
 OURS = ("configs", "guidance", "pipelines", "samplers", "scripts")
 """The folders of the package that decide what an image is."""
+NAMING = (
+    *("prompts_from", "guidance", "model", "networks", "lora", "controlnet", "control", "ip_adapter", "ip_image"),
+    *("vae", "scheduler_config", "image", "mask"),
+)
+"""The options that name files or folders."""
 NOWHERE = ("out", "overwrite", "batch", "given", "allow_pickle", "offload")
 """The options that decide no image."""
 
@@ -38,7 +43,7 @@ def question(wanted: Wanted) -> str | None:
         return None
     options = {name: value for name, value in dataclasses.asdict(wanted).items() if name not in NOWHERE}
     steps = "steps" in wanted.given
-    stamps = [stamp for text in _texts(options) for stamp in _stamps(text)]
+    stamps = [stamp for name in NAMING for text in _texts(options[name]) for stamp in _stamps(text)]
     stamps += [stamp for name in OURS for stamp in _stamp(PACKAGE / name)]
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers")]
     machine = [platform.node(), {name: value for name, value in os.environ.items() if name.endswith("VISIBLE_DEVICES")}]

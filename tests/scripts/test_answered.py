@@ -65,6 +65,15 @@ def test_whatever_decides_an_image_takes_the_long_way(
     assert long()
 
 
+def test_a_prompt_names_no_folder(command: Any, made: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr("guidestack.scripts.generating.generate", lambda wanted: ("", []))
+    monkeypatch.setattr(answered, "_stamp", lambda path: iter([looked.append(str(path))]))
+    assert command(*made, "/usr", "--negative", "/usr")[0] == 0
+    assert str(made[2]) in looked  # the file of prompts
+    assert "/usr" not in looked
+
+
 def test_a_missing_image_and_files_of_others(command: Any, made: list[object], tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = sorted(out.glob("*.png"))[0]
