@@ -549,6 +549,12 @@ def _compatible(rules: Sequence[Rule]) -> None:
             both = f"{one} and {other} both edit {what}" if one is not other else f"{one} edits {what} twice"
             raise CompositionError(f"{both}; keep one of them")
     for rule in rules:
+        other = next((one for one in rules if one is not rule and (one.guides or not one.takes_turns)), None)
+        if rule.couples and other is not None:
+            raise CompositionError(
+                f"{rule} guides by itself and multiplies samples, of which {other} knows nothing; leave {other} out, "
+                "or put its query into power"
+            )
         if len(rules) > 1 and rule.whole_stack:
             other = next(one for one in rules if one is not rule)
             raise CompositionError(
@@ -574,6 +580,10 @@ def sole(rule: Rule, wrapper: str) -> Rule:
     if _depth(rule) >= DEEPEST:
         raise RuleError(f"{wrapper}: at most {DEEPEST} rules stand inside one another, and this would be one more")
     for part in rule.parts():
+        if part.couples:
+            raise CompositionError(
+                f"{wrapper} around {part}: it is not for a part of a run; it has a window of its own"
+            )
         if part.whole_stack:
             raise CompositionError(
                 f"{wrapper} around {part}: it was made for whole runs of its own rule alone; put {wrapper} inside it, "

@@ -121,7 +121,7 @@ class GuidedRun:
             QueryError: the network cannot answer what the stack asks.
         """
         self._check_shape(x)
-        step = self.step(index, level, evaluation, time, before, after)
+        step = self.step(index, level, evaluation, time, after, before)
         done, estimate, state = self._guided(network, x, step)
         earlier, self.state, self._seen = self.state, state, None
         observed: Mapping[str, Tensor] = {}

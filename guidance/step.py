@@ -46,6 +46,7 @@ class Run:
         levels: the level at the beginning of each step of the schedule, and behind them the one at its end; empty where
             it is not known beforehand.
         objectives: what rules that steer by objectives ask; None where there is nothing to ask, as in a plan.
+        told: a number for each sample, the same for samples that are told the same; empty where it is not known.
     """
 
     shape: tuple[int, ...]
@@ -60,6 +61,7 @@ class Run:
     latents: bool | None = None
     levels: tuple[Level, ...] = ()
     objectives: Objectives | None = None
+    told: tuple[int, ...] = ()
 
     @property
     def batch(self) -> int:

@@ -198,9 +198,19 @@ class Session:
             latents=any(hasattr(self.pipe, name) for name in AUTOENCODERS),
             levels=schedule.levels,
             objectives=pictured(self.pipe, self.call, self.stack, self.objectives, x),
+            told=self._told(repeats),
         )
         self.run = GuidedRun(self.stack, run, self.max_rows, self.observe, moves=True)
         return self.run
+
+    def _told(self, repeats: int) -> tuple[int, ...]:
+        """A number for each sample, the same for samples of the same prompt."""
+        texts = self.call.get("prompt")
+        prompts = self.prompts.negatives, self.prompts.positives
+        count = len(prompts[0])
+        own = texts if isinstance(texts, list | tuple) and len(texts) == count else range(count)
+        known = [str(one) for one in zip(own, *prompts, strict=True)]
+        return tuple(known.index(one) for one in known for _ in range(repeats))
 
     def _look_ahead(self, run: GuidedRun, network: PipelineNetwork) -> None:
         """Refuse at the first step what would go wrong there or later.

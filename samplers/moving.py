@@ -19,6 +19,9 @@ from .grid import Grid
 from .levels import option
 from .renoise import FIRST_ORDER, MULTISTEP, Renoising
 
+NOISY = frozenset({"DDPMScheduler", "EulerAncestralDiscreteScheduler"})
+"""Schedulers that draw fresh noise in each step, as the reverse SDE does."""
+
 
 def check_room(stack: Rule, scheduler: Any) -> None:
     """Refuse a scheduler whose steps depend on more than the sample and one prediction, under rules that take turns.
@@ -40,16 +43,22 @@ def check_room(stack: Rule, scheduler: Any) -> None:
             f"{rule} moves samples between two steps, and {kind} evaluates more than once a step or remembers earlier "
             f"steps; use {instead} or another of the first order"
         )
+    sde = str(option(scheduler, "algorithm_type")).startswith("sde-") or option(scheduler, "stochastic_sampling")
+    if any(part.couples for part in stack.parts()) and not (names & NOISY or sde):
+        raise UnsupportedSchedulerError(
+            f"{rule} multiplies samples, which {type(scheduler).__name__} would lead to one and the same end without "
+            f"fresh noise; use {' or '.join(sorted(NOISY))}"
+        )
 
 
 @contextmanager
 def given_room(pipe: Any, stack: Rule) -> Iterator[None]:
-    """While the context lasts, a diffusion pipeline has DDIM as its scheduler if a rule takes turns, else its own."""
+    """While the context lasts, a diffusion pipeline has DDPM as its scheduler if a rule takes turns, else its own."""
     own = pipe.scheduler
     if turning(stack) is not None:
-        from diffusers import DDIMScheduler
+        from diffusers import DDPMScheduler
 
-        pipe.scheduler = DDIMScheduler.from_config(own.config, clip_sample=False)
+        pipe.scheduler = DDPMScheduler.from_config(own.config, clip_sample=False)
     try:
         yield
     finally:

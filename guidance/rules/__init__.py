@@ -26,6 +26,7 @@ from .pladis import PLADIS
 from .ramp import Ramp
 from .recur import Recur
 from .renorm import Renorm
+from .resample import Resample
 from .rescale import Rescale
 from .s2 import S2
 from .schedule import Schedule
@@ -78,6 +79,7 @@ __all__ = [
     "Recur",
     "Renoise",
     "Renorm",
+    "Resample",
     "Rescale",
     "Schedule",
     "SelfGuidance",

@@ -496,7 +496,8 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _interleaved(rule: Rule, device: str) -> str | None:
     """Interleaved runs equal separate runs."""
-    oracles = [Oracle(device=device), Oracle(samples=(2, 0), device=device)]
+    coupled = any(part.couples for part in rule.parts())
+    oracles = [Oracle(device=device), Oracle(samples=(2, 0, 1) if coupled else (2, 0), device=device)]
     runs, xs = [oracle.begin(rule) for oracle in oracles], [oracle.start() for oracle in oracles]
     outputs: list[list[Tensor]] = [[], []]
     for index in range(len(LEVELS)):
@@ -579,7 +580,7 @@ def _perturbed(rule: Rule, device: str) -> str | None:
 
 def _windowed(rule: Rule, device: str) -> str | None:
     """Outside its window a rule asks for nothing, inside it is itself."""
-    if any(part.whole_stack for part in rule.parts()):
+    if any(part.whole_stack or part.couples for part in rule.parts()):
         return "must be the whole stack"
     oracle = Oracle(device=device)
     outside = oracle_run(During(rule, sigma=(1e6, 1e7)), oracle)

@@ -12,6 +12,7 @@ import torch
 from ...guidance.notation.presets import as_stack
 from ...guidance.report import Report
 from ...guidance.rule import models_of
+from ...guidance.step import Run
 from ...pipelines import guide
 from ...pipelines.families.lookup import family_of
 from ...samplers.moving import given_room
@@ -77,6 +78,7 @@ SIDES = (
     Side("S2", "s2(0.25)"),
     Side("Langevin", "cfg(4) | langevin()"),
     Side("time travel", "cfg(4) | recur(2)"),
+    Side("particles", "resample(2, 4)"),
     Side("Autoguidance", "autoguidance(2)"),
     Side("interval", "during(cfg(4), progress=(0.2, 0.7))"),
     Side("prefix", "prefix(cfg(4), 2)"),
@@ -125,6 +127,7 @@ class Bench:
         max_rows = side.max_rows * self.batch or None
         weak = dict.fromkeys(models_of(as_stack(side.stack)), self.pipe)  # as large as the main one
         stack = as_stack(side.stack)
+        stack.init(Run((self.batch, 1, 1, 1)))  # is it for so many samples?
         with given_room(self.pipe, stack):
             guided = guide(self.pipe, stack, max_rows=max_rows, networks=weak)
         more = {"negative_prompt": [list(side.negatives)] * self.batch} if side.negatives else {}

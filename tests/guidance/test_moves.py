@@ -112,6 +112,21 @@ def named() -> Iterator[Callable[[type[Rule]], None]]:
         del _ENTRIES[name]
 
 
+def test_where_a_run_stands_is_the_same_in_a_turn_and_in_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[Step] = []
+    monkeypatch.setattr(
+        gs.Langevin, "update", lambda self, estimate, answers, step, state: (steps.append(step), (estimate, state))[1]
+    )
+    monkeypatch.setattr(gs.Langevin, "look", lambda self, x, step, state: steps.append(step))
+    monkeypatch.setattr(gs.Langevin, "turn", lambda self, x, sight, step, state: (x, state))
+    oracle_run(gs.Langevin(1), Oracle())
+    assert [(step.index, step.turn) for step in steps] == [(0, 0)] + [(i, turn) for i in range(1, 6) for turn in (1, 0)]
+    for step in steps:
+        assert step.before == (LEVELS[step.index - 1] if step.index else None)
+        assert step.after == LEVELS[min(step.index + 1, 5)]
+        assert step.level == LEVELS[step.index]
+
+
 @dataclass(frozen=True)
 class Elsewhere(Move[Seen]):
     """Looks at the samples, then at others at another level, moves nothing, and adds what it saw."""
@@ -201,6 +216,14 @@ def test_the_checks_catch_what_turns_do_wrong(named: Callable[[type[Rule]], None
     [
         (lambda: gs.Langevin(-1), RuleError, "steps"),
         (lambda: gs.Recur(0), RuleError, "times"),
+        (lambda: gs.Resample(1, 3), RuleError, "particles"),
+        (lambda: gs.Resample(2, "x"), RuleError, "power"),
+        (lambda: gs.Resample(2, (("positive", "x"),)), RuleError, "pairs of a query and its exponent"),
+        (lambda: gs.Resample(2, (("positive", 1), ("positive", 2))), RuleError, "twice"),
+        (lambda: gs.Resample(2, 3, window=(2, 1)), RuleError, "window"),
+        (lambda: gs.Resample(2, 3, below=2), RuleError, "below"),
+        (lambda: gs.parse("cfg(3) | resample(2, 3)"), CompositionError, "guides by itself"),
+        (lambda: gs.parse("during(resample(2, 3), progress=(0, 0.5))"), CompositionError, "a window of its own"),
         (lambda: gs.Langevin(power="x"), RuleError, "power must be a finite number"),
         (lambda: gs.Langevin(snr=0), RuleError, "snr must be"),
         (lambda: gs.Langevin(against="no such!"), RuleError, "condition@model"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance import NEGATIVE, POSITIVE, Look, Move, Sight
-from guidestack.guidance.errors import UnsupportedPipelineError, UnsupportedSchedulerError
+from guidestack.guidance.errors import RuleError, UnsupportedPipelineError, UnsupportedSchedulerError
 from guidestack.guidance.query import Query
 from guidestack.guidance.step import State, Step
 
@@ -187,3 +187,23 @@ def test_feature_caches_are_refused() -> None:
     pipe.transformer.enable_cache(FirstBlockCacheConfig(0.1))
     with pytest.raises(UnsupportedPipelineError, match="keeps features from one step to the next"):
         gs.guide(pipe, "cfg(3) | langevin()")(**arguments("FluxPipeline"))
+
+
+def test_particles_of_a_pipeline_have_one_prompt() -> None:
+    from diffusers import DDPMScheduler
+
+    name = "StableDiffusionXLPipeline"
+    pipe = load(name).make()
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    guided = gs.guide(pipe, "resample(2, 3, clamp=1)")
+    given = arguments(name, batch=2, num_inference_steps=3)
+    with pytest.raises(RuleError, match="those from 0 on have several; give num_images_per_prompt=2"):
+        guided(**given)
+    with pytest.raises(RuleError, match="a batch of 3 samples does not divide"):
+        guided(**{**given, "prompt": "a cat", "negative_prompt": "dog", "num_images_per_prompt": 3})
+    given = arguments(name, batch=2, num_inference_steps=3, num_images_per_prompt=2)
+    given["generator"] = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    guided(**given)
+    assert guided.report is not None
+    assert guided.report.evaluations == [6] * 4
+    assert all(((1 <= one) & (one <= 2)).all() for one in (record.traces["ess"] for record in guided.report.steps))

@@ -136,3 +136,36 @@ def test_a_corrector_of_the_prompts_own_law_leaves_it(stack: str) -> None:
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_time_travel_without_guidance_keeps_the_law(stochastic: bool) -> None:
     assert limit("recur(3)", 100, stochastic=stochastic) == pytest.approx(1, abs=0.01)
+
+
+def weighted(stack: str, steps: int, first: float = 400.0) -> float:
+    """The variance under particles without number: weights exp(c x^2) make N(0, 1 / (1/v - 2c)) of N(0, v)."""
+    loop, v = Carried(levels(steps, first), stochastic=True), 1 + first**2
+    x, keys = source(0), Keys((0, 1, 2))
+    run = GuidedRun(
+        as_stack(stack), Run((3, 1), torch.float64, steps=len(loop.levels) - 1, seeds=(0, 1, 2)), moves=True
+    )
+    start = run.state
+    for index, level in enumerate(loop.levels[:-1]):
+        loop.index, run.state = index, start
+        estimate = run.estimate(loop.network(x, level, keys), x, index, level, 0, None, loop.levels[index + 1], None)
+        weights = estimate.traces["log_weight"]
+        factor, _, fresh = loop.stepped(x, estimate, keys).flatten().tolist()
+        v = factor**2 / (1 / v - 2 * float(weights[0] - weights[1])) + fresh**2
+    return v
+
+
+@pytest.mark.parametrize(
+    ("power", "law"),
+    [
+        ("1.5", 0.8),  # guidance
+        ("3", 0.5),
+        ("(('positive', 2),)", 0.5),  # annealing
+        ("(('positive', 1), ('null', 1))", 2 / 3),  # a product
+        ("(('positive', 1.5), ('null', -1))", 1.0),  # a negative
+        ("(('positive', 2), ('null', -0.5))", 1 / 1.75),
+    ],
+)
+def test_particles_have_the_law_of_their_exponents(power: str, law: float) -> None:
+    stack = f"resample(3, {power})"
+    assert 2 * weighted(stack, 800) - weighted(stack, 400) == pytest.approx(law, abs=5e-3)

@@ -98,6 +98,7 @@ EVALUATIONS = {
     ),
     "Langevin": 1.75,  # once more in each step but the first of 4
     "time travel": 2.0,
+    "particles": 1.0,
     "interval": 0.75,  # steps 1 and 2 of 4 are at 0.25 and 0.5 of the way
     "prefix": 0.75,  # two of four steps
     "Schedule": 0.75,  # g r g c

@@ -1,0 +1,272 @@
+"""Particles with weights: Feynman-Kac correctors (Skreta et al. 2025)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import RuleError, shown
+from ..fields import interval, is_number, number, plain, set_field, whole
+from ..move import Move
+from ..notation.registry import register
+from ..per_sample import norm
+from ..query import NEGATIVE, POSITIVE, Predictions, Query
+from ..step import Estimate, Run, Step
+from ..turn import Sight
+
+SKRETA_2025 = """@inproceedings{skreta2025feynman,
+  title     = {{Feynman-Kac} Correctors in Diffusion: Annealing, Guidance, and Product of Experts},
+  author    = {Skreta, Marta and Akhound-Sadegh, Tara and Ohanesian, Viktor and Bondesan, Roberto
+               and Aspuru-Guzik, Al{\\'a}n and Doucet, Arnaud and Brekelmans, Rob and Tong, Alexander
+               and Neklyudov, Kirill},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2025},
+  note      = {arXiv:2503.02819}
+}"""
+GRAIN = 2.0**-24  # of a uniform number in float32
+
+
+class Weighted(NamedTuple):
+    """What `Resample` remembers.
+
+    Attributes:
+        log_weights: of each sample since it was last resampled, shape ``(B,)``, float64.
+    """
+
+    log_weights: Tensor
+
+
+@register("resample", references=(SKRETA_2025,), example="resample(3, 4)")
+@dataclass(frozen=True)
+class Resample(Move[Weighted]):
+    r"""Feynman-Kac corrector: guided samples as particles, of which those that fit the target law are multiplied.
+
+    The target is a product of laws at each noise level, :math:`\prod_i p_i(x)^{b_i}`: for guidance of scale w the
+    powered law :math:`p(x \mid c)^w\, p(x)^{1-w}`. The sampler is told the noise
+
+    .. math:: \epsilon_S = \sum_i b_i \epsilon_i
+
+    which alone does not sample the target. Each step from a level to the next, with :math:`k = \sigma/\alpha` before
+    and :math:`k'` after it, therefore changes a sample's log weight by
+
+    .. math:: \frac{1 - (k'/k)^2}{2} \Big(|\epsilon_S|^2 - \sum_i b_i |\epsilon_i|^2\Big)
+
+    and before the next evaluation the particles of each group are drawn anew by their weights (systematic resampling),
+    which then begin at 1 again. For guidance of scale w the bracket is :math:`w (w - 1)\,|\epsilon_c - \epsilon_u|^2`.
+
+    **Couples samples**: what becomes of one depends on the others of its group, the only case in guidestack. Sample i
+    belongs to the group ``i // particles``, whose samples have one prompt: in a pipeline ``num_images_per_prompt`` is
+    a multiple of `particles`. The samples of one group end as near relatives.
+
+    Args:
+        particles: samples in a group, at least 2; the batch is a multiple of it.
+        power: w, any number up to 1e6 in size; or the exponents themselves, pairs of a query and its :math:`b_i`, which
+            need not sum to 1: ``(("positive", 1), ("positive:1", 1))`` is a product of two prompts,
+            ``(("positive", 2),)`` one prompt annealed, a negative exponent a negative prompt.
+        against: the query that is p(x), where `power` is a number.
+        window: noise levels sigma/alpha, open below and closed above, at which a step changes weights.
+        clamp: the largest change of a log weight in a step, in size, after that of the group's mean is taken off; None
+            for no bound. The variance of the changes grows with the number of elements of a sample: latents need it.
+        below: particles are drawn anew where the effective sample size of their group is below this share of it, in
+            (0, 1]; 1 is always.
+
+    Queries: those of `power`: 2 evaluations a step under guidance, as `CFG`. None on top: turns evaluate nothing.
+
+    State: log weights, one number for each sample.
+
+    Space: noise. Samplers that evaluate once a step, remember nothing and draw fresh noise in each step: what was
+    multiplied would stay the same otherwise.
+
+    Traces: ``ess``, the effective sample size of a sample's group after the step, from 1 to `particles`;
+    ``log_weight``, of the samples that the run ended with since they were last drawn.
+
+    Raises:
+        RuleError: when a run begins, the batch is no multiple of `particles`, or a group would mix prompts.
+
+    References:
+        Skreta et al., arXiv:2503.02819, Propositions 3.1 to 3.3, and their section 4 for resampling. Their image models
+        clamp at 1 or 2. Their rewards and jump processes are not here.
+
+    >>> from guidestack import Resample
+    >>> print(Resample(8, 4), sorted(map(str, Resample(8, 4).asks())))
+    resample(8, 4) ['negative', 'positive']
+    """
+
+    space: ClassVar[Any] = "noise"
+    neutral_values: ClassVar[Mapping[str, Any] | None] = {"power": 1.0}
+    couples: ClassVar[bool] = True
+
+    particles: int
+    power: float | tuple[tuple[str, float], ...]
+    against: Query | str = NEGATIVE
+    window: tuple[float, float] = (0.0, math.inf)
+    clamp: float | None = None
+    below: float = 1.0
+
+    def __post_init__(self) -> None:
+        whole(self, "particles", 2)
+        if isinstance(self.power, tuple | list):
+            set_field(self, "power", _pairs(self.power))
+        else:
+            number(self, "power")
+        set_field(self, "against", Query.of(self.against))
+        interval(self, "window", 0.0, math.inf)
+        if self.clamp is not None:
+            number(self, "clamp", 0.0)
+        number(self, "below", 0.0, 1.0)
+
+    @property
+    def exponents(self) -> dict[Query, float]:
+        """The exponent of each query, without those that are 0."""
+        if isinstance(self.power, tuple):
+            pairs = {Query.of(name): exponent for name, exponent in self.power}
+        else:
+            pairs = {POSITIVE: self.power, Query.of(self.against): 1 - self.power}
+        return {query: exponent for query, exponent in pairs.items() if exponent}
+
+    @property
+    def off(self) -> bool:
+        """Whether the target is the law of the prompt."""
+        return self.exponents == {POSITIVE: 1.0}
+
+    @property
+    def guides(self) -> bool:
+        """Whether the sampler is told something else than the prompt's prediction."""
+        return not self.off
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether particles are ever drawn anew."""
+        return not self.off
+
+    @property
+    def contrast(self) -> Query | None:
+        """The query that is p(x), where `power` is a number."""
+        return None if isinstance(self.power, tuple) else Query.of(self.against)
+
+    def init(self, run: Run) -> Weighted:
+        """Weights of 1.
+
+        Raises:
+            RuleError: the batch is no multiple of `particles`, or a group would mix prompts.
+        """
+        planned = run.identity is None
+        if not planned and not self.off:
+            if run.batch % self.particles:
+                raise RuleError(
+                    f"{self}: a batch of {run.batch} samples does not divide into groups of {self.particles}; make "
+                    f"{math.ceil(run.batch / self.particles) * self.particles}"
+                )
+            groups = [run.told[first : first + self.particles] for first in range(0, run.batch, self.particles)]
+            if mixed := [place for place, group in enumerate(groups) if len(set(group)) > 1]:
+                raise RuleError(
+                    f"{self}: the samples of a group have one prompt, and those from {mixed[0] * self.particles} on "
+                    f"have several; give num_images_per_prompt={self.particles} or a multiple of it"
+                )
+        return Weighted(torch.zeros(run.batch, dtype=torch.float64, device=run.device))
+
+    def asks(self) -> frozenset[Query]:
+        """The queries with an exponent; none for the prompt alone."""
+        return frozenset() if self.off else frozenset(self.exponents)
+
+    def update(
+        self, estimate: Estimate, predictions: Predictions, step: Step, state: Weighted
+    ) -> tuple[Estimate, Weighted]:
+        """The weighted sum of noises, and what the coming step does to the weights."""
+        if self.off:
+            return estimate, state
+        noises = [(b, predictions[query].noise) for query, b in self.exponents.items()]
+        total = noises[0][0] * noises[0][1]
+        for b, noise in noises[1:]:
+            total = total + b * noise
+        bracket = _square(total) - sum(b * _square(noise) for b, noise in noises)  # type: ignore[operator]
+        weights = state.log_weights + self._change(bracket, step)
+        traces = {"ess": self._size(weights).repeat_interleave(self.particles)} if self._grouped(weights) else {}
+        return estimate.replace("noise", total, **traces, log_weight=weights), Weighted(weights)
+
+    def _change(self, bracket: Tensor, step: Step) -> Tensor:
+        """The change of the log weights by the step, shape ``(B,)``."""
+        here, after = step.level.k_sigma, step.after.k_sigma if step.after else 0.0
+        low, high = self.window
+        if not low < here <= high:
+            return torch.zeros_like(bracket)
+        change = 0.5 * (1 - (after / here) ** 2) * bracket
+        if self.clamp is None or not self._grouped(change):
+            return change
+        groups = change.reshape(-1, self.particles)
+        return (groups - groups.mean(1, keepdim=True)).clamp(-self.clamp, self.clamp).flatten()
+
+    def _grouped(self, value: Tensor) -> bool:
+        """Whether the batch has groups; that of a plan has none."""
+        return len(value) % self.particles == 0
+
+    def _size(self, weights: Tensor) -> Tensor:
+        """The effective sample size of each group."""
+        shares = weights.reshape(-1, self.particles).softmax(1)
+        return 1 / shares.square().sum(1)
+
+    def turns(self, step: Step, state: Weighted) -> int:
+        """One between two evaluations, which evaluates nothing."""
+        return int(not self.off and step.before is not None and self._grouped(state.log_weights))
+
+    def turn(self, x: Tensor, sight: Sight, step: Step, state: Weighted) -> tuple[Tensor, Weighted]:
+        """The particles drawn anew in each group, whose weights are 1 then."""
+        firsts = range(0, len(x), self.particles)
+        uniform = [
+            torch.rand((), generator=one, dtype=torch.float32) for one in sight.keys.generators(firsts, "resample")
+        ]
+        start = (torch.stack(uniform).double() + GRAIN / 2).to(x.device, non_blocking=True)
+        shares = state.log_weights.reshape(-1, self.particles).softmax(1)
+        chosen = systematic(shares, start)
+        drawn = (self._size(state.log_weights) < self.below * self.particles) if self.below < 1 else None
+        if drawn is not None:
+            chosen = torch.where(drawn[:, None], chosen, torch.arange(self.particles, device=x.device))
+        rows = (chosen + torch.arange(len(shares), device=x.device)[:, None] * self.particles).flatten()
+        kept = torch.zeros_like(state.log_weights)
+        if drawn is not None:
+            kept = state.log_weights.where(~drawn.repeat_interleave(self.particles), 0.0)
+        return x[rows], Weighted(kept)
+
+
+def systematic(shares: Tensor, start: Tensor) -> Tensor:
+    """Systematic resampling: which particle each place of a group gets.
+
+    Args:
+        shares: the weights of each group, shape ``(G, K)``, each row of sum 1.
+        start: a uniform number in (0, 1) for each group, shape ``(G,)``.
+
+    Returns:
+        Indices in a group, shape ``(G, K)``, rising: particle k fills ``K * share`` places, rounded up or down.
+    """
+    count = shares.shape[1]
+    places = (torch.arange(count, device=shares.device) + start[:, None]) / count
+    return torch.searchsorted(shares.cumsum(1), places, right=True).clamp_(max=count - 1)
+
+
+def _square(value: Tensor) -> Tensor:
+    """The squared length of each sample, shape ``(B,)``, in float64."""
+    return norm(value.double()).square().flatten()
+
+
+def _pairs(value: Any) -> tuple[tuple[str, float], ...]:
+    """Exponents by the texts of their queries.
+
+    Raises:
+        RuleError: they are none.
+    """
+    pairs = [plain(one) for one in value]
+    good = all(isinstance(one, tuple | list) and len(one) == 2 and is_number(plain(one[1])) for one in pairs)
+    if not pairs or not good:
+        raise RuleError(
+            "Resample: power is a number, or pairs of a query and its exponent, such as (('positive', 1), "
+            f"('positive:1', 1)); got {shown(value)}"
+        )
+    found = [(str(Query.of(one[0])), float(plain(one[1]))) for one in pairs]
+    if len({name for name, _ in found}) < len(found):
+        raise RuleError(f"Resample: power has a query twice; got {shown(value)}")
+    return tuple(found)

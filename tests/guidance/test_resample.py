@@ -1,0 +1,144 @@
+"""Particles: how they are drawn, that groups stay apart, and what is refused. Their laws are in tests/samplers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import guidestack as gs
+from guidestack.guidance import Level, check_move
+from guidestack.guidance.errors import RuleError, UnsupportedSchedulerError
+from guidestack.guidance.keyed import Keys
+from guidestack.guidance.rules.resample import Weighted, systematic
+from guidestack.guidance.step import Run, Step
+from guidestack.guidance.testing import MixtureDenoiser
+from guidestack.guidance.testing.checks import Oracle, oracle_run
+from guidestack.guidance.turn import Sight
+
+LOOSE = "not applicable: "
+
+
+@pytest.mark.parametrize(
+    "text", ["resample(3, 4)", "resample(3, (('positive', 1), ('negative', -0.5)), clamp=0.1, below=0.9)"]
+)
+def test_particles_keep_the_invariants(text: str) -> None:
+    results = check_move(gs.parse(text).rules[0])
+    assert "6. a batch equals its samples alone, in any order" in results
+    assert {name[:3] for name, result in results.items() if result.startswith(LOOSE)} <= {
+        "1. ",
+        "6. ",
+        "10.",
+        "11.",
+        "12.",
+    }
+
+
+def turned(rule: gs.Resample, weights: list[float], x: Tensor, seeds: tuple[int, ...] = ()) -> tuple[Tensor, Any]:
+    run = Run(tuple(x.shape), seeds=seeds or tuple(range(len(x))))
+    sight = Sight({}, Keys(run.seeds, 1, 0, 1), lambda told: x)
+    return rule.turn(
+        x, sight, Step(run, 1, Level.ve(1.0), before=Level.ve(2.0)), Weighted(torch.tensor(weights).double())
+    )
+
+
+def test_equal_weights_keep_every_particle() -> None:
+    x = torch.randn(4096, 1)
+    for seed in range(20):
+        moved, state = turned(gs.Resample(4096, 3), [0.3] * 4096, x, tuple(range(seed, seed + 4096)))
+        assert torch.equal(moved, x)
+    assert not state.log_weights.any()
+
+
+def test_systematic_resampling_gives_each_particle_its_share_rounded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.randn((200, 8), generator=generator, dtype=torch.float64).mul(2).softmax(1)
+    start = torch.rand(200, generator=generator, dtype=torch.float64)
+    chosen = systematic(shares, start)
+    offspring = torch.nn.functional.one_hot(chosen, 8).sum(1)
+    assert ((offspring - 8 * shares).abs() < 1).all()
+    assert (chosen.diff(dim=1) >= 0).all()
+    many = torch.linspace(1e-6, 1 - 1e-6, 5001, dtype=torch.float64)
+    mean = torch.nn.functional.one_hot(systematic(shares[:1].expand(5001, -1), many), 8).double().mean((0, 1))
+    assert torch.allclose(mean, shares[0], atol=1e-3)
+
+
+def test_groups_do_not_mix_and_weights_draw() -> None:
+    x = torch.arange(6.0)[:, None]
+    moved, _ = turned(gs.Resample(3, 3), [-50, 0, -50, -50, -50, 0], x)
+    assert moved.flatten().tolist() == [1, 1, 1, 5, 5, 5]
+    other, _ = turned(gs.Resample(3, 3), [0, 0, -50, -50, -50, 0], x)
+    assert other.flatten().tolist()[3:] == [5, 5, 5]
+    assert set(other.flatten().tolist()[:3]) == {0, 1}
+
+
+def test_a_group_is_drawn_anew_only_below_its_size() -> None:
+    x = torch.arange(4.0)[:, None]
+    rule = gs.Resample(2, 3, below=0.6)
+    moved, state = turned(rule, [0, -0.1, -50, 0], x)  # effective sizes 2 and 1
+    assert moved.flatten().tolist() == [0, 1, 3, 3]
+    assert state.log_weights.tolist() == [0, pytest.approx(-0.1), 0, 0]
+
+
+@pytest.mark.parametrize("power", [0, 1])
+def test_weights_vanish_where_one_law_is_the_target(power: float) -> None:
+    report = oracle_run(gs.Resample(3, power), Oracle()).run.report
+    weights = [record.traces["log_weight"] for record in report.steps if "log_weight" in record.traces]
+    assert all(not one.any() for one in weights)
+    assert report.evaluations == [6 if power else 12] * 3
+
+
+def test_a_window_and_a_clamp_bound_what_changes_weights() -> None:
+    def weights(rule: gs.Resample) -> list[Tensor]:
+        return [record.traces["log_weight"] for record in oracle_run(rule, Oracle()).run.report.steps]
+
+    free = weights(gs.Resample(3, 4, below=0))
+    assert all(one.abs().max() > 0 for one in free[:-1])
+    windowed = weights(gs.Resample(3, 4, window=(0.5, 2), below=0))
+    inside = [0.5 < level.k_sigma <= 2 for level in Oracle().levels]
+    changed = [bool((now - before).any()) for before, now in zip([0 * free[0], *windowed], windowed, strict=False)]
+    assert changed == [one and place < 5 for place, one in enumerate(inside)]
+    clamped = weights(gs.Resample(3, 4, clamp=0.05, below=0))
+    assert (
+        max(float((now - before).abs().max()) for before, now in zip([0 * clamped[0], *clamped], clamped, strict=False))
+        <= 0.05 + 1e-9
+    )
+
+
+BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
+def drawn(stack: str, scheduler: Any, count: int, steps: int = 60) -> Any:
+    mixture = gs.guidance.GaussianMixture(
+        torch.zeros(2, 1).double(), torch.tensor([1.0, 2.0]).double().sqrt(), torch.ones(2).double()
+    )
+    rows = {name: torch.eye(2)[[place]].expand(count, -1) for place, name in enumerate(("positive", "null"))}
+    return gs.sample(
+        MixtureDenoiser(mixture), stack, scheduler, conditions=rows, shape=(1,), seeds=range(count), steps=steps
+    )
+
+
+def test_particles_widen_what_guidance_makes_too_narrow() -> None:
+    """N(0, 2) and N(0, 1) at scale 3: CFG with the SDE ends at a variance of 0.39, the target has 0.5."""
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(**BETAS, clip_sample=False)
+    alone, particles = drawn("cfg(3)", scheduler, 1000), drawn("resample(500, 3)", scheduler, 1000)
+    # In so few steps everything is narrower: the law of the prompt, 1, as well.
+    wide = float(drawn("stack()", scheduler, 1000).x.var())
+    assert float(alone.x.var()) / wide == pytest.approx(0.3875, abs=0.05)
+    assert float(particles.x.var()) / wide == pytest.approx(0.5, abs=0.07)
+    assert particles.report.evaluations == alone.report.evaluations
+    again = drawn("resample(500, 3)", scheduler, 500)
+    assert torch.equal(again.x, particles.x[:500])  # a group is made alike in any batch
+
+
+def test_what_particles_cannot_run_on_is_refused_in_a_line() -> None:
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+    with pytest.raises(UnsupportedSchedulerError, match="without fresh noise; use DDPMScheduler or Euler"):
+        drawn("resample(2, 3)", DDIMScheduler(**BETAS, clip_sample=False), 4)
+    with pytest.raises(RuleError, match="a batch of 5 samples does not divide into groups of 2; make 6"):
+        drawn("resample(2, 3)", DDPMScheduler(**BETAS, clip_sample=False), 5)
