@@ -56,6 +56,7 @@ from .guidance.rules import Momentum as Momentum
 from .guidance.rules import PerpNeg as PerpNeg
 from .guidance.rules import Prefix as Prefix
 from .guidance.rules import Ramp as Ramp
+from .guidance.rules import RectifiedCFG as RectifiedCFG
 from .guidance.rules import Recur as Recur
 from .guidance.rules import Renoise as Renoise
 from .guidance.rules import Renorm as Renorm
@@ -66,6 +67,7 @@ from .guidance.rules import SelfGuidance as SelfGuidance
 from .guidance.rules import Skimmed as Skimmed
 from .guidance.rules import Threshold as Threshold
 from .guidance.rules import TokenMerge as TokenMerge
+from .guidance.rules import ZSampling as ZSampling
 from .guidance.version import __version__ as __version__
 from .pipelines import Adapters as Adapters
 from .pipelines import Family as Family

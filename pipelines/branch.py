@@ -97,10 +97,12 @@ class Branch:
             answer = answer.float()
         return answer.clone() if compiled(module) else answer  # the next run of a CUDA graph overwrites its output
 
-    def at(self, sample: Tensor) -> Branch:
-        """The same call with other samples, shape ``(rows, ...)``, in the place of its own."""
+    def at(self, sample: Tensor, later: float = 0.0) -> Branch:
+        """The same call with other samples, shape ``(rows, ...)``, and a time that is `later`, as it is told times."""
         moved = copy.copy(self)
         moved.sample, moved.arguments = sample, {**self.arguments, self.family.sample: self.family.pack(sample)}
+        if later:
+            moved.arguments[self.family.timestep] = self.arguments[self.family.timestep] + later
         return moved
 
     def checked(self, name: str) -> Any:

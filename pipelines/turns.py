@@ -64,21 +64,17 @@ class Turns:
         """The denoiser at samples `x`.
 
         Raises:
-            UnsupportedPipelineError: at another level than that of the pipeline's call.
+            UnsupportedPipelineError: at another level than that of the pipeline's call, and it is no flow model's.
         """
-        if level != self.steps.point.level:
-            raise UnsupportedPipelineError(
-                f"{self.steps.stack} asks the network at another noise level than that of the step, for which "
-                f"{type(self.steps.pipe).__name__} made no arguments; it runs in guidestack.sample"
-            )
-        asked = self.at(x)
+        asked = self.at(x, level)
         network = self.networks.made(asked.branches, asked.last, len(x), (keys,), self.part, asked.answered)
         self.made.append((network, asked))
         return network
 
-    def at(self, x: Tensor) -> Asked:
-        """The pipeline's calls with samples `x` in the place of its own."""
-        if x is self.x:
+    def at(self, x: Tensor, level: Level | None = None) -> Asked:
+        """The pipeline's calls with samples `x` in the place of its own; at their level by default."""
+        later = 0.0 if level in (None, self.steps.point.level) else self._later(level)
+        if x is self.x and not later:
             return self.asked
         given = self.steps.scaled(x)
         moved = {id(one): self._at(one, given) for one in self.asked.branches.values()}
@@ -86,9 +82,40 @@ class Turns:
         return Asked(branches, moved[id(self.asked.last)])
 
     def _at(self, branch: Branch, given: Tensor) -> Branch:
+        given = x if later else self.scaled(x)
+        moved = {id(one): self._at(one, given, later) for one in self.asked.branches.values()}
+        branches = {name: moved[id(one)] for name, one in self.asked.branches.items()}
+        return Asked(branches, moved[id(self.asked.last)])
+
+    def _later(self, level: Level) -> float:
+        """By how much the denoiser is told another time at `level`, in the unit of what it is told.
+
+        Raises:
+            UnsupportedPipelineError: it is not known.
+        """
+        pipe, family, point = self.steps.pipe, self.steps.family, self.steps.point
+        told = self.asked.last.arguments[family.timestep]
+        known = level.path == "flow" and self.steps.x is None and not family.negates
+        if not known or (isinstance(told, Tensor) and told.ndim > 1):
+            raise UnsupportedPipelineError(
+                f"{self.steps.stack} asks the network at another noise level than that of the step, and what "
+                f"{type(pipe).__name__} tells its network there is not known; run it in guidestack.sample"
+            )
+        timestep = level.sigma * pipe.scheduler.config.num_train_timesteps
+        return (timestep - point.timestep) / (family.clock(pipe, 1.0) - family.clock(pipe, 0.0))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Samples as the pipeline hands them to its denoiser."""
+        if self.steps.x is None:
+            return x
+        scheduler = copy.copy(self.steps.pipe.scheduler)
+        scaled: Tensor = scheduler.scale_model_input(x, scheduler.timesteps[self.steps.position])
+        return scaled
+
+    def _at(self, branch: Branch, given: Tensor, later: float) -> Branch:
         sample = branch.sample.clone()
         sample[(slice(None), *self.part)] = torch.cat([given] * (len(sample) // len(given))).to(sample.dtype)
-        return branch.at(sample)
+        return branch.at(sample, later)
 
     @property
     def output(self) -> tuple[Any, Tensor | None]:

@@ -24,6 +24,7 @@ from .pag import PAG
 from .perp_neg import PerpNeg
 from .pladis import PLADIS
 from .ramp import Ramp
+from .rectified_cfg import RectifiedCFG
 from .recur import Recur
 from .renorm import Renorm
 from .resample import Resample
@@ -41,6 +42,7 @@ from .threshold import Threshold
 from .tome import TokenMerge
 from .tpg import TPG
 from .tsg import TSG
+from .z_sampling import ZSampling
 
 __all__ = [
     "ADG",
@@ -76,6 +78,7 @@ __all__ = [
     "PerpNeg",
     "Prefix",
     "Ramp",
+    "RectifiedCFG",
     "Recur",
     "Renoise",
     "Renorm",
@@ -86,4 +89,5 @@ __all__ = [
     "Skimmed",
     "Threshold",
     "TokenMerge",
+    "ZSampling",
 ]

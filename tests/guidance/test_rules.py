@@ -289,7 +289,11 @@ def test_the_twelve_invariants(rule: gs.Rule, reference: Any, oracle_fit: Any) -
 
 def test_every_registered_rule_is_in_the_table() -> None:
     tested = {type(part) for rule, _ in TABLE for part in rule.parts()}
-    tested |= {type(part) for text in MOVES for part in gs.parse(text).parts()} | {gs.Resample}
+    tested |= {type(part) for text in MOVES for part in gs.parse(text).parts()} | {
+        gs.Resample,
+        gs.ZSampling,
+        gs.RectifiedCFG,
+    }
     assert {entry.rule for entry in rules()} <= tested
 
 

@@ -200,10 +200,39 @@ def test_particles_of_a_pipeline_have_one_prompt() -> None:
     with pytest.raises(RuleError, match="those from 0 on have several; give num_images_per_prompt=2"):
         guided(**given)
     with pytest.raises(RuleError, match="a batch of 3 samples does not divide"):
-        guided(**{**given, "prompt": "a cat", "negative_prompt": "dog", "num_images_per_prompt": 3})
+        guided(
+            prompt="a cat", negative_prompt="dog", num_images_per_prompt=3, num_inference_steps=3, height=16, width=16
+        )
     given = arguments(name, batch=2, num_inference_steps=3, num_images_per_prompt=2)
     given["generator"] = [torch.Generator().manual_seed(seed) for seed in range(4)]
     guided(**given)
     assert guided.report is not None
     assert guided.report.evaluations == [6] * 4
-    assert all(((1 <= one) & (one <= 2)).all() for one in (record.traces["ess"] for record in guided.report.steps))
+    assert all(((one >= 1) & (one <= 2)).all() for one in (record.traces["ess"] for record in guided.report.steps))
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline"])
+def test_a_flow_model_is_asked_at_the_level_ahead(name: str) -> None:
+    """Every call of the network, by the time that it is told: twice ahead for once at the step's own."""
+    pipe, told = room(name), []
+    guided = gs.guide(pipe, "rectified_cfg(2)")
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, given: told.append((len(given["hidden_states"]), float(given["timestep"].flatten()[0]))),
+        with_kwargs=True,
+    )
+    try:
+        guided(**arguments(name, num_inference_steps=3))
+    finally:
+        hook.remove()
+    times = [float(time) for time in pipe.scheduler.timesteps] + [0.0]
+    unit = 1000.0 if max(time for _, time in told) <= 1 else 1.0
+    rows: dict[float, int] = {}
+    for count, time in told:
+        near = min(times, key=lambda known: abs(known - unit * time))
+        assert near == pytest.approx(unit * time, abs=0.5)
+        rows[near] = rows.get(near, 0) + count
+    # Once at each step's own time, or twice where the pipeline asks its conditions one by one, and twice ahead.
+    assert guided.report is not None
+    assert sum(rows.values()) == guided.report.rows
+    assert rows[0.0] == 2 * BATCH
+    assert guided.report.evaluations == [9] * BATCH
