@@ -19,6 +19,7 @@ from ..guidance.errors import UnsupportedPipelineError
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Level
 from ..guidance.step import Estimate
+from ..samplers.stepping import unhooked
 from .branch import Branch
 from .network import PipelineNetwork
 from .network_factory import NetworkFactory
@@ -108,7 +109,7 @@ class Turns:
         """Samples as the pipeline hands them to its denoiser."""
         if self.steps.x is None:
             return x
-        scheduler = copy.copy(self.steps.pipe.scheduler)
+        scheduler = unhooked(copy.copy(self.steps.pipe.scheduler))
         scaled: Tensor = scheduler.scale_model_input(x, scheduler.timesteps[self.steps.position])
         return scaled
 

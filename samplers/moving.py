@@ -18,6 +18,7 @@ from ..guidance.step import Estimate
 from .grid import Grid
 from .levels import option
 from .renoise import FIRST_ORDER, MULTISTEP, Renoising
+from .stepping import unhooked
 
 NOISY = frozenset({"DDPMScheduler", "EulerAncestralDiscreteScheduler"})
 """Schedulers that draw fresh noise in each step, as the reverse SDE does."""
@@ -87,7 +88,7 @@ class Beside:
             keys: where the noise comes from, of a scheduler that draws some.
             **options: further arguments of the scheduler's ``step``.
         """
-        beside = copy.copy(self.scheduler)  # it counts its steps, and changes nothing else
+        beside = unhooked(copy.copy(self.scheduler))  # it counts its steps, and changes nothing else
         timestep = beside.timesteps[position]
         if hasattr(beside, "scale_model_input"):
             beside.scale_model_input(x, timestep)

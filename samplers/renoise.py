@@ -30,6 +30,7 @@ from ..guidance.prediction import X0, Level, convert
 from ..guidance.step import Estimate
 from .grid import Grid
 from .levels import option, parameterization, remembers
+from .stepping import unhooked
 
 UNCLIPPED = frozenset({"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler"})
 """They have the option `clip_sample`, and clip nothing (diffusers 0.42.1)."""
@@ -158,11 +159,9 @@ class _Homogeneous:
     """A copy of a scheduler whose network always answers x0 = 0: how a step scales what is in the sample."""
 
     def __init__(self, scheduler: Any) -> None:
-        self.scheduler, self.emits = copy.deepcopy(scheduler), parameterization(scheduler)
+        self.scheduler, self.emits = unhooked(copy.deepcopy(scheduler)), parameterization(scheduler)
         for name, value in list(vars(self.scheduler).items()):
-            if hasattr(type(scheduler), name):  # a method that a guided call replaced; it leads to the original
-                delattr(self.scheduler, name)
-            elif isinstance(value, Tensor):  # to where the numbers are, so that no step waits for a device
+            if isinstance(value, Tensor):  # to where the numbers are, so that no step waits for a device
                 setattr(self.scheduler, name, value.cpu())
         if type(scheduler).__name__ != "PNDMScheduler":  # which is never told x0
             # An exact 0: what the scheduler made of another form would differ from it by its float32 tables.

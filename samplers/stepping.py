@@ -8,6 +8,13 @@ from typing import Any
 from torch import Tensor
 
 
+def unhooked(copied: Any) -> Any:
+    """A copy of a scheduler, without the methods that were replaced on the original and lead back to it."""
+    for name in [name for name in vars(copied) if hasattr(type(copied), name)]:
+        delattr(copied, name)
+    return copied
+
+
 class Stepper:
     """The steps of one run of a scheduler, for a loop that is not a pipeline's.
 

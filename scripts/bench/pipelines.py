@@ -79,6 +79,7 @@ SIDES = (
     Side("Langevin", "cfg(4) | langevin()"),
     Side("time travel", "cfg(4) | recur(2)"),
     Side("particles", "resample(2, 4)"),
+    Side("zigzag", "cfg(4) | zigzag()"),
     Side("Autoguidance", "autoguidance(2)"),
     Side("interval", "during(cfg(4), progress=(0.2, 0.7))"),
     Side("prefix", "prefix(cfg(4), 2)"),

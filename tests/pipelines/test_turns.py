@@ -118,11 +118,20 @@ def test_turns_are_counted_and_change_nothing_else(name: str, asking: str) -> No
     assert [record.turn for record in guided.report.steps] == [0, 1, 0, 1, 0]
 
 
-@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
-def test_langevin_is_the_same_in_a_pipeline_and_in_the_plain_loop(scheduler: str) -> None:
+@pytest.mark.parametrize(
+    ("stack", "scheduler", "evaluations"),
+    [
+        ("langevin(2, power=3, snr=0.2)", "DDIMScheduler", 4 + 3 * 4),
+        ("cfg(3) | langevin()", "EulerAncestralDiscreteScheduler", 8 + 3 * 2),
+        ("cfg(3) | recur(2)", "DDIMScheduler", 16),
+        ("cfgpp(0.6) | recur(2)", "EulerAncestralDiscreteScheduler", 16),
+        ("cfg(3) | zigzag(0.5)", "EulerDiscreteScheduler", 24),
+    ],
+)
+def test_a_move_is_the_same_in_a_pipeline_and_in_the_plain_loop(stack: str, scheduler: str, evaluations: int) -> None:
     import diffusers
 
-    name, stack = "StableDiffusionXLPipeline", "langevin(2, power=3, snr=0.2)"
+    name = "StableDiffusionXLPipeline"
     pipe = made(name)
     own, pipe.scheduler = pipe.scheduler, getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     try:
@@ -156,7 +165,7 @@ def test_langevin_is_the_same_in_a_pipeline_and_in_the_plain_loop(scheduler: str
         levels = [point.level.k_sigma for point in grid(pipe.scheduler).points]
         size = reached.shape[2:]
         plain = gs.sample(model, stack, pipe.scheduler, conditions=conditions, shape=size, seeds=range(BATCH), steps=4)
-        assert plain.report.evaluations == guided.report.evaluations == [4 + 3 * 4] * BATCH
+        assert plain.report.evaluations == guided.report.evaluations == [evaluations] * BATCH
         assert torch.allclose(reached[-1], plain.x, atol=1e-4, rtol=1e-3)
     finally:
         pipe.scheduler = own

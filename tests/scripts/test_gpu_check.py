@@ -60,7 +60,7 @@ def test_every_rule_is_compared_with_its_float32_run(subject: Subject, monkeypat
     rows = list(gpu_check.rules(half, SIZE, wanted))
     tried = {name for row in rows for name in (gpu_check.names(row.what) if "(" in row.what else [row.what])}
     assert tried == {entry.name for entry in registry.rules()}
-    left_out = {"icg(3, source='class')", "cfg(6) | threshold()", FITTED}
+    left_out = {"icg(3, source='class')", "cfg(6) | threshold()", "rectified_cfg(2)", "resample(3, 4)", FITTED}
     assert outcomes(rows) == {row.what: "not made" if row.what in left_out else "pass" for row in rows}
     assert all(0 < row.numbers["away"] <= row.numbers["limit"] for row in rows if row.outcome == "pass")
 
@@ -276,6 +276,7 @@ def test_waits_in_the_network_are_counted_in_both_kinds_of_runs(cuda: dict[str, 
     # Schedules that ask the network at fewer steps wait less often, those that call it twice a step more.
     found = outcomes(list(gpu_check.waits(subject, SIZE, device)))
     twice = {text for text in found if any(apart(query) for part in parse(text).parts() for query in part.asks())}
+    twice |= {text for text in found if text and found[text] != "not made" and parse(text).takes_turns}
     assert "tsg(3, strength=0.8)" in twice
     assert {what for what, outcome in found.items() if outcome == "FAIL"} == twice
 
