@@ -19,6 +19,7 @@ from ..guidance.errors import UnsupportedPipelineError
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Level
 from ..guidance.step import Estimate
+from ..samplers.levels import option
 from ..samplers.stepping import unhooked
 from .branch import Branch
 from .network import PipelineNetwork
@@ -96,14 +97,18 @@ class Turns:
         """
         pipe, family, point = self.steps.pipe, self.steps.family, self.steps.point
         told = self.asked.last.arguments[family.timestep]
-        known = level.path == "flow" and self.steps.x is None and not family.negates
+        count = pipe.scheduler.config.num_train_timesteps
+
+        def time(level: Level) -> float:
+            return count * (1 - level.sigma if option(pipe.scheduler, "invert_sigmas") else level.sigma)
+
+        known = level.path == "flow" and self.steps.x is None and abs(time(point.level) - point.timestep) < 1
         if not known or (isinstance(told, Tensor) and told.ndim > 1):
             raise UnsupportedPipelineError(
                 f"{self.steps.stack} asks the network at another noise level than that of the step, and what "
                 f"{type(pipe).__name__} tells its network there is not known; run it in guidestack.sample"
             )
-        timestep = level.sigma * pipe.scheduler.config.num_train_timesteps
-        return (timestep - point.timestep) / (family.clock(pipe, 1.0) - family.clock(pipe, 0.0))
+        return (time(level) - point.timestep) / (family.clock(pipe, 1.0) - family.clock(pipe, 0.0))
 
     def scaled(self, x: Tensor) -> Tensor:
         """Samples as the pipeline hands them to its denoiser."""

@@ -42,7 +42,7 @@ def picture(world: World, panels: Sequence[Panel], law: str = "a", crop: float =
     Args:
         world: where; of more than two dimensions its plane is shown.
         panels: one to ten; more than five make a second row.
-        law: the condition whose contours, around 50, 90 and 99% of its mass, are drawn.
+        law: whose contours, around 50, 90 and 99% of its mass, are drawn: of a condition, or a guided law as "a^3".
         crop: half the side of the square that is shown; what lies outside is drawn on its edge.
     """
     rows = 1 + (len(panels) - 1) // MOST_IN_A_ROW
@@ -50,9 +50,9 @@ def picture(world: World, panels: Sequence[Panel], law: str = "a", crop: float =
     along = torch.linspace(-crop, crop, CELLS, dtype=torch.float64)
     place = torch.cartesian_prod(along, along)
     flat = GuidedLaw(world.mixture, world.plane, world.weights(ALL), 1.0).flat
+    data = flat.log_density(place, CLEAN, world.weights(ALL).expand(len(place), -1))
     of_data, of_law = (
-        flat.log_density(place, CLEAN, world.weights(one).expand(len(place), -1)).exp().reshape(CELLS, CELLS).T.numpy()
-        for one in (ALL, law)
+        logs.exp().reshape(CELLS, CELLS).T.numpy() for logs in (data, world.law(law).log_density(place @ world.plane))
     )
     with look():
         made = figure(WIDE * columns, (WIDE + 56) * rows)

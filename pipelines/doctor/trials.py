@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -84,7 +85,10 @@ def trial(
             return Trial(rule, None, f"breaks: {type(error).__name__}: {_line(error)}", broken=True)
     report = guided.report
     assert report is not None  # the call ended
-    return Trial(rule, max(max(step.evaluations(report.batch)) for step in report.steps))
+    steps = Counter[int]()
+    for record in report.steps:  # with the turns of a step
+        steps[record.index] += max(record.evaluations(report.batch))
+    return Trial(rule, max(steps.values()))
 
 
 def _line(error: Exception) -> str:

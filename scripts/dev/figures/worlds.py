@@ -43,17 +43,26 @@ PICTURES: Mapping[str, tuple[str | Cell, ...]] = {
     "adaptive": ("cfg(4)", "adaptive(cfg(4), 0.99, 'denoised')", "prefix(cfg(4), 12)", Cell(stack="cfg(4)", steps=12)),
     "adg": ("cfg(4)", "adg(4)", "cfg(15)", "adg(15)"),
     "ramp": ("cfg(4)", "ramp(cfg(4))", "ramp(cfg(4), 'linear-down')"),
+    "moves": (
+        Cell(stack="cfg(4)", sampler="ddim", steps=50),
+        Cell(stack="cfg(4)", sampler="ddpm", steps=100),
+        Cell(stack="langevin(5, power=4)", sampler="ddim", steps=50),
+        Cell(stack="resample(500, 4)", sampler="ddpm", steps=100),
+    ),
     "weak": tuple(Cell(stack=one, blur=1.5) for one in ("stack()", "cfg(2)", "cfg(2, against='positive@weak')")),
 }
 """Each picture's panels: a rule of one's own is one more line."""
+LAWS = {"moves": "a^4"}
+"""The laws of pictures that are not those of their first panel's condition."""
 COUNT, SHOWN = 4000, ("distance", "coverage")
 WORLD, USUAL = WORLDS["plane"], "a"
 
 
-def panel(cell: Cell) -> Panel:
-    """The samples of a cell, with what was measured of them."""
+def panel(cell: Cell, law: str = "") -> Panel:
+    """The samples of a cell, with what was measured of them: beside a law, that of the condition by default."""
     drawn = draw(WORLD, **cell.model_dump(), count=COUNT, batch=COUNT)
-    found = measured(WORLD, drawn, cell.condition, SHOWN, batch=COUNT)
+    shown = SHOWN[:1] if law else SHOWN  # the components of a condition, which a guided law has not
+    found = measured(WORLD, drawn, cell.condition, shown, law=law, batch=COUNT)
     told = ", ".join(f"{name} {one.value:.2f}" for name, one in found.items())
     return Panel(cell.stack, drawn.x, f"{cell.condition}{cell.model_copy(update={'condition': USUAL}).beside}\n{told}")
 
@@ -71,7 +80,8 @@ def main(only: tuple[str, ...], to: Path) -> None:
         with notices():
             for name in only or PICTURES:
                 cells = [one if isinstance(one, Cell) else Cell(stack=one) for one in PICTURES[name]]
-                made = picture(WORLD, [panel(cell) for cell in cells], cells[0].condition)
+                law = LAWS.get(name, "")
+                made = picture(WORLD, [panel(cell, law) for cell in cells], law or cells[0].condition)
                 image = Image.open(io.BytesIO(to_png(made))).convert("RGB").quantize(64)
                 with replacing(to / f"world-{name}.png") as beside:
                     image.save(beside, format="PNG", optimize=True)
