@@ -23,6 +23,7 @@ from ..samplers import Grid, entry, grid, parameterization
 from ..samplers.grid import Point
 from ..samplers.moving import Beside, check_room
 from ..samplers.renoise import Renoising
+from ..samplers.stepping import unhooked
 from .families.record import Call, Family, Pipeline
 from .hooks import Caller, Mine, Watch
 from .undisturbed import Undisturbed
@@ -103,7 +104,7 @@ class Steps:
         """Samples as the pipeline hands them to its denoiser."""
         if self.x is None:
             return x
-        scheduler = copy.copy(self.pipe.scheduler)
+        scheduler = unhooked(copy.copy(self.pipe.scheduler))
         scaled: Tensor = scheduler.scale_model_input(x, scheduler.timesteps[self.position])
         return scaled
 

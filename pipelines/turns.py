@@ -20,7 +20,6 @@ from ..guidance.keyed import Keys
 from ..guidance.prediction import Level
 from ..guidance.step import Estimate
 from ..samplers.levels import option
-from ..samplers.stepping import unhooked
 from .branch import Branch
 from .network import PipelineNetwork
 from .network_factory import NetworkFactory
@@ -78,13 +77,7 @@ class Turns:
         later = 0.0 if level in (None, self.steps.point.level) else self._later(level)
         if x is self.x and not later:
             return self.asked
-        given = self.steps.scaled(x)
-        moved = {id(one): self._at(one, given) for one in self.asked.branches.values()}
-        branches = {name: moved[id(one)] for name, one in self.asked.branches.items()}
-        return Asked(branches, moved[id(self.asked.last)])
-
-    def _at(self, branch: Branch, given: Tensor) -> Branch:
-        given = x if later else self.scaled(x)
+        given = x if later else self.steps.scaled(x)
         moved = {id(one): self._at(one, given, later) for one in self.asked.branches.values()}
         branches = {name: moved[id(one)] for name, one in self.asked.branches.items()}
         return Asked(branches, moved[id(self.asked.last)])
@@ -97,7 +90,7 @@ class Turns:
         """
         pipe, family, point = self.steps.pipe, self.steps.family, self.steps.point
         told = self.asked.last.arguments[family.timestep]
-        count = pipe.scheduler.config.num_train_timesteps
+        count = float(pipe.scheduler.config.num_train_timesteps)
 
         def time(level: Level) -> float:
             return count * (1 - level.sigma if option(pipe.scheduler, "invert_sigmas") else level.sigma)
@@ -109,14 +102,6 @@ class Turns:
                 f"{type(pipe).__name__} tells its network there is not known; run it in guidestack.sample"
             )
         return (time(level) - point.timestep) / (family.clock(pipe, 1.0) - family.clock(pipe, 0.0))
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """Samples as the pipeline hands them to its denoiser."""
-        if self.steps.x is None:
-            return x
-        scheduler = unhooked(copy.copy(self.steps.pipe.scheduler))
-        scaled: Tensor = scheduler.scale_model_input(x, scheduler.timesteps[self.steps.position])
-        return scaled
 
     def _at(self, branch: Branch, given: Tensor, later: float) -> Branch:
         sample = branch.sample.clone()

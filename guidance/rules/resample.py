@@ -184,7 +184,7 @@ class Resample(Move[Weighted]):
         total = noises[0][0] * noises[0][1]
         for b, noise in noises[1:]:
             total = total + b * noise
-        bracket = _square(total) - sum(b * _square(noise) for b, noise in noises)  # type: ignore[operator]
+        bracket = _square(total) - sum(b * _square(noise) for b, noise in noises)
         weights = state.log_weights + self._change(bracket, step)
         traces = {"ess": self._size(weights).repeat_interleave(self.particles)} if self._grouped(weights) else {}
         return estimate.replace("noise", total, **traces, log_weight=weights), Weighted(weights)
