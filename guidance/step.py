@@ -46,7 +46,8 @@ class Run:
         levels: the level at the beginning of each step of the schedule, and behind them the one at its end; empty where
             it is not known beforehand.
         objectives: what rules that steer by objectives ask; None where there is nothing to ask, as in a plan.
-        told: a number for each sample, the same for samples that are told the same; empty where it is not known.
+        told: a number for each sample, the same for samples that are told the same; empty where it is not known or no
+            rule couples samples.
     """
 
     shape: tuple[int, ...]

@@ -204,7 +204,9 @@ class Session:
         return self.run
 
     def _told(self, repeats: int) -> tuple[int, ...]:
-        """A number for each sample, the same for samples of the same prompt."""
+        """A number for each sample, the same for samples of the same prompt; none where no rule couples samples."""
+        if not any(part.couples for part in self.stack.parts()):
+            return ()
         texts = self.call.get("prompt")
         prompts = self.prompts.negatives, self.prompts.positives
         count = len(prompts[0])

@@ -214,13 +214,12 @@ class Generator:
         stack = as_stack(stack)
         if weights and encoder_of(self.pipe) and stack.takes_several:
             raise InputError(f"{stack} takes several negative prompts, and with --weights there is one; drop --weights")
-        guide(self.pipe, stack, networks=self.asked(stack), objectives=self.objectives)
         if coupling := next((part for part in stack.parts() if part.couples), None):
             raise InputError(
                 f"{coupling} couples the samples of a batch, and here each image is made so that it can be made again "
                 "by itself; call guide() or sample() in Python"
             )
-        guide(self.pipe, stack, networks=self.asked(stack))
+        guide(self.pipe, stack, networks=self.asked(stack), objectives=self.objectives)
         self._levels(sampler, steps)
         scheduler = scheduler_with_steps(sampler, self.own, steps)
         schedule = grid(scheduler)
