@@ -152,3 +152,12 @@ def test_what_cannot_be() -> None:
     with pytest.raises(CompositionError, match="edits self-attention in every pass twice"):
         gs.parse("tome(tome(cfg(3), 0.5), 0.5)")
     assert gs.parse("tome(cfg(3) | nag(2), 0.5)").own_pass
+
+
+@pytest.mark.parametrize("important", [False, True])
+def test_nothing_waits_for_a_device(important: bool) -> None:
+    """On the meta device, which has no numbers, whatever asked for one would fail."""
+    tokens, maps = hidden(2, 24).to("meta"), numbers(2, (4, 6), important).to("meta")
+    found = made(tokens, maps, 0.5)
+    for average in (True, False):
+        assert found.unmerged(found.merged(tokens, average)).shape == tokens.shape
