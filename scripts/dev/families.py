@@ -29,7 +29,7 @@ def columns() -> tuple[list[str], list[str], list[str]]:
             moves.append(entry.name)
             continue
         alone = [text for text in entry.examples if len(parse(text).rules) == 1]
-        if alone and not issubclass(entry.rule, Wrapper):
+        if alone and (not issubclass(entry.rule, Wrapper) or parse(alone[0]).own_pass):
             texts += alone
         else:
             others.append(entry.name)
