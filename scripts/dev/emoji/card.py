@@ -67,8 +67,8 @@ def copied(found: dict[str, Any] | None) -> str:
         f"Is a picture a copy? The nearest training picture on its background is {away} away (median; root mean square "
         f"of the pixels in [0, 1]); for {found['pictures']} pictures of other concepts, which were not trained on, it "
         f"is {others}. {near['share']:.1%} of the generated pictures ({span}) are nearer to a training picture than "
-        "95% of those are. A prompt names one training picture, which the model is meant to draw: of this model some of it "
-        "is the point."
+        "95% of those are. A prompt names one training picture, which the model is meant to draw: of this model some "
+        "of it is the point."
     )
 
 
