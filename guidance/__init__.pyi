@@ -13,6 +13,7 @@ from .notation.objectives import register_objective as register_objective
 from .notation.plugins import load_rules as load_rules
 from .notation.registry import register as register
 from .objective import Objective as Objective
+from .objective import smoothed as smoothed
 from .per_sample import dot as dot
 from .per_sample import norm as norm
 from .per_sample import ratio as ratio

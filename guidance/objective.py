@@ -15,6 +15,7 @@ A gradient is taken at the prediction's clean sample, `Bound.gradient`, and cost
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .errors import InputError, RuleError, shown
+from .fields import count, is_number, plain
+from .keyed import keyed, normal
 from .prediction import Level, wide
 
 SPACES = ("pixels", "latents", "noisy")
@@ -202,6 +205,58 @@ def smoothed_gradient(objective: Bound, x0: Tensor, noises: Sequence[Tensor]) ->
         keep, add = ((one - both).exp().reshape(-1, *[1] * (x0.ndim - 1)) for one in (total, value))
         total, gradient = both, keep * gradient + add * slope
     return total - torch.log(total.new_tensor(float(len(noises)))), gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed(Objective):
+    """An objective averaged over noise: made by `smoothed`."""
+
+    function: Any
+    sigma: float
+    n: int
+
+    @property
+    def space(self) -> str:  # type: ignore[override]  # that of the objective inside
+        """What the objective inside is given."""
+        return str(getattr(self.function, "space", "pixels"))
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]  # likewise
+        """Whether the objective inside has a gradient."""
+        return bool(getattr(self.function, "differentiable", True))
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """``log f`` averaged over the draws, shape ``(B,)``."""
+        random = keyed(0, "smoothed", *x0.shape[1:])
+        values = []
+        for _ in range(self.n):
+            noise = normal([random], x0.shape[1:], x0.device).to(x0.dtype)
+            values.append(self.function(x0 + self.sigma * noise))
+        return torch.stack(values).logsumexp(0) - math.log(self.n)
+
+
+def smoothed(objective: Callable[..., Tensor], sigma: float, n: int = 8) -> Smoothed:
+    r"""An objective averaged over noise, :math:`\log \tfrac1n \sum_j f(x_0 + \sigma \delta_j)`.
+
+    Args:
+        objective: ``log f(x0) -> (B,)``, of pictures or latents.
+        sigma: the standard deviation of the noise, > 0, in what the objective is given.
+        n: draws, always the same ones: the result is a function of x0. Memory is that of n evaluations; `TFG` with its
+            `smoothing` takes that of one, and draws anew at each step.
+
+    Raises:
+        InputError: `sigma` is not positive, `n` is no whole number from 1, or the objective sees noisy samples.
+
+    >>> import torch
+    >>> flat = smoothed(lambda x0: 0 * x0.flatten(1).sum(1), sigma=0.5, n=4)
+    >>> flat(torch.zeros(2, 3, 4, 4))
+    tensor([0., 0.])
+    """
+    if not callable(objective) or getattr(objective, "space", "pixels") == "noisy":
+        raise InputError(f"smoothed takes a function of clean samples, log f(x0) -> (B,); got {shown(objective)}")
+    if not is_number(plain(sigma)) or not sigma > 0:
+        raise InputError(f"smoothed: sigma must be a number above 0; got {shown(sigma)}")
+    return Smoothed(objective, float(sigma), count("n", n))
 
 
 @dataclass(frozen=True, eq=False)

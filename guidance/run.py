@@ -20,7 +20,7 @@ from .per_sample import own_axes
 from .prediction import Level, Prediction, wide
 from .query import POSITIVE, Evaluation, Network, Queries, Query, covered, evaluate, united
 from .report import Report, StepRecord
-from .rule import Stack
+from .rule import Stack, objectives_of
 from .step import Estimate, Run, State, Step
 from .turn import Sight
 
@@ -87,7 +87,7 @@ class GuidedRun:
         self._step_level: Level | None = None
         self._seen: tuple[Tensor, Level, Mapping[Query, Prediction]] | None = None
         self._blind = False
-        self._unchecked: list[tuple[Step, list[Query], Tensor]] = []
+        self._unchecked: list[tuple[Step, list[Query | str], Tensor]] = []
         self.lost: tuple[int, ...] = ()
         self._first_lost = ""
 
@@ -248,9 +248,12 @@ class GuidedRun:
         native = estimate.prediction.native
         if native.device.type == "cpu" and math.isfinite(native.detach().sum(dtype=wide(native.dtype))):
             return  # a sum is the cheapest pass; it is finite unless a number is not, or it overflows by itself
-        queries = list(done.predictions)
-        answers = [done.predictions[query].native for query in queries]
-        seen = (step, queries, torch.stack([_largest(one) for one in (estimate.prediction.x, *answers, native)]))
+        steered = [name for name in estimate.traces if name.startswith("log_f")]
+        queries: list[Query | str] = [*done.predictions, *steered]
+        answers = [done.predictions[query].native for query in done.predictions]
+        found = [_largest(one) for one in (estimate.prediction.x, *answers, native)]
+        found[-1:-1] = [estimate.traces[name].abs() for name in steered]
+        seen = (step, queries, torch.stack(found))
         if native.device.type != "cpu":
             self._unchecked.append(seen)
             return
@@ -280,7 +283,7 @@ class GuidedRun:
         kept = f"; the other samples of {self.run.batch} are finite" if others else ""
         return NonFiniteError(f"{self._first_lost}; lost: samples {list(self.lost)}{kept}", self.lost)
 
-    def _look(self, step: Step, queries: list[Query], largest: Tensor) -> None:
+    def _look(self, step: Step, queries: list[Query | str], largest: Tensor) -> None:
         """Note which samples are lost, given the largest numbers of x, of each answer and last of the estimate."""
         broken = [{sample for sample, size in enumerate(row) if not math.isfinite(size)} for row in largest.tolist()]
         new = broken[-1].difference(self.lost)
@@ -291,7 +294,7 @@ class GuidedRun:
             self._first_lost = self._cause(step, broken[0] & new, answers)
         self.lost = tuple(sorted({*self.lost, *new}))
 
-    def _cause(self, step: Step, handed: set[int], broken: Mapping[Query, set[int]]) -> str:
+    def _cause(self, step: Step, handed: set[int], broken: Mapping[Query | str, set[int]]) -> str:
         """Where the first lost samples come from, given which are not finite in x and in each answer."""
         where = f"step {step.index} of {self.run.steps} (sigma/alpha {step.level.k_sigma:.4g})"
         if handed:
@@ -300,6 +303,12 @@ class GuidedRun:
                 f"{BLIND if self._blind else 'try another sampler, a smaller scale or a wider dtype'}"
             )
         query = next((query for query, samples in broken.items() if samples), None)
+        if isinstance(query, str):
+            names = ", ".join(map(repr, objectives_of(self.stack)))
+            return (
+                f"NaN or Inf at {where} in what the objective {names} returned; give it numbers that stay finite, "
+                "such as logsumexp in place of log(sum(exp))"
+            )
         if query is None:
             overflowed = "the network's answers were finite, the rules overflowed; try a smaller scale or a wider dtype"
             return (

@@ -15,11 +15,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import guidestack as gs
-from guidestack.guidance.errors import CompositionError, InputError, QueryError, RuleError, UnsupportedError
+from guidestack.guidance.errors import (
+    CompositionError,
+    InputError,
+    NonFiniteError,
+    QueryError,
+    RuleError,
+    UnsupportedError,
+)
 from guidestack.guidance.keyed import Keys, normal
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.notation.objectives import objectives
-from guidestack.guidance.objective import Bound, smoothed_gradient
+from guidestack.guidance.objective import Bound, smoothed, smoothed_gradient
 from guidestack.guidance.observe import Seen
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import POSITIVE, Network, evaluate
@@ -97,6 +104,20 @@ def test_averages_over_noise_tend_to_the_closed_form() -> None:
     weights = stacked.softmax(0).unsqueeze(-1)
     slopes = torch.stack([(y - x0 - noise) / 0.5 for noise in noises[:7]])
     assert torch.allclose(several[1], (weights * slopes).sum(0))
+
+
+def test_a_smoothed_objective_is_the_average_of_its_likelihoods() -> None:
+    y, size, x0 = torch.tensor([1.0, -0.5]).double(), 0.4, torch.tensor([[0.4, -1.2], [0.0, 0.3]]).double()
+    many = smoothed(measured(y, 0.5), size, 4000)
+    assert torch.allclose(many(x0), measured(y, 0.5 + size**2)(x0) - math.log(1 + size**2 / 0.5), atol=0.05)
+    few = smoothed(measured(y, 0.5), size, 3)
+    assert few.space == "latents"
+    assert torch.equal(few(x0), few(x0))
+    assert torch.allclose(few(x0)[1:], few(x0[1:]))
+    assert not torch.allclose(few(x0), many(x0), atol=1e-3)
+    for wrong in ((3, 0.5, 2), (Classifier(), 0.5, 2), (F, 0.0, 2), (F, 0.5, 0), (F, 0.5, 1.5)):
+        with pytest.raises(InputError):
+            smoothed(*wrong)
 
 
 # --- loops written from the papers ------------------------------------------------------------------------------------
@@ -369,6 +390,16 @@ def test_a_bad_objective_is_one_line(function: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         sampled(gs.TFG("mine", mu=1), objective=function)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rule", [gs.TFG("mine", mu=1), gs.TFG("mine", rho=1), gs.ClassifierGuidance(1, "mine")])
+def test_nan_in_one_sample_loses_that_sample_and_names_the_objective(rule: gs.Rule) -> None:
+    def half(x0: Tensor) -> Tensor:
+        return F(x0) * torch.tensor([1.0, math.nan], dtype=x0.dtype)[: len(x0)]
+
+    with pytest.raises(NonFiniteError, match=r"in what the objective 'mine' returned.*lost: samples \[1\]") as caught:
+        sampled(rule, objective=latents(half))
+    assert torch.isfinite(caught.value.output.x[0]).all()
 
 
 def test_names_that_are_wrong() -> None:

@@ -36,6 +36,7 @@ EXAMPLES = [  # `adaptive` waits without a lag, the others are for other steps t
     if entry.source is None
     and not text.startswith(("adaptive(", "linear_ag(", "schedule("))
     and not parse(text).own_pass  # which needs a network to edit
+    and not parse(text).takes_turns  # for which this loop has no room
     and not objectives_of(parse(text))  # torch takes no gradients there; tests/guidance/test_objectives.py has these
     and all(str(query).removesuffix("+time(0.8)") in CONDITIONS for query in parse(text).asks())
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from . import edit, methods, tune, views, worlds
+from . import edit, methods, objectives, tune, views, worlds
 
 group = click.Group(
     commands={
         "edit": edit.main,
         "methods": methods.main,
+        "objectives": objectives.main,
         "tune": tune.main,
         "views": views.main,
         "worlds": worlds.main,
