@@ -18,8 +18,9 @@ EARLIER = (
     (500, 64, "the 429 concepts"),
     (1900, 16, "the 429 concepts"),
     (5100, 16, "the 429 concepts, linear betas and the pooled text"),
+    (9500, 16, "the 429 concepts"),
 )
-"""Steps, batch and data of the checkpoint that training went on from."""
+"""Steps, batch and data of the checkpoint that training went on from: the weights bundled before."""
 
 NAMES = {
     "background": "background: nearest of the twelve colours to the border's median",
@@ -38,7 +39,9 @@ def training_rows(made: dict[str, Any]) -> str:
     """The denoiser's training as rows of a table."""
     started = bool(made["init"])
     rows = [(f"{steps:,}", str(batch), f"{what} (the checkpoint)") for steps, batch, what in EARLIER if started]
-    rows.append((f"{made['step']:,}", str(made["batch"]), f"the 429 concepts; {made['seconds'] / 60:.0f} minutes"))
+    focused = f", {made['focus']:.1%} of each batch at the levels of the details" if made["focus"] else ""
+    minutes = f"{made['seconds'] / 60:.0f} minutes"
+    rows.append((f"{made['step']:,}", str(made["batch"]), f"the 429 concepts{focused}; {minutes}"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -83,6 +86,7 @@ def card(folder: Path) -> None:
         "styles": ", ".join(f"`{style}`" for style in STYLES),
         "backgrounds": ", ".join(BACKGROUNDS),
         "training": training_rows(made),
+        "rate": made["rate"],
         "total": f"{made['step'] + (sum(steps for steps, *_ in EARLIER) if made['init'] else 0):,}",
         "figures": figure_rows(measured, json.loads(before.read_text()) if before.exists() else None),
         "copies": copied(measured.get("copies")),

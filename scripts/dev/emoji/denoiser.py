@@ -174,7 +174,8 @@ def denoiser(
     text_encoder.train()
     unet.train()
     _, drawings = harvested.load(work, concepts())
-    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / CHECKPOINT, learning_rate)
+    told = {"batch": batch, "rate": learning_rate, "focus": focus}
+    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / CHECKPOINT, learning_rate, told=told)
     scheduler = new_scheduler()
     alphas = scheduler.alphas_cumprod
     loss_at = make_loss(unet, text_encoder, tokenizer, latents.load(work), drawings, alphas, batch, focus)
@@ -189,5 +190,5 @@ def averaged(work: Path, init: Path | None) -> tuple[Any, Any, Any, dict[str, An
     trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / CHECKPOINT, LEARNING_RATE)
     for name, module in (("unet", unet), ("text_encoder", text_encoder)):
         module.load_state_dict(module.state_dict() | trainer.averaged(name))
-    made = {"step": trainer.step, "seconds": round(trainer.seconds), "batch": BATCH, "init": init is not None}
+    made = {"step": trainer.step, "seconds": round(trainer.seconds), **trainer.told, "init": init is not None}
     return tokenizer, text_encoder.eval(), unet.eval(), made

@@ -62,10 +62,18 @@ class Trainer:
         path: the checkpoint; read if it is there.
         learning_rate: at its height.
         ema: decay of the moving average at each step; the average starts as a plain mean.
+        told: what the checkpoint says of how it was trained, for the model card.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], path: Path, learning_rate: float, ema: float = 0.9995) -> None:
-        self.path, self.learning_rate, self.ema_decay = path, learning_rate, ema
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        path: Path,
+        learning_rate: float,
+        ema: float = 0.9995,
+        told: dict[str, float] | None = None,
+    ) -> None:
+        self.path, self.learning_rate, self.ema_decay, self.told = path, learning_rate, ema, told or {}
         self.parameters: dict[str, nn.Parameter] = {
             f"{name}.{key}": parameter
             for name, module in modules.items()
@@ -83,6 +91,7 @@ class Trainer:
         with safe_open(self.path, "pt") as file:
             about = json.loads(file.metadata()["about"])
             self.step, self.seconds = about["step"], about["seconds"]
+            self.told = {**about.get("told", {}), **self.told}
             with torch.no_grad():
                 for key, parameter in self.parameters.items():
                     parameter.copy_(file.get_tensor(f"now.{key}"))
@@ -105,7 +114,7 @@ class Trainer:
             if state := self.optimizer.state.get(parameter):
                 tensors[f"first.{key}"], tensors[f"second.{key}"] = state["exp_avg"], state["exp_avg_sq"]
                 updates = float(state["step"])
-        about = json.dumps({"step": self.step, "seconds": self.seconds, "updates": updates})
+        about = json.dumps({"step": self.step, "seconds": self.seconds, "updates": updates, "told": self.told})
         with replacing(self.path) as path:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, {"about": about})
 

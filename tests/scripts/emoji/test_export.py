@@ -50,11 +50,15 @@ def test_the_card_shows_measured_figures_of_these_weights_only(tmp_path: Path) -
     measured = {"weights": weights_of(tmp_path), "shares": {"background": share}}
     measured |= {"prompts": 50, "references": 1716, "scale": 4.0, "steps": 25, "seed": 7}
     (tmp_path / "measured.json").write_text(json.dumps(measured))
-    (tmp_path / "made.json").write_text(json.dumps({"step": 1000, "seconds": 600, "batch": 16, "init": True}))
+    (tmp_path / "made.json").write_text(
+        json.dumps({"step": 1000, "seconds": 600, "batch": 16, "rate": 4e-4, "focus": 0.625, "init": True})
+    )
     card(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "**92.0%** | 81.0% to 97.0%" in text
-    assert "9,550 steps in all" in text  # 8,550 of the checkpoint
+    assert "at 0.0004 in the last" in text
+    assert "19,050 steps in all" in text  # 18,050 of the checkpoint
+    assert "| 1,000 | 16 | the 429 concepts, 62.5% of each batch at the levels of the details; 10 minutes |" in text
     save_file({"weight": torch.zeros(2)}, tmp_path / "unet" / "weights.safetensors")
     with pytest.raises(click.ClickException, match="other weights"):
         card(tmp_path)
