@@ -69,7 +69,7 @@ class Resample(Move[Weighted]):
             need not sum to 1: ``(("positive", 1), ("positive:1", 1))`` is a product of two prompts,
             ``(("positive", 2),)`` one prompt annealed, a negative exponent a negative prompt.
         against: the query that is p(x), where `power` is a number.
-        window: noise levels sigma/alpha, open below and closed above, at which a step changes weights.
+        sigma: noise levels sigma/alpha, open below and closed above, at which a step changes weights.
         clamp: the largest change of a log weight in a step, in size, after that of the group's mean is taken off; None
             for no bound. The variance of the changes grows with the number of elements of a sample: latents need it.
         below: particles are drawn anew where the effective sample size of their group is below this share of it, in
@@ -104,7 +104,7 @@ class Resample(Move[Weighted]):
     particles: int
     power: float | tuple[tuple[str, float], ...]
     against: Query | str = NEGATIVE
-    window: tuple[float, float] = (0.0, math.inf)
+    sigma: tuple[float, float] = (0.0, math.inf)
     clamp: float | None = None
     below: float = 1.0
 
@@ -115,7 +115,7 @@ class Resample(Move[Weighted]):
         else:
             number(self, "power")
         set_field(self, "against", Query.of(self.against))
-        interval(self, "window", 0.0, math.inf)
+        interval(self, "sigma", 0.0, math.inf)
         if self.clamp is not None:
             number(self, "clamp", 0.0)
         number(self, "below", 0.0, 1.0)
@@ -192,7 +192,7 @@ class Resample(Move[Weighted]):
     def _change(self, bracket: Tensor, step: Step) -> Tensor:
         """The change of the log weights by the step, shape ``(B,)``."""
         here, after = step.level.k_sigma, step.after.k_sigma if step.after else 0.0
-        low, high = self.window
+        low, high = self.sigma
         if not low < here <= high:
             return torch.zeros_like(bracket)
         change = 0.5 * (1 - (after / here) ** 2) * bracket

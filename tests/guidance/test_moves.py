@@ -220,7 +220,7 @@ def test_the_checks_catch_what_turns_do_wrong(named: Callable[[type[Rule]], None
         (lambda: gs.Resample(2, "x"), RuleError, "power"),
         (lambda: gs.Resample(2, (("positive", "x"),)), RuleError, "pairs of a query and its exponent"),
         (lambda: gs.Resample(2, (("positive", 1), ("positive", 2))), RuleError, "twice"),
-        (lambda: gs.Resample(2, 3, window=(2, 1)), RuleError, "window"),
+        (lambda: gs.Resample(2, 3, sigma=(2, 1)), RuleError, "sigma"),
         (lambda: gs.Resample(2, 3, below=2), RuleError, "below"),
         (lambda: gs.parse("cfg(3) | resample(2, 3)"), CompositionError, "guides by itself"),
         (lambda: gs.parse("during(resample(2, 3), progress=(0, 0.5))"), CompositionError, "a window of its own"),

@@ -96,7 +96,7 @@ def test_a_window_and_a_clamp_bound_what_changes_weights() -> None:
 
     free = weights(gs.Resample(3, 4, below=0))
     assert all(one.abs().max() > 0 for one in free[:-1])
-    windowed = weights(gs.Resample(3, 4, window=(0.5, 2), below=0))
+    windowed = weights(gs.Resample(3, 4, sigma=(0.5, 2), below=0))
     inside = [0.5 < level.k_sigma <= 2 for level in Oracle().levels]
     changed = [bool((now - before).any()) for before, now in zip([0 * free[0], *windowed], windowed, strict=False)]
     assert changed == [one and place < 5 for place, one in enumerate(inside)]
