@@ -15,7 +15,7 @@ from ..guidance.reading import is_folder
 from ..pipelines import doctor
 from ..pipelines.doctor import Diagnosis, unrecorded
 from ..pipelines.families.record import FAMILIES
-from ..pipelines.models.loading import chosen_device, class_of, components_of, first_line, load, pipeline_class
+from ..pipelines.models.loading import chosen_device, class_of, components_of, first_line, load, pipeline_class, quiet
 from ..pipelines.second import BUNDLED
 from .as_json import echo_json, json_option
 from .options import device_option, dtype_option, network_option, notices, rules_option, threads_option
@@ -57,6 +57,7 @@ def _diagnosed(options: dict[str, Any]) -> Diagnosis:
     device = chosen_device(options["device"])
     model = options["model"]
     if model is not None and is_folder(model) and (name := class_of(Path(model))) not in FAMILIES:
+        quiet()  # the nearest records are found by the classes of all pipelines, whose modules talk when imported
         return unrecorded(
             name, pipeline_class(name), components_of(Path(model)), not options["no_rules"]
         )  # it may be one that cannot be loaded here
