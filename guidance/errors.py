@@ -144,11 +144,18 @@ def warn(message: str) -> None:
     warnings.warn(message, GuidestackWarning, stacklevel=level)
 
 
+LISTED = 250
+"""Characters of valid names that a message lists."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Say which valid name is meant: ``"; did you mean 'cfg'?"``, or list the valid names when none is near."""
+    """Say which valid name is meant: ``"; did you mean 'cfg'?"``, or list valid names, a line at most."""
     names, name = sorted(valid), name[:100]
     if close := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
         # Of several near ones the one with the same letters in another order: transposing is the commonest slip.
         swapped = [one for one in close if sorted(one) == sorted(name)]
         return f"; did you mean {(swapped or close)[0]!r}?"
-    return f"; expected one of: {', '.join(names)}" if names else "; none is expected here"
+    listed = ", ".join(names)
+    if len(listed) > LISTED:
+        listed = f"{listed[:LISTED].rpartition(', ')[0]}, ... ({len(names)} in all)"
+    return f"; expected one of: {listed}" if names else "; none is expected here"

@@ -8,7 +8,6 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,8 +36,8 @@ class Declared:
     valid: tuple[str, ...] = ()
 
 
-_HEARD: ContextVar[tuple[type, dict[str, Declared]] | None] = ContextVar("_HEARD", default=None)
-"""Where `declared` listens to the checks of a rule, and of which class."""
+_HEARD = "_heard"
+"""Where a rule that `declared` makes keeps what its checks say."""
 
 
 def declared(rule: Any, /, **changes: Any) -> Mapping[str, Declared]:
@@ -56,19 +55,18 @@ def declared(rule: Any, /, **changes: Any) -> Mapping[str, Declared]:
     Declared(kind='number', low=0.0, high=1.0, valid=())
     """
     found: dict[str, Declared] = {}
-    token = _HEARD.set((type(rule), found))
-    try:
-        with contextlib.suppress(RuleError):
-            dataclasses.replace(rule, **changes)
-    finally:
-        _HEARD.reset(token)
+    again = object.__new__(type(rule))
+    object.__setattr__(again, _HEARD, found)
+    values = {field.name: getattr(rule, field.name) for field in parameters(rule) if field.init}
+    with contextlib.suppress(RuleError):
+        again.__init__(**values | changes)
     return found
 
 
 def _declare(rule: object, name: str, of: Declared) -> None:
-    heard = _HEARD.get()
-    if heard is not None and type(rule) is heard[0]:
-        heard[1][name] = of
+    heard = getattr(rule, _HEARD, None)
+    if heard is not None:
+        heard[name] = of
 
 
 def parameters(rule: Any) -> tuple[dataclasses.Field[Any], ...]:

@@ -92,8 +92,9 @@ def path_of(name: str | Path) -> Path:
         return path
     if str(name) not in names():
         hint = nearest(str(name), names())
-        listed = "" if "expected one of" in hint else f" The presets are {', '.join(names())}; a file ends in .yaml"
-        raise InputError(f"no preset {shown(str(name))}{hint}{listed}")
+        raise InputError(
+            f"no preset {shown(str(name))}{hint} (`guidestack rules --presets` lists them all; a file ends in .yaml)"
+        )
     return FOLDER / f"{name}.yaml"
 
 

@@ -83,7 +83,8 @@ def test_a_sweep_with_a_rule_of_a_file(command: Any, folder: Path) -> None:
 
 
 PAGE = Path(plugins.__file__).parents[2] / "docs" / "metrics.md"
-DARKNESS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[-1]
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+DARKNESS = next(block for block in BLOCKS if '@register("darkness")' in block)
 
 
 def test_a_file_with_a_metric_only(

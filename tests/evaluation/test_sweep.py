@@ -91,7 +91,7 @@ def test_ranges(written: str, values: list[float]) -> None:
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": (
         {"stpes": 3},
-        "unknown key 'stpes'; did you mean 'steps'\\? Allowed: model, networks, rules, prompts, .*baseline",
+        "unknown key 'stpes'; did you mean 'steps'\\? Allowed: model, networks, objectives, rules, prompts, .*baseline",
     ),
     "no stack": ({"stack": None}, "give stack"),
     "unused axis": ({"axes": {"w": [1], "v": [2]}}, "no template uses the axis 'v'"),
@@ -376,7 +376,7 @@ def test_addresses_are_what_they_were() -> None:
     of_cell = addresses.of_cell(cell)
     assert addresses.cell(cell) == "55e45a6d03e1"
     fitted = Cell("linear_ag(cfg(4), 'emoji-cfg4-20')", "ddim", 20, None, "float32", 2, ())
-    assert Addresses("m").cell(fitted) == "67ee8152bf20"
+    assert Addresses("m").cell(fitted) == "81cfff7374e3"
     assert of_cell(written_prompt(Prompt("a cat")), 7) == "2a626ff80f7433f820e4a5e889c63f05"
     assert of_cell(written_prompt(Prompt("ein Bär", "dog", "x")), 2**62) == "41490c704c854a2d7feb4fc874227acb"
 

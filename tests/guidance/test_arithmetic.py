@@ -14,6 +14,7 @@ from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.per_sample import ratio
 from guidestack.guidance.prediction import EPSILON, SPACES, X0, Level, Prediction
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Predictions, Query
+from guidestack.guidance.rule import objectives_of
 from guidestack.guidance.step import Estimate, Run, State, Step
 
 SHAPE = (2, 4, 8, 8)
@@ -33,6 +34,8 @@ EXAMPLES = [
     if entry.source is None
     and not text.startswith(("adaptive(", "linear_ag(", "schedule("))  # which are for more steps than there are here
     and not parse(text).own_pass  # which needs a network to edit
+    and not objectives_of(parse(text))  # which need the gradients of a run
+    and not any(part.couples for part in parse(text).parts())  # which need particles of one prompt
     and parse(text).asks() <= set(answers())
 ]
 """What there are answers for, of the examples of all rules."""

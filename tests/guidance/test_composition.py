@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -65,6 +66,9 @@ REDUNDANT |= {composition.around(outer, "sg(3)") for outer in composition.wrappe
 # The two networks of the oracle agree from the first step on.
 REDUNDANT |= {composition.around(outer, "autoguidance(2)") for outer in composition.wrappers() if "adaptive" in outer}
 
+# What guidance at a scale of 2 would reach is above what a small step along the gradient does: nothing is cut off.
+REDUNDANT |= {composition.pair("classifier(0.5, 'blue')", "threshold(mimic=2)")}
+
 
 @pytest.mark.parametrize("text", WORKING)
 def test_a_composition(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,12 +90,12 @@ def test_a_composition(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for one, record in zip(plan(stack, SCHEDULE), report.steps, strict=True):
         asked = {query for query in record.queries if record.queries[query]}
         seen = {str(query).replace("independent:tokens", "independent") for query in one.queries}
-        numbered = {name for name in map(str, asked) if name.partition("[")[0] in ("negative:1", "positive:1")}
+        numbered = {name for name in map(str, asked) if re.split(r"\[|\+", name)[0] in ("negative:1", "positive:1")}
         wanted = set(map(str, asked)) - numbered
         assert wanted <= seen
         if not any(part.data_dependent for part in stack.parts()):
             assert seen == wanted
-    for sample in range(3):
+    for sample in range(3) if not any(part.couples for part in stack.parts()) else ():
         alone = oracle_run(stack, Oracle(samples=(sample,))).outputs
         for one, all_ in zip(alone, done.outputs, strict=True):
             assert torch.allclose(one[0], all_[sample], rtol=1e-9, atol=1e-9)

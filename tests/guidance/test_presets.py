@@ -12,6 +12,8 @@ from click.testing import CliRunner
 import guidestack as gs
 from guidestack.guidance.errors import GuidestackWarning, InputError, StackSyntaxError
 from guidestack.guidance.notation.presets import TunedFor, as_stack, load_preset, names, read, tuned_for
+from guidestack.pipelines.models.bundled import EMOJI
+from guidestack.pipelines.models.loading import fingerprint
 from guidestack.pipelines.models.recipe import Recipe
 from guidestack.scripts.cli import group
 from guidestack.scripts.generating import check_presets
@@ -66,10 +68,10 @@ def test_text_of_others_names_no_file(file: Path, pipe: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["recsale", "zzz", ""])
-def test_an_unknown_name_lists_the_presets(name: str) -> None:
-    with pytest.raises(InputError) as caught:
+def test_an_unknown_name_says_what_lists_the_presets(name: str) -> None:
+    with pytest.raises(InputError, match="guidestack rules --presets") as caught:
         as_stack(f"@{name}")
-    assert all(one in str(caught.value) for one in names())
+    assert ("did you mean 'rescale'?" in str(caught.value)) == (name == "recsale")
     assert "\n" not in str(caught.value)
 
 
@@ -93,7 +95,10 @@ def warned(text: str, *run: Any) -> list[str]:
 
 
 def test_a_preset_for_another_run_is_warned_of(file: Path, model_folder: Path) -> None:
-    assert warned("@tuned-emoji-half", None, "dpm++2m", 25) == []
+    tuned = tuned_for("tuned-emoji-half")
+    assert tuned is not None
+    of_these_weights = tuned.fingerprint == fingerprint(EMOJI)  # not so between new weights and a new search
+    assert (warned("@tuned-emoji-half", None, "dpm++2m", 25) == []) == of_these_weights
     assert warned(str(read("@tuned-emoji-half")), str(model_folder), "ddim", 25) == []  # a stack was tuned for nothing
     (told,) = warned("@tuned-emoji-half", str(model_folder), "ddim", 25)
     assert told.startswith("@tuned-emoji-half was tuned for the model bundled ")
