@@ -106,6 +106,7 @@ def _demo(out: Path) -> None:
 def _figures(out: Path) -> None:
     called("dev.figures", "methods")
     called("dev.figures", "edit")
+    called("dev.figures", "objectives")
 
 
 def _claims(out: Path) -> None:
@@ -137,7 +138,7 @@ STEPS = (
     Step("coefficients", str(FIT), _coefficients),
     Step("tuned", "configs/tuned-emoji-*.yaml, docs/tuning.md", _tuned),
     Step("demo", "docs/demo.png", _demo),
-    Step("figures", "docs/methods, docs/methods.md, docs/edit.png", _figures),
+    Step("figures", "docs/methods, docs/methods.md, docs/edit.png, docs/objectives.png", _figures),
     Step("claims", "docs/claims, docs/evidence.md", _claims),
     Step("tables", "the tables of docs/", _tables),
 )
