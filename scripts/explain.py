@@ -21,6 +21,7 @@ from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import chosen_sampler, scheduler_of
 from ..pipelines.models.networks import network_identity
 from ..samplers import grid, scheduler_with_steps
+from ..samplers.moving import check_room
 from .as_json import echo_json, json_option
 from .options import network_option, rules_option, sampler_option, steps_option
 
@@ -66,8 +67,9 @@ def explained(
     Raises:
         GuidestackError: the stack or the sampler is not for this run.
     """
-    schedule = grid(scheduler_with_steps(sampler, scheduler_of(model or EMOJI), steps)).points
-    planned = plan(stack, schedule, negatives, positives)
+    scheduler = scheduler_with_steps(sampler, scheduler_of(model or EMOJI), steps)
+    check_room(stack, scheduler)
+    planned = plan(stack, grid(scheduler).points, negatives, positives)
     outside = [
         f"{stack.rules[place]} asks for nothing at any of these steps: its window lies outside of them"
         for place in never_asking(stack, planned)

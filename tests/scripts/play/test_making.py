@@ -154,6 +154,8 @@ def test_the_plan_is_known_before() -> None:
         "it asks the network 'weak' beside the model's own",
         "no rule of it uses the further positive prompts; perpneg(scale) does",
     ]
+    with pytest.raises(GuidestackError, match=r"langevin.* moves samples between two steps"):
+        planned(gs.parse("cfg(4) | langevin()"), settings(sampler="dpm++2m"), None, {})
 
 
 def test_no_file_is_read_that_a_control_names(tmp_path: Path) -> None:
