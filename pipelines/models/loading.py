@@ -55,8 +55,9 @@ def check_device(device: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, whose further ones are its insides."""
-    return cut((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
+    """The first line of a library's error, whose further ones are its insides; and the second under a heading."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return cut(f"{first} {others[0].strip()}" if others and first.endswith(":") else first, 300)
 
 
 def lacks_memory(error: BaseException) -> bool:

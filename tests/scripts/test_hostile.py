@@ -524,6 +524,8 @@ def test_memory_on_any_device_is_one_line(run: Run, model_folder: Path, tmp_path
     assert (status, len(err.splitlines())) == (2, 1)
     assert "out of memory on cpu; the model does not fit" in err
     assert first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(ValueError("Error in loading:\n\tsize mismatch\n\tmore")) == "Error in loading: size mismatch"
 
 
 @pytest.mark.parametrize("at", [2, 3])
