@@ -39,7 +39,9 @@ def check_room(stack: Rule, scheduler: Any) -> None:
     if not first or "old_pred_original_sample" in inspect.signature(scheduler.step).parameters:
         kind = type(scheduler).__name__
         flow = kind.startswith("Flow") or option(scheduler, "use_flow_sigmas")
-        instead = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler, EulerAncestralDiscreteScheduler"
+        instead = "DDIMScheduler (--sampler ddim), EulerAncestralDiscreteScheduler (euler-a)"
+        if flow:
+            instead = "FlowMatchEulerDiscreteScheduler (--sampler flow-euler)"
         raise UnsupportedSchedulerError(
             f"{rule} moves samples between two steps, and {kind} evaluates more than once a step or remembers earlier "
             f"steps; use {instead} or another of the first order"

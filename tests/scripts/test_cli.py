@@ -428,6 +428,7 @@ def test_rules_and_explain(run: Any) -> None:
     assert run("explain", "cgf(1)")[0] == 2
     status, out, err = run("explain", "cfg(4) | langevin(2)", "--steps", 3)
     assert (status, out, "langevin(steps=2) moves samples between two steps, and DPMSolver" in err) == (2, "", True)
+    assert "use DDIMScheduler (--sampler ddim), " in err
     assert "10 evaluations a sample" in run("explain", "cfg(4) | langevin()", "--steps", 3, "--sampler", "ddim")[1]
     assert run("expalin")[2].strip().endswith("did you mean 'explain'?")
 
