@@ -171,7 +171,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except ValueError:
         recipe = None
     if not isinstance(recipe, dict):
-        raise InputError(f"{path} does not say how it was made; only images that guidestack made do")
+        raise InputError(f"{path} does not say how it was made; images of guidestack do, but no grid of them")
     return recipe
 
 

@@ -313,7 +313,9 @@ def test_images_of_others_are_untrusted(run: Any, model_folder: Path, tmp_path: 
         status, _, err = run("generate", "--like", tmp_path / "x.png", "--model", model_folder, "--out", tmp_path / "o")
         assert (status, message in last_line(err)) == (2, True), err
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    assert "does not say how it was made" in run("generate", "--like", tmp_path / "plain.png")[2]
+    assert "does not say how it was made; images of guidestack do, but no grid of them" in last_line(
+        run("generate", "--like", tmp_path / "plain.png")[2]
+    )
     (tmp_path / "no.png").write_text("no image")
     assert "cannot read" in run("generate", "--like", tmp_path / "no.png")[2]
     assert "say where that is with --model" in run("generate", "--like", good)[2]
