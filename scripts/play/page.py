@@ -212,7 +212,10 @@ class Result:
                 link.tooltip("A PNG with its recipe: guidestack generate --like FILE, or give it to this page")
             self.plot.content = plot_of(cell.scales, LETTERS.index(self.column.letter))
             assert cell.report is not None  # of an image that was made
-            self.said.text = f"{cell.report.evaluations[0]} evaluations, {cell.seconds:.1f} s"
+            self.said.text = (
+                f"{cell.report.evaluations[0]} evaluations, {cell.seconds:.1f} s: {cell.recipe.guidance}, "
+                f"seed {cell.recipe.seed}"
+            )
         elif cell.state == "refused":
             self.said.text = cell.error
             self.said.classes("said")

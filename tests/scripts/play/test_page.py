@@ -186,7 +186,7 @@ def test_images_from_the_same_noise_with_the_files_that_make_them_again(page: Pa
     link = page.one("[data-picture='A'] a")
     assert link.get_attribute("download") == recipe.filename
     assert len(page.all("svg[aria-label*='Effective scale']")) == 2
-    assert page.said("A/result").startswith("6 evaluations")
+    assert re.fullmatch(r"6 evaluations, [0-9.]+ s: cfg\(3\), seed 0", page.said("A/result"))
 
     page.js("navigator.clipboard.writeText = async (text) => { window.copied = text; }")  # a headless one has none
     copied = {}
