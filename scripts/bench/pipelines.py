@@ -81,6 +81,9 @@ SIDES = (
     Side("particles", "resample(2, 4)"),
     Side("zigzag", "cfg(4) | zigzag()"),
     Side("Autoguidance", "autoguidance(2)"),
+    Side("classifier", "cfg(4) | classifier(1, 'blue')"),
+    Side("TFG, mean", "cfg(4) | tfg('blue', mu=0.5)"),
+    Side("TFG, variance", "cfg(4) | tfg('blue', rho=0.5)"),
     Side("interval", "during(cfg(4), progress=(0.2, 0.7))"),
     Side("prefix", "prefix(cfg(4), 2)"),
     Side("Schedule", "schedule(cfg(4), 'g (rg) c*')"),
@@ -128,7 +131,8 @@ class Bench:
         max_rows = side.max_rows * self.batch or None
         weak = dict.fromkeys(models_of(as_stack(side.stack)), self.pipe)  # as large as the main one
         stack = as_stack(side.stack)
-        stack.init(Run((self.batch, 1, 1, 1)))  # is it for so many samples?
+        if any(part.couples for part in stack.parts()):
+            stack.init(Run((self.batch, 1, 1, 1)))  # is it for so many samples?
         with given_room(self.pipe, stack):
             guided = guide(self.pipe, stack, max_rows=max_rows, networks=weak)
         more = {"negative_prompt": [list(side.negatives)] * self.batch} if side.negatives else {}
