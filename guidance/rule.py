@@ -617,7 +617,7 @@ class Wrapper(Rule[StateT]):
     rule: Rule
 
     def __post_init__(self) -> None:
-        set_field(self, "rule", sole(self.rule, type(self).__name__))
+        set_field(self, "rule", sole(self.rule, getattr(type(self), "_name", type(self).__name__)))
         if self.rule.takes_turns and not self.carries_turns:
             raise CompositionError(
                 f"{self.rule} evaluates before the sampler does, which {self._name} around it does not reach; put it "

@@ -284,7 +284,7 @@ def test_a_rule_without_a_contrast_to_evaluate_reads_no_file() -> None:
         (lambda: gs.LinearAG(gs.CFG(3, against="positive"), "x"), "the prompt itself"),
         (lambda: gs.LinearAG(gs.CFG(3, against="null+grad"), "x"), "a prediction with gradients"),
         (lambda: gs.LinearAG(gs.AdaptiveGuidance(gs.CFG(3)), "x"), "stops evaluating the contrast sample by"),
-        (lambda: gs.LinearAG(gs.LinearAG(gs.CFG(3), "x"), "x"), "LinearAG around linear_ag(cfg(3), 'x')"),
+        (lambda: gs.LinearAG(gs.LinearAG(gs.CFG(3), "x"), "x"), "linear_ag around linear_ag(cfg(3), 'x')"),
     ],
 )
 def test_wrong_parameters_are_one_clear_line(make: Callable[[], Any], message: str) -> None:

@@ -264,7 +264,7 @@ def test_a_part_made_otherwise_is_refused(
     [
         (["--out", "x.pt"], "--out ends in .safetensors; got 'x.pt'"),
         (["--guidance", "tsg(3)"], "a perturbed network"),
-        (["--guidance", "linear_ag(cfg(3), 'x')"], "LinearAG around linear_ag"),
+        (["--guidance", "linear_ag(cfg(3), 'x')"], "linear_ag around linear_ag"),
         (["--guidance", "cfg(3) | nothing()"], "unknown rule 'nothing'"),
         (["--sampler", "heun"], "this sampler has two"),
         (["--sampler", "nothing"], "unknown sampler 'nothing'"),

@@ -357,7 +357,7 @@ class Recorded(Wrapper[Recording]):
     needs_identity: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        set_field(self, "rule", sole(self.rule, "LinearAG"))
+        set_field(self, "rule", sole(self.rule, "linear_ag"))
         plain_contrast(self.rule)
 
     def __str__(self) -> str:
