@@ -45,7 +45,7 @@ QUICK := tests/guidance tests/samplers tests/pipelines/test_parity.py \
   tests/evaluation/metrics/test_registry.py tests/test_docs.py tests/test_readme.py \
   tests/test_package.py::test_the_public_names_are_the_contracts \
   tests/test_package.py::test_every_file_with_a_rule_or_a_metric_is_imported_by_its_package
-quick: $(VENV)/.dev ## the part to run while working, under two minutes on two cores
+quick: $(VENV)/.dev ## the part to run while working
 	$(BIN)/python -m pytest -n 2 -q -m "not slow" -k "not KDPM2 and not DPMSolverSDE" $(QUICK)
 
 # A job of CI of its own, and by hand before a release: the oldest torch comes with several GB of CUDA packages.

@@ -79,6 +79,7 @@ def flat(state: State) -> list[Tensor]:
     return [one for part in parts for one in part if isinstance(one, Tensor)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", STACKS)
 def test_compiled_arithmetic_gives_the_same_numbers(text: str) -> None:
     """In one graph, without a break: nothing in an update asks a tensor for its value."""

@@ -70,6 +70,7 @@ REDUNDANT |= {composition.around(outer, "autoguidance(2)") for outer in composit
 REDUNDANT |= {composition.pair("classifier(0.5, 'blue')", "threshold(mimic=2)")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", WORKING)
 def test_a_composition(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its plan is what it asks for, its counts are the calls made, samples do not meet, and no part is ignored."""

@@ -34,6 +34,8 @@ from guidestack.guidance.turn import Sight
 
 DATA = {"positive": 1.0, "null": 2.0}
 
+pytestmark = pytest.mark.slow
+
 
 def mixture(size: int) -> GaussianMixture:
     """Both laws, of so many independent numbers."""
