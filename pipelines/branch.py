@@ -98,7 +98,12 @@ class Branch:
         return answer.clone() if compiled(module) else answer  # the next run of a CUDA graph overwrites its output
 
     def at(self, sample: Tensor, later: float = 0.0) -> Branch:
-        """The same call with other samples, shape ``(rows, ...)``, and a time that is `later`, as it is told times."""
+        """The same call of the denoiser with other samples and another time.
+
+        Args:
+            sample: shape ``(rows, ...)``.
+            later: what is added to the time, in the unit in which the pipeline gives it to the denoiser.
+        """
         moved = copy.copy(self)
         moved.sample, moved.arguments = sample, {**self.arguments, self.family.sample: self.family.pack(sample)}
         if later:

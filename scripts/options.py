@@ -132,20 +132,28 @@ threads_option = click.option(
 )
 
 
-def _networks(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    from ..guidance.errors import InputError, shown
+def _by_name(expected: str, reserved: str = "") -> Callable[..., dict[str, str]]:
+    """A callback that reads options of the form NAME=VALUE into a mapping.
 
-    found: dict[str, str] = {}
-    for text in given:
-        name, sign, value = text.partition("=")
-        if not sign or not value or not name.isidentifier() or name == "main":
-            raise InputError(
-                f"--network is NAME=FOLDER, such as weak=checkpoints/early; 'main' is --model; got {shown(text)}"
-            )
-        if name in found:
-            raise InputError(f"--network {name} comes twice")
-        found[name] = value
-    return found
+    Args:
+        expected: what is said where one has another form.
+        reserved: a name that is refused like one of another form.
+    """
+
+    def read(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+        from ..guidance.errors import InputError, shown
+
+        found: dict[str, str] = {}
+        for text in given:
+            name, sign, value = text.partition("=")
+            if not sign or not value or not name.isidentifier() or name == reserved:
+                raise InputError(f"{expected}; got {shown(text)}")
+            if name in found:
+                raise InputError(f"{param.opts[0]} {name} comes twice")
+            found[name] = value
+        return found
+
+    return read
 
 
 network_option = click.option(
@@ -153,26 +161,10 @@ network_option = click.option(
     "networks",
     multiple=True,
     metavar="NAME=FOLDER",
-    callback=_networks,
+    callback=_by_name("--network is NAME=FOLDER, such as weak=checkpoints/early; 'main' is --model", "main"),
     help="A further network for rules that ask it by NAME, such as autoguidance: a folder of a network or a model, a "
     "model's hub id, or bundled for the weak twin of the bundled model; may be repeated.",
 )
-
-
-def _objectives(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    from ..guidance.errors import InputError, shown
-
-    found: dict[str, str] = {}
-    for text in given:
-        name, sign, value = text.partition("=")
-        if not sign or not value or not name.isidentifier():
-            raise InputError(
-                f"--objective is NAME=FILE, such as known=picture.png for tfg('known', rho=1); got {shown(text)}"
-            )
-        if name in found:
-            raise InputError(f"--objective {name} comes twice")
-        found[name] = value
-    return found
 
 
 objective_option = click.option(
@@ -180,7 +172,7 @@ objective_option = click.option(
     "objectives",
     multiple=True,
     metavar="NAME=FILE",
-    callback=_objectives,
+    callback=_by_name("--objective is NAME=FILE, such as known=picture.png for tfg('known', rho=1)"),
     help="The picture (PNG) that the objective NAME of a rule takes, such as known=half.png for tfg('known', rho=0.5); "
     "may be repeated.",
 )

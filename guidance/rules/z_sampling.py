@@ -86,7 +86,7 @@ class ZSampling(Move[Below]):
         set_field(self, "against", Query.of(self.against))
 
     def init(self, run: Run) -> Below:
-        """Nothing yet."""
+        """The state outside of a zigzag: no samples are kept."""
         return Below(None)
 
     @property

@@ -123,7 +123,7 @@ class Current:
 
     @functools.cached_property
     def sweep(self) -> Sweep:
-        """Its sweep."""
+        """The sweep of the claim, read from its file in `configs/claims`."""
         return load_sweep(str(FOLDERS[1] / f"{self.name}.yaml"))
 
     @property
