@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 from scipy.special import ndtri
 
@@ -32,20 +32,6 @@ from ..guidance.words import counted
 Be = Literal["lower", "higher", "not lower", "not higher", "same"]
 HOLDS, CONTRARY, NOTHING, UNDECIDED = "holds", "does not hold", "no difference", "undecided"
 POWER = 0.8
-
-
-class Judged(Protocol):
-    """A row with its verdict: one of the four, and the same in words."""
-
-    @property
-    def verdict(self) -> str:
-        """`HOLDS`, `CONTRARY`, `NOTHING` or `UNDECIDED`."""
-        ...
-
-    @property
-    def said(self) -> str:
-        """The verdict in words, as `said` has it."""
-        ...
 
 
 def verdict(low: float, high: float, be: str, matters: float) -> str:
@@ -74,6 +60,25 @@ def verdict(low: float, high: float, be: str, matters: float) -> str:
 def said(found: str, matters: float) -> str:
     """A verdict in words: ``no difference larger than 0.05``, and the others as they are."""
     return f"{NOTHING} larger than {matters:g}" if found == NOTHING else found
+
+
+class Judged:
+    """A row of a claim with what was found: a base class, which has the verdict."""
+
+    @property
+    def judged(self) -> tuple[float, float, str, float]:
+        """What the verdict is made of: low, high, be and matters, as `verdict` takes them."""
+        raise NotImplementedError
+
+    @property
+    def verdict(self) -> str:
+        """`HOLDS`, `CONTRARY`, `NOTHING` or `UNDECIDED`."""
+        return verdict(*self.judged)
+
+    @property
+    def said(self) -> str:
+        """The verdict in words, as the function `said` has it."""
+        return said(self.verdict, self.judged[-1])
 
 
 def overall(found: Sequence[Judged]) -> str:

@@ -27,7 +27,7 @@ from .measure import Cells, singly
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(verdicts.Judged):
     """A metric in the two cells that an expectation compares, with the interval of the difference.
 
     Args:
@@ -61,14 +61,9 @@ class Finding:
         )
 
     @property
-    def verdict(self) -> str:
-        """One of the four of `verdicts`."""
-        return verdicts.verdict(self.low, self.high, self.expectation.be, self.expectation.matters)
-
-    @property
-    def said(self) -> str:
-        """The verdict in words."""
-        return verdicts.said(self.verdict, self.expectation.matters)
+    def judged(self) -> tuple[float, float, str, float]:
+        """The interval of the difference, and what was expected of it."""
+        return self.low, self.high, self.expectation.be, self.expectation.matters
 
     def plain(self) -> dict[str, Any]:
         """What was found, for JSON."""

@@ -230,7 +230,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(verdicts.Judged):
     """What the samples of a world say of a row.
 
     Args:
@@ -248,14 +248,9 @@ class Finding:
     difference: Number
 
     @property
-    def verdict(self) -> str:
-        """One of the four of `verdicts`."""
-        return verdicts.verdict(self.difference.low, self.difference.high, self.row.be, self.row.matters)
-
-    @property
-    def said(self) -> str:
-        """The verdict in words."""
-        return verdicts.said(self.verdict, self.row.matters)
+    def judged(self) -> tuple[float, float, str, float]:
+        """The interval of the difference, and what was expected of it."""
+        return self.difference.low, self.difference.high, self.row.be, self.row.matters
 
     @property
     def told(self) -> str:

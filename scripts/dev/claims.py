@@ -66,7 +66,7 @@ def names() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(verdicts.Judged):
     """A row as the file of a claim has it.
 
     Args:
@@ -90,14 +90,9 @@ class Row:
     note: str = ""
 
     @property
-    def verdict(self) -> str:
-        """One of the four of `verdicts`."""
-        return verdicts.verdict(self.low, self.high, self.be, self.matters)
-
-    @property
-    def said(self) -> str:
-        """The verdict in words."""
-        return verdicts.said(self.verdict, self.matters)
+    def judged(self) -> tuple[float, float, str, float]:
+        """The interval of the difference, and what was expected of it."""
+        return self.low, self.high, self.be, self.matters
 
 
 @functools.cache
