@@ -63,10 +63,11 @@ def declared(rule: Any, /, **changes: Any) -> Mapping[str, Declared]:
     return found
 
 
-def _declare(rule: object, name: str, of: Declared) -> None:
+def _declare(rule: object, name: str, *of: Any, **more: Any) -> None:
+    """Tell a `declared` that listens; the arguments are those of `Declared`, which is made for nobody else."""
     heard = getattr(rule, _HEARD, None)
     if heard is not None:
-        heard[name] = of
+        heard[name] = Declared(*of, **more)
 
 
 def parameters(rule: Any) -> tuple[dataclasses.Field[Any], ...]:
@@ -100,7 +101,7 @@ def number(rule: object, name: str, low: float = -LARGEST, high: float = LARGEST
     Raises:
         RuleError: it is something else.
     """
-    _declare(rule, name, Declared("number", low, high))
+    _declare(rule, name, "number", low, high)
     value = plain(getattr(rule, name))
     if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
         raise RuleError(f"{type(rule).__name__}: {name} must be a finite number, got {shown(value)}")
@@ -117,7 +118,7 @@ def choice(rule: object, name: str, valid: tuple[str, ...]) -> None:
     Raises:
         RuleError: it is not.
     """
-    _declare(rule, name, Declared("choice", valid=valid))
+    _declare(rule, name, "choice", valid=valid)
     value = getattr(rule, name)
     if not isinstance(value, str) or value not in valid:
         hint = nearest(value if isinstance(value, str) else "", valid)
@@ -131,7 +132,7 @@ def flag(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
-    _declare(rule, name, Declared("flag"))
+    _declare(rule, name, "flag")
     value = plain(getattr(rule, name))
     if not isinstance(value, bool):
         raise RuleError(f"{type(rule).__name__}: {name} must be True or False, got {shown(value)}")
@@ -144,7 +145,7 @@ def interval(rule: object, name: str, low: float, high: float) -> None:
     Raises:
         RuleError: it is something else.
     """
-    _declare(rule, name, Declared("interval", low, high))
+    _declare(rule, name, "interval", low, high)
     value = plain(getattr(rule, name))
     ends = [plain(end) for end in value] if isinstance(value, tuple | list) else []
     if (
@@ -163,7 +164,7 @@ def strengths(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
-    _declare(rule, name, Declared("strengths", 0, LARGEST))
+    _declare(rule, name, "strengths", 0, LARGEST)
     value = plain(getattr(rule, name))
     several = isinstance(value, tuple | list)
     numbers = [plain(one) for one in (value if several else (value,))]
@@ -181,7 +182,7 @@ def whole(rule: object, name: str, low: int, high: float = LARGEST) -> None:
     Raises:
         RuleError: it is something else.
     """
-    _declare(rule, name, Declared("whole", low, high))
+    _declare(rule, name, "whole", low, high)
     try:
         set_field(rule, name, count(name, getattr(rule, name), low, high))
     except InputError as error:
@@ -206,7 +207,7 @@ def sample_axes(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
-    _declare(rule, name, Declared("axes"))
+    _declare(rule, name, "axes")
     value = plain(getattr(rule, name))
     if value is None:
         return
@@ -238,7 +239,7 @@ def block_names(rule: object, name: str) -> None:
     Raises:
         RuleError: it is something else.
     """
-    _declare(rule, name, Declared("blocks"))
+    _declare(rule, name, "blocks")
     value = getattr(rule, name)
     if value is None:
         return
