@@ -29,7 +29,18 @@ PACKAGE = Path(__file__).parents[1]
 OURS = ("configs", "guidance", "pipelines", "samplers", "scripts")
 """The folders of the package that decide what an image is."""
 NAMING = (
-    *("prompts_from", "guidance", "model", "networks", "lora", "controlnet", "control", "ip_adapter", "ip_image"),
+    *(
+        "prompts_from",
+        "guidance",
+        "model",
+        "networks",
+        "objectives",
+        "lora",
+        "controlnet",
+        "control",
+        "ip_adapter",
+        "ip_image",
+    ),
     *("vae", "scheduler_config", "image", "mask"),
 )
 """The options that name files or folders."""

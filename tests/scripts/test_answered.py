@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from guidestack.scripts import answered
+from guidestack.scripts.wanted import Wanted
 
 
 @pytest.fixture
@@ -91,3 +93,21 @@ def test_what_is_warned_of_is_warned_of_again(command: Any, model_folder: Path, 
     line = ["generate", "a", "--negative", "b | c", "--model", model_folder, "--steps", 2, "--sampler", "ddim"]
     for _ in range(2):
         assert "takes one negative prompt" in command(*line, "--out", tmp_path)[2]
+
+
+FILES = [field.name for field in dataclasses.fields(Wanted) if "Path" in field.type or "Mapping" in field.type]
+"""The options that name files, by their types: of those that are texts the list in `answered` has more."""
+
+
+@pytest.mark.parametrize("name", sorted({*FILES, *answered.NAMING} - {"out", "grid", "like"}))
+def test_another_file_of_the_same_name_is_another_question(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    blank: dict[str, Any] = {field.name: None for field in dataclasses.fields(Wanted)} | {"given": frozenset()}
+    kind = next(field.type for field in dataclasses.fields(Wanted) if field.name == name)
+    value = {"known": str(file)} if "Mapping" in kind else (str(file),) if "tuple" in kind else str(file)
+    wanted = Wanted(**{**blank, name: value})
+    asked = []
+    for text in ("one", "another"):
+        file.write_text(text)
+        asked.append(answered.question(wanted))
+    assert len({*asked, None}) == 3
