@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         InputError: no such file, no PNG, JPEG or WebP, or one of too many pixels.
     """
-    image = opened(path, FORMATS)
-    try:
-        return on_white(ImageOps.exif_transpose(image))
-    except Exception as error:  # what says how it was held may be damaged
-        raise InputError(f"cannot turn {path} upright: {reason(error)}") from error
+    return _read(path, on_white)
 
 
 def read_objective(path: Path) -> Image.Image:
@@ -44,10 +40,13 @@ def read_objective(path: Path) -> Image.Image:
     Raises:
         InputError: no such file, no PNG, JPEG or WebP, or one of too many pixels.
     """
+    return _read(path, lambda image: image.convert("RGBA" if image.has_transparency_data else "RGB"))
+
+
+def _read(path: Path, converted: Callable[[Image.Image], Image.Image]) -> Image.Image:
     image = opened(path, FORMATS)
     try:
-        image = ImageOps.exif_transpose(image)
-        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+        return converted(ImageOps.exif_transpose(image))
     except Exception as error:  # what says how it was held may be damaged
         raise InputError(f"cannot turn {path} upright: {reason(error)}") from error
 
