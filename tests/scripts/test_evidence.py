@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,18 @@ def test_a_command_runs_in_a_process_of_its_own_and_its_failure_ends_the_step(
     assert capfd.readouterr().out.startswith("guidestack, version")
     with pytest.raises(evidence.StepFailedError, match="cli rulez ended with status 2"):
         evidence.called("cli", "rulez")
+
+
+def test_the_demo_picture_is_that_of_make_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    makefile = (Path(evidence.__file__).parents[2] / "Makefile").read_text()
+    recipe = makefile.partition("\ndemo:")[2].partition("\n\n")[0].partition("guidestack generate")[2]
+    told: list[str] = []
+    monkeypatch.setattr(evidence, "called", lambda *command: told.extend(map(str, command[2:])))
+    evidence._demo(tmp_path)
+    theirs = shlex.split(recipe.replace("\\\n", " "))
+    where = ("--out", "--grid", "--device")  # on a CPU, wherever it is made
+    for words in (told, theirs):
+        for name in where:
+            if name in words:
+                del words[words.index(name) : words.index(name) + 2]
+    assert told == theirs
