@@ -10,7 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
@@ -93,16 +93,8 @@ def check_files(stack: Stack) -> None:
                 )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a stack will cost, and what there is to say of it before it runs."""
-
-    explained: Explained
-    notes: Sequence[str]
-
-
-def planned(stack: Stack, settings: Mapping[str, Any], model: str | None, networks: Mapping[str, Any]) -> Plan:
-    """The plan of a stack under the settings.
+def planned(stack: Stack, settings: Mapping[str, Any], model: str | None, networks: Mapping[str, Any]) -> Explained:
+    """What a stack will cost under the settings, and what there is to say of it before it runs.
 
     Raises:
         GuidestackError: it is not for this run.
@@ -118,7 +110,7 @@ def planned(stack: Stack, settings: Mapping[str, Any], model: str | None, networ
     ]
     if settings["extra"] and not stack.takes_several:
         notes.append("no rule of it uses the further positive prompts; perpneg(scale) does")
-    return Plan(said, notes)
+    return replace(said, notes=notes)
 
 
 def recipe_of(stack: Stack, settings: Mapping[str, Any], dtype: str) -> tuple[Recipe, list[str]]:

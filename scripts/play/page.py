@@ -17,9 +17,10 @@ from ...guidance.rule import Stack
 from ...pipelines.models.files import read_recipe
 from ...pipelines.models.recipe import Recipe
 from ...samplers import SAMPLERS
+from ..explain import Explained
 from .cards import Cards
 from .copies import command_of, python_of
-from .making import DEFAULTS, Cell, Job, Maker, Plan, check_files, planned, read, recipe_of
+from .making import DEFAULTS, Cell, Job, Maker, check_files, planned, read, recipe_of
 from .plot import STYLE, plot_of
 from .sheet import Sheet, picture
 
@@ -82,7 +83,7 @@ class Column:
     def __init__(self, page: Page, letter: str, text: str) -> None:
         self.page, self.letter = page, letter
         self.stack: Stack | None = None
-        self.plan: Plan | None = None
+        self.plan: Explained | None = None
         self.cell: Cell | None = None
         self.following = False
         with ui.element("section").classes("stack") as self.area:
@@ -146,9 +147,9 @@ class Column:
                 self.plan, self.text.error = None, str(error)
             else:
                 self.text.error = None
-                told = self.plan.explained.summary
+                told = self.plan.summary
                 notes = "\n".join([*self.plan.notes, *warned])
-                steps = "\n".join(map(str, self.plan.explained.planned))
+                steps = "\n".join(map(str, self.plan.planned))
         self.cost.text, self.notes.text, self.steps.text = told, notes, steps
 
     def recipe(self, settings: Mapping[str, Any]) -> Recipe:

@@ -148,7 +148,7 @@ def test_a_wrong_setting_is_told_by_its_name(name: str, text: str, said: str) ->
 
 def test_the_plan_is_known_before() -> None:
     plan = planned(gs.parse("perpneg(3)"), settings(negative="a | b", extra="c"), None, {})
-    assert plan.explained.planned.evaluations == 10
+    assert plan.planned.evaluations == 10
     plan = planned(gs.parse("autoguidance(2)"), settings(extra="c"), None, {})
     assert [note.partition(":")[0] for note in plan.notes] == [
         "it asks the network 'weak' beside the model's own",
