@@ -28,7 +28,7 @@ from ..notation.objectives import objectives
 from ..notation.presets import as_stack
 from ..notation.text import parse
 from ..prediction import EPSILON, FLOW, X0, Level, Parameterization, Space, V
-from ..query import POSITIVE, Predictions, Query, covered, evaluate
+from ..query import POSITIVE, Evaluation, Network, Predictions, Query, covered, evaluate
 from ..rule import Rule, Stack
 from ..rules.during import During
 from ..run import GuidedRun
@@ -324,12 +324,23 @@ def _taken(rule: Rule, oracle: Oracle) -> Iterator[tuple[Tensor, Sight, Step, St
             sight = _shown(rule, oracle, x, here, state, reads)
             yield x, sight, here, state, reads
             x, state = rule.turn(x, sight, here, state)
-        queries, graph = rule.queries(step, state), rule.differentiated(step, state)
-        with torch.set_grad_enabled(graph):
-            done = evaluate(oracle.network(x, level, index), queries, x, level, grad=graph)
-            answers = done.predictions.only(queries, str(rule))
-            estimate, state = rule.update(Estimate(done.predictions[POSITIVE]), answers, step, state)
+        done = _evaluated(rule, oracle.network(x, level, index), x, step, state)
+        answers = done.predictions.only(rule.queries(step, state), str(rule))
+        estimate, state = _updated(rule, Estimate(done.predictions[POSITIVE]), answers, step, state)
         x = oracle.stepped(estimate.detached(), index)
+
+
+def _evaluated(rule: Rule, network: Network, x: Tensor, step: Step, state: State) -> Evaluation:
+    """What `rule` asks for at a step, with the graph of its gradients if it takes some."""
+    graph = rule.differentiated(step, state)
+    with torch.set_grad_enabled(graph):
+        return evaluate(network, rule.queries(step, state), x, step.level, grad=graph)
+
+
+def _updated(rule: Rule, estimate: Estimate, answers: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    """The update of `rule`, with gradients recorded if it takes some."""
+    with torch.set_grad_enabled(rule.differentiated(step, state)):
+        return rule.update(estimate, answers, step, state)
 
 
 def _shown(rule: Rule, oracle: Oracle, x: Tensor, step: Step, state: State, reads: set[Query]) -> Sight:
@@ -401,14 +412,11 @@ def _declared(rule: Rule, device: str) -> str | None:
         queries, network = rule.queries(step, state), oracle.network(x, level, index)
         if extra := {query for query in queries if not covered(query, asked)}:
             raise _Broken(f"queries() names {_names(extra)}, which asks() does not")
-        graph = rule.differentiated(step, state)
-        with torch.set_grad_enabled(graph):
-            done = evaluate(network, queries, x, level, grad=graph)
+        done = _evaluated(rule, network, x, step, state)
         read: set[Query] = set()
         base = done.predictions[POSITIVE]
         answers = Predictions({q: done.predictions[q] for q in queries}, {q: q for q in queries}, base, str(rule), read)
-        with torch.set_grad_enabled(graph):
-            state = rule.update(Estimate(base), answers, step, state)[1]
+        state = _updated(rule, Estimate(base), answers, step, state)[1]
         if unread := set(queries) - read:
             raise _Broken(f"pays for {_names(unread)} at step {index} and never reads it")
         x = oracle.step(oracle.begin(Stack()), x, index)[1]
@@ -458,14 +466,11 @@ def _pure(rule: Rule, device: str) -> str | None:
     x, state = oracle.start(), rule.init(run.run)
     for index, level in enumerate(oracle.levels):
         step = Step(run.run, index, level, time=oracle.time(index))
-        graph = rule.differentiated(step, state)
-        with torch.set_grad_enabled(graph):
-            done = evaluate(oracle.network(x, level, index), rule.queries(step, state), x, level, grad=graph)
+        done = _evaluated(rule, oracle.network(x, level, index), x, step, state)
         answers = done.predictions.only(rule.queries(step, state), str(rule))
         estimate = Estimate(done.predictions[POSITIVE])
         before = pickle.dumps((state, {q: p.native for q, p in answers.items()}, estimate.prediction.native, x))
-        with torch.set_grad_enabled(graph):
-            updated = [rule.update(estimate, answers, step, state) for _ in range(2)]
+        updated = [_updated(rule, estimate, answers, step, state) for _ in range(2)]
         (first, after), (second, again) = ((one.detached(), kept) for one, kept in updated)
         if before != pickle.dumps((state, {q: p.native for q, p in answers.items()}, estimate.prediction.native, x)):
             raise _Broken(f"update changed its arguments at step {index}")
