@@ -17,6 +17,7 @@ from guidestack.guidance.observe import Seen
 from ..conftest import make_stable_diffusion
 from .left import state
 from .test_families import arguments, made
+from .tiny import load
 
 STEPS = 3
 FAMILIES = [
@@ -107,7 +108,18 @@ def blue(x0: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "QwenImagePipeline"])
 def test_pictures_are_those_of_the_pipelines_own_decoder(name: str) -> None:
-    pipe = pipeline(name)
+    pictures_are_its_own(pipeline(name), name)
+
+
+def test_pictures_of_a_decoder_that_knows_its_latents_mean_and_deviation() -> None:
+    name = "StableDiffusionXLPipeline"
+    pipe = load(name).make()
+    pipe.vae.register_to_config(latents_mean=[9.0, -20.0, 12.0, 30.0], latents_std=[3.0, 0.5, 2.0, 4.0])
+    pictures_are_its_own(pipe, name)
+
+
+def pictures_are_its_own(pipe: Any, name: str) -> None:
+    pipe(**call(name))  # the first call of a pipeline leaves its arguments behind as attributes
     before = state(pipe)
     pictures: list[Tensor] = []
 
