@@ -5,6 +5,7 @@ from .efficientnet import ImageNet, Similar
 from .jpeg import JPEG
 from .known import Known
 from .linear import Blur, Linear, Projection, SuperResolution
+from .palette import Palette
 
 __all__ = [
     "JPEG",
@@ -15,6 +16,7 @@ __all__ = [
     "ImageNet",
     "Known",
     "Linear",
+    "Palette",
     "Projection",
     "Red",
     "Similar",

@@ -14,6 +14,15 @@ from ..notation.objectives import register_objective
 from ..objective import Objective
 
 
+def rgb(text: object) -> tuple[float, float, float] | None:
+    """The three numbers of a color in [0, 1], of a text that names one; None of any other."""
+    try:
+        red, green, blue = ImageColor.getrgb(str(text))[:3]
+    except ValueError:
+        return None
+    return red / 255, green / 255, blue / 255
+
+
 @register_objective("color")
 @dataclass(frozen=True)
 class Color(Objective):
@@ -37,10 +46,9 @@ class Color(Objective):
     def __post_init__(self) -> None:
         if number(self, "spread") < SMALLEST:
             raise RuleError(f"Color: spread must be above 0, {SMALLEST:g} at least; got {self.spread!r}")
-        try:
-            set_field(self, "_rgb", tuple(one / 255 for one in ImageColor.getrgb(str(self.target))[:3]))
-        except ValueError:
-            raise RuleError(f"Color: target is a color such as 'teal' or '#00a0ff'; got {shown(self.target)}") from None
+        if (found := rgb(self.target)) is None:
+            raise RuleError(f"Color: target is a color such as 'teal' or '#00a0ff'; got {shown(self.target)}")
+        set_field(self, "_rgb", found)
 
     def __call__(self, x0: Tensor) -> Tensor:
         """``log f`` of pictures ``(B, 3, H, W)``, shape ``(B,)``."""

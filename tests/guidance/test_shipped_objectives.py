@@ -48,6 +48,31 @@ def test_color() -> None:
         made("color('blue', spread=0)")
 
 
+def test_palette() -> None:
+    """Each pixel by itself, in a loop, against the color that is nearest to it."""
+    x = pictures()
+    colors = [(0, 128 / 255, 128 / 255), (1, 1, 1), (1, 215 / 255, 0)]
+    wanted = torch.zeros(2, dtype=torch.float64)
+    slopes = torch.zeros_like(x)
+    for b in range(2):
+        for i in range(SIDE):
+            for j in range(SIDE):
+                away = [sum((float(x[b, c, i, j]) - one[c]) ** 2 for c in range(3)) for one in colors]
+                nearest = colors[away.index(min(away))]
+                wanted[b] -= min(away) / (2 * 0.25**2)
+                for c in range(3):
+                    slopes[b, c, i, j] = (nearest[c] - x[b, c, i, j]) / 0.25**2
+    value, slope = objectives().find("palette('teal, #ffffff, gold', spread=0.25)").gradient(x)
+    assert torch.allclose(value, wanted)
+    assert torch.allclose(slope, slopes)
+    assert torch.allclose(made("palette('teal', 0.25)")(x), made("color('teal', 0.25)")(x))
+    for wrong in ("palette('')", "palette('teal, bluish')", "palette('teal,')", "palette(3)"):
+        with pytest.raises(RuleError, match="colors are 1 to 64 with commas between them, such as 'teal, gold"):
+            made(wrong)
+    with pytest.raises(RuleError, match="spread must be above 0"):
+        made("palette('blue', spread=0)")
+
+
 def test_known_pixels_count_by_their_opacity() -> None:
     x, y = pictures(), image(mode="RGBA")
     numbers = torch.from_numpy(np.array(y)).permute(2, 0, 1) / 255
@@ -176,5 +201,5 @@ def test_the_size_of_a_file_has_no_gradient() -> None:
 
 
 def test_every_kind_is_tested_here_or_by_name() -> None:
-    tested = {"red", "green", "blue", "color", "known", "blur", "superres", "projection", "imagenet", "similar", "jpeg"}
-    assert set(kinds()) == tested
+    tested = {"red", "green", "blue", "color", "palette", "known", "blur", "superres", "projection", "imagenet"}
+    assert set(kinds()) == tested | {"similar", "jpeg"}
