@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from ..guidance.bounds import LAST_SEED, MAX_IMAGES, MOST_STEPS
-from ..guidance.errors import InputError, nearest, shown
+from ..guidance.errors import InputError, cut, nearest, shown
 from .wanted import Wanted
 
 FIELDS = ("sampler", "steps", "seed", "size", "strength")
@@ -62,22 +62,28 @@ def _listed(text: str) -> tuple[str, ...]:
 def _range(name: str, text: str) -> tuple[str, ...]:
     """The numbers of ``A:B`` or ``A:B:COUNT``; none where it is no such text.
 
+    A text without a comma or a quote whose first or second part is a number is meant as a range.
+
     Raises:
-        InputError: it is one, of too many or of no numbers.
+        InputError: it is meant as one, and is none, or one of too many numbers or of no numbers.
     """
     number = r"\s*(-?[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*"
     match = re.fullmatch(rf"{number}:{number}(?::\s*([0-9]{{1,9}})\s*)?", text)
     if match is None:
-        return ()
-    first, last = Decimal(match[1]), Decimal(match[2])
-    count = int(match[3]) if match[3] else last - first + 1
-    if not (1 if match[3] else 2) <= count <= MAX_IMAGES or count != int(count) or (count == 1) != (first == last):
-        raise InputError(
-            f"--axis {name}={text}: a range is A:B, whole steps from A up to B, or A:B:COUNT, that many numbers from A "
-            "to B"
-        )
-    step = (last - first) / (int(count) - 1) if count > 1 else Decimal(0)
-    return tuple(_written(first + step * place) for place in range(int(count)))
+        first, *others = text.split(":")
+        meant = others and not set(',"') & set(text) and any(re.fullmatch(number, one) for one in (first, others[0]))
+        if not meant:
+            return ()
+    else:
+        first, last = Decimal(match[1]), Decimal(match[2])
+        count = int(match[3]) if match[3] else last - first + 1
+        if (1 if match[3] else 2) <= count <= MAX_IMAGES and count == int(count) and (count == 1) == (first == last):
+            step = (last - first) / (int(count) - 1) if count > 1 else Decimal(0)
+            return tuple(_written(first + step * place) for place in range(int(count)))
+    raise InputError(
+        f"--axis {name}={cut(text, 80)}: a range is A:B, whole steps from A up to B, or A:B:COUNT, that many numbers "
+        "from A to B; a text with a colon stands in double quotes"
+    )
 
 
 def _written(number: Decimal) -> str:

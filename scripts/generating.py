@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..guidance.errors import GuidestackWarning, InputError, RuleError, cut, shown
+from ..guidance.errors import GuidestackError, GuidestackWarning, InputError, RuleError, cut, shown
 from ..guidance.notation.presets import TunedFor, name_in, read, tuned_for
 from ..guidance.objective import OBJECTIVE, name_of
 from ..guidance.reading import is_folder, read_bytes
@@ -370,7 +370,15 @@ def laid_out(wanted: Wanted, axes: Sequence[Axis], dtype: str) -> Sheet:
     Raises:
         GuidestackError: a stack, a sampler or a text is refused.
     """
-    made = [(values, _recipes(with_levels(one), dtype)) for values, one in combinations(wanted, axes)]
+    made = []
+    for values, one in combinations(wanted, axes):
+        try:
+            made.append((values, _recipes(with_levels(one), dtype)))
+        except GuidestackError as error:
+            if not axes:
+                raise
+            told = ", ".join(f"{axis.name} = {cut(value, 80)}" for axis, value in zip(axes, values, strict=True))
+            raise InputError(f"--axis, at {told}: {error}") from error
     images = len(wanted.prompts) * wanted.count
     if not axes:
         ((_, line),) = made

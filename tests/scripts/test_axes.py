@@ -38,18 +38,30 @@ def pixels(path: Path) -> Any:
         ('sampler="euler@sigmas=14,2", ddim', ("euler@sigmas=14,2", "ddim")),
         ("size=16x16", ("16x16",)),
         ("w=4:4:1", ("4",)),
+        ("animal=a cat: red", ("a cat: red",)),
+        ('ratio="2:6:x"', ("2:6:x",)),
     ],
 )
 def test_values(text: str, values: tuple[str, ...]) -> None:
     assert Axis.read(text).values == values
 
 
-@pytest.mark.parametrize(
-    "text", ["w", "=2", "w=", "w=1,,2", "w=1,1", "2=3", "w=5:2", "w=1:2:1", "w=1:1.5", "w=1:9:0", "w=1:2:999999999"]
-)
+@pytest.mark.parametrize("text", ["w", "=2", "2=3"])
 def test_what_is_no_axis(text: str) -> None:
-    with pytest.raises(InputError, match="--axis"):
+    with pytest.raises(InputError, match="--axis is NAME=VALUES, such as"):
         Axis.read(text)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *("", "1,,2", "1,1", "5:2", "1:2:1", "1:1.5", "1:9:0", "1:2:999999999"),
+        *("2:6:x", "2:6:", "2:", ":6", "2:x", "x:6", "2:6:1.5", "2:6:-1", "2:6:3:4", "1e1:2", "2 : six"),
+    ],
+)
+def test_an_axis_without_values_is_named(values: str) -> None:
+    with pytest.raises(InputError, match=r"--axis w\b"):
+        Axis.read(f"w={values}")
 
 
 def test_two_axes_in_one_picture(command: Any, model_folder: Path, tmp_path: Path) -> None:
@@ -119,7 +131,8 @@ def test_every_kind_of_axis(command: Any, model_folder: Path, tmp_path: Path) ->
         (["--axis", "steps=2,3", "--axis", "steps=4"], "--axis steps comes twice"),
         (["--axis", "steps=2,3", "--steps", "4"], "--steps and --axis steps were both given"),
         (["--axis", "w=1,2", "--guidance", "cfg({w})", "--guidance", "cfg({v})"], "there is no --axis v=VALUES"),
-        (["--axis", "w=1,x", "--guidance", "cfg({w})"], "at character 5"),
+        (["--axis", "w=1,x", "--guidance", "cfg({w})"], "--axis, at w = x: cannot read the stack 'cfg(x)' at character 5"),
+        (["--axis", "w=1,2", "--axis", "p=0.5,2", "--guidance", "cfg({w}) | rescale({p})"], "--axis, at w = 1, p = 2: "),
         (["--guidance", "cfg({w})"], "there is no --axis w=VALUES"),
         (["--axis", "w=1:99999", "--axis", "seed=1:99", "--guidance", "cfg({w})"], "and one run makes 100000 at most"),
     ],
