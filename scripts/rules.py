@@ -22,6 +22,7 @@ from ..guidance.prediction import Level
 from ..guidance.rule import Stack
 from .as_json import echo_json, json_option
 from .options import rules_option
+from .plain import plain
 
 PICTURED = ("cat face, noto style, blue background", "rocket, flat style, black background")
 """Prompts of the picture of a rule."""
@@ -108,8 +109,8 @@ def entry_of(name: str) -> Entry:
 
 
 def about(entry: Entry) -> str:
-    """What a rule's class says of it, without its examples in Python."""
-    return (inspect.getdoc(entry.rule) or "").partition("\n>>>")[0].strip()
+    """What a rule's class says of it as plain text, without its examples in Python."""
+    return plain((inspect.getdoc(entry.rule) or "").partition("\n>>>")[0].strip())
 
 
 def page(entry: Entry) -> str:

@@ -21,6 +21,7 @@ from ...guidance.notation.registry import Entry, entry_of, find, rules
 from ...guidance.notation.text import parse, parse_call
 from ...guidance.query import Query
 from ...guidance.rule import Rule, Stack, literal
+from ..plain import plain
 
 Place = tuple[int | str, ...]
 """Where a rule stands: its number in the stack, then by turns a parameter that is a rule, and a number in that."""
@@ -219,10 +220,10 @@ def _hints(entry: Entry) -> dict[str, Declared]:
 @cache
 def _abouts(entry: Entry) -> dict[str, str]:
     """What a rule's docstring says of each argument, in one line each."""
-    doc = inspect.getdoc(entry.rule) or ""
+    doc = plain(inspect.getdoc(entry.rule) or "")
     part = re.search(r"^Args:\n((?:[ ]{4}.*\n|\n)*)", doc + "\n", re.MULTILINE)
     found = re.findall(r"^ {4}\*{0,2}(\w+): (.*(?:\n {8}.*)*)", part[1], re.MULTILINE) if part else []
-    return {name: " ".join(re.sub(r":math:|`|\\(?=[a-z])", "", text).split()) for name, text in found}
+    return {name: " ".join(text.replace("`", "").split()) for name, text in found}
 
 
 # What a stack is made of, and others that differ in one place.

@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from PIL import Image
 
 from guidestack.guidance.notation.registry import rules
+from guidestack.scripts.plain import plain
 
 
 def test_every_rule_has_a_page(command: Any) -> None:
     status, out, _ = command("rules", "apg")
     assert status == 0
     assert out.startswith("apg(scale, eta=0, ")
-    for part in ("Adaptive projected", ".. math::", "radius:", "Evaluations a step: 2", "Examples:", "2410.02416"):
+    equation = "\n    D\N{COMBINING TILDE} = D_c + (s - 1) (d_⊥ + η d_∥),\n"
+    for part in ("Adaptive projected", equation, "radius:", "Evaluations a step: 2", "Examples:", "2410.02416"):
         assert part in out, part
     assert ">>>" not in out
     from guidestack.scripts.rules import page
 
     for entry in rules():
-        assert page(entry).startswith(entry.signature)
+        text = page(entry)
+        assert text.startswith(entry.signature)
+        told = text.partition("\nEvaluations a step: ")[0]  # behind it are examples and BibTeX
+        assert re.findall(r"\\|:[a-z]+:`|\.\. [a-z]+::|``|\*\*", told) == [], entry.name
     told = json.loads(command("rules", "cfg", "--json")[1])["rules"]
     assert [one["name"] for one in told] == ["cfg"]
     assert told[0]["about"].startswith(told[0]["summary"])
+
+
+@pytest.mark.parametrize(
+    ("latex", "text"),
+    [
+        (r"\tilde D = \frac{a + b}{c}\,d", "D̃ = ((a + b) / c) d"),
+        (r"\big(\frac{a}{b_t}\big)^2 \tfrac12\Big(x\Big)", "(a / b_t)^2 1/2 (x)"),
+        (r"\sqrt{1 - \bar\alpha_{t-1}}\;z", "√(1 - ᾱ_(t-1)) z"),
+        (r"\lVert x\rVert \cos\gamma \le \log p", "‖x‖ cos γ ≤ log p"),
+        (r"x\ \text{if } y \in \{0, 1\}, N_{recur}^{(i)}", "x if y ∈ {0, 1}, N_recur^(i)"),
+        (r"\unknown{x}", "unknownx"),
+    ],
+)
+def test_what_formulas_become(latex: str, text: str) -> None:
+    text = normalize("NFC", text)
+    assert plain(f"so :math:`{latex}`.") == f"so {text}."
+    assert plain(f"It is\n\n.. math::\n    y &= {latex} \\\\\n    &+ 1\n\nas") == f"It is\n\n    y = {text}\n    + 1\n\nas"
 
 
 @pytest.mark.parametrize(
