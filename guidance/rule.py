@@ -299,9 +299,23 @@ def _told(rule: Rule, depth: int) -> Iterator[tuple[str, str, str]]:
     written = ", ".join(f"{name}={literal(value)}" for name, value in values)
     does = (inspect.getdoc(type(rule)) or "").partition("\n")[0]
     name = getattr(type(rule), "_name", type(rule).__name__)
-    yield f"{FURTHER * depth}{name}({written})", does, ", ".join(sorted(map(str, rule.asks()))) or "nothing"
+    yield f"{FURTHER * depth}{name}({written})", does, "; ".join(_wants(rule)) or "nothing"
     for one in rule.nested():
         yield from _told(one, depth + 1)
+
+
+def _wants(rule: Rule) -> Iterator[str]:
+    """What a rule asks for, by kind: answers, edits of the prompt's own pass, objectives, and turns between steps."""
+    if queries := sorted(map(str, rule.asks())):
+        yield ", ".join(queries)
+    for edit in rule.own_pass:
+        text = f" with the {edit.text} prompt's text" if edit.text else ""
+        yield ("an edit of every pass" if edit.shared else "an edit of the prompt's own pass") + text
+    for text in rule.objectives:
+        through = ", through the network" if rule.differentiates else ""
+        yield f"the gradient of the objective {text!r}{through}"
+    if rule.takes_turns and not any(rule.nested()):
+        yield "further evaluations between two steps"
 
 
 def given(rule: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:

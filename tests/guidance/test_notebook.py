@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 
+import pytest
+
 import guidestack as gs
 from guidestack.guidance.notebook import MAX_STEPS
+from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.plan import When, plan
 from guidestack.guidance.prediction import Level
 from guidestack.guidance.report import Report
@@ -43,6 +47,34 @@ def test_a_stack_is_a_table_of_its_rules() -> None:
     assert cells(shown)[2][2] == "negative, positive"
     assert "the unguided model" in gs.Stack()._repr_html_()
     assert len(cells(gs.CFG(4)._repr_html_())) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("tfg('blue', rho=1)", "the gradient of the objective 'blue', through the network"),
+        ("tfg('blue', mu=1)", "the gradient of the objective 'blue'"),
+        ("nag(3)", "an edit of the prompt's own pass with the negative prompt's text"),
+        ("pladis()", "an edit of the prompt's own pass"),
+        ("langevin(2)", "further evaluations between two steps"),
+        ("zigzag()", "negative; further evaluations between two steps"),
+        ("tome(cfg(3), 0.5)", "negative, positive; an edit of every pass"),
+    ],
+)
+def test_what_a_rule_asks_for(text: str, asked: str) -> None:
+    assert html.unescape(cells(gs.parse(text)._repr_html_())[1][2]) == asked
+
+
+def test_only_rules_that_ask_for_nothing_say_so() -> None:
+    """Over the registry: what works on the estimate of other rules, and on what it remembers, is all there is."""
+    silent = {
+        row[0].strip().partition("(")[0]
+        for entry in rules()
+        for example in entry.examples
+        for row in cells(gs.parse(example)._repr_html_())[1:]
+        if row[2] == "nothing"
+    }
+    assert silent == {"epsilon_scaling", "momentum", "threshold"}
 
 
 def test_a_plan_is_a_table_of_its_evaluations() -> None:
