@@ -18,7 +18,7 @@ SYMBOLS = dict(zip(GREEK.split(), "αβγδεηθλμπρστφΔΣ", strict=Tru
     **{"langle": "⟨", "rangle": "⟩", "lVert": "‖", "rVert": "‖", "lvert": "|", "rvert": "|"},
     **{"lfloor": "⌊", "rfloor": "⌋", "quad": "   ", "qquad": "   ", "\\": "\n"},
     **dict.fromkeys((",", ";", ":", " "), " "),
-    **dict.fromkeys("big Big left right textstyle !".split(), ""),
+    **dict.fromkeys(["big", "Big", "left", "right", "textstyle", "!"], ""),
 }
 ACCENTS = {"tilde": "\u0303", "hat": "\u0302", "bar": "\u0304"}  # combining: they stand behind their letter
 UPRIGHT = ("mathrm", "text", "operatorname")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 import guidestack as gs
-from guidestack.guidance.notebook import MAX_STEPS
 from guidestack.guidance.notation.registry import rules
+from guidestack.guidance.notebook import MAX_STEPS
 from guidestack.guidance.plan import When, plan
 from guidestack.guidance.prediction import Level
 from guidestack.guidance.report import Report
