@@ -64,8 +64,9 @@ def figure(told: Mapping[str, Any], kind: str = "svg", title: str | None = None,
             _drawn(axes, line, rows, metric, str(told["reference"]))
         if likeness(metric).better == "down":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own writes powers as mathematics, which is off here
         axes.set_xlabel("network evaluations of an image")
-        axes.set_ylabel(str(told["names"][metric]))
+        axes.set_ylabel(str(told["names"][metric]).replace("[", "\n["))
         axes.set_title(textwrap.fill(whole, 76), loc="left")
         picture.legend(loc="outside lower center", ncols=2)
         return plots.figure_bytes(picture, whole, kind)
