@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..guidance.errors import InputError
+from ..guidance.errors import InputError, shown
 from ..guidance.notation import presets
 from ..guidance.reading import read_bytes
 from ..guidance.words import counted
@@ -31,11 +33,14 @@ if TYPE_CHECKING:
     from ..evaluation.tune.progress import Bar
     from ..evaluation.tune.session import Tuning
     from ..evaluation.tune.settings import Prompts
+    from ..evaluation.tune.steering import Search
 
 HELD_OUT = 48
 """Prompts that are drawn to verify on, where no file is given."""
 APART = 1_000_000
 """Between the first seeds of the two sets."""
+OBJECTIVE = re.compile(r"\s*(?P<text>\w+(?:\(.*?\))?)\s*(?:=(?P<file>.+))?")
+"""``--objective``: the text of one, and the file that it takes."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Asked:
     seed: int
     seeds: int
     linear_ag: str | None
+    objective: str | None
     dtype: str
     device: str | None
     out: Path
@@ -100,6 +106,12 @@ class Asked:
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt.")
 @click.option("--linear-ag", metavar="FILE", help="File of coefficients: linear_ag with them is tried as well.")
+@click.option(
+    "--objective",
+    metavar="NAME[=FILE]",
+    help="Search the weights of tfg for this objective instead, such as blue or 'superres(4)=small.png'; "
+    "--reference is the stack to be steered.",
+)
 @dtype_option
 @device_option
 @threads_option
@@ -114,10 +126,18 @@ def command(**options: Any) -> None:
     be used as --guidance @OUT/GOAL/tuned.yaml. GOAL is a name that says what was wanted, so that several goals share a
     folder. OUT/GOAL/frontier.csv, .json and .svg have everything that was measured; OUT/training and OUT/held-out are
     run folders for guidestack report. Stop it at any moment: the same command goes on.
+
+    With --objective, search the weights rho, mu and smoothing of tfg that make the objective's value of the finished
+    images largest, and write OUT/steered.yaml; --likeness 'ssim>=0.5' then bounds how far the images may go from those
+    that are not steered.
     """
     with notices():
+        asked = Asked(**options)
+        if asked.objective is not None:
+            _steer(asked)
+            return
         try:
-            tuning, bar = _prepared(Asked(**options))
+            tuning, bar = _prepared(asked)
         except KeyboardInterrupt:
             click.echo("stopped before the search began; the same command goes on", err=True)
             raise
@@ -137,13 +157,6 @@ def _prepared(asked: Asked) -> tuple[Tuning, Bar]:
         from ..evaluation.tune.session import Tuning
         from ..evaluation.tune.settings import Settings
     goal = read_goal(asked.likeness, asked.evaluations, asked.metric)
-    fixed = {
-        "steps": asked.steps,
-        "dtype": asked.dtype,
-        "batch": asked.batch,
-        "sampler": chosen_sampler(asked.sampler, asked.model),
-        "size": read_size(asked.size),
-    }
     training, held_out = prompt_sets(asked.prompts, asked.held_out, asked.model, asked.seed)
     settings = Settings(
         model=asked.model,
@@ -151,7 +164,7 @@ def _prepared(asked: Asked) -> tuple[Tuning, Bar]:
         goal=goal,
         training=training,
         held_out=held_out,
-        fixed=fixed,
+        fixed=_fixed(asked),
         budget=asked.budget,
         seed=asked.seed,
         each=asked.seeds,
@@ -178,6 +191,77 @@ def _tune(tuning: Tuning, bar: Bar) -> None:
     whole = tuning.space.cost(tuning.settings.reference)
     click.echo(f"{verdict.point.stack}: {verdict.point.cost:.4g} evaluations instead of {whole}\n{verdict.told}")
     click.echo(f"{verdict.advice(tuning.preset_file)}\nmeasured: {tuning.preset_file.with_name('frontier.csv')}")
+
+
+def _fixed(asked: Asked) -> dict[str, Any]:
+    """What all images have in common."""
+    return {
+        "steps": asked.steps,
+        "dtype": asked.dtype,
+        "batch": asked.batch,
+        "sampler": chosen_sampler(asked.sampler, asked.model),
+        "size": read_size(asked.size),
+    }
+
+
+def _steer(asked: Asked) -> None:
+    """Search the weights of an objective."""
+    search, bar = _prepared_search(asked)
+    ended = False
+    try:
+        bar.start(search.samples)
+        found = search.run()
+        ended = True
+    except KeyboardInterrupt:
+        bar.say("stopped; the same command goes on")
+        raise
+    finally:
+        bar.stop(ended)
+    click.echo(f"{found.stack}: {found.told}\nuse it: --guidance {shlex.quote(f'@{found.path}')}")
+
+
+def _prepared_search(asked: Asked) -> tuple[Search, Bar]:
+    """The search of weights that is asked for, with the model loaded, and its bar.
+
+    Raises:
+        GuidestackError: it cannot be; nothing is written then.
+    """
+    with needs("tune", "tune"):
+        from ..evaluation.run.runner import Options
+        from ..evaluation.tune.goal import read_goal
+        from ..evaluation.tune.progress import Bar
+        from ..evaluation.tune.steering import Search, Steered, unsteered_goal
+    for name in ("evaluations", "metric", "linear_ag"):
+        if getattr(asked, name) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} is for the search of schedules; leave it out with --objective"
+            )
+    goal = unsteered_goal(read_goal(asked.likeness, None) if asked.likeness else None)
+    told = OBJECTIVE.fullmatch(asked.objective or "")
+    if not told:
+        raise InputError(
+            f"--objective is NAME[=FILE], such as blue or 'superres(4)=small.png'; got {shown(asked.objective)}"
+        )
+    file = told["file"]
+    steered = Steered(presets.read(asked.reference), told["text"], None if file is None else Path(file))
+    training, held_out = prompt_sets(asked.prompts, asked.held_out, asked.model, asked.seed)
+    bar = Bar()
+    search = Search(
+        steered=steered,
+        training=training,
+        held_out=held_out,
+        fixed=_fixed(asked),
+        out=asked.out,
+        model=asked.model,
+        budget=asked.budget,
+        each=asked.seeds,
+        goal=goal,
+        networks=asked.networks,
+        options=Options(chosen_device(asked.device), asked.allow_pickle),
+        progress=bar,
+        say=bar.say,
+    )
+    return search, bar
 
 
 def prompt_sets(training: str, held_out: str, model: str | None, seed: int) -> tuple[Prompts, Prompts]:

@@ -1,0 +1,320 @@
+"""The weights of training-free guidance, searched on a model: images are made, and the objective looks at them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...guidance.errors import InputError
+from ...guidance.notation.objectives import objective
+from ...guidance.notation.presets import TunedFor
+from ...guidance.objective import Bound, name_of
+from ...guidance.rule import Stack
+from ...guidance.rules import TFG
+from ...pipelines.models.files import check_writable
+from .. import statistics as intervals
+from ..analysis.measure import Cells
+from ..run.history import differs
+from ..run.progress import Progress
+from ..run.runner import Options, Prepared, generator_of, refuse_lost, run_sweep
+from ..spec.sweep import Seeds, Sweep
+from ..store.folder import SWEEP, RunFolder
+from .goal import Goal, likeness
+from .preset import preset_bytes
+from .search import check_budget
+from .settings import Prompts
+from .weights import Weights, beam
+
+TRAINING, HELD_OUT, PRESET, TABLE = "training", "held-out", "steered.yaml", "weights.csv"
+LOG_F = "log f"
+
+
+@dataclass(frozen=True)
+class Steered:
+    """A stack that steers by one objective, whose weights are to be found.
+
+    Args:
+        stack: the stack to be steered. A `TFG` of the objective in it is the rule whose weights are searched; else one
+            is added behind.
+        objective: the text of the objective.
+        picture: the file that it takes; None for none.
+
+    Raises:
+        InputError: two rules of the stack steer by the objective.
+        RuleError: the objective's text is wrong.
+    """
+
+    stack: Stack
+    objective: str
+    picture: Path | None = None
+
+    def __post_init__(self) -> None:
+        if len(self._own) > 1:
+            raise InputError(
+                f"{self.stack}: two rules steer by {self.objective!r}; leave one whose weights are searched"
+            )
+        TFG(self.objective)
+
+    @property
+    def _own(self) -> list[TFG]:
+        return [rule for rule in self.stack.rules if isinstance(rule, TFG) and rule.objective == self.objective]
+
+    @property
+    def unsteered(self) -> Stack:
+        """The stack without the rule."""
+        return Stack(*(rule for rule in self.stack.rules if rule not in self._own))
+
+    def steered(self, weights: Weights) -> Stack:
+        """The stack with the rule at these weights, where it stands, or behind all others."""
+        own = self._own[0] if self._own else TFG(self.objective)
+        if not self._own:
+            return Stack(*self.stack.rules, weights.of(own))
+        return Stack(*(weights.of(own) if rule is own else rule for rule in self.stack.rules))
+
+    @property
+    def pictures(self) -> dict[str, str]:
+        """The file of the objective, as a sweep has it."""
+        return {} if self.picture is None else {name_of(self.objective): str(self.picture.resolve())}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search of weights found.
+
+    Args:
+        stack: the stack that was chosen and written.
+        told: in words, how it stands on the held-out prompts.
+        path: of the preset.
+    """
+
+    stack: Stack
+    told: str
+    path: Path
+
+
+Values = NDArray[np.float64]
+
+
+@dataclass
+class Pool:
+    """Stacks whose images on some prompts are made in one run folder, and what the objective says of them."""
+
+    search: Search
+    name: str
+    prompts: Prompts
+    stacks: list[str] = field(default_factory=list)
+    values: dict[str, Values] = field(default_factory=dict)
+    alike: dict[str, Values] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.run = RunFolder(str(self.search.out / self.name))
+        if self.run.location.exists(SWEEP):
+            before = self.run.sweep()
+            self.stacks = list(before.stacks)
+            if difference := differs(before, self.search.sweep(self.prompts, self.stacks)):
+                raise InputError(f"{self.run} is of another search: {difference}; choose another --out")
+
+    def measure(self, stacks: Sequence[Stack]) -> list[Values]:
+        """Make what is missing, and ask the objective: its value of each image, stack by stack.
+
+        Raises:
+            GuidestackError: the model cannot run one of them, loses samples to NaN, or the folder cannot be written.
+        """
+        texts = [str(self.search.steered.unsteered), *map(str, stacks)]
+        self.stacks += [text for text in dict.fromkeys(texts) if text not in self.stacks]
+        if any(text not in self.values for text in texts):
+            prepared = Prepared(
+                self.search.sweep(self.prompts, self.stacks), self.search.options, self.search.generator
+            )
+            refuse_lost(run_sweep(prepared, self.run, self.search.progress))
+            cells = Cells(self.run)
+            found = {cell.stack: cells.by_name[prepared.addresses.cell(cell)] for cell in prepared.cells}
+            for text, images in found.items():
+                if text not in self.values:
+                    pictures = torch.from_numpy(images.images(range(len(images)))).permute(0, 3, 1, 2).float() / 255
+                    with torch.no_grad():
+                        self.values[text] = self.search.bound(pictures).double().numpy()
+                    if self.search.goal is not None:
+                        base = found[str(self.search.steered.unsteered)]
+                        self.alike[text] = images.values(likeness(self.search.goal.metric), base)
+        return [self.values[text] for text in texts[1:]]
+
+
+@dataclass
+class Search:
+    """A search of weights in a folder, which is gone on with where it was stopped.
+
+    Args:
+        steered: what is searched.
+        training: prompts that the search looks at.
+        held_out: others, which say what came of it.
+        fixed: sampler, steps, size, dtype, batch.
+        out: the folder. Nothing is written to it before `run`.
+        model: folder or hub id; None for the bundled model.
+        budget: weights to try.
+        each: seeds of a prompt.
+        goal: how like the unsteered images the steered ones must stay; None for no bound.
+        networks: further networks by name, as of a sweep.
+        options: how to run.
+        progress: told what happens.
+        say: shows a line to the user.
+
+    Raises:
+        InputError: a budget of 0, an objective that sees no pictures, or a folder that is of another search.
+        GuidestackError: the model cannot be loaded, or cannot run the stack.
+    """
+
+    steered: Steered
+    training: Prompts
+    held_out: Prompts
+    fixed: Mapping[str, Any]
+    out: Path
+    model: str | None = None
+    budget: int = 64
+    each: int = 1
+    goal: Goal | None = None
+    networks: Mapping[str, str] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
+    progress: Progress = field(default_factory=Progress)
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        check_writable(self.out)
+        steered = self.steered
+        dtype = self.fixed["dtype"]
+        self.generator = generator_of(self.model, dtype, self.options, self.networks, steered.pictures)
+        given = self.generator.objectives
+        self.bound = Bound(steered.objective, objective(steered.objective, given))
+        if self.bound.space != "pixels":
+            raise InputError(
+                f"weights are searched by what the objective says of finished pictures, and {steered.objective!r} sees "
+                f"{self.bound.space}"
+            )
+        self.generator.check(steered.steered(Weights()), self.fixed["sampler"], self.fixed["steps"])
+        self.files = RunFolder(self.out)
+        self.pools = Pool(self, TRAINING, self.training), Pool(self, HELD_OUT, self.held_out)
+
+    def sweep(self, prompts: Prompts, stacks: Sequence[str]) -> Sweep:
+        """The sweep of some stacks on prompts."""
+        return Sweep(
+            model=self.model,
+            prompts=prompts.prompts,
+            drawn=prompts.drawn,
+            seeds=Seeds(each=self.each, start=prompts.start),
+            stacks={stack: stack for stack in stacks},
+            fixed=self.fixed,
+            networks=self.networks,
+            objectives=self.steered.pictures,
+        )
+
+    @property
+    def samples(self) -> int:
+        """How many images a whole search makes at most."""
+        training, held_out = (len(pool.prompts.prompts) * self.each for pool in self.pools)
+        return (self.budget + 1) * training + 3 * held_out
+
+    def run(self) -> Found:
+        """Search, look at the held-out prompts, and write the preset.
+
+        Raises:
+            InputError: no weights keep the images as alike as is wanted.
+            GuidestackError: as the pipeline; what was finished stays.
+            KeyboardInterrupt: Ctrl-C, likewise.
+        """
+        training, held_out = self.pools
+        tried: list[Weights] = []
+
+        def score(some: Sequence[Weights]) -> list[float]:
+            stacks = [self.steered.steered(one) for one in some]
+            values = training.measure(stacks)
+            tried.extend(some)
+            self._write(training, tried)
+            good = (self._alike(training, stack) for stack in stacks)
+            return [float(one.mean()) if fit else np.nan for one, fit in zip(values, good, strict=True)]
+
+        best, value = beam(score, self.budget)[0]
+        if not np.isfinite(value):
+            raise InputError(
+                f"none of {len(tried)} weights keeps the images as like the unsteered ones as {self.goal}; ask for less"
+            )
+        chosen, first, without = self.steered.steered(best), self.steered.steered(Weights()), self.steered.unsteered
+        held_out.measure([chosen, first])
+        told = [f"{LOG_F} {_mean(held_out.values[str(chosen)])} on {len(self.held_out.prompts)} held-out prompts"]
+        for other, words in ((first, "where the search began"), (without, "unsteered")):
+            if other != chosen:
+                told.append(
+                    f"{words} {_mean(held_out.values[str(other)])}, {self._difference(held_out, chosen, other)}"
+                )
+        if self.goal is not None:
+            told.append(f"{self.goal.metric} to the unsteered {_mean(held_out.alike[str(chosen)])}")
+        self._preset(chosen, told, len(tried))
+        return Found(chosen, "; ".join(told), self.out / PRESET)
+
+    def _alike(self, pool: Pool, stack: Stack) -> bool:
+        """Whether the images of a stack stay as like the unsteered ones as is wanted."""
+        if self.goal is None or self.goal.bound is None:
+            return True
+        return self.goal.sign * float(pool.alike[str(stack)].mean()) >= self.goal.sign * self.goal.bound
+
+    def _difference(self, pool: Pool, chosen: Stack, other: Stack) -> str:
+        away = pool.values[str(chosen)] - pool.values[str(other)]
+        low, high = intervals.bootstrap(away, self._places(away))
+        word = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+        return f"the found {word} by {away.mean():+.4g} [{low:+.4g}, {high:+.4g}]"
+
+    def _places(self, values: Values) -> NDArray[np.int64]:
+        return np.arange(len(values)) // self.each
+
+    def _write(self, pool: Pool, tried: Sequence[Weights]) -> None:
+        sink = io.StringIO()
+        writer = csv.writer(sink, lineterminator="\n")
+        alike = [] if self.goal is None else [self.goal.metric]
+        writer.writerow(["rho", "mu", "smoothing", LOG_F, "low", "high", *alike])
+        for one in tried:
+            stack = str(self.steered.steered(one))
+            values = pool.values[stack]
+            ends = intervals.bootstrap(values, self._places(values))
+            more = [float(pool.alike[stack].mean())] if alike else []
+            writer.writerow([one.rho, one.mu, one.smoothing, float(values.mean()), *ends, *more])
+        self.files.write_bytes(TABLE, sink.getvalue().encode())
+
+    def _preset(self, chosen: Stack, told: Sequence[str], tried: int) -> None:
+        identity = self.generator.identity
+        header = [
+            f"Weights of tfg searched for {self.steered.objective}: the largest log f of the finished images.",
+            f"For the model {' '.join(identity.values())}, sampler {self.fixed['sampler']}, "
+            f"{self.fixed['steps']} steps.",
+        ]
+        numbers = {"verified": "; ".join(told)}
+        numbers["search"] = f"{tried} weights on {len(self.training.prompts)} other prompts" + (
+            f", with {self.goal}" if self.goal is not None else ""
+        )
+        tuned = TunedFor(identity["name"], self.fixed["sampler"], self.fixed["steps"], identity.get("fingerprint"))
+        self.files.write_bytes(PRESET, preset_bytes(str(chosen), header, numbers, tuned))
+
+
+def _mean(values: Values) -> str:
+    return f"{values.mean():.4g}"
+
+
+def unsteered_goal(goal: Goal | None) -> Goal | None:
+    """The bound of likeness that a search of weights may have.
+
+    Raises:
+        InputError: it is none of the form METRIC>=NUMBER.
+    """
+    if goal is not None and (goal.bound is None or goal.evaluations is not None):
+        raise InputError(
+            "with --objective, --likeness is METRIC>=NUMBER or METRIC<=NUMBER, of the steered images to the unsteered "
+            f"ones; got {goal}"
+        )
+    return goal
