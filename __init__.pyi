@@ -78,6 +78,11 @@ from .pipelines import guide as guide
 from .pipelines import invert as invert
 from .pipelines import load_emoji as load_emoji
 from .pipelines import register_family as register_family
+from .pipelines.attention_masks import KeepOutside as KeepOutside
 from .pipelines.models.pretrained import from_pretrained as from_pretrained
 from .pipelines.models.pretrained import save_pretrained as save_pretrained
+from .pipelines.tokens import Descent as Descent
+from .pipelines.tokens import Learned as Learned
+from .pipelines.tokens import learn_objective as learn_objective
+from .pipelines.tokens import learn_pictures as learn_pictures
 from .samplers import sample as sample

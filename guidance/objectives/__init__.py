@@ -1,6 +1,7 @@
 """The objectives that come with guidestack, a file each."""
 
 from .color import Blue, Color, Green, Red
+from .counts import Blobs, Counted
 from .efficientnet import ImageNet, Similar
 from .jpeg import JPEG
 from .known import Known
@@ -9,9 +10,11 @@ from .palette import Palette
 
 __all__ = [
     "JPEG",
+    "Blobs",
     "Blue",
     "Blur",
     "Color",
+    "Counted",
     "Green",
     "ImageNet",
     "Known",

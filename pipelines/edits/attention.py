@@ -109,6 +109,16 @@ def multiplying(module: nn.Module, answer: Answer) -> Hook:
     return hook
 
 
+def scores(product: Product) -> Tensor:
+    """What the softmax of a product is taken of, in float32 or better, ``(B, heads, N, M)``; -inf where masked."""
+    scale = product.options.get("scale") or product.query.shape[-1] ** -0.5
+    found = (product.query @ product.key.mT).float() * scale
+    mask = product.mask
+    if mask is None:
+        return found
+    return found.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else found + mask
+
+
 def alone(product: Product, picture: slice | Tensor) -> Tensor:
     """The product with the tokens of the picture each attending to itself, and to what is no picture."""
     length = product.query.shape[-2]

@@ -24,7 +24,7 @@ from ...guidance.rules.tome import KIND as MERGE
 from ..hooks import arguments, calling, diffusers_hooks, in_this_thread, parameters
 from ..time_embedding import eager
 from .architecture import Architecture, Block, architecture
-from .attention import Product, multiplying
+from .attention import Product, multiplying, scores
 from .edit import Call, Site, beginning
 from .merging import MIXING, merging, sites
 
@@ -276,12 +276,7 @@ def _joined(one: Any, other: Any) -> Any:
 
 def _weighed(product: Product, edit: PromptEdit) -> Tensor:
     """The product with other weights, made in memory."""
-    scale = product.options.get("scale") or product.query.shape[-1] ** -0.5
-    scores = (product.query @ product.key.mT).float() * scale
-    mask = product.mask
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return WEIGHTS[edit.kind](scores, edit.values).to(product.value.dtype) @ product.value
+    return WEIGHTS[edit.kind](scores(product), edit.values).to(product.value.dtype) @ product.value
 
 
 def _beside(call: Call, block: Block, product: Product, rows: int, blend: Blend, edit: PromptEdit) -> Tensor:
