@@ -33,6 +33,7 @@ from .guidance.rules import NAG as NAG
 from .guidance.rules import NASA as NASA
 from .guidance.rules import PAG as PAG
 from .guidance.rules import PLADIS as PLADIS
+from .guidance.rules import PPGN as PPGN
 from .guidance.rules import S2 as S2
 from .guidance.rules import SEG as SEG
 from .guidance.rules import SLG as SLG
@@ -46,7 +47,9 @@ from .guidance.rules import Autoguidance as Autoguidance
 from .guidance.rules import CFGPlusPlus as CFGPlusPlus
 from .guidance.rules import CFGZero as CFGZero
 from .guidance.rules import ClassifierGuidance as ClassifierGuidance
+from .guidance.rules import ClassifierReference as ClassifierReference
 from .guidance.rules import During as During
+from .guidance.rules import EluCD as EluCD
 from .guidance.rules import EpsilonScaling as EpsilonScaling
 from .guidance.rules import FreSca as FreSca
 from .guidance.rules import Langevin as Langevin

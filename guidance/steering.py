@@ -10,13 +10,45 @@ from torch import Tensor
 from .errors import RuleError, UnsupportedError
 from .fields import set_field
 from .objective import Bound, check_text
-from .prediction import Level
+from .prediction import Level, Prediction
 from .query import Predictions
 from .rule import Rule
 from .step import Estimate, Run, State, Step
 
 OVER = ("increase", "decrease", "constant")
 """How a weight changes over the steps of a run."""
+
+
+def check_objectives(rule: Rule, run: Run) -> None:
+    """Look up the objectives of a rule, so that one that is wrong is refused before the run.
+
+    Raises:
+        InputError: there is no such objective.
+        RuleError: the rule cannot use it.
+        UnsupportedError: the loop hands rules no objectives.
+    """
+    if run.objectives is not None:
+        for text in rule.objectives:
+            rule.check_objective(run.objectives.find(text))
+    elif run.identity is not None:  # not a plan
+        raise UnsupportedError(
+            f"{rule} steers by an objective, and this loop hands rules none; use guidestack.guide or guidestack.sample"
+        )
+
+
+def check_schedule(rule: Rule, run: Run, needs: str) -> None:
+    """Refuse a run whose levels are not known beforehand, for a rule that needs them.
+
+    Args:
+        rule: the rule.
+        run: what is known of the run.
+        needs: what of the rule needs them, and what to take in its place.
+
+    Raises:
+        RuleError: they are not known.
+    """
+    if run.objectives is not None and len(run.levels) < 2:
+        raise RuleError(f"{rule}: {needs.format('needs the schedule, which this loop does not tell')}")
 
 
 class Steering(Rule):
@@ -49,13 +81,7 @@ class Steering(Rule):
             RuleError: the objective has no gradient.
             UnsupportedError: the loop hands rules no objectives.
         """
-        if run.objectives is not None:
-            self.check_objective(run.objectives.find(self.objective))
-        elif run.identity is not None:  # not a plan
-            raise UnsupportedError(
-                f"{self} steers by an objective, and this loop hands rules none; use guidestack.guide or "
-                "guidestack.sample"
-            )
+        check_objectives(self, run)
         return ()
 
     def check_objective(self, objective: Bound) -> None:
@@ -79,7 +105,7 @@ class Steering(Rule):
 
 def preserving(level: Level) -> tuple[float, float]:
     """The two numbers of a level in the variance-preserving scaling of x, in which papers count: alpha, sigma."""
-    size = math.hypot(level.alpha, level.sigma)
+    size = scaling(level)
     return level.alpha / size, level.sigma / size
 
 
@@ -87,6 +113,43 @@ def alpha_ratio(step: Step, index: int) -> float:
     r""":math:`\alpha_t = \bar\alpha_t / \bar\alpha_{t-1}` of the step `index` of a run, whose levels are known."""
     here, after = (preserving(level)[0] ** 2 for level in step.run.levels[index : index + 2])
     return here / after if after else 0.0
+
+
+def posterior_variance(step: Step, index: int | None = None) -> float:
+    r"""The variance :math:`\Sigma_t` of the posterior of a DDPM step, in the papers' scaling; 0 at the last step.
+
+    .. math:: \Sigma_t = \frac{\sigma'^2}{\sigma^2} \Big(1 - \frac{\bar\alpha_t}{\bar\alpha_{t-1}}\Big)
+
+    Args:
+        step: where a run stands whose levels are known.
+        index: of another step of that run; None for the one where it stands.
+    """
+    here = step.level if index is None else step.run.levels[index]
+    after = step.run.levels[(step.index if index is None else index) + 1]
+    (alpha, sigma), (alpha_after, sigma_after) = preserving(here), preserving(after)
+    return sigma_after**2 / sigma**2 * (1 - alpha**2 / alpha_after**2)
+
+
+def gradient_at(objective: Bound, prediction: Prediction, level: Level) -> tuple[Tensor, Tensor]:
+    r"""``log f``, and the gradient that stands for that of :math:`\log p(y \mid x_t)` in the papers' scaling of x.
+
+    Of an objective that sees noisy samples it is taken at the sample itself. Any other is asked at the predicted clean
+    sample, and its gradient there stands for that at the sample, as in EluCD: none goes through the denoiser.
+
+    Args:
+        objective: log f.
+        prediction: the answer at the sample.
+        level: of the sample.
+    """
+    if objective.space != "noisy":
+        return objective.gradient(prediction.read("denoised"))
+    value, slope = objective.gradient(prediction.x, level)
+    return value, slope * scaling(level)
+
+
+def scaling(level: Level) -> float:
+    """How many times as large x is as in the papers' scaling: the norm of alpha and sigma."""
+    return math.hypot(level.alpha, level.sigma)
 
 
 def over_steps(step: Step, how: Literal["increase", "decrease", "constant"] | str) -> float:

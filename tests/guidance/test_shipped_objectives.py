@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import guidestack as gs
 from guidestack.guidance.errors import InputError, RuleError, StackSyntaxError
 from guidestack.guidance.notation.objectives import kinds, objective, objectives
+from guidestack.guidance.objective import Bound
 from guidestack.guidance.objectives import Linear
+from guidestack.guidance.objectives.classes import Classified, smooth
 from guidestack.guidance.objectives.efficientnet import CLASSES, network, prepared
 
 SIDE = 12
@@ -154,12 +157,61 @@ def test_a_class_is_the_classifiers_probability() -> None:
     assert torch.allclose(made("imagenet(207, side=64)")(x), logits.log_softmax(1)[:, 207], atol=1e-5)
     assert torch.allclose(made("imagenet(207, margin=0, side=64)")(x), logits[:, 207])
     assert torch.allclose(
-        made("imagenet(3, margin=0.5, side=64)")(x), logits[:, 3] - 0.5 * logits.logsumexp(1), atol=1e-5
+        made("imagenet(3, margin=0.5, side=64)")(x), logits[:, 3] - (0.5 * logits).logsumexp(1), atol=1e-5
     )
     alone = made("imagenet(3, side=64)")(x[1:])
     assert torch.allclose(alone, made("imagenet(3, side=64)")(x)[1:], atol=1e-5)
     with pytest.raises(RuleError, match="label is the number of a class, 0 to 999; got 1000"):
         made(f"imagenet({CLASSES})")
+
+
+class Linear3(Classified):
+    """Three classes by a matrix, in place of a network."""
+
+    weights = torch.tensor([[1.0, -2.0, 0.5], [0.3, 1.0, -1.0], [2.0, 0.1, 0.7]]).double()
+    softplus = 0.0
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        return self.of_class(x0.mean((2, 3)) @ self.weights.T, 1)
+
+
+def test_the_margin_tends_to_the_joint_direction_and_to_the_probability() -> None:
+    def slope(margin: float) -> Tensor:
+        return Bound("mine", Linear3(margin)).gradient(pictures())[1]
+
+    logits = pictures().mean((2, 3)) @ Linear3.weights.T
+    for margin in (0.0, 1e-7, 0.5, 1.0):  # grad f_y minus the mean of m grad f_i by softmax(m f)
+        by_hand = Linear3.weights[1] - margin * (margin * logits).softmax(1) @ Linear3.weights
+        wanted = (by_hand / SIDE**2)[:, :, None, None].expand(-1, -1, SIDE, SIDE)
+        assert torch.allclose(slope(margin), wanted, atol=1e-12)
+    assert torch.allclose(slope(1e-7), slope(0), atol=1e-7)
+    assert torch.allclose(Linear3(1)(pictures()), logits.log_softmax(1)[:, 1])
+    shifted = Linear3(1).of_class(logits + 3, 1) - Linear3(1).of_class(logits, 1)
+    assert torch.allclose(shifted, torch.zeros(2).double(), atol=1e-12)
+    shifted = Linear3(0.5).of_class(logits + 3, 1) - Linear3(0.5).of_class(logits, 1)
+    assert torch.allclose(shifted, torch.full((2,), 1.5).double())  # only at m = 1 a constant added to all says nothing
+
+
+def test_softplus_tends_to_the_activations_of_the_training() -> None:
+    x = torch.linspace(-9, 9, 181, dtype=torch.float64)
+    for kind, beta in itertools.product((nn.ReLU, nn.ReLU6), (1.0, 5.0, 80.0)):
+        found = smooth(nn.Sequential(nn.Sequential(kind())), beta)(x)
+        low, high = (torch.logaddexp(beta * one, 0 * one) / beta for one in (x, x - 6))
+        assert torch.allclose(found, low - high if kind is nn.ReLU6 else low, atol=1e-8)
+        assert (found - kind()(x)).abs().max() < 0.7 / beta
+    network, text = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1)).double(), "imagenet(3, side=64{})"
+    plain = network(x[:, None])
+    assert torch.allclose(smooth(network, 1e6)(x[:, None]), plain, atol=1e-5)
+    assert torch.equal(smooth(network, 0.0)(x[:, None]), plain)
+    given = pictures(1, 64, torch.float32)
+    exact = made(text.format(""))(given)
+    away = [abs(float(made(text.format(f", softplus={beta}"))(given) - exact)) for beta in (5, 500)]
+    assert 0 < away[1] < 0.1 * away[0]
+    with pytest.raises(RuleError, match="softplus is 0"):
+        made("imagenet(3, softplus=1e-12)")
 
 
 def test_the_classifier_knows_a_picture_of_its_class() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 import guidestack as gs
 from guidestack.guidance.errors import InputError, RuleError, UnsupportedPipelineError
 from guidestack.guidance.observe import Seen
+from guidestack.guidance.step import Step
 
 from ..conftest import make_stable_diffusion
 from .left import state
@@ -135,10 +138,18 @@ def pictures_are_its_own(pipe: Any, name: str) -> None:
     assert state(pipe) == before
 
 
-def test_a_batch_is_its_samples_and_slices_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+STACKS = [
+    "cfg(3, against='null') | tfg('mine', rho=0.3, mu=0.1)",
+    "cfg(3, against='null') | elucd(0.3, 'mine')",
+    "cfg(3, against='null') | classifier(0.3, 'mine', form='product')",
+    "classifier_reference(3, 'mine', 'red', power=0.1)",
+]
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_batch_is_its_samples_and_slices_of_it(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(batch: int) -> Tensor:
         given = call("StableDiffusionPipeline", batch)
-        stack = "cfg(3, against='null') | tfg('mine', rho=0.3, mu=0.1)"
         found: Tensor = gs.guide(pipeline("StableDiffusionPipeline"), stack, objectives={"mine": blue})(**given).images
         return found
 
@@ -148,11 +159,37 @@ def test_a_batch_is_its_samples_and_slices_of_it(monkeypatch: pytest.MonkeyPatch
     assert torch.allclose(ended(2), together, atol=1e-4)
 
 
-def test_a_constant_objective_is_the_plain_pipeline_to_the_bit() -> None:
+@pytest.mark.parametrize("rule", ["tfg('mine', rho=1, mu=1)", "elucd(1, 'mine')", "classifier(1, 'mine')"])
+def test_a_constant_objective_is_the_plain_pipeline_to_the_bit(rule: str) -> None:
     pipe, given = pipeline("StableDiffusionPipeline"), {"objectives": {"mine": lambda x0: 0 * x0.sum((1, 2, 3))}}
     plain = gs.guide(pipe, "cfg(3)")(**call("StableDiffusionPipeline")).images
-    steered = gs.guide(pipe, "cfg(3) | tfg('mine', rho=1, mu=1)", **given)(**call("StableDiffusionPipeline")).images
+    steered = gs.guide(pipe, f"cfg(3) | {rule}", **given)(**call("StableDiffusionPipeline")).images
     assert torch.equal(plain, steered)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("rule", ["elucd(1, 'mine')", "classifier(1, 'mine', form='mean')"])
+def test_the_schedule_of_the_mean_is_that_of_the_family(name: str, rule: str) -> None:
+    """What the clean sample is moved by, from the levels of the run, in the papers' scaling of x."""
+    plain, _ = watched(name, "stack()")
+    weights = torch.randn(plain.x.shape[1:], generator=torch.Generator().manual_seed(5))
+    seen: list[tuple[Tensor, Step]] = []
+
+    def observe(one: Seen) -> Mapping[str, Tensor]:
+        kept = one.estimate.renoise or one.estimate.prediction
+        seen.append((one.estimate.prediction.denoised - kept.denoised, one.step))
+        return {}
+
+    gs.guide(pipeline(name), rule, observe=observe, objectives={"mine": linear(weights)})(**call(name))
+    levels = seen[0][1].run.levels
+    bars = [level.alpha**2 / (level.alpha**2 + level.sigma**2) for level in levels]
+    betas = [(1 - after) / (1 - here) * (1 - here / after) for here, after in itertools.pairwise(bars)]
+    for moved, step in seen:
+        assert step.level == levels[step.index]
+        sine = math.sin(math.pi * (len(betas) - 1 - step.index) / len(betas))
+        weight = betas[step.index] + 0.3 * max(betas[: step.index + 1]) * sine * ("elucd" in rule)
+        wanted = weight / math.sqrt(bars[step.index + 1]) * weights.expand_as(moved)
+        assert torch.allclose(moved, wanted, atol=2e-3), step.index
 
 
 def test_what_cannot_be_steered_is_refused_before_anything_runs() -> None:

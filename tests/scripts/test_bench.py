@@ -102,6 +102,9 @@ EVALUATIONS = {
     "zigzag": 2.5,
     "token merging": 1.0,
     "classifier": 1.0,
+    "EluCD": 1.0,
+    "classifier reference": 1.0,
+    "PPGN": 1.75,
     "TFG, mean": 1.0,
     "TFG, variance": 1.0,
     "interval": 0.75,  # steps 1 and 2 of 4 are at 0.25 and 0.5 of the way
