@@ -90,7 +90,7 @@ figures: $(VENV)/.dev ## the pictures of the documentation, and the tables of do
 world: $(VENV)/.dev ## the papers' claims where every law is known: docs/exact-world.md, in about ten minutes
 	$(BIN)/python -m guidestack.scripts.dev.worlds
 
-evidence: $(VENV)/.dev ## anew what was made from the bundled weights: card, presets, figures, claims; resumable, hours
+evidence: $(VENV)/.dev ## anew what was made from the bundled weights: card, presets, figures, notebooks, claims; resumable, hours
 	$(BIN)/python -m guidestack.scripts.dev.evidence
 
 docs: $(VENV)/.docs ## the documentation site, in out/site

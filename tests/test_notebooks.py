@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from guidestack.scripts.dev import notebooks
 from guidestack.scripts.dev.notebooks import FOLDER, PARAMETERS, execute
 
 FEW: dict[str, dict[str, Any]] = {
@@ -24,3 +25,16 @@ def test_it_runs_and_shows_what_its_file_shows(name: str, tmp_path: Path) -> Non
     for cell, outputs in execute(notebook, **few):
         kinds = [sorted(one.get("data", {"text": 0})) for one in outputs]
         assert kinds == [sorted(one.get("data", {"text": 0})) for one in cell["outputs"]], "".join(cell["source"])
+
+
+def test_a_notebook_is_run_in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "out" / "notebook"
+    left.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    cell = {"cell_type": "code", "metadata": {}, "source": ["import os\n", "os.path.exists('out')"]}
+    (tmp_path / "one.ipynb").write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
+    notebooks.main()
+    (made,) = json.loads((tmp_path / "one.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert made["outputs"][0]["data"] == {"text/plain": ["False"]}
+    assert Path.cwd() == tmp_path

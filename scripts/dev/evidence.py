@@ -113,6 +113,10 @@ def _claims(out: Path) -> None:
     called("dev.claims", "--out", out / "claims")
 
 
+def _notebooks(out: Path) -> None:
+    called("dev.notebooks")
+
+
 def _tables(out: Path) -> None:
     called("dev.tables")
 
@@ -139,6 +143,7 @@ STEPS = (
     Step("tuned", "configs/tuned-emoji-*.yaml, docs/tuning.md", _tuned),
     Step("demo", "docs/demo.png", _demo),
     Step("figures", "docs/methods, docs/methods.md, docs/edit.png, docs/objectives.png", _figures),
+    Step("notebooks", "the outputs in docs/notebooks", _notebooks),
     Step("claims", "docs/claims, docs/evidence.md", _claims),
     Step("tables", "the tables of docs/", _tables),
 )

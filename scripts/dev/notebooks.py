@@ -1,7 +1,8 @@
 """Run the notebooks of the documentation and keep what they show: ``python -m guidestack.scripts.dev.notebooks``.
 
 The cells run in this process, one after the other; no Jupyter is needed. What a cell shows is what it prints, and the
-value of its last line: its table for notebooks, a picture, or its text.
+value of its last line: its table for notebooks, a picture, or its text. The working directory is a new folder, so that
+no notebook goes on with what an earlier run, of other weights perhaps, left in ``out/``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import contextlib
 import io
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,8 +76,9 @@ def main() -> None:
     """Write the outputs of all notebooks into their files."""
     for path in sorted(FOLDER.glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        for number, (cell, outputs) in enumerate(execute(notebook), 1):
-            cell["outputs"], cell["execution_count"] = outputs, number
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            for number, (cell, outputs) in enumerate(execute(notebook), 1):
+                cell["outputs"], cell["execution_count"] = outputs, number
         with replacing(path, make_folder=False) as beside:
             beside.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(path)
