@@ -24,10 +24,12 @@ class Cost:
 
     Args:
         evaluations: by the number of its negatives and of its further positives.
+        mean: over the prompts of the sweep.
         bound: whether that is an upper bound, as the stack decides while it runs.
     """
 
     evaluations: Mapping[tuple[int, int], int]
+    mean: float
     bound: bool
 
 
@@ -93,8 +95,8 @@ def _checked(generator: Generator, cell: Cell, prompts: Sequence[Prompt]) -> Cos
     negatives, extras = [one.negative for one in prompts], [one.extra for one in prompts]
     check_several(cell.parsed, negatives, extras, ("negatives", "extras"))
     schedule = generator.check(cell.parsed, cell.sampler, cell.steps, {bool(negative) for negative in negatives})
-    evaluations = {
-        kind: sum(len(one.queries) for one in plan(cell.parsed, schedule.points, *kind))
-        for kind in kinds(prompts, cell)
-    }
-    return Cost(evaluations, any(part.data_dependent for part in cell.parsed.parts()))
+    of = kinds(prompts, cell)
+    plans = {kind: plan(cell.parsed, schedule.points, *kind) for kind in of}
+    evaluations = {kind: one.evaluations for kind, one in plans.items()}
+    mean = sum(evaluations[kind] * count for kind, count in of.items()) / of.total()
+    return Cost(evaluations, mean, any(one.at_most for one in plans.values()))

@@ -11,7 +11,7 @@ from ...guidance.words import counted
 from ..spec.cells import Cell
 from ..values import Size
 from .batches import Batch, Plan, Sample
-from .check import Cost, kinds
+from .check import Cost
 from .runner import Prepared
 
 STEPS = (2, 4)  # of the two runs whose difference is what an evaluation takes
@@ -26,14 +26,12 @@ class Line:
         cell: the settings that the samples share.
         images: number of the cell's samples.
         missing: number of them that do not exist yet.
-        evaluations: network evaluations of one sample, mean over the prompts.
         cost: evaluations of one sample for each kind of prompt, and whether they are only a bound.
     """
 
     cell: Cell
     images: int
     missing: int
-    evaluations: float
     cost: Cost
 
     @property
@@ -59,12 +57,12 @@ class Estimate:
     @property
     def missing_evaluations(self) -> int:
         """Network evaluations of the samples that do not exist."""
-        return sum(round(line.evaluations * line.missing) for line in self.lines)
+        return sum(round(line.cost.mean * line.missing) for line in self.lines)
 
     def __str__(self) -> str:
         width = max(len(str(line.cell)) for line in self.lines)
         images, missing = sum(line.images for line in self.lines), sum(line.missing for line in self.lines)
-        total = sum(round(line.evaluations * line.images) for line in self.lines)
+        total = sum(round(line.cost.mean * line.images) for line in self.lines)
         bound = "at most " if any(line.cost.bound for line in self.lines) else ""
         there = f", of which {images - missing} exist{'s' * (images - missing == 1)}" if missing < images else ""
         return "\n".join(
@@ -101,14 +99,13 @@ def estimate(prepared: Prepared, plan: Plan, existing: set[str]) -> Estimate:
     lines, seconds = [], 0.0
     speeds: dict[tuple[str, Size | None], tuple[float, float]] = {}
     for cell in prepared.cells:
-        cost, prompts = prepared.costs[cell], kinds(prepared.sweep.prompts, cell)
-        each = sum(cost.evaluations[kind] * count for kind, count in prompts.items()) / prompts.total()
-        lines.append(Line(cell, images[cell.key], missing[cell.key], each, cost))
+        cost = prepared.costs[cell]
+        lines.append(Line(cell, images[cell.key], missing[cell.key], cost))
         if missing[cell.key]:
             if (cell.dtype, cell.size) not in speeds:
                 speeds[cell.dtype, cell.size] = _timed(prepared, cell)
             evaluation, image = speeds[cell.dtype, cell.size]
-            seconds += missing[cell.key] * (each * evaluation + image)
+            seconds += missing[cell.key] * (cost.mean * evaluation + image)
     return Estimate(tuple(lines), seconds / max(1, prepared.options.launch.world))
 
 

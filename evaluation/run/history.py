@@ -143,7 +143,7 @@ def _shown(value: Any) -> str:
 def _samples(sweep: Sweep) -> tuple[Any, ...]:
     """What of a sweep may grow, and decides which samples it has."""
     axes = {name: each for name, each in sweep.axes.items() if name not in MAY_CHANGE}
-    return list(sweep.stacks), axes, sweep.pairs
+    return list(sweep.stacks), axes, sweep.pairs, sweep.partners
 
 
 def planned(sweeps: Sequence[Sweep], cells: Sequence[Cell]) -> list[Version]:

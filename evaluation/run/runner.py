@@ -72,13 +72,21 @@ class Prepared:
         # The folder's own sweep then names every file of rules that it needs, also those of the command line.
         used = [str(file.path) for cell in self.cells for file in files_of(cell.parsed)]
         sweep = dataclasses.replace(sweep, rules=tuple(dict.fromkeys([*sweep.rules, *used])))
-        self.sweep, self.options = sweep, options
+        self.options = options
         self.generator = generator or generator_of(
             sweep.model, self.cells[0].dtype, options, sweep.networks, sweep.objectives
         )
-        baseline_of(sweep, self.cells)
         self.costs: dict[Cell, Cost] = check(self.generator, self.cells, sweep.prompts)
-        self.notes = notes(self.generator, self.cells, sweep.prompts)
+        alone: list[str] = []
+        if sweep.partners and sweep.partners.steps is None:
+            from .partners import partnered  # and with it scipy
+
+            sweep, alone = partnered(self.generator, sweep, self.costs)
+            self.cells = expand(sweep)
+            self.costs = check(self.generator, self.cells, sweep.prompts)
+        self.sweep = sweep
+        baseline_of(sweep, self.cells)
+        self.notes = [*notes(self.generator, self.cells, sweep.prompts), *alone]
         self.addresses = Addresses.of_model(
             self.generator.identity, self.generator.networks, self.generator.objective_digests
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -83,27 +83,39 @@ class Cell:
 def expand(sweep: Sweep) -> tuple[Cell, ...]:
     """The cells of a sweep, in the order of its axes, the last one fastest.
 
-    A template multiplies with the axes that it uses, with `FIELDS`, and with what these are zipped with.
+    A template multiplies with the axes that it uses, with `FIELDS`, and with what these are zipped with. The cells of
+    `Sweep.partners` come last.
 
     Raises:
         InputError: two cells are the same, a stack cannot be read, or the cells or samples are too many.
     """
     choices = [_choices(sweep, place) for place in range(len(sweep.stacks))]
-    count = sum(math.prod(map(len, one)) for one in choices)
+    partners, more = [], ()
+    if sweep.partners and sweep.partners.steps:
+        partners, more = choices[list(sweep.stacks).index(sweep.partners.stack)], sweep.partners.steps
+    count = sum(math.prod(map(len, one)) for one in choices) + math.prod(map(len, partners)) * len(more)
     if count > values.MAX_VALUES:
         raise InputError(f"this sweep has {count} cells, and {values.MAX_VALUES} are the most; take it apart")
     samples = count * len(sweep.prompts) * sweep.seeds.count
     if samples > MOST_SAMPLES:
         raise InputError(f"this sweep has {samples} samples, and {MOST_SAMPLES} are the most; take it apart")
     cells: dict[tuple[Any, ...], Cell] = {}
-    for chosen in itertools.chain.from_iterable(itertools.product(*one) for one in choices):
-        cell = _cell(sweep, {axis: value for group in chosen for axis, value in group.items()})
+    for combination in itertools.chain.from_iterable(map(_combinations, choices)):
+        cell = _cell(sweep, combination)
         if cells.setdefault(cell.key, cell) != cell:
             raise InputError(
                 f"two cells are the same: {_axes_text(cells[cell.key])} and {_axes_text(cell)} both mean {cell.stack}, "
                 f"{cell.sampler}, {cell.steps} steps; drop one of them"
             )
+    for combination, steps in itertools.product(_combinations(partners), more):
+        cell = _cell(sweep, {**combination, "steps": steps})
+        cells.setdefault(cell.key, cell)
     return tuple(cells.values())
+
+
+def _combinations(choices: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    for chosen in itertools.product(*choices):
+        yield {axis: value for group in chosen for axis, value in group.items()}
 
 
 def _axes_text(cell: Cell) -> str:

@@ -55,6 +55,8 @@ Files = Callable[[str], bytes]
 
 
 FURTHER = 1_000_000
+MOST_STEPS = 1000
+Steps = Annotated[StrictInt, Field(ge=1, le=MOST_STEPS)]
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,18 @@ class Seeds:
         return {"count": count, "start": first} if consecutive else list(self.seeds)
 
 
+class Partners(Checked):
+    """Cells of one template beside the others, at as many evaluations.
+
+    Args:
+        stack: name of the template.
+        steps: at which its cells are made once more; None until the sweep is prepared for its model, which counts them.
+    """
+
+    stack: Text
+    steps: Annotated[list[Steps], Field(max_length=MAX_VALUES)] | None = None
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep, checked as far as that needs no model.
@@ -131,6 +145,7 @@ class Sweep:
         rules: paths of Python files with rules of one's own. Reading a sweep does not import them; running it does.
         networks: further networks by name, each a folder, a hub id or ``"bundled"``, as `model`.
         objectives: pictures that objectives take, by the name of the objective: a file each, as an absolute path.
+        partners: the template that is also made at the evaluations of the others; or None.
     """
 
     model: str | None
@@ -149,6 +164,7 @@ class Sweep:
     rules: tuple[str, ...] = ()
     networks: Mapping[str, str] = field(default_factory=dict)
     objectives: Mapping[str, str] = field(default_factory=dict)
+    partners: Partners | None = None
 
     def __post_init__(self) -> None:
         seeds = self.seeds
@@ -207,6 +223,7 @@ class Sweep:
             plain["size"] = [values.size_text(one) or "model" for one in self.axes["size"]]
         whole |= {"axes": plain} if plain else {}
         whole |= {"zip": [list(group) for group in self.zipped]} if self.zipped else {}
+        whole |= {"partners": self.partners.model_dump(exclude_defaults=True)} if self.partners else {}
         fixed = dict(self.fixed)
         if "size" in fixed:
             fixed["size"] = values.size_text(fixed["size"])
@@ -348,7 +365,7 @@ NetworkName = Annotated[str, AfterValidator(_network)]
 ObjectiveName = Annotated[str, AfterValidator(_objective)]
 KINDS: dict[str, TypeAdapter[Any]] = {
     "sampler": TypeAdapter(Annotated[Text, read_by(lambda text, _: canonical(text))]),
-    "steps": TypeAdapter(Annotated[StrictInt, Field(ge=1, le=1000)]),
+    "steps": TypeAdapter(Steps),
     "size": TypeAdapter(Annotated[Size | None, BeforeValidator(values.size)]),
     "dtype": TypeAdapter(Literal["float32", "float16", "bfloat16"]),
     "batch": TypeAdapter(Annotated[StrictInt, Field(ge=1, le=4096)]),
@@ -375,6 +392,9 @@ class _Keys(Checked):
     ]
     axes: Annotated[dict[Word, Axis], Several] | None = None
     zip: list[Annotated[list[str], Field(min_length=2)]] | None = None
+    partners: (
+        Annotated[Partners, BeforeValidator(lambda given: {STACK: given} if isinstance(given, str) else given)] | None
+    ) = None
     sampler: Any = "dpm++2m"
     steps: Any = 25
     size: Any = None
@@ -448,6 +468,10 @@ def parse_sweep(
                 once(found)
             except ValueError as error:
                 raise InputError(f"{name}: axes: {axis}: {error}") from error
+    if keys.partners:
+        _check_template(keys.partners.stack, stacks, f"{name}: partners")
+        if "steps" not in axes:
+            raise InputError(f"{name}: partners have other numbers of steps; make them an axis: axes: {{steps: [25]}}")
     _check_groups(groups, {STACK: len(stacks), **{axis: len(found) for axis, found in axes.items()}}, f"{name}: zip")
     fixed = {one: checked(KINDS[one], getattr(keys, one), f"{name}: {one}") for one in FIELDS if one not in axes}
     own = keys.model not in (None, BUNDLED)
@@ -473,6 +497,7 @@ def parse_sweep(
         rules=tuple(dict.fromkeys(keys.rules)),
         networks=keys.networks or {},
         objectives=keys.objectives or {},
+        partners=keys.partners,
     )
 
 
@@ -569,6 +594,11 @@ def _baseline(given: Any, stacks: Mapping[str, str], where: str, known: Any) -> 
     if given is None or isinstance(given, str):
         return None if given is None else checked(_TEXT, given, where)
     found = checked(_CELL, given, where, known)
-    if STACK in found and found[STACK] not in stacks:
-        raise InputError(f"{where}: no template {shown(found[STACK])}{meant(found[STACK], stacks)}")
+    if STACK in found:
+        _check_template(found[STACK], stacks, where)
     return found
+
+
+def _check_template(template: str, stacks: Mapping[str, str], where: str) -> None:
+    if template not in stacks:
+        raise InputError(f"{where}: no template {shown(template)}{meant(template, stacks)}")

@@ -700,3 +700,53 @@ def test_a_sample_that_is_nan_is_lost_and_no_other(whole: Path, tmp_path: Path, 
     if batch == 3:
         kept, wanted = pixels(RunFolder(tmp_path / "run")), pixels(RunFolder(whole))
         assert all(kept[address] == image for address, image in wanted.items())
+
+
+def test_partner_cells_have_the_evaluations_of_the_others(tmp_path: Path, model_folder: Path) -> None:
+    keys: dict[str, Any] = {
+        "prompts": ["a cat"],
+        "stack": {"none": "stack()", "cfg": "cfg({w})", "half": "prefix(cfg({w}), {n})", "some": "adaptive(cfg({w}))"},
+        "axes": {"w": [2], "n": [1], "steps": [2, 3]},
+        "steps": None,
+        "partners": "none",
+    }
+    prepared = Prepared(sweep_of(model_folder, **keys), Options())
+    partners = prepared.sweep.partners
+    assert partners is not None
+    assert partners.steps == [3, 4, 6]  # of prefix at 2 steps, of cfg at 2 and prefix at 3, of cfg at 3
+    assert [(cell.stack, cell.steps, prepared.costs[cell].mean) for cell in prepared.cells[-2:]] == [
+        ("stack()", 4, 4.0), ("stack()", 6, 6.0),
+    ]  # fmt: skip
+    assert [note for note in prepared.notes if "partner" in note] == [
+        f"adaptive(cfg(2)) (w=2, steps={steps}) has no partner: how many evaluations it takes is known when it has run"
+        for steps in (2, 3)
+    ]
+    run = RunFolder(str(tmp_path / "run"))
+    assert run_sweep(prepared, run).made == 10
+    assert run.sweep().partners == partners
+    assert run_sweep(Prepared(sweep_of(model_folder, **keys), Options()), run).made == 0
+    more = {**keys, "axes": {**keys["axes"], "n": [1, 2]}}
+    grown = Prepared(sweep_of(model_folder, **more), Options())
+    assert run_sweep(grown, run).made == 3  # prefix at two numbers of steps, and at 5 its partner
+
+
+def test_partners_that_cannot_be_counted(model_folder: Path) -> None:
+    axes = {"w": [2], "steps": [3]}
+    keys: dict[str, Any] = {"steps": None, "axes": axes, "stack": {"one": "prefix(cfg({w}), 1)", "two": "cfg({w})"}}
+    odd = Prepared(sweep_of(model_folder, **keys, partners="two"), Options())  # 4 evaluations are 2 steps of cfg
+    assert odd.sweep.partners is not None
+    assert odd.sweep.partners.steps == [2]
+    keys["stack"]["one"] = "prefix(cfg({w}), 2)"
+    odd = Prepared(sweep_of(model_folder, **keys, partners="two"), Options())
+    assert odd.sweep.partners is not None
+    assert odd.sweep.partners.steps == []
+    assert odd.notes == [
+        "prefix(cfg(2), 2) (w=2, steps=3) has no partner: no number of steps of cfg(2) has its 5 evaluations"
+    ]
+    keys["stack"]["two"] = "adaptive(cfg({w}))"
+    with pytest.raises(InputError, match=r"equal evaluations, known before they run; .* has at most 6$"):
+        Prepared(sweep_of(model_folder, **keys, partners="two"), Options())
+    keys["stack"] = {"one": "stack()", "two": "prefix(cfg(2), {w})"}
+    keys["axes"] = {"w": [1, 2], "steps": [3]}
+    with pytest.raises(InputError, match=r"equal evaluations, known before they run; .* has 5$"):
+        Prepared(sweep_of(model_folder, **keys, partners="two"), Options())

@@ -40,6 +40,22 @@ def test_templates_multiply_with_the_axes_they_use() -> None:
     assert dict(found[-1].axes) == {"stack": "apg({w}, eta={eta})", "w": "4", "eta": "0.5"}
 
 
+def test_partners_are_cells_of_one_template_at_further_steps() -> None:
+    keys: dict[str, Any] = {"stack": {"one": "cfg({w})", "two": "stack()"}, "axes": {"w": [2, 4], "steps": [5, 10]}}
+    assert "partners" not in sweep(**keys).as_yaml()
+    asked = sweep(**keys, partners="two")
+    assert asked.partners is not None
+    assert asked.partners.steps is None
+    assert expand(asked) == expand(sweep(**keys))
+    counted = sweep(**keys, partners={"stack": "two", "steps": [10, 20]})
+    *before, last = expand(counted)
+    assert tuple(before) == expand(asked)
+    assert (last.stack, last.steps, dict(last.axes)) == ("stack()", 20, {"stack": "two", "w": None, "steps": "20"})
+    assert parse_sweep(counted.as_yaml().encode(), "again") == counted
+    both = sweep(**keys, partners={"stack": "one", "steps": [20]})
+    assert [(cell.stack, cell.steps) for cell in expand(both)[-2:]] == [("cfg(2)", 20), ("cfg(4)", 20)]
+
+
 def test_everything_that_generate_takes_is_fixed_or_an_axis() -> None:
     (only,) = expand(sweep(stack="cfg(2)", axes=None))
     assert (only.sampler, only.steps, only.size, only.dtype, only.batch) == ("dpm++2m", 25, None, "float32", 8)
@@ -92,6 +108,12 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": (
         {"stpes": 3},
         "unknown key 'stpes'; did you mean 'steps'\\? Allowed: model, networks, objectives, rules, prompts, .*baseline",
+    ),
+    "partners of no template": ({"partners": "cgf"}, "partners: no template 'cgf'"),
+    "partners without an axis of steps": ({"partners": "cfg({w})"}, "make them an axis: axes: {steps: "),
+    "partners in no steps": (
+        {"axes": {"w": [1], "steps": [5]}, "partners": {"stack": "cfg({w})", "steps": [0]}},
+        "partners: steps: entry 1: must be greater than or equal to 1|partners: steps: entry 1 must be",
     ),
     "no stack": ({"stack": None}, "give stack"),
     "unused axis": ({"axes": {"w": [1], "v": [2]}}, "no template uses the axis 'v'"),
