@@ -28,6 +28,7 @@ from ...pipelines.models.bundled import EMOJI
 from ..options import notices
 from .claims import weights
 from .emoji.__main__ import WORK
+from .figures.specs import CASES
 
 COMMAND_LINE = "from guidestack.scripts.cli import main; main()"
 MADE = Path("docs/made.json")
@@ -37,11 +38,7 @@ TUNED = {
     "least": ("--likeness", "adaptive(cfg(4), threshold=0.97, space='denoised')"),
 }
 """What each tuned preset is told: `guidestack tune`."""
-DEMO = (
-    *("cat face, noto style, blue background", "hamburger, flat style, white background"),
-    *("rocket, twemoji style, black background", "rose, gradient style, yellow background"),
-    *("penguin, noto style, cyan background", "red heart, flat style, pink background"),
-)
+DEMO = tuple(case.prompt for case in CASES)
 STACKS = ("stack()", "cfg(2)", "cfg(4)", "cfg(8)", "cfg(8) | rescale(0.7)")
 """Prompts and stacks of docs/demo.png, as `make demo` has them."""
 

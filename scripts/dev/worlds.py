@@ -13,9 +13,8 @@ import click
 from ...evaluation.verdicts import overall
 from ...evaluation.world import claims
 from ...evaluation.world.claims import Claim, Finding, Store
-from ...guidance.files import replacing
 from ..options import notices, threads_option
-from .figures.methods import exchanged
+from .figures.shared import fill
 
 PAGE = Path("docs/exact-world.md")
 
@@ -72,9 +71,7 @@ def main(chosen: tuple[str, ...], out: Path, batches: int, size: int) -> None:
             click.echo("\n".join([f"{name}: {overall(each)}", *(f"  {one.told}" for one in each)]))
             found.append((name, claim, each))
     if not chosen:
-        text = exchanged(PAGE.read_text(encoding="utf-8"), "worlds", made(found, store))
-        with replacing(PAGE) as beside:
-            beside.write_text(text, encoding="utf-8")
+        fill(PAGE, "worlds", made(found, store))
         click.echo(f"written: {PAGE}")
 
 

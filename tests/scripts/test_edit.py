@@ -19,6 +19,8 @@ from guidestack.pipelines.models import files as images
 from guidestack.pipelines.models.files import read_recipe, write
 from guidestack.scripts import cli
 from guidestack.scripts.dev.figures import edit as figure
+from guidestack.scripts.dev.figures import shared
+from guidestack.scripts.dev.figures.shared import END, psnr
 
 QUICK = ["--steps", "4"]
 
@@ -259,9 +261,12 @@ def test_the_pages_commands_run(run: Any, pipe: Any, tmp_path: Path, monkeypatch
     assert len(made(tmp_path / "out" / "cat")) == len(made(tmp_path / "out" / "fox")) == 1
 
 
+BEGIN = shared.BEGIN.format("edit")
+
+
 def test_the_pages_table_is_the_figures() -> None:
     text = PAGE.read_text()
-    table = text.partition(figure.BEGIN)[2].partition(figure.END)[0].splitlines()
+    table = text.partition(BEGIN)[2].partition(END)[0].splitlines()
     assert "\n".join(table[:2]) + "\n" == figure.HEAD
     assert [tuple(re.findall(r"`([^`]+)`", line)) for line in table[2:]] == list(figure.ROWS)
     assert all(re.search(r"\| \d+\.\d dB \| \d+ \|$", line) for line in table[2:])
@@ -281,12 +286,12 @@ def test_the_figure_shows_what_its_table_says(pipe: Any, tmp_path: Path, monkeyp
     assert picture.height > 128 * len(rows)
     monkeypatch.setattr(figure, "load", lambda *given: (pipe, {}))
     page = tmp_path / "editing.md"
-    page.write_text(f"a\n{figure.BEGIN}old\n{figure.END}\nb\n")
+    page.write_text(f"a\n{BEGIN}old\n{END}\nb\n")
     done = CliRunner().invoke(figure.main, ["--out", str(tmp_path / "edit.png"), "--steps", "2"])
     assert done.exit_code == 0, done.output
     text = page.read_text()
-    assert text.startswith(f"a\n{figure.BEGIN}{figure.HEAD}| `cfg(1)` | `cfg(1)` |")
-    assert text.endswith(f"| 6 |\n{figure.END}\nb\n")
+    assert text.startswith(f"a\n{BEGIN}{figure.HEAD}| `cfg(1)` | `cfg(1)` |")
+    assert text.endswith(f"| 6 |\n{END}\nb\n")
     assert (tmp_path / "edit.png").exists()
     page.write_text("no marks")
     done = CliRunner().invoke(figure.main, ["--out", str(tmp_path / "edit.png"), "--steps", "2"])
@@ -296,11 +301,11 @@ def test_the_figure_shows_what_its_table_says(pipe: Any, tmp_path: Path, monkeyp
 
 def test_psnr() -> None:
     black, grey = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 51, 51))
-    assert figure.psnr(black, grey) == pytest.approx(20 * math.log10(5))
-    assert figure.psnr(grey, grey) == math.inf
+    assert psnr(black, grey) == pytest.approx(20 * math.log10(5))
+    assert psnr(grey, grey) == math.inf
     one = black.copy()
     one.putpixel((1, 2), (255, 0, 0))
-    assert figure.psnr(one, black) == pytest.approx(10 * math.log10(48))
+    assert psnr(one, black) == pytest.approx(10 * math.log10(48))
 
 
 def test_a_second_network(run: Any, model_folder: Path, image: Path, tmp_path: Path) -> None:

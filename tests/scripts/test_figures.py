@@ -20,7 +20,7 @@ from guidestack.guidance.rules.linear_ag import fit as linear
 from guidestack.pipelines.models.files import grid
 from guidestack.scripts.dev.figures import methods, worlds
 from guidestack.scripts.dev.figures.__main__ import group
-from guidestack.scripts.dev.figures.looks import contrast, saturation
+from guidestack.scripts.dev.figures.shared import contrast, saturation
 from guidestack.scripts.dev.figures.specs import FIGURES, Case, Figure, Row
 
 ROOT = Path(gs.__file__).parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,26 +10,19 @@ from typing import Any
 
 import click
 import torch
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image
 
 from ....guidance.errors import InputError
-from ....guidance.files import replacing
 from ....pipelines import edit, guide, invert
 from ....pipelines.latents import encoded, pixels
 from ....pipelines.models.files import grid, make_folder, write
 from ....pipelines.models.loading import load
-from ....samplers import by_name
 from ....samplers.noise import generators
 from ...options import notices
+from .shared import fill, psnr, sampled
+from .specs import CASES
 
-SOURCES = (
-    "cat face, noto style, blue background",
-    "hamburger, flat style, white background",
-    "rocket, twemoji style, black background",
-    "rose, gradient style, yellow background",
-    "penguin, noto style, cyan background",
-    "red heart, flat style, pink background",
-)
+SOURCES = tuple(case.prompt for case in CASES)
 """The pictures that are brought back; the first is shown, and changed."""
 EDITS = ("fox, noto style, blue background", "cat face, noto style, red background")
 MADE_BY = "cfg(4)"
@@ -73,13 +65,6 @@ class Made:
         return f"| `{self.guidance}` | `{self.inversion}` | {self.psnr:.1f} dB | {self.evaluations} |"
 
 
-def psnr(one: Image.Image, other: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two pictures in dB, over all pixels and channels; infinite if they are the same."""
-    sums = ImageStat.Stat(ImageChops.difference(one.convert("RGB"), other.convert("RGB"))).sum2
-    error = sum(sums) / (3 * one.width * one.height * 255**2)
-    return -10 * math.log10(error) if error else math.inf
-
-
 def decoded(pipe: Any, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """The pictures as the autoencoder gives them back: no inversion can do better."""
     with torch.no_grad():
@@ -110,33 +95,15 @@ def row(
 
 def draw(pipe: Any, steps: int, sources: Sequence[str] = SOURCES) -> tuple[Image.Image, list[Made]]:
     """The figure, and its rows. The pipeline is left as it was."""
-    own = pipe.scheduler
-    try:
-        pipe.scheduler = by_name("ddim", own)
+    with sampled(pipe, "ddim"):
         seeds = [SEED + place for place in range(len(sources))]
         pictures = guide(pipe, MADE_BY)(list(sources), num_inference_steps=steps, generator=generators(seeds)).images
         rows = [row(pipe, pictures, sources, stacks, steps) for stacks in ROWS]
-    finally:
-        pipe.scheduler = own
     columns = ["the picture", "brought back", *EDITS]
     return grid([[pictures[0], *one.images] for one in rows], [one.label for one in rows], columns), rows
 
 
-BEGIN, END = "<!-- numbers: edit -->\n", "<!-- /numbers -->"
 HEAD = "| sampled under | inverted under | brought back | evaluations |\n|---|---|---|---|\n"
-
-
-def with_numbers(page: str, rows: Sequence[Made]) -> str:
-    """The page with its table exchanged: what stands between its two marks.
-
-    Raises:
-        InputError: the page has no such marks.
-    """
-    before, found, rest = page.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise InputError(f"the page has no place for the numbers; add {BEGIN.strip()} and {END} to it")
-    return before + BEGIN + HEAD + "".join(one.cells() + "\n" for one in rows) + END + after
 
 
 @click.command(
@@ -148,17 +115,13 @@ def with_numbers(page: str, rows: Sequence[Made]) -> str:
 @click.option("--model", metavar="PATH", help="Model folder.  [default: the bundled emoji model]")
 def main(out: Path, steps: int, model: str | None) -> None:
     """Write the figure."""
-    page = out.with_name("editing.md")
     try:
         with notices():
             pipe, _ = load(model, torch.float32, "cpu")
             picture, rows = draw(pipe, steps)
         make_folder(out.parent)
         write(picture, out)
-        if page.exists():
-            text = with_numbers(page.read_text(encoding="utf-8"), rows)
-            with replacing(page) as beside:
-                beside.write_text(text, encoding="utf-8")
+        fill(out.with_name("editing.md"), "edit", HEAD + "".join(one.cells() + "\n" for one in rows))
         click.echo("\n".join([f"{out}: {steps} steps of DDIM", *(one.cells() for one in rows)]))
     except InputError as error:
         raise click.ClickException(str(error)) from None

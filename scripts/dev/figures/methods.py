@@ -13,17 +13,15 @@ import click
 from PIL import Image
 
 from ....guidance.errors import InputError, nearest
-from ....guidance.files import replacing
 from ....guidance.notation.presets import as_stack
 from ....guidance.rule import models_of
 from ....pipelines import guide
 from ....pipelines.models.files import grid, make_folder, write
 from ....pipelines.models.loading import load
 from ....pipelines.second import BUNDLED
-from ....samplers import by_name
 from ....samplers.noise import generators, seeded
 from ...options import notices
-from .looks import contrast, saturation
+from .shared import contrast, fill, sampled, saturation
 from .specs import FIGURES, Figure, Row
 
 
@@ -90,29 +88,6 @@ class Means:
 HEAD = "| | evaluations | saturation | contrast |\n|---|---|---|---|\n"
 
 
-def with_numbers(page: str, name: str, means: Sequence[Means]) -> str:
-    """The page with the table of figure `name` exchanged.
-
-    Raises:
-        InputError: the page has no place for it.
-    """
-    return exchanged(page, name, HEAD + "".join(one.cells() + "\n" for one in means))
-
-
-def exchanged(page: str, name: str, text: str) -> str:
-    """The page with the numbers called `name` exchanged: what stands between its two marks.
-
-    Raises:
-        InputError: the page has no such marks.
-    """
-    begin, end = f"<!-- numbers: {name} -->\n", "<!-- /numbers -->"
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise InputError(f"the page has no place for the numbers of {name}; add {begin.strip()} and {end} to it")
-    return before + begin + text + end + after
-
-
 def draw(
     pipe: Any, figure: Figure, known: dict[tuple[Figure, Row], list[Made]] | None = None, weak: Any = BUNDLED
 ) -> tuple[Image.Image, list[Means]]:
@@ -126,15 +101,11 @@ def draw(
     """
     known = {} if known is None else known
     alike = dataclasses.replace(figure, rows=(), under="")
-    own = pipe.scheduler
-    try:
-        pipe.scheduler = by_name(figure.sampler, own.config)
+    with sampled(pipe, figure.sampler):
         for which in figure.rows:
             if (alike, which) not in known:
                 known[alike, which] = row(pipe, figure, which, weak)
         table = [known[alike, which] for which in figure.rows]
-    finally:
-        pipe.scheduler = own
     labels = [which.label for which in figure.rows]
     picture = grid(
         [[one.image for one in made] for made in table],
@@ -154,7 +125,6 @@ def draw(
 @click.option("--model", metavar="PATH", help="Model folder.  [default: the bundled emoji model]")
 def main(only: tuple[str, ...], to: Path, model: str | None) -> None:
     """Write the figures."""
-    page = to.with_suffix(".md")
     try:
         for name in only:
             if name not in FIGURES:
@@ -169,10 +139,7 @@ def main(only: tuple[str, ...], to: Path, model: str | None) -> None:
                 figure = FIGURES[name]
                 picture, means = draw(pipe, figure, known)
                 write(picture, to / f"{name}.png")
-                if page.exists():
-                    text = with_numbers(page.read_text(encoding="utf-8"), name, means)
-                    with replacing(page) as beside:
-                        beside.write_text(text, encoding="utf-8")
+                fill(to.with_suffix(".md"), name, HEAD + "".join(one.cells() + "\n" for one in means))
                 click.echo(f"{to / name}.png: {figure.sampler}, {figure.steps} steps")
                 click.echo("\n".join(one.line() for one in means))
     except InputError as error:

@@ -11,14 +11,12 @@ import click
 import torch
 from PIL import Image
 
-from ....guidance.files import replacing
 from ....pipelines import guide
 from ....pipelines.models.files import grid, make_folder, write
 from ....pipelines.models.loading import load
-from ....samplers import by_name
 from ....samplers.noise import generators
 from ...options import notices
-from .edit import END, psnr
+from .shared import fill, psnr, sampled
 
 PROMPTS = ("cat face, noto style, blue background", "red heart, flat style, pink background")
 MADE_BY, SEED, ANOTHER = "cfg(4)", 1, 100
@@ -32,7 +30,6 @@ ROWS = (
     ("superres", f"cfg(4) | tfg('superres({FACTOR})', rho=1)"),
 )
 """What is given, and the stack. The first row is steered by nothing."""
-BEGIN = "<!-- numbers: objectives -->\n"
 HEAD = "| stack | given | what is given | the whole picture | backward passes |\n|---|---|---|---|---|\n"
 
 
@@ -97,14 +94,10 @@ def row(pipe: Any, pictures: list[Image.Image], kind: str, stack: str, steps: in
 
 def draw(pipe: Any, steps: int) -> tuple[Image.Image, list[Made]]:
     """The figure, and its rows. The pipeline is left as it was."""
-    own = pipe.scheduler
-    try:
-        pipe.scheduler = by_name("ddim", own)
+    with sampled(pipe, "ddim"):
         seeds = [SEED + place for place in range(len(PROMPTS))]
         pictures = guide(pipe, MADE_BY)(list(PROMPTS), num_inference_steps=steps, generator=generators(seeds)).images
         rows = [row(pipe, pictures, kind, stack, steps) for kind, stack in ROWS]
-    finally:
-        pipe.scheduler = own
     table = [[pictures[0], *one.images[:2], pictures[1], *one.images[2:]] for one in rows]
     return grid(table, [one.stack for one in rows], ["hidden", "given", "made"] * 2), rows
 
@@ -117,15 +110,11 @@ def draw(pipe: Any, steps: int) -> tuple[Image.Image, list[Made]]:
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
 def main(out: Path, steps: int) -> None:
     """Write the figure."""
-    page = out.with_name("objectives.md")
     with notices():
         pipe, _ = load(None, torch.float32, "cpu")
         picture, rows = draw(pipe, steps)
     make_folder(out.parent)
     write(picture, out)
     lines = "".join(one.cells() + "\n" for one in rows)
-    if page.exists():
-        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-        with replacing(page) as beside:
-            beside.write_text(before + BEGIN + HEAD + lines + END + rest.partition(END)[2], encoding="utf-8")
+    fill(out.with_name("objectives.md"), "objectives", HEAD + lines)
     click.echo(f"{out}: {steps} steps of DDIM\n{lines}")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ....guidance.errors import InputError
-from .methods import exchanged
+from .shared import exchanged
 
 GROUPS = (
     ("frontier", ""),
