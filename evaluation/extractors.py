@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..guidance.errors import GuidestackError, InputError, nearest
+from ..guidance.errors import GuidestackError, InputError, nearest, reason
 from ..guidance.objectives import efficientnet
 from ..guidance.reading import json_of, read_bytes
 from ..pipelines.models.files import LARGEST_SIDE
@@ -257,9 +257,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             return loaded
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"cannot read the weights {path}: {_short(error)}") from error
+        raise InputError(f"cannot read the weights {path}: {reason(error)}") from error
     except Exception as error:  # an unpickler's refusal has a class of its own in every version
-        raise InputError(f"{path} has more than weights; convert it to safetensors ({_short(error)})") from error
+        raise InputError(f"{path} has more than weights; convert it to safetensors ({reason(error)})") from error
     if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
         raise InputError(f"{path} has no plain table of tensors; convert it to safetensors")
     return found
@@ -278,7 +278,7 @@ def _inception(name: str, path: Path, device: str) -> Extractor:
         try:
             net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(checked))
         except RuntimeError as error:
-            raise InputError(f"{path} is not the Inception of torch-fidelity: {_short(error)}") from error
+            raise InputError(f"{path} is not the Inception of torch-fidelity: {reason(error)}") from error
     net = net.to(device)
 
     def features(pixels: Tensor) -> Tensor:
@@ -296,7 +296,7 @@ def _own_files(kind: str, path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # transformers raises whatever its parts raise
-        raise InputError(f"{path} is no {kind} that transformers can load: {_short(error)}") from error
+        raise InputError(f"{path} is no {kind} that transformers can load: {reason(error)}") from error
 
 
 def _loaded(kind: str, cls: Any, path: Path, device: str) -> Any:
@@ -344,13 +344,13 @@ def _clip(name: str, path: Path, device: str) -> Extractor:
 
 
 @torch.no_grad()
-def clip_texts(path: Path, texts: list[str], device: str | None = None) -> Tensor:
+def clip_texts(path: Path, texts: list[str]) -> Tensor:
     """The projected embeddings of texts by the CLIP in a folder, shape ``(N, D)``; texts too long are cut off.
 
     Raises:
         InputError: the folder is none of a CLIP with its tokenizer.
     """
-    net, tokenizer = _whole_clip(path, digest(path), device or _here())
+    net, tokenizer = _whole_clip(path, digest(path), _here())
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(net.device)
     found: Tensor = net.text_projection(net.text_model(**tokens).pooler_output)
     return found.float().cpu()
@@ -363,7 +363,3 @@ def _whole_clip(path: Path, name: str, device: str) -> tuple[Any, Any]:
     net = _loaded("CLIP", CLIPModel, path, device)
     with _own_files("CLIP", path):
         return net, CLIPTokenizer.from_pretrained(path, local_files_only=True)
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]

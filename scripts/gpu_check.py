@@ -22,7 +22,7 @@ import click
 import torch
 from torch import Tensor
 
-from ..guidance.errors import GuidestackError, GuidestackWarning, NonFiniteError
+from ..guidance.errors import GuidestackError, GuidestackWarning, NonFiniteError, reason
 from ..guidance.files import replacing
 from ..guidance.notation import registry
 from ..guidance.notation.text import parse
@@ -220,10 +220,9 @@ def _instead(error: Exception) -> tuple[Outcome, str]:
     """What to write in the place of an answer."""
     if isinstance(error, torch.OutOfMemoryError):
         return "not made", "out of memory"
-    text = " ".join(str(error).split())[:160]
     if isinstance(error, GuidestackError) and not isinstance(error, NonFiniteError):
-        return "not made", text
-    return "FAIL", f"{type(error).__name__}: {text}"
+        return "not made", reason(error)
+    return "FAIL", f"{type(error).__name__}: {reason(error)}"
 
 
 def parity(subject: Subject, size: Size) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from ...guidance.errors import GuidestackError, InputError, cut, shown
+from ...guidance.errors import GuidestackError, InputError, reason, shown
 from ...guidance.files import replacing
 from ..values import check_plain, file
 
@@ -50,8 +50,7 @@ class Location:
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.address)
         except Exception as error:  # every file system has its own errors
-            reason = cut(" ".join(str(error).split()), 300)
-            raise InputError(f"cannot use the location {shown(self.address)}: {reason}") from error
+            raise InputError(f"cannot use the location {shown(self.address)}: {reason(error)}") from error
         protocol = self.fs.protocol
         self.protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         self.local = bool(self.protocols & {"file", "local"})
@@ -258,20 +257,19 @@ class Location:
                 if isinstance(error, GuidestackError) or (self.local and not isinstance(error, OSError)):
                     raise
                 where = f"{what} of {self.address}" if what else self.address
-                number, told = getattr(error, "errno", None), cut(" ".join(str(error).split()), 300)
-                reason = getattr(error, "strerror", None) or told or type(error).__name__
+                number = getattr(error, "errno", None)
                 if number in FULL:
                     raise InputError(
                         f"cannot {verb} {where}: the disk is full; what is finished is safe: make room and run again"
                     ) from error
                 if number in PERMANENT or isinstance(error, ValueError | TypeError | NotImplementedError):
-                    raise InputError(f"cannot {verb} {where}: {reason}") from error
+                    raise InputError(f"cannot {verb} {where}: {reason(error)}") from error
                 with suppress(OSError):
                     self._here()
                 if time.monotonic() - began + wait > self.patience:
                     raise InputError(
-                        f"cannot {verb} {where}: {reason}, for {self.patience:g} s; what is finished is safe: run "
-                        "again when it is back"
+                        f"cannot {verb} {where}: {reason(error)}, for {self.patience:g} s; what is finished is safe: "
+                        "run again when it is back"
                     ) from error
                 time.sleep(wait)
                 wait = min(2 * wait, 5.0)

@@ -30,7 +30,7 @@ from typing import Any
 
 import filelock
 
-from ...guidance.errors import InputError, cut
+from ...guidance.errors import InputError, cut, reason
 from .location import Location
 
 FOLDER = "locks"
@@ -247,8 +247,9 @@ class FileLock(Lock):
         except filelock.Timeout:
             return None
         except (OSError, NotImplementedError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise InputError(f"cannot lock {self.location}: {reason}; give an --out that can be written to") from error
+            raise InputError(
+                f"cannot lock {self.location}: {reason(error)}; give an --out that can be written to"
+            ) from error
         return lock
 
     def _remove(self, lock: filelock.BaseFileLock, name: str) -> None:

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from ...guidance.errors import InputError
+from ...guidance.errors import InputError, reason
 from .location import Location
 
 SUFFIX = ".safetensors"
@@ -95,8 +95,7 @@ def load(location: Location, name: str) -> Shard:
     try:
         return Shard.of_bytes(location.read(name))
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name} of {location} is damaged: {reason}; remove it") from error
+        raise InputError(f"{name} of {location} is damaged: {reason(error)}; remove it") from error
 
 
 def read(location: Location, folder: str) -> Iterator[Shard]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from ...guidance.errors import GuidestackError, RuleError, StackSyntaxError
+from ...guidance.errors import GuidestackError, RuleError, StackSyntaxError, reason
 from ...guidance.notation import registry
 from ...guidance.notation.text import parse
 from ...guidance.rules.linear_ag import fit as linear
@@ -45,8 +45,8 @@ def trials(
 
 def fitted(pipe: Pipeline, family: Family, arguments: Callable[[], dict[str, Any]]) -> Iterator[Trial]:
     """`linear_ag` on a pipeline: with guidestack's own coefficients where they are this model's."""
-    if reason := family.cannot(pipe):
-        yield Trial(FITTED, None, f"it estimates an unconditional prediction, of which there is none: {reason}")
+    if why := family.cannot(pipe):
+        yield Trial(FITTED, None, f"it estimates an unconditional prediction, of which there is none: {why}")
         return
     if family.encode is None:
         yield Trial(
@@ -79,17 +79,13 @@ def trial(
             guided = guide(pipe, rule, networks=networks)
             guided(**arguments())
         except GuidestackError as error:
-            reason = str(error).partition(" (all: ")[0].replace(f"{rule} ", "it ")
-            return Trial(rule, None, reason.replace(type(pipe).__name__, "it"))
+            told = str(error).partition(" (all: ")[0].replace(f"{rule} ", "it ")
+            return Trial(rule, None, told.replace(type(pipe).__name__, "it"))
         except Exception as error:  # whatever a wrong record makes the pipeline raise
-            return Trial(rule, None, f"breaks: {type(error).__name__}: {_line(error)}", broken=True)
+            return Trial(rule, None, f"breaks: {type(error).__name__}: {reason(error)}", broken=True)
     report = guided.report
     assert report is not None  # the call ended
     steps = Counter[int]()
     for record in report.steps:  # with the turns of a step
         steps[record.index] += max(record.evaluations(report.batch))
     return Trial(rule, max(steps.values()))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
