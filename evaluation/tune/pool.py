@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from ...guidance.errors import InputError
 from ...guidance.words import counted
@@ -22,6 +23,8 @@ from .goal import likeness
 from .settings import Prompts, Settings
 
 MEASURED = "measured.json"
+_VALUES: TypeAdapter[dict[str, dict[str, list[float]]]] = TypeAdapter(dict[str, dict[str, list[float]]])
+"""By cell and full name of a metric, a number for each sample."""
 
 
 @dataclass
@@ -66,16 +69,9 @@ class Pool:
 
     def _read(self) -> dict[str, dict[str, list[float]]]:
         try:
-            found = json.loads(self.run.location.read(MEASURED))
-        except (FileNotFoundError, ValueError, RecursionError):
+            return _VALUES.validate_json(self.run.location.read(MEASURED), strict=True)
+        except (FileNotFoundError, ValueError):
             return {}  # measured again from the images
-        cells = found.values() if isinstance(found, dict) else [None]
-        right = all(
-            isinstance(cell, dict)
-            and all(isinstance(row, list) and all(type(one) is float for one in row) for row in cell.values())
-            for cell in cells
-        )
-        return found if right else {}
 
     @property
     def samples(self) -> int:
