@@ -17,10 +17,10 @@ def on_background(rgba: Pixels, colour: tuple[int, int, int]) -> NDArray[np.floa
     return shown.astype(np.float32, copy=False)
 
 
-def border(pictures: NDArray[np.float32], width: int = 3) -> NDArray[np.float32]:
-    """Median colour of the border of pictures ``(N, H, W, 3)``: ``(N, 3)``."""
+def border(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Median colour of the outer three pixels of pictures ``(N, H, W, 3)``: ``(N, 3)``."""
     mask = np.ones(pictures.shape[1:3], bool)
-    mask[width:-width, width:-width] = False
+    mask[3:-3, 3:-3] = False
     return np.median(pictures[:, mask], axis=1).astype(np.float32)
 
 

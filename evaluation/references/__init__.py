@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ...guidance.errors import InputError, nearest
 from ...guidance.files import replacing
@@ -160,17 +160,17 @@ def full_name(text: str) -> str:
     return find(text).name
 
 
-def features(text: str, extractor: str, device: str | None = None) -> NDArray[np.float32]:
+def features(text: str, extractor: str) -> NDArray[np.float32]:
     """The features of a reference, shape ``(N, D)``; kept, so that the network runs once.
 
     Raises:
         InputError: the reference or the extractor cannot be used.
     """
-    return _features(find(text), extractor, extractors.full_name(extractor), device)
+    return _features(find(text), extractor, extractors.full_name(extractor))
 
 
 @functools.lru_cache(maxsize=8)
-def _features(reference: Reference, extractor: str, name: str, device: str | None) -> NDArray[np.float32]:
+def _features(reference: Reference, extractor: str, name: str) -> NDArray[np.float32]:
     path = cache() / name / f"{reference.name}.safetensors"
     key = {"of": _made_of(reference)}
     try:
@@ -178,7 +178,7 @@ def _features(reference: Reference, extractor: str, name: str, device: str | Non
             return found
     except (OSError, SafetensorError, KeyError):
         pass  # not there, or damaged: made anew
-    net = extractors.load(extractor, device)
+    net = extractors.load(extractor)
     found = np.concatenate([net(batch) for batch in reference.images()])
     try:
         with replacing(path) as beside:
@@ -189,13 +189,8 @@ def _features(reference: Reference, extractor: str, name: str, device: str | Non
 
 
 def _kept(path: Path, key: dict[str, str]) -> NDArray[np.float32] | None:
-    from safetensors import safe_open
-
     with safe_open(path, "np") as file:
-        if file.metadata() != key:
-            return None
-    found: NDArray[np.float32] = load_file(path)["features"]
-    return found
+        return file.get_tensor("features") if file.metadata() == key else None  # type: ignore[no-any-return]
 
 
 def _made_of(reference: Reference) -> str:

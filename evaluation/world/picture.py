@@ -36,18 +36,19 @@ class Panel:
     caption: str = ""
 
 
-def picture(world: World, panels: Sequence[Panel], law: str = "a", crop: float = EDGE) -> Figure:
+def picture(world: World, panels: Sequence[Panel], law: str = "a") -> Figure:
     """A row of panels: the density of the data in grey, contours of a law in blue, the samples in orange.
+
+    What lies outside of the square that is shown is drawn on its edge.
 
     Args:
         world: where; of more than two dimensions its plane is shown.
         panels: one to ten; more than five make a second row.
         law: whose contours, around 50, 90 and 99% of its mass, are drawn: of a condition, or a guided law as "a^3".
-        crop: half the side of the square that is shown; what lies outside is drawn on its edge.
     """
     rows = 1 + (len(panels) - 1) // MOST_IN_A_ROW
     columns = -(-len(panels) // rows)
-    along = torch.linspace(-crop, crop, CELLS, dtype=torch.float64)
+    along = torch.linspace(-EDGE, EDGE, CELLS, dtype=torch.float64)
     place = torch.cartesian_prod(along, along)
     flat = GuidedLaw(world.mixture, world.plane, world.weights(ALL), 1.0).flat
     data = flat.log_density(place, CLEAN, world.weights(ALL).expand(len(place), -1))
@@ -68,11 +69,11 @@ def picture(world: World, panels: Sequence[Panel], law: str = "a", crop: float =
                 colors=LIGHT[0],
                 linewidths=0.9,
             )
-            points = (panel.x[:SHOWN].double() @ world.plane.T).clamp(-crop, crop).numpy()
+            points = (panel.x[:SHOWN].double() @ world.plane.T).clamp(-EDGE, EDGE).numpy()
             axes.plot(points[:, 0], points[:, 1], "o", color=LIGHT[1], markersize=1.6, markeredgewidth=0, alpha=0.6)
             axes.set_title(textwrap.fill(panel.title, LETTERS), fontsize=SIZE - 1)
             axes.set_xlabel(panel.caption)
-            axes.set(xlim=(-crop, crop), ylim=(-crop, crop), xticks=[], yticks=[], aspect="equal")
+            axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[], aspect="equal")
             axes.grid(visible=False)
             for side in axes.spines.values():
                 side.set(visible=True, color=INK["line"])

@@ -34,18 +34,7 @@ from ..rules.during import During
 from ..run import GuidedRun
 from ..step import Estimate, Run, State, Step
 from ..turn import Sight
-from .mixture import RANDOM, Gaussian1D, GaussianMixture, MixtureDenoiser, gaussian_1d, worsened
-
-__all__ = [
-    "Gaussian1D",
-    "GaussianMixture",
-    "MixtureDenoiser",
-    "check_move",
-    "check_rule",
-    "gaussian_1d",
-    "guide_once",
-    "oracle_run",
-]
+from .mixture import RANDOM, GaussianMixture, MixtureDenoiser, gaussian_1d, worsened
 
 Reference = Callable[[Callable[[str], Tensor], Tensor, Level], Tensor]
 """What a rule should answer: ``reference(denoised, x, level)``, where ``denoised(query)`` is the closed-form posterior

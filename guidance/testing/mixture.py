@@ -54,16 +54,15 @@ class GaussianMixture:
         chosen = list(components) or list(range(len(self.weights)))
         return torch.zeros_like(self.weights).index_copy(0, torch.tensor(chosen), self.weights[chosen])
 
-    def log_joint(self, x: Tensor, level: Level, conditions: Tensor, widen: float = 1.0) -> Tensor:
+    def log_joint(self, x: Tensor, level: Level, conditions: Tensor) -> Tensor:
         r""":math:`\log\,(w_k\, p_t(x \mid k))` for every component, shape ``(B, K)``.
 
         Args:
             x: noisy samples, shape ``(B, ...)``.
             level: their level.
             conditions: weights over the components, shape ``(B, K)``.
-            widen: factor on all stds, for a worse network.
         """
-        return self._log_joint(x.flatten(1), level.alpha, level.sigma, conditions, widen)
+        return self._log_joint(x.flatten(1), level.alpha, level.sigma, conditions, 1.0)
 
     def _log_joint(self, x: Tensor, alpha: float, sigma: float | Tensor, conditions: Tensor, widen: float) -> Tensor:
         """`log_joint` of flat samples ``(B, D)``; sigma is a number, or one for each sample, shape ``(B, 1)``."""
@@ -77,12 +76,12 @@ class GaussianMixture:
         """``log p_t(x | condition)`` with the condition's weights normalized, shape ``(B,)``."""
         return self.log_joint(x, level, conditions / conditions.sum(1, keepdim=True)).logsumexp(1)
 
-    def denoised(self, x: Tensor, level: Level, conditions: Tensor, widen: float = 1.0) -> Tensor:
+    def denoised(self, x: Tensor, level: Level, conditions: Tensor) -> Tensor:
         r"""Posterior mean :math:`E[x_0 \mid x, c] = \sum_k r_k(x)\, (\mu_k + g_k (x - \alpha\mu_k))`.
 
         with responsibilities r and gains :math:`g_k = \alpha s_k^2 / (\alpha^2 s_k^2 + \sigma^2)`. Shape ``(B, ...)``.
         """
-        return self._denoised(x.flatten(1), level.alpha, level.sigma, conditions, widen).reshape(x.shape)
+        return self._denoised(x.flatten(1), level.alpha, level.sigma, conditions, 1.0).reshape(x.shape)
 
     def _denoised(
         self,

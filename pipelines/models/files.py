@@ -176,26 +176,25 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 LINE = 16  # pixels from one line of text to the next
+WIDE = 128  # pixels of an image of a grid, at least
 
 
 def grid(
     images: Sequence[Sequence[Image.Image | None]],
     rows: Sequence[str],
     columns: Sequence[str],
-    least: int = 128,
     captions: Sequence[Sequence[str]] | None = None,
 ) -> Image.Image:
     """A picture of pictures with a label for each row and column.
 
     Args:
-        images: rows of images; all are enlarged alike, and None leaves a place empty.
+        images: rows of images; all are enlarged by one whole factor, to `WIDE` at least; None leaves a place empty.
         rows: a label for each row; a long one is wrapped.
         columns: a label for each column.
-        least: small images are enlarged by a whole factor until they are this wide.
         captions: a line under each image, in the order of `images`.
     """
     there = [image for row in images for image in row if image is not None]
-    factor = max(1, -(-least // min(image.width for image in there)))
+    factor = max(1, -(-WIDE // min(image.width for image in there)))
     width, height = (factor * max(getattr(image, side) for image in there) for side in ("width", "height"))
     gap = 6
     font = ImageFont.load_default(13)
