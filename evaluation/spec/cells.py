@@ -90,7 +90,8 @@ def expand(sweep: Sweep) -> tuple[Cell, ...]:
         InputError: two cells are the same, a stack cannot be read, or the cells or samples are too many.
     """
     choices = [_choices(sweep, place) for place in range(len(sweep.stacks))]
-    partners, more = [], ()
+    partners: list[list[dict[str, Any]]] = []
+    more: Sequence[int] = ()
     if sweep.partners and sweep.partners.steps:
         partners, more = choices[list(sweep.stacks).index(sweep.partners.stack)], sweep.partners.steps
     count = sum(math.prod(map(len, one)) for one in choices) + math.prod(map(len, partners)) * len(more)
