@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from ...guidance.bounds import MOST_TOGETHER
-from ...guidance.rule import Stack
 from ...guidance.version import __version__
 from ...pipelines.models.files import contents
-from ...pipelines.models.generator import Made
+from ...pipelines.models.generator import Generator, Made
 from ...pipelines.models.recipe import Recipe
 from ..effective_scale import gathered
 from ..spec.cells import Addresses
@@ -38,20 +37,14 @@ class Keeper:
     Args:
         sweep: what to keep.
         addresses: of the model.
-        identity: what identifies the model.
-        versions: of the libraries that make the images, and on what device.
+        generator: the model that makes them.
         meter: what is measured of them; None for nothing.
-        networks: what identifies the further networks that a stack asks.
-        pictures: likewise the pictures of objectives.
     """
 
     sweep: Sweep
     addresses: Addresses
-    identity: Mapping[str, str]
-    versions: Mapping[str, str]
-    meter: Meter | None = None
-    networks: Callable[[Stack], Mapping[str, Mapping[str, str]]] = lambda stack: {}
-    pictures: Callable[[Stack], Mapping[str, str]] = lambda stack: {}
+    generator: Generator
+    meter: Meter | None
 
     def kept(self, batch: Batch, made: Made, existing: Collection[str]) -> Finished:
         """What is written of a batch: of its samples those that are not in `existing`, and not lost."""
@@ -93,10 +86,10 @@ class Keeper:
             guidance=batch.cell.stack,
             size=batch.cell.size,
             batch=min(len(batch.samples), MOST_TOGETHER),
-            model=self.identity,
-            versions=self.versions,
-            networks=self.networks(batch.cell.parsed),
-            pictures=self.pictures(batch.cell.parsed),
+            model=self.generator.identity,
+            versions=self.generator.versions,
+            networks=self.generator.networks_of(batch.cell.parsed),
+            pictures=self.generator.pictures_of(batch.cell.parsed),
         ).as_json()
 
     def _row(self, batch: Batch, place: int, made: Made) -> Row:
@@ -116,14 +109,14 @@ class Keeper:
             "height": made.images[place].height,
             "width": made.images[place].width,
             "dtype": cell.dtype,
-            "model": self.identity["name"],
-            "fingerprint": self.identity.get("fingerprint"),
+            "model": self.generator.identity["name"],
+            "fingerprint": self.generator.identity.get("fingerprint"),
             "evaluations": report.evaluations[place],
             "calls": report.calls,
             "rows": report.rows,
             "batch": len(batch.samples),
             "seconds": made.seconds / len(batch.samples),
-            "versions": json.dumps({"guidestack": __version__, **self.versions}, sort_keys=True),
+            "versions": json.dumps({"guidestack": __version__, **self.generator.versions}, sort_keys=True),
             "made": datetime.now(UTC),
         }
         row |= {f"axis.{name}": value for name, value in cell.axes}

@@ -228,9 +228,7 @@ def _make(
             lock.check()
             batch = plan.batch(place)
             done = prepared.make(batch)
-            about = prepared.generator.identity, prepared.generator.versions
-            beside = prepared.generator.networks_of, prepared.generator.pictures_of
-            keeper = Keeper(prepared.sweep, prepared.addresses, *about, prepared.meter, *beside)
+            keeper = Keeper(prepared.sweep, prepared.addresses, prepared.generator, prepared.meter)
             spent = sum(done.report.evaluations)
             lost = {sample.address for at, sample in enumerate(batch.samples) if at not in done.images} - existing
             if done.lost and not outcome.cause:
