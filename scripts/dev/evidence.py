@@ -101,21 +101,8 @@ def _demo(out: Path) -> None:
 
 
 def _figures(out: Path) -> None:
-    called("dev.figures", "methods")
-    called("dev.figures", "edit")
-    called("dev.figures", "objectives")
-
-
-def _claims(out: Path) -> None:
-    called("dev.claims", "--out", out / "claims")
-
-
-def _notebooks(out: Path) -> None:
-    called("dev.notebooks")
-
-
-def _tables(out: Path) -> None:
-    called("dev.tables")
+    for name in ("methods", "edit", "objectives"):
+        called("dev.figures", name)
 
 
 @dataclass(frozen=True)
@@ -140,9 +127,9 @@ STEPS = (
     Step("tuned", "configs/tuned-emoji-*.yaml, docs/tuning.md", _tuned),
     Step("demo", "docs/demo.png", _demo),
     Step("figures", "docs/methods, docs/methods.md, docs/edit.png, docs/objectives.png", _figures),
-    Step("notebooks", "the outputs in docs/notebooks", _notebooks),
-    Step("claims", "docs/claims, docs/evidence.md", _claims),
-    Step("tables", "the tables of docs/", _tables),
+    Step("notebooks", "the outputs in docs/notebooks", lambda out: called("dev.notebooks")),
+    Step("claims", "docs/claims, docs/evidence.md", lambda out: called("dev.claims", "--out", out / "claims")),
+    Step("tables", "the tables of docs/", lambda out: called("dev.tables")),
 )
 
 

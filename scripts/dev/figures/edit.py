@@ -12,14 +12,13 @@ import click
 import torch
 from PIL import Image
 
-from ....guidance.errors import InputError
 from ....pipelines import edit, guide, invert
 from ....pipelines.latents import encoded, pixels
 from ....pipelines.models.files import grid, make_folder, write
 from ....pipelines.models.loading import load
 from ....samplers.noise import generators
 from ...options import notices
-from .shared import fill, psnr, sampled
+from .shared import OneLine, fill, psnr, sampled
 from .specs import CASES
 
 SOURCES = tuple(case.prompt for case in CASES)
@@ -107,21 +106,19 @@ HEAD = "| sampled under | inverted under | brought back | evaluations |\n|---|--
 
 
 @click.command(
+    cls=OneLine,
     help="Draw docs/edit.png: a picture inverted, brought back and changed under several stacks, with DDIM. Its "
-    "numbers are printed, and put into editing.md beside it."
+    "numbers are printed, and put into editing.md beside it.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/edit.png"), show_default=True)
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--model", metavar="PATH", help="Model folder.  [default: the bundled emoji model]")
 def main(out: Path, steps: int, model: str | None) -> None:
     """Write the figure."""
-    try:
-        with notices():
-            pipe, _ = load(model, torch.float32, "cpu")
-            picture, rows = draw(pipe, steps)
-        make_folder(out.parent)
-        write(picture, out)
-        fill(out.with_name("editing.md"), "edit", HEAD + "".join(one.cells() + "\n" for one in rows))
-        click.echo("\n".join([f"{out}: {steps} steps of DDIM", *(one.cells() for one in rows)]))
-    except InputError as error:
-        raise click.ClickException(str(error)) from None
+    with notices():
+        pipe, _ = load(model, torch.float32, "cpu")
+        picture, rows = draw(pipe, steps)
+    make_folder(out.parent)
+    write(picture, out)
+    fill(out.with_name("editing.md"), "edit", HEAD + "".join(one.cells() + "\n" for one in rows))
+    click.echo("\n".join([f"{out}: {steps} steps of DDIM", *(one.cells() for one in rows)]))

@@ -21,7 +21,7 @@ from ....pipelines.models.loading import load
 from ....pipelines.second import BUNDLED
 from ....samplers.noise import generators, seeded
 from ...options import notices
-from .shared import contrast, fill, sampled, saturation
+from .shared import OneLine, contrast, fill, sampled, saturation
 from .specs import FIGURES, Figure, Row
 
 
@@ -117,30 +117,28 @@ def draw(
 
 
 @click.command(
+    cls=OneLine,
     help="Draw the figures of docs/methods.md. The numbers of each row, means over its images, are printed, and put "
-    "into the page beside the folder."
+    "into the page beside the folder.",
 )
 @click.option("--only", metavar="NAME", multiple=True, help=f"Only these of {', '.join(FIGURES)}.")
 @click.option("--to", type=click.Path(path_type=Path), default=Path("docs/methods"), show_default=True, help="Folder.")
 @click.option("--model", metavar="PATH", help="Model folder.  [default: the bundled emoji model]")
 def main(only: tuple[str, ...], to: Path, model: str | None) -> None:
     """Write the figures."""
-    try:
-        for name in only:
-            if name not in FIGURES:
-                raise InputError(f"no figure {name!r}{nearest(name, FIGURES)}")
-        import torch
+    for name in only:
+        if name not in FIGURES:
+            raise InputError(f"no figure {name!r}{nearest(name, FIGURES)}")
+    import torch
 
-        with notices():
-            pipe, _ = load(model, torch.float32, "cpu")
-            make_folder(to)
-            known: dict[tuple[Figure, Row], list[Made]] = {}
-            for name in only or FIGURES:
-                figure = FIGURES[name]
-                picture, means = draw(pipe, figure, known)
-                write(picture, to / f"{name}.png")
-                fill(to.with_suffix(".md"), name, HEAD + "".join(one.cells() + "\n" for one in means))
-                click.echo(f"{to / name}.png: {figure.sampler}, {figure.steps} steps")
-                click.echo("\n".join(one.line() for one in means))
-    except InputError as error:
-        raise click.ClickException(str(error)) from None
+    with notices():
+        pipe, _ = load(model, torch.float32, "cpu")
+        make_folder(to)
+        known: dict[tuple[Figure, Row], list[Made]] = {}
+        for name in only or FIGURES:
+            figure = FIGURES[name]
+            picture, means = draw(pipe, figure, known)
+            write(picture, to / f"{name}.png")
+            fill(to.with_suffix(".md"), name, HEAD + "".join(one.cells() + "\n" for one in means))
+            click.echo(f"{to / name}.png: {figure.sampler}, {figure.steps} steps")
+            click.echo("\n".join(one.line() for one in means))

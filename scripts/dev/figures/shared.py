@@ -8,13 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 from PIL import Image, ImageChops, ImageStat
 
-from ....guidance.errors import InputError
+from ....guidance.errors import GuidestackError, InputError
 from ....guidance.files import replacing
 from ....samplers import by_name
 
 BEGIN, END = "<!-- numbers: {} -->\n", "<!-- /numbers -->"
+
+
+class OneLine(click.Command):
+    """A command whose expected errors are one line, as of ``guidestack``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except GuidestackError as error:
+            raise click.ClickException(str(error)) from error
 
 
 @contextmanager

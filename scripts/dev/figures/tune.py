@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ....guidance.errors import InputError
-from .shared import exchanged
+from .shared import OneLine, exchanged
 
 GROUPS = (
     ("frontier", ""),
@@ -61,17 +61,15 @@ def _interval(value: float, low: float, high: float) -> str:
 
 
 @click.command(
-    help="Draw the figure of docs/tuning.md and fill in its tables, from the folder of a tuning or of a sweep."
+    cls=OneLine,
+    help="Draw the figure of docs/tuning.md and fill in its tables, from the folder of a tuning or of a sweep.",
 )
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--name", default="tune", show_default=True, help="Of the picture, and of the numbers in the page.")
 @click.option("--page", type=click.Path(path_type=Path), default=Path("docs/tuning.md"), show_default=True)
 def main(folder: Path, name: str, page: Path) -> None:
     """Write the figure and the tables of docs/tuning.md."""
-    try:
-        click.echo(f"{page.parent}: {', '.join(written(folder, name, page))}")
-    except InputError as error:
-        raise click.ClickException(str(error)) from None
+    click.echo(f"{page.parent}: {', '.join(written(folder, name, page))}")
 
 
 def written(folder: Path, name: str, page: Path) -> list[str]:

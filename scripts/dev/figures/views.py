@@ -11,8 +11,8 @@ from PIL import Image
 
 from ....evaluation import plots
 from ....evaluation.plots import LIGHT
-from ....guidance.errors import InputError
 from ....pipelines.models.files import make_folder, write
+from .shared import OneLine
 from .view_weights import NEGATIVE_VIEWS, POSITIVE_VIEWS, VARIANTS, views
 
 if TYPE_CHECKING:
@@ -63,15 +63,12 @@ def figure() -> Image.Image:
         return Image.open(io.BytesIO(plots.to_png(drawn))).convert("RGB").quantize(64)
 
 
-@click.command(help="Plot the view-dependent weights of Perp-Neg (view_weights.py) over the azimuth.")
+@click.command(cls=OneLine, help="Plot the view-dependent weights of Perp-Neg (view_weights.py) over the azimuth.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/perp-neg-views.png"), show_default=True)
 def main(out: Path) -> None:
     """Write the figure."""
-    try:
-        make_folder(out.parent)
-        write(figure(), out)
-    except InputError as error:
-        raise click.ClickException(str(error)) from None
+    make_folder(out.parent)
+    write(figure(), out)
     click.echo(f"{out}: {out.stat().st_size / 1024:.0f} KB")
 
 

@@ -13,9 +13,10 @@ from ....evaluation.plots import to_png
 from ....evaluation.world import WORLDS, draw, measured
 from ....evaluation.world.claims import Cell
 from ....evaluation.world.picture import Panel, picture
-from ....guidance.errors import InputError, nearest
+from ....guidance.errors import nearest
 from ....guidance.files import replacing
 from ...options import notices, threads_option
+from .shared import OneLine
 
 PICTURES: Mapping[str, tuple[str | Cell, ...]] = {
     "cfg": ("stack()", "cfg(2)", "cfg(4)", "cfg(8)"),
@@ -67,7 +68,7 @@ def panel(cell: Cell, law: str = "") -> Panel:
     return Panel(cell.stack, drawn.x, f"{cell.condition}{cell.model_copy(update={'condition': USUAL}).beside}\n{told}")
 
 
-@click.command()
+@click.command(cls=OneLine)
 @click.argument("only", nargs=-1, metavar="[PICTURE]...")
 @click.option("--out", "to", type=click.Path(path_type=Path), default=Path("docs/methods"), show_default=True)
 @threads_option
@@ -76,15 +77,12 @@ def main(only: tuple[str, ...], to: Path) -> None:
     for name in only:
         if name not in PICTURES:
             raise click.ClickException(f"no picture {name!r}{nearest(name, PICTURES)}")
-    try:
-        with notices():
-            for name in only or PICTURES:
-                cells = [one if isinstance(one, Cell) else Cell(stack=one) for one in PICTURES[name]]
-                law = LAWS.get(name, "")
-                made = picture(WORLD, [panel(cell, law) for cell in cells], law or cells[0].condition)
-                image = Image.open(io.BytesIO(to_png(made))).convert("RGB").quantize(64)
-                with replacing(to / f"world-{name}.png") as beside:
-                    image.save(beside, format="PNG", optimize=True)
-                click.echo(f"{to / f'world-{name}.png'}")
-    except InputError as error:
-        raise click.ClickException(str(error)) from None
+    with notices():
+        for name in only or PICTURES:
+            cells = [one if isinstance(one, Cell) else Cell(stack=one) for one in PICTURES[name]]
+            law = LAWS.get(name, "")
+            made = picture(WORLD, [panel(cell, law) for cell in cells], law or cells[0].condition)
+            image = Image.open(io.BytesIO(to_png(made))).convert("RGB").quantize(64)
+            with replacing(to / f"world-{name}.png") as beside:
+                image.save(beside, format="PNG", optimize=True)
+            click.echo(f"{to / f'world-{name}.png'}")
