@@ -149,11 +149,6 @@ class Runs:
         """What the guided run left otherwise than the pipeline by itself."""
         return self._first[2]
 
-    @cached_property
-    def empty(self) -> Seen:
-        """A guided run without a negative prompt."""
-        return self.run(self.stack, self.without_negative)[0]
-
     def _state(self) -> dict[str, Any]:
         return state(self.pipe, memory=not self.plain.parted)
 

@@ -36,7 +36,7 @@ def curve(
         return np.stack([each.mean(0), *(each[draw].mean(0) for draw in replicates.draws)])
 
     wobble = np.linspace(-0.05, 0.05, len(noise))[:, None] * x  # the effective scale is a prompt's own, too
-    return Curve(columns(x + wobble), columns(values), columns(np.full_like(values, cost)), tuple(map(str, x)))
+    return Curve(columns(x + wobble), columns(values), columns(np.full_like(values, cost)))
 
 
 def bent(x: np.ndarray) -> np.ndarray:
@@ -173,7 +173,7 @@ def exact(x: list[float], y: list[float], cost: float = 20.0, replicates: int = 
     def rows(values: list[float]) -> np.ndarray:
         return np.tile(np.array(values, float), (1 + replicates, 1))
 
-    return Curve(rows(x), rows(y), rows([cost] * len(x)), tuple(map(str, x)))
+    return Curve(rows(x), rows(y), rows([cost] * len(x)))
 
 
 def test_scales_that_do_not_guide_harder_are_pooled() -> None:
