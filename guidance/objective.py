@@ -56,6 +56,14 @@ class Objective:
         """``log f(x0)``, shape ``(B,)``."""
         raise NotImplementedError
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse pictures of a size, in pixels, that what was given does not fit; by default every size does.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        del height, width
+
     def given(self, value: Any) -> Objective:
         """The objective for what it `takes`: a path, a PIL image or a tensor.
 
@@ -92,12 +100,14 @@ class Bound:
         function: the objective.
         decode: as of `Objectives`.
         rows: as of `Objectives`.
+        size: as of `Objectives`.
     """
 
     name: str
     function: Any
     decode: Decode | None = None
     rows: int = 0
+    size: tuple[int, int] | None = None
 
     @property
     def space(self) -> str:
@@ -115,6 +125,15 @@ class Bound:
                 f"{asker}: the objective {self.name!r} has no gradient, and this rule needs one; choose among "
                 "samples by it instead"
             )
+
+    def check_size(self) -> None:
+        """Refuse an objective that the pictures of the run do not fit, where their size is known.
+
+        Raises:
+            InputError: it was given one of another size.
+        """
+        if self.size is not None and self.space == "pixels" and isinstance(self.function, Objective):
+            self.function.check_size(*self.size)
 
     def __call__(self, x0: Tensor, *level: Level) -> Tensor:
         """``log f`` of clean samples, shape ``(B,)``, in float32 or better; of a "noisy" one, of samples at a level.
@@ -225,6 +244,15 @@ class Smoothed(Objective):
         """Whether the objective inside has a gradient."""
         return bool(getattr(self.function, "differentiable", True))
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse pictures of a size that the objective inside does not fit.
+
+        Raises:
+            InputError: it does not.
+        """
+        if isinstance(self.function, Objective):
+            self.function.check_size(height, width)
+
     def __call__(self, x0: Tensor) -> Tensor:
         """``log f`` averaged over the draws, shape ``(B,)``."""
         random = keyed(0, "smoothed", *x0.shape[1:])
@@ -268,11 +296,13 @@ class Objectives:
         decode: from clean samples to pictures; None where the samples are what a "pixels" objective sees.
         rows: samples that are decoded at once where a gradient is taken; 0 for all. Others are decoded anew in the
             backward pass, so that the memory is that of so many.
+        size: height and width of the pictures; None where they are not known before one is made.
     """
 
     lookup: Callable[[str], Any]
     decode: Decode | None = None
     rows: int = 0
+    size: tuple[int, int] | None = None
     _found: dict[str, Bound] = field(default_factory=dict, init=False, repr=False)
 
     def find(self, text: str) -> Bound:
@@ -283,5 +313,5 @@ class Objectives:
             StackSyntaxError, RuleError: its arguments are wrong.
         """
         if text not in self._found:
-            self._found[text] = Bound(text, self.lookup(text), self.decode, self.rows)
+            self._found[text] = Bound(text, self.lookup(text), self.decode, self.rows, self.size)
         return self._found[text]

@@ -23,13 +23,15 @@ def check_objectives(rule: Rule, run: Run) -> None:
     """Look up the objectives of a rule, so that one that is wrong is refused before the run.
 
     Raises:
-        InputError: there is no such objective.
+        InputError: there is no such objective, or what it was given is not of the size of the run's pictures.
         RuleError: the rule cannot use it.
         UnsupportedError: the loop hands rules no objectives.
     """
     if run.objectives is not None:
         for text in rule.objectives:
-            rule.check_objective(run.objectives.find(text))
+            objective = run.objectives.find(text)
+            rule.check_objective(objective)
+            objective.check_size()
     elif run.identity is not None:  # not a plan
         raise UnsupportedError(
             f"{rule} steers by an objective, and this loop hands rules none; use guidestack.guide or guidestack.sample"
@@ -77,7 +79,7 @@ class Steering(Rule):
         """Nothing is remembered; the objective is looked up, so that one that is wrong is refused before the run.
 
         Raises:
-            InputError: there is no such objective.
+            InputError: there is no such objective, or what it was given is not of the size of the run's pictures.
             RuleError: the objective has no gradient.
             UnsupportedError: the loop hands rules no objectives.
         """

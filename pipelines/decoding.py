@@ -70,11 +70,11 @@ def pictured(pipe: Pipeline, call: Call, stack: Stack, given: Mapping[str, Any] 
     """
     if not objectives_of(stack):
         return objectives(given)
-    packed = x.ndim == 3 and hasattr(pipe, "_unpack_latents")
     factor = getattr(pipe, "vae_scale_factor", 1)
-    size = None
-    if packed:
+    packed = None
+    if x.ndim == 3 and hasattr(pipe, "_unpack_latents"):
         side = pipe.default_sample_size * factor
-        size = (call.get("height") or side, call.get("width") or side)
-    pixels = size[0] * size[1] if size else x.shape[-2] * x.shape[-1] * factor**2
-    return objectives(given, functools.partial(decoded, pipe, size), max(1, AT_ONCE // pixels))
+        packed = call.get("height") or side, call.get("width") or side
+    height, width = packed or (x.shape[-2] * factor, x.shape[-1] * factor)
+    rows = max(1, AT_ONCE // (height * width))
+    return objectives(given, functools.partial(decoded, pipe, packed), rows, (height, width))

@@ -131,6 +131,7 @@ def sample(
     if any(part.needs_identity for part in stack.parts()):
         given = "given" if setup.conditions.negative else "empty"
         known = {**scheduler_identity(scheduler, schedule), "negative": given, **(identity or {})}
+    size = (x.shape[-2], x.shape[-1]) if decode is None and x.ndim == 4 else None
     about = Run(
         tuple(x.shape),
         dtype,
@@ -141,7 +142,7 @@ def sample(
         identity=known,
         emits=setup.emits,
         levels=schedule.levels,
-        objectives=named_objectives(objectives, decode),
+        objectives=named_objectives(objectives, decode, size=size),
     )
     run, advance = GuidedRun(stack, about, max_rows, observe, moves=True), Stepper(scheduler)
     beside = Beside(scheduler, schedule)

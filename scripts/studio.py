@@ -173,8 +173,11 @@ class Studio:
 
     def _check(self, wanted: Sequence[Recipe]) -> None:
         """Everything that can be refused before the first network call."""
-        for size in {recipe.size for recipe in wanted}:
-            self.generator.check_size(size)
+        stacks: dict[tuple[int, int] | None, set[str]] = {}
+        for recipe in wanted:
+            stacks.setdefault(recipe.size, set()).add(recipe.guidance)
+        for size, texts in stacks.items():
+            self.generator.check_size(size, texts)
         note_cut(self.generator, [text for recipe in wanted if not recipe.weights for text in recipe.texts])
         runs: dict[tuple[str, str, int, float | None, bool], set[bool]] = {}
         for recipe in wanted:

@@ -91,7 +91,7 @@ def _check_prompts(generator: Generator, prompts: Sequence[Prompt]) -> None:
 
 
 def _checked(generator: Generator, cell: Cell, prompts: Sequence[Prompt]) -> Cost:
-    generator.check_size(cell.size)
+    generator.check_size(cell.size, [cell.parsed])
     negatives, extras = [one.negative for one in prompts], [one.extra for one in prompts]
     check_several(cell.parsed, negatives, extras, ("negatives", "extras"))
     schedule = generator.check(cell.parsed, cell.sampler, cell.steps, {bool(negative) for negative in negatives})

@@ -43,7 +43,12 @@ def kinds() -> Mapping[str, type[Objective]]:
     return dict(sorted(_KINDS.items()))
 
 
-def objectives(by_name: Mapping[str, Any] | None = None, decode: Decode | None = None, rows: int = 0) -> Objectives:
+def objectives(
+    by_name: Mapping[str, Any] | None = None,
+    decode: Decode | None = None,
+    rows: int = 0,
+    size: tuple[int, int] | None = None,
+) -> Objectives:
     """The objectives of a run.
 
     Args:
@@ -51,11 +56,12 @@ def objectives(by_name: Mapping[str, Any] | None = None, decode: Decode | None =
             registered one what it takes.
         decode: as of `Objectives`.
         rows: as of `Objectives`.
+        size: as of `Objectives`.
 
     Raises:
         InputError: `by_name` is no mapping of names.
     """
-    return Objectives(functools.partial(objective, by_name=checked(by_name)), decode, rows)
+    return Objectives(functools.partial(objective, by_name=checked(by_name)), decode, rows, size)
 
 
 def checked(by_name: object) -> Mapping[str, Any]:

@@ -30,9 +30,18 @@ class Known(Measured):
     spread: float = 1.0
     given_picture: Tensor | None = NOTHING
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse pictures of another size than the given one.
+
+        Raises:
+            InputError: they are.
+        """
+        if self.given_picture is not None:
+            self.of_size(height, width, tuple(self.given_picture.shape[-2:]))
+
     def compared(self, x0: Tensor) -> Tensor:
         """``sqrt(m) (y - x0)``, shape ``(B, 3, H, W)``."""
         y = self.target(x0)
-        self.of_size(x0, *y.shape[-2:])
+        self.check_size(*x0.shape[-2:])
         away = y[:, :3] - x0
         return away if y.shape[1] == 3 else away * y[:, 3:].sqrt()

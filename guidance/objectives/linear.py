@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -30,14 +30,32 @@ class Linear(Measured):
             (found,) = torch.autograd.grad(self.measure(zero), zero, y)
         return found
 
+    def shape(self, height: int, width: int) -> tuple[int, ...] | None:
+        """The shape of a picture's measurements; None, by default, where only measuring tells it."""
+        del height, width
+        return None
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse pictures of a size that the given measurements do not fit, as far as `shape` knows.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        if (shape := self.shape(height, width)) is not None and self.given_picture is not None:
+            self._fit(height, width, shape, tuple(self.given_picture.shape))
+
+    def _fit(self, height: int, width: int, shape: tuple[int, ...], given: tuple[int, ...]) -> None:
+        if shape != given:
+            raise InputError(
+                f"the measurements of the objective {self.name!r} have shape {given}, and pictures of the run, "
+                f"{height}x{width} pixels (height x width), have {shape}; give ones that fit"
+            )
+
     def compared(self, x0: Tensor) -> Tensor:
         """``y - A x0``."""
         measured, y = self.measure(x0), self.target(x0)
-        if measured.shape[1:] != y.shape[1:]:
-            raise InputError(
-                f"the measurements of the objective {self.name!r} have shape {tuple(y.shape[1:])}, and pictures of the "
-                f"run, {x0.shape[-1]}x{x0.shape[-2]} pixels, have {tuple(measured.shape[1:])}; give ones that fit"
-            )
+        height, width = x0.shape[-2:]
+        self._fit(height, width, tuple(measured.shape[1:]), tuple(y.shape[1:]))
         return y - measured
 
     def given(self, value: Any) -> Self:
@@ -68,6 +86,10 @@ class Blur(Linear):
         super().__post_init__()
         if number(self, "width", 0, 100) == 0:
             raise RuleError("Blur: width must be above 0, got 0")
+
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of a blurred picture: its own."""
+        return 3, height, width
 
     def measure(self, x0: Tensor) -> Tensor:
         """The blurred pictures."""
@@ -105,6 +127,10 @@ class SuperResolution(Linear):
         """What messages call the objective."""
         return "superres"
 
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of a smaller picture."""
+        return 3, height // self.factor, width // self.factor
+
     def measure(self, x0: Tensor) -> Tensor:
         """The smaller pictures."""
         return functional.avg_pool2d(x0, self.factor)
@@ -124,12 +150,14 @@ class Projection(Linear):
         spread: s > 0, the standard deviation of the error of a measurement.
         given_picture: y, shape ``(3, count)``, as `measure` makes it of a picture. `given` takes a picture and measures
             it.
+        given_size: height and width of that picture; of others the signs and the choice are others.
     """
 
     count: int = 256
     seed: int = 0
     spread: float = 1.0
     given_picture: Tensor | None = NOTHING
+    given_size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,4 +186,19 @@ class Projection(Linear):
         Raises:
             InputError: it is no picture.
         """
-        return replace(self, given_picture=self.measure(picture(self.name, value)[None, :3])[0])
+        whole = picture(self.name, value)[:3]
+        return replace(self, given_picture=self.measure(whole[None])[0], given_size=tuple(whole.shape[-2:]))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse pictures of another size than the given one.
+
+        Raises:
+            InputError: they are.
+        """
+        if self.given_size is not None:
+            self.of_size(height, width, self.given_size)
+
+    def compared(self, x0: Tensor) -> Tensor:
+        """``y - A x0``."""
+        self.check_size(*x0.shape[-2:])
+        return super().compared(x0)

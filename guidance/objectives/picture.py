@@ -88,14 +88,19 @@ class Measured(Objective):
         """``log f`` of pictures ``(B, 3, H, W)``, shape ``(B,)``."""
         return -self.compared(x0).square().flatten(1).sum(1) / (2 * self.spread**2)
 
-    def of_size(self, x0: Tensor, height: int, width: int) -> None:
-        """Refuse pictures that the given one does not fit.
+    def of_size(self, height: int, width: int, own: tuple[int, ...]) -> None:
+        """Refuse pictures of a size that the given one does not fit.
+
+        Args:
+            height: of the pictures that the run makes, in pixels.
+            width: likewise.
+            own: height and width of those that the given picture is for.
 
         Raises:
-            InputError: their height and width are others.
+            InputError: they are others.
         """
-        if x0.shape[-2:] != (height, width):
+        if (height, width) != own:
             raise InputError(
-                f"the picture of the objective {self.name!r} is for {width}x{height} pixels, and the run makes "
-                f"{x0.shape[-1]}x{x0.shape[-2]}; give one that fits, or make pictures of that size"
+                f"the picture of the objective {self.name!r} is for {own[0]}x{own[1]} pixels, and the run makes "
+                f"{height}x{width} (height x width); give one that fits, or make pictures of that size"
             )

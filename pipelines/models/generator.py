@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ...guidance.errors import InputError, NonFiniteError
+from ...guidance.notation.objectives import objectives
 from ...guidance.notation.presets import as_stack
 from ...guidance.objective import OBJECTIVE, name_of
 from ...guidance.observe import Observer
@@ -249,14 +250,22 @@ class Generator:
         if share is not None and family_of(self.pipe).denoiser == "unet" and int(steps * share) < 1:
             raise InputError(f"{steps} steps at strength {share:g} leave none to take; give more of either")
 
-    def check_size(self, size: tuple[int, int] | None) -> None:
+    def check_size(self, size: tuple[int, int] | None, stacks: Iterable[Rule | str] = ()) -> None:
         """Refuse a size in pixels that the model cannot make, and pictures that are not of its size or not taken.
+
+        Args:
+            size: height and width; None for the model's own.
+            stacks: that make images of this size, whose objectives are given pictures.
 
         Raises:
             InputError: it cannot, or they are not.
         """
-        pictures = self.pictures.at(size, own_size(self.pipe, family_of(self.pipe)))
+        own = own_size(self.pipe, family_of(self.pipe))
+        pictures = self.pictures.at(size, own)
         self._arguments(pictures, 1)
+        found = objectives(self.objectives, size=size or own)
+        for text in dict.fromkeys(text for stack in stacks for text in objectives_of(as_stack(stack))):
+            found.find(text).check_size()
         if size is None:
             return
         if "height" not in self.takes and not pictures.by_name:

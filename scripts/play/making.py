@@ -258,7 +258,7 @@ class Maker:
 
     def _made(self, job: Job, cell: Cell) -> None:
         recipe = self.studio.completed(cell.recipe)
-        self.generator.check_size(recipe.size)
+        self.generator.check_size(recipe.size, [recipe.guidance])
         self.generator.check(recipe.guidance, recipe.sampler, recipe.steps, [bool(recipe.negative)])
         asked = [Asked(recipe.prompt, recipe.seed, recipe.negative, recipe.extra)]
         made = self.generator.make(

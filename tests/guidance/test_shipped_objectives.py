@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
@@ -132,10 +133,37 @@ def test_a_picture_of_another_size_is_one_line() -> None:
         made("known", image(10))(x)
     with pytest.raises(InputError, match=r"the measurements of the objective 'superres' have shape \(3, 5, 5\)"):
         made("superres(4)", image(5))(x)
-    with pytest.raises(InputError, match=r"'blur' have shape \(3, 10, 10\), and pictures of the run, 12x12 pixels"):
+    with pytest.raises(InputError, match=r"'blur' have shape \(3, 10, 10\), and pictures of the run, 12x12 pixels "):
         made("blur(1)", image(10))(x)
     with pytest.raises(InputError, match=r"projection\(200\) measures 200 of the 144 pixels"):
         made("projection(200)", image())(x)
+    with pytest.raises(InputError, match="the picture of the objective 'projection' is for 10x10 pixels, and the run"):
+        made("projection(9)", image(10))(x)  # as many numbers, and of others
+
+
+@pytest.mark.parametrize(
+    ("text", "fits", "wrong"),
+    [("known", 12, 10), ("blur(1)", 12, 13), ("superres(4)", 3, 12), ("projection(9)", 12, 10), ("similar", 7, 0)],
+)
+def test_a_picture_of_another_size_is_refused_before_the_run(text: str, fits: int, wrong: int) -> None:
+    """`sample` of pictures knows their size: the network is not asked, and neither is the objective."""
+    asked = []
+
+    def network(x: Tensor, time: Tensor, condition: Any) -> Tensor:
+        asked.append(time)
+        return torch.zeros_like(x)
+
+    def run(side: int) -> None:
+        stack, objectives = f"tfg({text!r}, mu=1)", {text.partition("(")[0]: image(side)}
+        about: dict[str, Any] = {"conditions": {"positive": torch.zeros(1, 1)}, "shape": (3, SIDE, SIDE), "seeds": [0]}
+        gs.sample(network, stack, DDIMScheduler(), steps=1, objectives=objectives, **about)
+
+    run(fits)
+    assert len(asked) == 1
+    if wrong:
+        with pytest.raises(InputError, match=text.partition("(")[0]):
+            run(wrong)
+        assert len(asked) == 1
 
 
 def test_what_is_given_is_a_picture() -> None:

@@ -71,6 +71,19 @@ def test_what_is_wrong_is_one_line(
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_picture_of_another_size_is_refused_before_anything_is_made(
+    command: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    given = ("--guidance", "stack()", "--guidance", STEERED, "--objective", f"known={picture(tmp_path / 'known.png')}")
+    status, _, err = command(*options(model_folder, tmp_path / "a", *given, "--size", "24x16"))
+    assert (status, err.strip().splitlines()[-1]) == (
+        2,
+        "guidestack: the picture of the objective 'known' is for 16x16 pixels, and the run makes 24x16 (height x "
+        "width); give one that fits, or make pictures of that size",
+    )
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_picture_that_no_rule_asks_is_warned_of(command: Any, model_folder: Path, tmp_path: Path) -> None:
     given = ("--guidance", "stack()", "--objective", f"known={picture(tmp_path / 'known.png')}")
     status, _, err = command(*options(model_folder, tmp_path / "a", *given))
