@@ -1,22 +1,26 @@
 """What other programs write into their images, as far as it can be said in options of ``guidestack generate``.
 
-A1111 and its forks write one text, ``parameters``; ComfyUI writes the graph that ran, ``prompt``. Anybody may have
-written either: values are read as texts and numbers within bounds, and nothing that they name is opened.
+A1111 and its forks write one text, ``parameters``; ComfyUI writes the graph that ran, ``prompt``: both as texts of a PNG,
+and in the EXIF of other files. Anybody may have written either: values are read as texts and numbers within bounds, and
+nothing that they name is opened.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import ExifTags, Image, PngImagePlugin
+
 from ...guidance.bounds import LAST_SEED, LONGEST, MOST_STEPS
 from ...guidance.errors import InputError, shown
 from ...guidance.reading import json_of
 from ...samplers.names import canonical
-from .files import KEY, opened, size_of
+from .files import FORMATS, KEY, opened, size_of
 
 MOST_NODES = 10_000  # of a graph
 ENTRY = re.compile(r'\s*([\w][\w /.+-]*?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
@@ -46,12 +50,13 @@ class Elsewhere:
 
 
 def read_elsewhere(path: Path) -> Elsewhere | None:
-    """What another program wrote into a PNG file; None where neither of the two did.
+    """What another program wrote into a file; None where neither of the two did.
 
     Raises:
-        InputError: no such file, no PNG, or a graph without a sampler that is known.
+        InputError: no such file, no PNG, JPEG or WebP, or a graph without a sampler that is known.
     """
-    texts = getattr(opened(path), "text", {})
+    image = opened(path, FORMATS)
+    texts = image.text if isinstance(image, PngImagePlugin.PngImageFile) else _in_exif(image)
     if KEY in texts:  # guidestack's own, which says more
         return None
     if isinstance(parameters := texts.get("parameters"), str):
@@ -59,6 +64,36 @@ def read_elsewhere(path: Path) -> Elsewhere | None:
     if isinstance(graph := texts.get("prompt"), str):
         return _of_graph(graph, path)
     return None
+
+
+def _in_exif(image: Image.Image) -> dict[str, str]:
+    """What the EXIF of a JPEG or WebP says, by the names that the same texts have in a PNG."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged entries
+            exif = image.getexif()
+            comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            entries = [value for value in exif.values() if isinstance(value, str)]
+    except Exception:  # the reader of EXIF raises what damaged entries make it run into
+        return {}
+    texts = {"parameters": _comment(comment)} if comment else {}
+    for entry in entries:  # of ComfyUI's nodes for WebP: NAME:JSON, in an entry each
+        name, colon, text = entry.partition(":")
+        if colon and name.lower() == "prompt":
+            texts["prompt"] = text
+    return texts
+
+
+def _comment(value: str | bytes) -> str:
+    """The text of EXIF's UserComment, whose first eight bytes name its encoding."""
+    if isinstance(value, str):
+        return value
+    kind, text = value[:8], value[8 : 8 + 16 * LONGEST]
+    if kind.rstrip(b"\0") != b"UNICODE":
+        return (text if kind.rstrip(b"\0") in (b"ASCII", b"") else value[: 16 * LONGEST]).decode(errors="replace")
+    # UTF-16 in either order of its bytes: that of the file, which writers do not keep to. Most letters are below 256.
+    little = text.startswith(b"\xff\xfe") or text[1::2].count(0) > text[::2].count(0)
+    return text.decode("utf-16-le" if little else "utf-16-be", errors="replace").lstrip("\ufeff")
 
 
 class _Reader:

@@ -20,6 +20,7 @@ from ...guidance.files import replacing
 from ...guidance.reading import is_folder, json_of, read_bytes
 
 KEY = "guidestack"  # of the text chunk
+FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 2**28  # bytes of a picture's file
 LARGEST_SIDE = 8192  # pixels, of what is made and of what is read
 MOST_PIXELS = LARGEST_SIDE**2
@@ -164,10 +165,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """What `write` stored in an image.
 
     Raises:
-        InputError: no such file, no PNG, or one that guidestack did not make.
+        InputError: no such file, no picture, or one that guidestack did not make.
     """
     try:
-        recipe = json_of(getattr(opened(path), "text", {}).get(KEY, ""))
+        recipe = json_of(getattr(opened(path, FORMATS), "text", {}).get(KEY, ""))
     except ValueError:
         recipe = None
     if not isinstance(recipe, dict):

@@ -12,9 +12,8 @@ from PIL import Image, ImageOps
 
 from ...guidance.errors import InputError, reason
 from ..latents import on_white
-from .files import opened
+from .files import FORMATS, opened
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 MASK = "mask"
 NAMES = {
     "image": "--image",

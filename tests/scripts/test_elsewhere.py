@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from guidestack.guidance.errors import GuidestackError
 from guidestack.pipelines.models.elsewhere import read_elsewhere
@@ -54,6 +54,52 @@ def png(path: Path, **texts: str) -> Path:
         info.add_itxt(name, text)
     Image.new("RGB", (8, 8)).save(path, pnginfo=info)
     return path
+
+
+def with_exif(path: Path, comment: bytes | None = None, **entries: str) -> Path:
+    exif = Image.Exif()
+    if comment is not None:
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    for name, text in entries.items():
+        exif[ExifTags.Base[name]] = text
+    Image.new("RGB", (8, 8)).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jpg", "webp"])
+def test_what_stands_in_exif_is_what_stands_in_png(tmp_path: Path, kind: str) -> None:
+    text = A1111.replace("a cat", "a cät, 猫")
+    wanted = read_elsewhere(png(tmp_path / "a.png", parameters=text))
+    assert wanted is not None
+    assert len(wanted.options) == 7
+    for order in ("utf-16-be", "utf-16-le", "utf-16"):  # A1111's, some forks', with a mark of the order
+        image = with_exif(tmp_path / f"{order}.{kind}", b"UNICODE\0" + text.encode(order))
+        assert read_elsewhere(image) == wanted, order
+    plain = with_exif(tmp_path / f"ascii.{kind}", b"ASCII\0\0\0" + A1111.encode())
+    assert read_elsewhere(plain) == read_elsewhere(png(tmp_path / "plain.png", parameters=A1111))
+    workflow, prompt = "workflow:" + json.dumps({"nodes": []}), "prompt:" + json.dumps(GRAPH)
+    graph = with_exif(tmp_path / f"graph.{kind}", Make=workflow, Model=prompt)  # as SaveAnimatedWEBP writes them
+    assert read_elsewhere(graph) == read_elsewhere(png(tmp_path / "graph.png", prompt=json.dumps(GRAPH)))
+
+
+def test_exif_that_says_nothing(command: Any, tmp_path: Path) -> None:
+    for number, comment in enumerate([None, b"", b"UNICODE", b"UNICODE\0\0", b"JIS\0\0\0\0\0x", b"\xff" * 99]):
+        path = with_exif(tmp_path / f"{number}.jpg", comment, Model="Prompter 3")
+        found = read_elsewhere(path)
+        assert found is None or not found.options or set(found.options) == {"prompts"}, comment
+    path = with_exif(tmp_path / "camera.jpg", Model="X100: prompt")
+    status, _, err = command("generate", "--like", path, "--out", tmp_path / "out")
+    assert (status, err.strip()) == (
+        2,
+        f"guidestack: {path} does not say how it was made; images of guidestack do, but no grid of them",
+    )
+    whole = (tmp_path / "5.jpg").read_bytes()
+    for place in range(20, 140, 7):  # damaged
+        (tmp_path / "damaged.jpg").write_bytes(whole[:place] + b"\xff\x00\x7f" + whole[place + 3 :])
+        try:
+            read_elsewhere(tmp_path / "damaged.jpg")
+        except GuidestackError:
+            continue
 
 
 def made(command: Any, model: Path, image: Path, out: Path, *more: object) -> tuple[dict[str, Any], str]:

@@ -274,7 +274,8 @@ def test_other_formats_are_read_for_edit_alone(refused: Callable[..., str], tmp_
         said = refused("edit", path, "a cat", "--out", tmp_path)
         assert ("say it with --source" in said) == fits
         assert ("cannot read the image" in said and "as PNG or JPEG or WEBP" in said) != fits
-        assert "as PNG:" in refused("generate", "--like", path, "--out", tmp_path)
+        if not fits:
+            assert "as PNG or JPEG or WEBP" in refused("generate", "--like", path, "--out", tmp_path)
 
 
 def test_a_pipe_named_as_a_picture(refused: Callable[..., str], tmp_path: Path) -> None:
