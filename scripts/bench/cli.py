@@ -19,7 +19,7 @@ from ...guidance.notation import presets
 from ...pipelines.models.bundled import EMOJI
 from ...pipelines.models.loading import quiet
 from ..options import notices
-from . import arithmetic, caches, install, merging, page, start
+from . import arithmetic, caches, install, merging, page, start, steering
 from .measure import EVERY, FEW, Watched, measured
 from .memory import peak
 from .models import BUNDLED, MODELS, SHAPED, Model, bundled, of_folder
@@ -207,6 +207,13 @@ def processor() -> str:
     help="Adaptive Guidance with a feature cache instead, on a random transformer: whether their savings multiply.",
 )
 @click.option(
+    "--steering",
+    "only_steering",
+    is_flag=True,
+    help="Steering by objectives instead: a step over its passes, one without gradients through the denoiser over CFG, "
+    "and the peak memory of gradients with and without checkpointing.",
+)
+@click.option(
     "--merging",
     "only_merging",
     is_flag=True,
@@ -234,6 +241,7 @@ def command(
     only_install: bool,
     only_start: bool,
     only_caches: bool,
+    only_steering: bool,
     only_merging: bool,
     to: Path | None,
     source: tuple[Path, ...],
@@ -259,6 +267,11 @@ def command(
             return
         if only_caches:
             caches.report(batch[0] if batch else 1, repeats or 5)
+            return
+        if only_steering:
+            steered = steering.report(batch[0] if batch else 4, steps or 5, repeats or 5, CLOCKS[clock])
+            if to:
+                _write([row.mapping() | machine() for row in steered], to)
             return
         if only_merging:
             name = only[0] if only else SHAPED

@@ -282,4 +282,4 @@ def test_the_size_of_a_file_has_no_gradient() -> None:
 
 def test_every_kind_is_tested_here_or_by_name() -> None:
     tested = {"red", "green", "blue", "color", "palette", "known", "blur", "superres", "projection", "imagenet"}
-    assert set(kinds()) == tested | {"similar", "jpeg"}
+    assert set(kinds()) == tested | {"similar", "jpeg", "blobs"}

@@ -232,3 +232,39 @@ def test_a_picture_of_another_size_is_refused_before_the_network_is_asked() -> N
     assert not asked
     guided(**call("StableDiffusionPipeline", height=8, width=16))
     assert asked
+
+
+def test_memory_of_gradients_is_flat_over_the_steps() -> None:
+    from guidestack.scripts.bench.memory import peak
+
+    pipe = make_stable_diffusion()
+    guided = gs.guide(pipe, "cfg(3) | tfg('blue', rho=1, mu=1)")
+    given = call("StableDiffusionPipeline")
+    del given["num_inference_steps"]
+    guided(num_inference_steps=2, **given)  # what is made once
+    few, many = (peak(lambda steps=steps: guided(num_inference_steps=steps, **given)) for steps in (2, 6))  # type: ignore[misc]
+    plain = peak(lambda: gs.guide(pipe, "cfg(3)")(num_inference_steps=2, **given))
+    assert many <= 1.05 * few
+    assert few > 1.5 * plain  # a graph is there, and it is that of one step
+
+
+def test_nothing_is_recorded_of_the_denoiser_where_the_gradient_does_not_go_through_it() -> None:
+    pipe = make_stable_diffusion()
+    kept: list[bool] = []
+    pipe.unet.conv_out.register_forward_hook(lambda module, args, output: kept.append(output.requires_grad))
+    for rule, recorded in (
+        ("tfg('blue', mu=1)", False),
+        ("classifier(1, 'blue')", False),
+        ("tfg('blue', rho=1)", True),
+    ):
+        kept.clear()
+        gs.guide(pipe, f"cfg(3) | {rule}")(**call("StableDiffusionPipeline"))
+        assert kept == [recorded] * STEPS
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it as it traces
+def test_a_compiled_network_has_the_gradient_of_the_plain_one() -> None:
+    pipe, stack = make_stable_diffusion(), "cfg(3) | tfg('blue', rho=1)"
+    plain = gs.guide(pipe, stack)(**call("StableDiffusionPipeline")).images
+    pipe.unet.compile(backend="eager")
+    assert torch.allclose(gs.guide(pipe, stack)(**call("StableDiffusionPipeline")).images, plain, atol=1e-5)
