@@ -1,8 +1,10 @@
 """The objectives that come with guidestack, a file each."""
 
+from .classes import Classified
 from .color import Blue, Color, Green, Red
 from .counts import Blobs, Counted
 from .efficientnet import ImageNet, Similar
+from .emoji import Emoji
 from .jpeg import JPEG
 from .known import Known
 from .linear import Blur, Linear, Projection, SuperResolution
@@ -13,8 +15,10 @@ __all__ = [
     "Blobs",
     "Blue",
     "Blur",
+    "Classified",
     "Color",
     "Counted",
+    "Emoji",
     "Green",
     "ImageNet",
     "Known",

@@ -21,6 +21,7 @@ from guidestack.guidance.objective import Bound
 from guidestack.guidance.objectives import Linear
 from guidestack.guidance.objectives.classes import Classified, smooth
 from guidestack.guidance.objectives.efficientnet import CLASSES, network, prepared
+from guidestack.guidance.objectives.emoji import classes
 
 SIDE = 12
 
@@ -266,6 +267,57 @@ def test_similarity_is_0_for_the_picture_itself_and_rises_along_its_gradient() -
     assert torch.allclose(values[1], (features[0] @ features[1] - 1) / 0.01, rtol=1e-3)
 
 
+def on_white(count: int = 24) -> tuple[Tensor, list[str], list[str]]:
+    """Pictures that the emoji classifier was trained on, some of which it has not seen, with concept and style."""
+    from guidestack.evaluation.emoji.pictures import on_background
+    from guidestack.evaluation.emoji.vocabulary import labels
+    from guidestack.evaluation.references import drawings
+
+    known = drawings()
+    rows = [int(row) for row in torch.linspace(0, len(known.slugs) - 1, count)]
+    shown = torch.from_numpy(on_background(known.rgba[rows], (255, 255, 255))).permute(0, 3, 1, 2)
+    return shown, [labels()[known.slugs[row]] for row in rows], [str(known.styles[row]) for row in rows]
+
+
+def test_emoji_are_known_by_concept_style_and_background() -> None:
+    x, concepts, styles = on_white()
+    logits = made("emoji(background='white')").logits(x)
+    told = classes()
+    assert [len(told[part]) for part in ("concept", "style", "background")] == [429, 4, 12]
+    found = [[words[int(row.argmax())] for row in one] for words, one in zip(told.values(), logits, strict=True)]
+    assert sum(map(str.__eq__, found[0], concepts)) >= 20
+    assert sum(map(str.__eq__, found[1], styles)) >= 18
+    assert set(found[2]) == {"white"}
+    one = made(f"emoji({concepts[0]!r}, style={styles[0]!r}, background='blue')")(x)
+    wanted = [told["concept"].index(concepts[0]), told["style"].index(styles[0]), told["background"].index("blue")]
+    parts = [one.log_softmax(1)[:, label] for one, label in zip(logits, wanted, strict=True)]
+    assert torch.allclose(one, torch.stack(parts).sum(0), atol=1e-4)
+    assert torch.equal(made(f"emoji({concepts[0]!r}, margin=0)")(x), logits[0][:, wanted[0]])
+    assert torch.allclose(made("emoji(style='flat')")(x[3:4]), made("emoji(style='flat')")(x)[3:4], atol=1e-5)
+
+
+def test_emoji_have_a_gradient_towards_what_is_asked() -> None:
+    x = on_white(4)[0]
+    for text in ("emoji('red heart')", "emoji(background='red')", "emoji('red heart', softplus=5)"):
+        bound = objectives().find(text)
+        values, slope = bound.gradient(x)
+        nearer = x + 0.5 * slope / slope.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        assert (bound(nearer) > values).all()
+    double = torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+    assert objectives().find("emoji('red heart')").gradient(double)[1].shape == double.shape
+
+
+def test_what_emoji_do_not_know_is_one_line() -> None:
+    with pytest.raises(RuleError, match="there is no concept 'cat fase'; did you mean 'cat face'"):
+        made("emoji('cat fase')")
+    with pytest.raises(RuleError, match="there is no background 'teal'"):
+        made("emoji(background='teal')")
+    with pytest.raises(RuleError, match="name a concept, a style or a background"):
+        made("emoji")
+    with pytest.raises(RuleError, match="margin must be"):
+        made("emoji('cat face', margin=-1)")
+
+
 def test_the_size_of_a_file_has_no_gradient() -> None:
     x = pictures(2, 32, torch.float32)
     x[1] = 0.5
@@ -282,4 +334,4 @@ def test_the_size_of_a_file_has_no_gradient() -> None:
 
 def test_every_kind_is_tested_here_or_by_name() -> None:
     tested = {"red", "green", "blue", "color", "palette", "known", "blur", "superres", "projection", "imagenet"}
-    assert set(kinds()) == tested | {"similar", "jpeg", "blobs"}
+    assert set(kinds()) == tested | {"similar", "jpeg", "blobs", "emoji"}

@@ -174,6 +174,39 @@ def references(work: Path) -> None:
 
 
 @main.command()
+@PIPELINE
+@click.option("--steps", type=int, default=1600, show_default=True, help="Steps in all; may change on a resume.")
+@click.option("--decay-from", type=int, default=900, show_default=True, help="Step from which the rate falls to 0.")
+@click.option("--batch", type=int, default=64, show_default=True)
+@click.option("--rate", type=float, default=3e-3, show_default=True, help="Learning rate.")
+@click.option("--to", type=TO, required=True, help="File to write: guidance/objectives/emoji.safetensors.")
+@click.pass_obj
+def classifier(work: Path, folder: Path, steps: int, decay_from: int, batch: int, rate: float, to: Path) -> None:
+    """Train the classifier of the objective `emoji` on pictures as the pipeline FOLDER makes them; resumable."""
+    from .classifier import classifier as run
+
+    click.echo(
+        str(to) if run(work, folder, steps, decay_from, batch, rate, to) else "stopped; the same command goes on"
+    )
+
+
+@main.command()
+@PIPELINE
+@click.option(
+    "--weights", type=click.Path(exists=True, path_type=Path), required=True, help="File that `classifier` wrote."
+)
+@click.option("--count", type=int, default=200, show_default=True, help="Generated pictures.")
+@click.option("--seed", type=int, default=7, show_default=True, help="Of their prompts and noise.")
+@click.pass_obj
+def classified(work: Path, folder: Path, weights: Path, count: int, seed: int) -> None:
+    """Measure the classifier on held-out pictures and on those of the pipeline FOLDER."""
+    from .classifier import measure as run
+
+    for name, figures in run(work, folder, weights, count, seed).items():
+        click.echo(f"{name:36}" + "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
+
+
+@main.command()
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def prompts(count: int, seed: int) -> None:
