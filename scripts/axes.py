@@ -70,8 +70,8 @@ def _range(name: str, text: str) -> tuple[str, ...]:
     number = r"\s*(-?[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*"
     match = re.fullmatch(rf"{number}:{number}(?::\s*([0-9]{{1,9}})\s*)?", text)
     if match is None:
-        first, *others = text.split(":")
-        meant = others and not set(',"') & set(text) and any(re.fullmatch(number, one) for one in (first, others[0]))
+        parts = text.split(":")[:2]
+        meant = len(parts) > 1 and not set(',"') & set(text) and any(re.fullmatch(number, one) for one in parts)
         if not meant:
             return ()
     else:

@@ -377,8 +377,8 @@ def laid_out(wanted: Wanted, axes: Sequence[Axis], dtype: str) -> Sheet:
         except GuidestackError as error:
             if not axes:
                 raise
-            told = ", ".join(f"{axis.name} = {cut(value, 80)}" for axis, value in zip(axes, values, strict=True))
-            raise InputError(f"--axis, at {told}: {error}") from error
+            where = ", ".join(f"{axis.name} = {cut(value, 80)}" for axis, value in zip(axes, values, strict=True))
+            raise InputError(f"--axis, at {where}: {error}") from error
     images = len(wanted.prompts) * wanted.count
     if not axes:
         ((_, line),) = made

@@ -190,7 +190,7 @@ def _features(reference: Reference, extractor: str, name: str) -> NDArray[np.flo
 
 def _kept(path: Path, key: dict[str, str]) -> NDArray[np.float32] | None:
     with safe_open(path, "np") as file:
-        return file.get_tensor("features") if file.metadata() == key else None  # type: ignore[no-any-return]
+        return file.get_tensor("features") if file.metadata() == key else None
 
 
 def _made_of(reference: Reference) -> str:

@@ -187,7 +187,7 @@ class Projection(Linear):
             InputError: it is no picture.
         """
         whole = picture(self.name, value)[:3]
-        return replace(self, given_picture=self.measure(whole[None])[0], given_size=tuple(whole.shape[-2:]))
+        return replace(self, given_picture=self.measure(whole[None])[0], given_size=(whole.shape[-2], whole.shape[-1]))
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse pictures of another size than the given one.

@@ -112,7 +112,7 @@ def multiplying(module: nn.Module, answer: Answer) -> Hook:
 def scores(product: Product) -> Tensor:
     """What the softmax of a product is taken of, in float32 or better, ``(B, heads, N, M)``; -inf where masked."""
     scale = product.options.get("scale") or product.query.shape[-1] ** -0.5
-    found = (product.query @ product.key.mT).float() * scale
+    found: Tensor = (product.query @ product.key.mT).float() * scale
     mask = product.mask
     if mask is None:
         return found

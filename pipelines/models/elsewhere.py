@@ -1,8 +1,8 @@
 """What other programs write into their images, as far as it can be said in options of ``guidestack generate``.
 
 A1111 and its forks write one text, ``parameters``; ComfyUI writes the graph that ran, ``prompt``: both as texts of a
-PNG, and in the EXIF of other files. Anybody may have written either: values are read as texts and numbers within bounds, and
-nothing that they name is opened.
+PNG, and in the EXIF of other files. Anybody may have written either: values are read as texts and numbers within
+bounds, and nothing that they name is opened.
 """
 
 from __future__ import annotations
