@@ -10,6 +10,7 @@ WORK = Path("~/.cache/guidestack/emoji").expanduser()
 INIT = click.option(
     "--init", type=click.Path(exists=True, path_type=Path), help="Pipeline folder to start from, as `denoiser` had it."
 )
+FLOW = click.option("--flow", is_flag=True, help="The flow twin: the velocity of the straight path; use with --init.")
 PIPELINE = click.argument("folder", type=click.Path(exists=True, path_type=Path))
 SCALE = click.option("--scale", type=float, default=4.0, show_default=True, help="Guidance; 1 is none.")
 STEPS = click.option("--steps", type=int, default=25, show_default=True, help="Of second-order DPM++.")
@@ -84,6 +85,7 @@ def latents(work: Path) -> None:
     help="Share of each batch at the noise levels that decide the details.",
 )
 @INIT
+@FLOW
 @click.pass_obj
 def denoiser(
     work: Path,
@@ -95,23 +97,25 @@ def denoiser(
     save_every: float,
     focus: float,
     init: Path | None,
+    flow: bool,
 ) -> None:
     """Train the denoiser; the same command goes on after a stop, kill -9 included."""
     from .denoiser import denoiser as run
 
-    done = run(work, steps, decay_from, init, warmup, batch, rate, save_every, focus)
+    done = run(work, steps, decay_from, init, warmup, batch, rate, save_every, focus, flow)
     click.echo("done" if done else "stopped; the same command goes on")
 
 
 @main.command()
 @INIT
+@FLOW
 @click.option("--to", type=TO, required=True, help="Folder to write; replaced as a whole.")
 @click.pass_obj
-def export(work: Path, init: Path | None, to: Path) -> None:
+def export(work: Path, init: Path | None, flow: bool, to: Path) -> None:
     """Write the checkpoint's averaged weights as a pipeline folder in half precision."""
     from .export import export as run
 
-    click.echo(f"step {run(work, init, to)} in {to}")
+    click.echo(f"step {run(work, init, to, flow)} in {to}")
 
 
 @main.command()

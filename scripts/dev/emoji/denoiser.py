@@ -1,4 +1,4 @@
-"""Train the denoiser and the text encoder together: v-prediction of latents from captions."""
+"""Train the denoiser and the text encoder together: v-prediction of latents from captions, or a flow's velocity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .training import Trainer, generators
 BATCH, LEARNING_RATE, SEED = 16, 6e-4, 20261124
 DETAILS = (0.05, 1.5)
 """Noise levels sigma / alpha at which the details of a picture are decided."""
-CHECKPOINT = "denoiser.safetensors"
+CHECKPOINT, FLOW_CHECKPOINT = "denoiser.safetensors", "flow.safetensors"
 
 
 def new_text_encoder(vocabulary: int, bos: int, eos: int) -> Any:
@@ -133,8 +133,12 @@ def make_loss(
     alphas_cumprod: Tensor,
     batch: int,
     focus: float = 0.0,
+    flow: bool = False,
 ) -> Callable[[int], Tensor]:
-    """The loss of a step: mean squared error of v over a random batch of pictures, backgrounds, captions and levels."""
+    """The loss of a step: mean squared error of v over a random batch of pictures, backgrounds, captions and levels.
+
+    Of a `flow` it is the velocity noise - clean, on the straight path, at times of all levels alike.
+    """
     backgrounds = list(BACKGROUNDS)
 
     def loss_at(step: int) -> Tensor:
@@ -143,9 +147,13 @@ def make_loss(
         picture = torch.randint(data.shape[1], (batch,), generator=tensor_random)
         clean = data[colour, picture].float()
         noise = torch.randn(clean.shape, generator=tensor_random)
-        timestep = drawn_timesteps(alphas_cumprod, batch, focus, tensor_random)
-        alpha = alphas_cumprod[timestep].sqrt().reshape(-1, 1, 1, 1)
-        sigma = (1 - alphas_cumprod[timestep]).sqrt().reshape(-1, 1, 1, 1)
+        if flow:
+            sigma = ((torch.arange(batch) + torch.rand(batch, generator=tensor_random)) / batch).reshape(-1, 1, 1, 1)
+            alpha, timestep = 1 - sigma, sigma.flatten() * len(alphas_cumprod)
+        else:
+            timestep = drawn_timesteps(alphas_cumprod, batch, focus, tensor_random)
+            alpha = alphas_cumprod[timestep].sqrt().reshape(-1, 1, 1, 1)
+            sigma = (1 - alphas_cumprod[timestep]).sqrt().reshape(-1, 1, 1, 1)
         captions = [
             training_caption(drawings[i], backgrounds[c], caption_random)
             for i, c in zip(picture.tolist(), colour.tolist())
@@ -153,7 +161,8 @@ def make_loss(
         with torch.autocast("cpu", torch.bfloat16):
             text = text_encoder(tokens(tokenizer, captions))[0]
             v = unet(alpha * clean + sigma * noise, timestep, text).sample
-        return torch.nn.functional.mse_loss(v.float(), alpha * noise - sigma * clean)
+        right = noise - clean if flow else alpha * noise - sigma * clean
+        return torch.nn.functional.mse_loss(v.float(), right)
 
     return loss_at
 
@@ -168,26 +177,32 @@ def denoiser(
     learning_rate: float = LEARNING_RATE,
     save_every: float = 300.0,
     focus: float = 0.0,
+    flow: bool = False,
 ) -> bool:
-    """Train, or go on training, ``denoiser.safetensors``; returns whether it reached `steps`."""
+    """Train, or go on with, ``denoiser.safetensors`` or ``flow.safetensors``; returns whether it reached `steps`."""
     tokenizer, text_encoder, unet = load_or_new(work, init)
     text_encoder.train()
     unet.train()
     _, drawings = harvested.load(work, concepts())
     told = {"batch": batch, "rate": learning_rate, "focus": focus}
-    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / CHECKPOINT, learning_rate, told=told)
+    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, _checkpoint(work, flow), learning_rate, told=told)
     scheduler = new_scheduler()
     alphas = scheduler.alphas_cumprod
-    loss_at = make_loss(unet, text_encoder, tokenizer, latents.load(work), drawings, alphas, batch, focus)
+    loss_at = make_loss(unet, text_encoder, tokenizer, latents.load(work), drawings, alphas, batch, focus, flow)
     return trainer.train(loss_at, steps, decay_from, warmup, save_every)
 
 
-def averaged(work: Path, init: Path | None) -> tuple[Any, Any, Any, dict[str, Any]]:
+def _checkpoint(work: Path, flow: bool) -> Path:
+    return work / (FLOW_CHECKPOINT if flow else CHECKPOINT)
+
+
+def averaged(work: Path, init: Path | None, flow: bool = False) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Tokenizer, text encoder and UNet with the averaged weights of the checkpoint, and how they were made."""
-    if not (work / CHECKPOINT).exists():
-        raise click.ClickException(f"no {work / CHECKPOINT}: run the step `denoiser` first")
+    path = _checkpoint(work, flow)
+    if not path.exists():
+        raise click.ClickException(f"no {path}: run the step `denoiser` first")
     tokenizer, text_encoder, unet = load_or_new(work, init)
-    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, work / CHECKPOINT, LEARNING_RATE)
+    trainer = Trainer({"unet": unet, "text_encoder": text_encoder}, path, LEARNING_RATE)
     for name, module in (("unet", unet), ("text_encoder", text_encoder)):
         module.load_state_dict(module.state_dict() | trainer.averaged(name))
     made = {"step": trainer.step, "seconds": round(trainer.seconds), **trainer.told, "init": init is not None}

@@ -13,17 +13,18 @@ from ....guidance.files import replacing_folder
 from .denoiser import averaged, new_scheduler
 
 
-def assemble(work: Path, init: Path | None) -> tuple[Any, dict[str, Any]]:
+def assemble(work: Path, init: Path | None, flow: bool = False) -> tuple[Any, dict[str, Any]]:
     """The pipeline with the averaged weights of the checkpoint, in float32, and how they were made."""
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    tokenizer, text_encoder, unet, made = averaged(work, init)
+    tokenizer, text_encoder, unet, made = averaged(work, init, flow)
+    own = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0} if flow else {}
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae", local_files_only=True),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DPMSolverMultistepScheduler.from_config(new_scheduler().config),
+        scheduler=DPMSolverMultistepScheduler.from_config(new_scheduler().config, **own),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -50,9 +51,9 @@ def make_portable(folder: Path) -> None:
     (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
-def export(work: Path, init: Path | None, to: Path) -> int:
+def export(work: Path, init: Path | None, to: Path, flow: bool = False) -> int:
     """Write the pipeline into the folder `to`, which it replaces as a whole; returns the step it is of."""
-    pipe, made = assemble(work, init)
+    pipe, made = assemble(work, init, flow)
     with replacing_folder(to) as folder:
         pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
         make_portable(folder)

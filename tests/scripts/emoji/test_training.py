@@ -4,12 +4,16 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from guidestack.scripts.dev.emoji.denoiser import DETAILS, drawn_timesteps, new_scheduler
+from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS
+from guidestack.scripts.dev.emoji.denoiser import DETAILS, drawn_timesteps, make_loss, new_scheduler
+from guidestack.scripts.dev.emoji.harvested import Drawing
 from guidestack.scripts.dev.emoji.training import Trainer, generators, rate
 
 STEPS, DECAY_FROM, WARMUP = 24, 12, 4
@@ -103,3 +107,28 @@ def test_a_share_of_each_batch_is_at_the_levels_of_details() -> None:
     # Without a focus the levels are those that the shipped weights were trained on.
     spread = (torch.arange(16) + torch.rand(16, generator=generators(1, 2)[0])) / 16
     assert torch.equal(drawn_timesteps(alphas, 16, 0.0, generators(1, 2)[0]), (spread * 1000).long())
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_the_loss_of_the_right_velocity_is_zero(flow: bool) -> None:
+    """Of data that are 0.5 everywhere; the flow twin is told 1000 times its sigma."""
+    alphas, told = new_scheduler().alphas_cumprod, []
+
+    def right(x: Tensor, timestep: Tensor, text: Tensor) -> Any:
+        told.append(timestep)
+        times = timestep.reshape(-1, 1, 1, 1)
+        if flow:
+            return SimpleNamespace(sample=(x - 0.5) * (1000 / times))
+        alpha, sigma = alphas[times].sqrt(), (1 - alphas[times]).sqrt()
+        return SimpleNamespace(sample=alpha * (x - alpha * 0.5) / sigma - sigma * 0.5)
+
+    def tokenizer(captions: list[str], **options: Any) -> Any:
+        return SimpleNamespace(input_ids=torch.zeros(len(captions), 24))
+
+    data = torch.full((len(BACKGROUNDS), 1, 4, 2, 2), 0.5)
+    drawings = [Drawing("cat", "cat", ("pet",), "noto")]
+    loss_at = make_loss(right, lambda ids: [ids], tokenizer, data, drawings, alphas, 8, flow=flow)
+    assert float(loss_at(0)) == pytest.approx(0, abs=1e-6)
+    assert told[0].shape == (8,)
+    assert torch.equal(told[0], told[0].sort().values)
+    assert float(loss_at(0)) == float(loss_at(0))
