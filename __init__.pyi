@@ -79,6 +79,7 @@ from .pipelines import doctor as doctor
 from .pipelines import edit as edit
 from .pipelines import guide as guide
 from .pipelines import invert as invert
+from .pipelines import likelihood as likelihood
 from .pipelines import load_emoji as load_emoji
 from .pipelines import register_family as register_family
 from .pipelines.attention_masks import KeepOutside as KeepOutside

@@ -4,6 +4,7 @@ from .doctor import Diagnosis, doctor
 from .families.record import Family, register_family
 from .guide import GuidedPipeline, guide
 from .inversion import edit, invert
+from .likelihood import likelihood
 from .models import networks as networks  # its import lets guide() load networks by name
 from .models.bundled import load_emoji
 from .second import Adapters
@@ -17,6 +18,7 @@ __all__ = [
     "edit",
     "guide",
     "invert",
+    "likelihood",
     "load_emoji",
     "register_family",
 ]

@@ -1,16 +1,22 @@
 """Levels of any diffusers scheduler, and a plain sampling loop. Imports diffusers only when a scheduler is made."""
 
+from .affine import Affine, restore
 from .grid import Grid, Point
 from .identity import scheduler_identity, weights_digest
 from .inversion import invert
 from .levels import entry, grid, parameterization, supported
+from .likelihood import Likelihood, likelihood
 from .loop import sample
 from .names import SAMPLERS, by_name, canonical, scheduler_with_steps
 from .noise import initial_noise
+from .red_diff import red_diff
+from .reflected import reflected
 
 __all__ = [
     "SAMPLERS",
+    "Affine",
     "Grid",
+    "Likelihood",
     "Point",
     "by_name",
     "canonical",
@@ -18,7 +24,11 @@ __all__ = [
     "grid",
     "initial_noise",
     "invert",
+    "likelihood",
     "parameterization",
+    "red_diff",
+    "reflected",
+    "restore",
     "sample",
     "scheduler_identity",
     "scheduler_with_steps",

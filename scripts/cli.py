@@ -20,6 +20,7 @@ COMMANDS = (
     "edit",
     "tune",
     "world",
+    "likelihood",
     "rules",
     "metrics",
     "explain",

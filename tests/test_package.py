@@ -30,7 +30,7 @@ def test_the_public_names_are_the_contracts() -> None:
 
     ours = {entry.rule for entry in rules() if entry.rule.__module__.startswith("guidestack.guidance.rules.")}
     wanted = {rule.__name__ for rule in ours} | {"Stack", "Query", "Rule", "parse", "from_config", "to_config"}
-    wanted |= {"register", "register_family", "Family", "edit", "guide", "invert", "load_emoji", "sample"}
+    wanted |= {"register", "register_family", "Family", "edit", "guide", "invert", "likelihood", "load_emoji", "sample"}
     wanted |= {"Adapters", "citation", "doctor"}
     wanted |= {"KeepOutside", "learn_objective", "learn_pictures", "Learned", "Descent"}
     wanted |= {"StackGuider", "as_denoiser", "from_pretrained", "save_pretrained"}

@@ -1,0 +1,423 @@
+r"""The density of data under a model: the probability-flow ODE, and what it does to volumes.
+
+The probability flow of a model carries noise to samples and back, without fresh noise on the way (Song et al. 2021).
+With :math:`x = \alpha x_0 + \sigma\epsilon` and :math:`k = \sigma/\alpha` the noise level it is
+
+.. math:: \frac{dx}{d\log k} = \alpha\sigma\, v(x),\quad v = \alpha\epsilon - \sigma x_0\qquad(\alpha^2+\sigma^2 = 1)
+
+.. math:: \frac{dx}{d\sigma} = v(x),\quad v = \epsilon - x_0 \qquad (\text{the flow path},\ \alpha + \sigma = 1)
+
+where :math:`\epsilon` and :math:`x_0` are read from a prediction at x. Along it, f the right side and u its variable,
+
+.. math:: \log p(x_0) = \log N(x_1; 0, I) + \int_0^1 \operatorname{tr}\frac{\partial f}{\partial x}\,du.
+
+The equation holds for whatever answers: with a model's own prediction p is the model's law, with the estimate of a
+stack the law of the samples that a deterministic sampler makes under that stack, in the limit of many steps. That of
+CFG is not the powered law.
+
+The trace is exact, by a backward pass for each dimension, or the estimate of Hutchinson:
+:math:`z^\top \partial f/\partial x\, z` with random signs z, held for the whole way. The solver is the
+Runge-Kutta pair of Dormand and Prince (scipy's RK45), for each sample by itself: its steps depend on no other one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..guidance.errors import CompositionError, InputError, NonFiniteError, UnsupportedSchedulerError, shown
+from ..guidance.fields import count, is_number
+from ..guidance.keyed import Keys, keyed
+from ..guidance.move import check_still
+from ..guidance.network import Denoiser
+from ..guidance.notation.presets import as_stack
+from ..guidance.objective import check_recording
+from ..guidance.plan import SHAPE
+from ..guidance.prediction import Level, Parameterization, Prediction
+from ..guidance.query import POSITIVE, Network, evaluate
+from ..guidance.rule import Rule, Stack
+from ..guidance.step import Estimate, Run, Step
+from .levels import option, parameterization
+from .loop import Setup
+
+EXACT = 0
+"""As many probes stand for the exact trace."""
+MOST = 4096  # dimensions of which an exact trace is taken
+MOST_PROBES = 1000
+TOLERANCE = 1e-3
+Field = Callable[[Tensor, Level], tuple[Prediction, int]]
+"""The estimate at samples and a level, with the graph of its gradients if these are recorded; and what it cost."""
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """Log densities of data, and where the probability flow leads them.
+
+    Attributes:
+        nats: log p of each sample in nats, shape ``(B,)``, float64.
+        error: the standard error of the trace's estimate in nats, shape ``(B,)``: from the spread of the probes; 0 for
+            an exact trace, NaN with one probe. The solver's own error comes on top.
+        noise: the end of each sample's way, shape ``(B, ...)``: standard normal if the data are the model's.
+        evaluations: network evaluations of each sample.
+    """
+
+    nats: Tensor
+    error: Tensor
+    noise: Tensor
+    evaluations: tuple[int, ...]
+
+    def bits(self, offset: float = 0.0) -> Tensor:
+        r"""Bits per dimension, :math:`-\log p / (D \log 2)` + `offset`, shape ``(B,)``: less is more likely.
+
+        Args:
+            offset: what makes of a density the probability of whole numbers: for pictures of 256 values, with uniform
+                noise of one step added, 8 if they were brought to [0, 1] and 7 if to [-1, 1]; 0 for latents, whose
+                density is in their own unit and may well be above 1.
+        """
+        return -self.nats / (self.dimensions * math.log(2)) + offset
+
+    @property
+    def dimensions(self) -> int:
+        """D, the numbers of one sample."""
+        return self.noise[0].numel()
+
+
+@torch.no_grad()
+def likelihood(
+    model: Denoiser | Mapping[str, Denoiser],
+    stack: Rule | str | Mapping[str, Any],
+    scheduler: Any,
+    x0: Tensor,
+    *,
+    conditions: Mapping[str, Any],
+    seeds: Sequence[int] | None = None,
+    probes: int = 2,
+    tolerance: float = TOLERANCE,
+    sigmas: tuple[float, float] | None = None,
+    emits: Parameterization | None = None,
+    negatives: Sequence[int] | None = None,
+    positives: Sequence[int] | None = None,
+) -> Likelihood:
+    """The log density of data under a model and a stack.
+
+    Args:
+        model: as of `sample`; gradients go through it.
+        stack: a stack, a rule, or the text or mapping of one. Its rules must not remember, take turns, re-noise, go by
+            the sampler's steps, or steer by objectives.
+        scheduler: any supported scheduler: it says what the model emits, and between which levels it was trained.
+        x0: the data, shape ``(B, ...)``.
+        conditions: as of `sample`: what the data are said to be.
+        seeds: one a sample, for the probes, and for rules that draw: they draw once; 0, 1, ... by default.
+        probes: of Hutchinson's estimator; 0 for the exact trace.
+        tolerance: of the solver, relative and absolute, above 0.
+        sigmas: the noise levels sigma/alpha between which the flow is followed (sigma of flow models, at most 1); by
+            default those of the scheduler's training. What comes out is the density of the data with the noise of the
+            lower one.
+        emits: as of `sample`.
+        negatives: as of `sample`.
+        positives: as of `sample`.
+
+    Raises:
+        InputError: no ``"positive"`` condition, numbers out of range, or scipy is not installed.
+        CompositionError: a rule that the flow has no room for.
+        UnsupportedSchedulerError: the levels of the scheduler's training are not known.
+        NonFiniteError: the model's answer is NaN or Inf, or the solver cannot go on.
+        QueryError: the model cannot answer what the stack asks.
+
+    Cost: what the stack asks for, at some 50 to 100 places for each sample at the default tolerance, with a backward
+    pass for each probe or, exactly, for each dimension.
+    """
+    stack = as_stack(stack)
+    check_anywhere(stack)
+    seeds = tuple(range(len(x0)) if seeds is None else seeds)
+    if len(seeds) != len(x0):
+        raise InputError(f"{len(seeds)} seeds for {len(x0)} samples; give one for each")
+    found = []
+    for place, seed in enumerate(seeds):
+        one = {name: _row(value, place) for name, value in conditions.items()}
+        told = [each and each[place : place + 1] for each in (negatives, positives)]
+        setup = Setup(model, scheduler, one, [seed], emits, *told)
+        x = x0[place : place + 1]
+        about = Run(tuple(x.shape), x.dtype, x.device, 1, (seed,), *setup.counts, emits=setup.emits)
+        keys = Keys((seed,))
+        field = Flow(stack, about, lambda x, level, setup=setup, keys=keys: setup.network(x, level, keys))
+        found.append(followed(field, x, reach(scheduler, sigmas), seed, probes, tolerance))
+    return joined(found)
+
+
+def _row(value: Any, place: int) -> Any:
+    """One row of a condition."""
+    if isinstance(value, Tensor):
+        return value[place : place + 1]
+    if isinstance(value, Mapping):
+        return {name: _row(one, place) for name, one in value.items()}
+    return value
+
+
+def joined(found: Sequence[Likelihood]) -> Likelihood:
+    """The likelihoods of samples one by one as those of a batch."""
+    evaluations = tuple(count for one in found for count in one.evaluations)
+    parts = ([getattr(one, name) for one in found] for name in ("nats", "error", "noise"))
+    return Likelihood(*map(torch.cat, parts), evaluations)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Between which levels a flow is followed.
+
+    Args:
+        low: the noise level at the data, sigma/alpha, or the sigma of a flow.
+        high: that at the noise.
+        flow: whether they are on the flow path.
+    """
+
+    low: float
+    high: float
+    flow: bool
+
+    def at(self, u: float) -> Level:
+        """The level at the flow's variable u: the sigma of a flow, else log(sigma/alpha)."""
+        if self.flow:
+            return Level.flow(min(u, 1.0))
+        k = math.exp(u)
+        alpha = 1 / math.hypot(1, k)
+        return Level(alpha, k * alpha)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The variable at the data and at the noise."""
+        return (self.low, self.high) if self.flow else (math.log(self.low), math.log(self.high))
+
+    def speed(self, level: Level) -> float:
+        """What a velocity is multiplied by to be a derivative by the variable."""
+        return 1.0 if self.flow else level.alpha * level.sigma
+
+
+def reach(scheduler: Any, sigmas: tuple[float, float] | None = None) -> Reach:
+    """The levels between which the network was trained that runs under a scheduler, or the ones given.
+
+    Args:
+        scheduler: any supported scheduler.
+        sigmas: the lower and the higher noise level instead.
+
+    Raises:
+        InputError: `sigmas` are no such levels.
+        UnsupportedSchedulerError: the levels of the training are not known.
+    """
+    flow = parameterization(scheduler).name == "flow"
+    if sigmas is not None:
+        ends = tuple(sigmas) if isinstance(sigmas, tuple | list) else ()
+        good = len(ends) == 2 and all(map(is_number, ends)) and 0 < ends[0] < ends[1]
+        if not good or (flow and ends[1] > 1):
+            bounds = "0 < low < high <= 1 of a flow" if flow else "0 < low < high"
+            raise InputError(f"sigmas are two noise levels, {bounds}; got {shown(sigmas)}")
+        return Reach(float(ends[0]), float(ends[1]), flow)
+    if flow:
+        return Reach(1 / scheduler.config.num_train_timesteps, 1.0, True)
+    if option(scheduler, "sigma_data") is not None:
+        return Reach(float(scheduler.config.sigma_min), float(scheduler.config.sigma_max), False)
+    known = [k for k in _trained(scheduler) if k < math.inf]
+    return Reach(known[0], known[-1], False)
+
+
+def _trained(scheduler: Any) -> list[float]:
+    """The noise levels sigma/alpha of the timesteps of the training, rising.
+
+    Raises:
+        UnsupportedSchedulerError: there is no table of them.
+    """
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None:
+        raise UnsupportedSchedulerError(
+            f"{type(scheduler).__name__} has no table of the levels of its training; give sigmas=(low, high), or a "
+            "scheduler with one, such as DDIMScheduler"
+        )
+    return [math.sqrt((1 - one) / one) if one > 0 else math.inf for one in table.double().tolist()]
+
+
+def clock(scheduler: Any) -> Callable[[Level], float]:
+    """From a level to the timestep at which a network was trained for it, between whole ones where that is.
+
+    Raises:
+        UnsupportedSchedulerError: it is not known.
+    """
+    if parameterization(scheduler).name == "flow":
+        count = float(scheduler.config.num_train_timesteps)
+        turned = bool(option(scheduler, "invert_sigmas"))
+        return lambda level: count * (1 - level.sigma if turned else level.sigma)
+    if option(scheduler, "sigma_data") is not None:
+        raise UnsupportedSchedulerError(f"what {type(scheduler).__name__} tells its network is no training timestep")
+    logs = [math.log(k) for k in _trained(scheduler)]
+    return lambda level: float(np.interp(math.log(level.k_sigma), logs, range(len(logs))))
+
+
+def check_anywhere(stack: Stack) -> None:
+    """Refuse a stack whose estimate is not a function of the sample and the level alone, with gradients.
+
+    Raises:
+        CompositionError: naming the rule.
+    """
+    check_still(stack, "a probability flow")
+    run = Run(SHAPE, identity=None)
+    for rule in stack.rules:
+        if rule.whole_stack or _holds(state := rule.init(run)):
+            why = REMEMBERS
+        elif rule.renoises:
+            why = "tells the sampler two predictions, where to jump and what to re-noise with"
+        elif any(part.objectives for part in rule.parts()):
+            why = "steers by an objective, whose curvature is not known here"
+        else:
+            try:
+                rule.queries(Anywhere(run, 0, Level.vp(0.5)), state)
+            except CompositionError:
+                why = "goes by the steps of a sampler"
+            else:
+                continue
+        raise _refused(rule, why)
+
+
+REMEMBERS = "remembers earlier steps of a run"
+
+
+def _refused(rule: Rule, why: str) -> CompositionError:
+    return CompositionError(
+        f"{rule} {why}, and a probability flow has none of that: its density is that of a rule that goes by the sample "
+        "and its noise level alone, such as cfg(scale) or during(cfg(scale), sigma=(lo, hi))"
+    )
+
+
+def _holds(state: Any) -> bool:
+    """Whether a rule's state holds anything."""
+    return any(map(_holds, state)) if isinstance(state, tuple) else True
+
+
+class Anywhere(Step):
+    """A place between the levels of any schedule."""
+
+    @property
+    def index(self) -> int:  # type: ignore[override]
+        """Nothing.
+
+        Raises:
+            CompositionError: always: no step of a sampler is here.
+        """
+        raise CompositionError("a rule of the stack goes by the steps of a sampler, and a probability flow has none")
+
+    @index.setter
+    def index(self, value: int) -> None:
+        pass
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """The estimate of a stack anywhere: a `Field`.
+
+    Args:
+        stack: one that `check_anywhere` admits.
+        run: what is known of the run.
+        network: who answers, at samples and a level.
+    """
+
+    stack: Stack
+    run: Run
+    network: Callable[[Tensor, Level], Network]
+
+    def __call__(self, x: Tensor, level: Level) -> tuple[Prediction, int]:
+        """The stack's estimate at x, and the network evaluations behind it.
+
+        Raises:
+            CompositionError: a rule remembers what it saw, which it did not show before.
+        """
+        step = Anywhere(self.run, 0, level)
+        state = self.stack.init(self.run)
+        queries = self.stack.queries(step, state)
+        done = evaluate(self.network(x, level), queries, x, level, edits=self.stack.edits(step, state))
+        estimate, after = self.stack.update(Estimate(done.predictions[POSITIVE]), done.predictions, step, state)
+        for rule, held in zip(self.stack.rules, after, strict=True):
+            if _holds(held):
+                raise _refused(rule, REMEMBERS)
+        return estimate.prediction, done.rows
+
+
+def signs(seed: int, probes: int, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Random signs, shape ``(probes, *shape)``, in the type and on the device of `like`: a function of the seed."""
+    generator = keyed(seed, "likelihood")
+    drawn = torch.randint(2, (probes, *shape), generator=generator) * 2 - 1
+    return drawn.to(like.device, like.dtype)
+
+
+def followed(field: Field, x0: Tensor, reach: Reach, seed: int, probes: int, tolerance: float) -> Likelihood:
+    """The likelihood of one sample, along the flow from its data to noise.
+
+    Args:
+        field: the flow.
+        x0: the sample, shape ``(1, ...)``.
+        reach: between which levels.
+        seed: of the probes.
+        probes: how many; 0 for the exact trace.
+        tolerance: of the solver.
+
+    Raises:
+        InputError: numbers out of range, or scipy is not installed.
+        NonFiniteError: an answer is NaN or Inf, or the solver cannot go on.
+    """
+    probes, size = count("probes", probes, 0, MOST_PROBES), x0.numel()
+    if probes == EXACT and size > MOST:
+        raise InputError(f"an exact trace takes a backward pass for each of {size} dimensions; give probes=2")
+    if not is_number(tolerance) or not 0 < tolerance < 1:
+        raise InputError(f"tolerance must be above 0 and below 1; got {shown(tolerance)}")
+    try:
+        from scipy.integrate import solve_ivp
+    except ImportError as error:
+        raise InputError(
+            "a likelihood needs the package scipy, which is not installed; run: pip install 'guidestack[schedulers]'"
+        ) from error
+    check_recording()
+    exact = probes == EXACT
+    evaluations = 0
+    wanted = torch.eye(size).reshape(size, *x0.shape[1:]).to(x0) if exact else signs(seed, probes, x0.shape[1:], x0)
+
+    def derivative(u: float, state: Any) -> Any:
+        nonlocal evaluations
+        level = reach.at(u)
+        at = torch.from_numpy(state[:size]).reshape(x0.shape).to(x0)
+        with torch.enable_grad():
+            leaf = at.requires_grad_()
+            estimate, price = field(leaf, level)
+            speed, evaluations = reach.speed(level) * estimate.velocity, evaluations + price
+            last = len(wanted) - 1
+            parts = [
+                torch.autograd.grad(speed, leaf, one[None].to(speed.dtype), retain_graph=place < last)[0] * one
+                for place, one in enumerate(wanted)
+            ]
+        traces = torch.stack([part.double().sum() for part in parts])
+        told = torch.cat([speed.detach().double().flatten(), traces.sum()[None] if exact else traces]).cpu().numpy()
+        if not np.isfinite(told).all():
+            raise NonFiniteError(
+                f"NaN or Inf in the estimate at sigma/alpha {level.k_sigma:.4g}, on the way from data to noise; try "
+                "a wider dtype (float32), or sigmas=(low, high) between which the network was trained",
+                (0,),
+            )
+        return told
+
+    begin = reach.at(reach.ends[0])
+    start = np.concatenate([(begin.alpha * x0).double().flatten().cpu().numpy(), np.zeros(probes or 1)])
+    if not np.isfinite(start).all():
+        raise NonFiniteError("NaN or Inf in the data themselves; give finite ones", (0,))
+    solved = solve_ivp(
+        derivative, reach.ends, start, method="RK45", rtol=tolerance, atol=tolerance, t_eval=reach.ends[1:]
+    )
+    if not solved.success:
+        raise NonFiniteError(f"the flow could not be followed to the end: {solved.message}", (0,))
+    end = torch.from_numpy(solved.y[:, -1])
+    noise, traces = end[:size], end[size:]
+    prior = -0.5 * (noise.square().sum() + size * math.log(2 * math.pi))
+    spread = traces.std() / math.sqrt(probes) if probes > 1 else torch.tensor(0.0 if exact else math.nan)
+    nats = prior + traces.mean() + size * math.log(begin.alpha)
+    return Likelihood(nats[None], spread.double()[None], noise.reshape(x0.shape).to(x0), (evaluations,))
