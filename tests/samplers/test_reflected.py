@@ -14,6 +14,7 @@ from guidestack.guidance.prediction import Level
 from guidestack.samplers.reflected import fold, kernel, reflected
 
 PLACES = torch.tensor([0.02, 0.4, 0.97], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.02, 0.03, 0.05, 0.1, 0.2, 0.25, 0.35], dtype=torch.float64)
 SIGMAS = [5 * (0.01 / 5) ** (step / 60) for step in range(61)]
 
 
@@ -96,3 +97,14 @@ def test_bad_runs() -> None:
         drawn(seeds=[])
     with pytest.raises(CompositionError, match="leaves no room"):
         drawn("langevin(1)")
+
+
+def test_the_comparison_of_answers_to_bounds() -> None:
+    from guidestack.scripts.dev.bounded import PLACES, STACKS, compared, distance
+
+    found = {name: (out, away) for name, out, away in compared(3, 2, 6)}
+    assert set(found) > set(STACKS)
+    assert found["reflected, stochastic"][0] == found["static, threshold(ceiling=1)"][0] == 0
+    law = (3 * WEIGHTS.log()).softmax(0)
+    exact = torch.repeat_interleave(PLACES, (law * 100_000).round().long())
+    assert distance(exact, 3) < 1e-3
