@@ -168,13 +168,15 @@ class Affine:
         """
 
         def model(x: Tensor, level: Level, conditions: Any) -> Tensor:
-            mu = conditions["mu"] if isinstance(conditions, Mapping) else conditions
+            mu: Tensor = conditions["mu"] if isinstance(conditions, Mapping) else conditions
             a, s, time = self.at(level)
             y = x * (a / level.alpha)
             answer = network(y + mu, mu, time, conditions)
             if emits == "data":
-                return answer - mu
-            return a * y - s / (self.scale or 1.0) * answer if emits == "velocity" else answer
+                answer = answer - mu
+            elif emits == "velocity":
+                answer = a * y - s / (self.scale or 1.0) * answer
+            return answer
 
         return model
 

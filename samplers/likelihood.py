@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,8 +146,7 @@ def likelihood(
         setup = Setup(model, scheduler, one, [seed], emits, *told)
         x = x0[place : place + 1]
         about = Run(tuple(x.shape), x.dtype, x.device, 1, (seed,), *setup.counts, emits=setup.emits)
-        keys = Keys((seed,))
-        field = Flow(stack, about, lambda x, level, setup=setup, keys=keys: setup.network(x, level, keys))
+        field = Flow(stack, about, partial(setup.network, keys=Keys((seed,))))
         found.append(followed(field, x, reach(scheduler, sigmas), seed, probes, tolerance))
     return joined(found)
 
@@ -163,8 +163,8 @@ def _row(value: Any, place: int) -> Any:
 def joined(found: Sequence[Likelihood]) -> Likelihood:
     """The likelihoods of samples one by one as those of a batch."""
     evaluations = tuple(count for one in found for count in one.evaluations)
-    parts = ([getattr(one, name) for one in found] for name in ("nats", "error", "noise"))
-    return Likelihood(*map(torch.cat, parts), evaluations)
+    nats, error, noise = (torch.cat([getattr(one, name) for one in found]) for name in ("nats", "error", "noise"))
+    return Likelihood(nats, error, noise, evaluations)
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ class Anywhere(Step):
     """A place between the levels of any schedule."""
 
     @property
-    def index(self) -> int:  # type: ignore[override]
+    def index(self) -> int:
         """Nothing.
 
         Raises:

@@ -117,7 +117,8 @@ def red_diff(
         raise InputError(f"over is {', '.join(WEIGHTS)}; got {shown(over)}")
     check_recording()
     setup = Setup(model, scheduler, conditions, seeds, emits, None, None)
-    bound = named_objectives(objectives, decode).find(objective)
+    named = named_objectives(objectives, decode)
+    bound = named.find(objective)
     bound.need_gradient("red_diff")
     if bound.space == "noisy":
         raise UnsupportedError(
@@ -125,10 +126,10 @@ def red_diff(
         )
     scheduler.set_timesteps(steps)
     schedule = grid(scheduler)
-    known = {"emits": setup.emits, "levels": schedule.levels, "objectives": named_objectives(objectives, decode)}
+    known: dict[str, Any] = {"emits": setup.emits, "levels": schedule.levels, "objectives": named}
     about = Run(tuple(start.shape), start.dtype, start.device, schedule.steps, seeds, *setup.counts, **known)
     run = GuidedRun(stack, about)
-    means = [one.clone().requires_grad_() for one in start.split(1)]
+    means = [one.clone().requires_grad_() for one in torch.split(start, 1)]
     optimizers = [optimizer([one]) for one in means]
     for position, point in enumerate(schedule.points):
         mean, keys = torch.cat(means).detach(), setup.keys(point)
@@ -139,7 +140,7 @@ def red_diff(
         estimate = run.estimate(setup.network(x, point.level, keys), x, *at, *between)
         pull = weight * WEIGHTS[over](_k(point.level)) * (estimate.prediction.noise - noise)
 
-        for one, held, own in zip(means, pull.split(1), optimizers, strict=True):
+        for one, held, own in zip(means, torch.split(pull, 1), optimizers, strict=True):
 
             def loss(one: Tensor = one, held: Tensor = held, own: torch.optim.Optimizer = own) -> Tensor:
                 with torch.enable_grad():
