@@ -101,7 +101,8 @@ def _likelihood(options: dict[str, Any]) -> None:
     finding = likelihood(pipe, stack, networks=generator.asked(stack))
     latent = any(hasattr(pipe, name) for name in AUTOENCODERS)
     more = {"negative_prompt": options["negative"]} if options["negative"] else {}
-    rows, began = [], time.monotonic()
+    rows: list[dict[str, Any]] = []
+    began = time.monotonic()
     for path, picture, prompt in zip(paths, pictures, prompts, strict=True):
         seed = (int(digest_of(picture), 16) + options["seed"]) % LAST_SEED  # the same for an image wherever it stands
         with generator.running([seed]):
