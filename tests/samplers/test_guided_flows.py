@@ -62,6 +62,7 @@ def test_plans_and_their_returns() -> None:
     assert float(wanted.std()) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sampler"), [("flow", "flow-euler"), ("diffusion", "ddim")])
 def test_guidance_raises_the_return_of_plans(kind: str, sampler: str) -> None:
     network = trained(kind, 300, batch=64)

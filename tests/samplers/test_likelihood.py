@@ -82,6 +82,7 @@ def test_gradients_go_through_the_rules(stack: str) -> None:
     assert float(jacobian.trace()) == pytest.approx(by_differences, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_random_probes_are_unbiased_and_keyed_by_the_seed() -> None:
     x = PLANE.law("a").draw(2, 7)
     exact = found(x, tolerance=1e-4)
