@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from .keyed import Keys
 from .notebook import MAX_STEPS, table
 from .prediction import EPSILON, Level
 from .query import Evaluation, Network, Query, Request
-from .rule import Stack
+from .rule import Rule, Stack
 from .run import GuidedRun
 from .step import Estimate, Run, Step
 from .words import counted
@@ -197,6 +198,25 @@ class _Nowhere:
     def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
         """The samples as they are."""
         return x
+
+
+def remembering(stack: Stack) -> Rule | None:
+    """The first rule of a stack that carries anything from one evaluation of a run to the next; None where none does.
+
+    Looked for over five levels, on answers that are all 0: a rule may begin to remember at its first evaluation.
+    """
+    run = _Imagined(stack, Run((1, *SHAPE), steps=5, seeds=(0,), negatives=(1,), identity=None))
+    x = torch.zeros((1, *SHAPE), dtype=torch.float32)
+    held = [holds(state) for state in run.state]
+    for index in range(5):
+        run.estimate(_Zeros(x), x, index, Level.vp(1 / (1 + 10.0 ** (4 - 2 * index))))
+        held = [before or holds(state) for before, state in zip(held, run.state, strict=True)]
+    return next((rule for rule, some in zip(stack.rules, held, strict=True) if some), None)
+
+
+def holds(state: Any) -> bool:
+    """Whether a rule's state holds anything."""
+    return any(map(holds, state)) if isinstance(state, tuple) else True
 
 
 def never_asking(stack: Stack, planned: Sequence[Planned]) -> list[int]:

@@ -30,7 +30,7 @@ from ..guidance.fields import count
 from ..guidance.move import check_still
 from ..guidance.network import Denoiser
 from ..guidance.notation.presets import as_stack
-from ..guidance.plan import SHAPE
+from ..guidance.plan import remembering
 from ..guidance.prediction import Level, Parameterization, wide
 from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
@@ -125,17 +125,12 @@ def reversible(stack: Stack) -> None:
         CompositionError: naming the rule.
     """
     check_still(stack, "an inversion")
-    for rule in stack.rules:
-        if rule.whole_stack or _holds(rule.init(Run(SHAPE, identity=None))):
-            raise CompositionError(
-                f"{rule} remembers earlier steps of a run, which an inversion comes to last; invert with a rule that "
-                "does not, such as cfg(scale) or cfgpp(scale), and sample with this one"
-            )
-
-
-def _holds(state: Any) -> bool:
-    """Whether a rule's state holds anything."""
-    return any(map(_holds, state)) if isinstance(state, tuple) else True
+    whole = next((rule for rule in stack.rules if rule.whole_stack), None)
+    if rule := whole or remembering(stack):
+        raise CompositionError(
+            f"{rule} remembers earlier steps of a run, which an inversion comes to last; invert with a rule that does "
+            "not, such as cfg(scale) or cfgpp(scale), and sample with this one"
+        )
 
 
 @torch.no_grad()

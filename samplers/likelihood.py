@@ -39,7 +39,7 @@ from ..guidance.move import check_still
 from ..guidance.network import Denoiser
 from ..guidance.notation.presets import as_stack
 from ..guidance.objective import check_recording
-from ..guidance.plan import SHAPE
+from ..guidance.plan import SHAPE, holds, remembering
 from ..guidance.prediction import Level, Parameterization, Prediction
 from ..guidance.query import POSITIVE, Network, evaluate
 from ..guidance.rule import Rule, Stack
@@ -265,8 +265,9 @@ def check_anywhere(stack: Stack) -> None:
     """
     check_still(stack, "a probability flow")
     run = Run(SHAPE, identity=None)
+    remembers = next((rule for rule in stack.rules if rule.whole_stack), None) or remembering(stack)
     for rule in stack.rules:
-        if rule.whole_stack or _holds(state := rule.init(run)):
+        if rule is remembers:
             why = REMEMBERS
         elif rule.renoises:
             why = "tells the sampler two predictions, where to jump and what to re-noise with"
@@ -274,7 +275,7 @@ def check_anywhere(stack: Stack) -> None:
             why = "steers by an objective, whose curvature is not known here"
         else:
             try:
-                rule.queries(Anywhere(run, 0, Level.vp(0.5)), state)
+                rule.queries(Anywhere(run, 0, Level.vp(0.5)), rule.init(run))
             except CompositionError:
                 why = "goes by the steps of a sampler"
             else:
@@ -290,11 +291,6 @@ def _refused(rule: Rule, why: str) -> CompositionError:
         f"{rule} {why}, and a probability flow has none of that: its density is that of a rule that goes by the sample "
         "and its noise level alone, such as cfg(scale) or during(cfg(scale), sigma=(lo, hi))"
     )
-
-
-def _holds(state: Any) -> bool:
-    """Whether a rule's state holds anything."""
-    return any(map(_holds, state)) if isinstance(state, tuple) else True
 
 
 class Anywhere(Step):
@@ -340,7 +336,7 @@ class Flow:
         done = evaluate(self.network(x, level), queries, x, level, edits=self.stack.edits(step, state))
         estimate, after = self.stack.update(Estimate(done.predictions[POSITIVE]), done.predictions, step, state)
         for rule, held in zip(self.stack.rules, after, strict=True):
-            if _holds(held):
+            if holds(held):
                 raise _refused(rule, REMEMBERS)
         return estimate.prediction, done.rows
 

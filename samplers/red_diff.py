@@ -124,6 +124,7 @@ def red_diff(
         raise UnsupportedError(
             f"red_diff: the objective {objective!r} sees noisy samples, and this shows it clean ones"
         )
+    bound(start)  # refuses measurements of another size before the network is asked
     scheduler.set_timesteps(steps)
     schedule = grid(scheduler)
     known: dict[str, Any] = {"emits": setup.emits, "levels": schedule.levels, "objectives": named}

@@ -289,6 +289,8 @@ def test_a_scheduler_that_steps_by_its_own_code_is_another() -> None:
         "adaptive(cfg(4), threshold=0.99)",
         "apg(4, momentum=-0.5)",
         "prefix(cfg(4), 3)",
+        "momentum(0.5)",  # it begins to at its first evaluation
+        "cfg(2) | smc_cfg(3)",
         "during(adaptive(cfg(4), threshold=0.99), sigma=(0, 5))",
         "cfg(2) | apg(4, momentum=-0.5)",
     ],

@@ -124,6 +124,15 @@ def test_bad_input(options: dict[str, Any], error: Any, words: str) -> None:
         solved(start=torch.zeros(1, 4, dtype=torch.float64), **options)
 
 
+def test_measurements_of_another_size_are_refused_before_the_network_is_asked() -> None:
+    def never(x: Tensor, level: Any, conditions: Tensor) -> Tensor:
+        raise AssertionError("asked")
+
+    given = {"conditions": {"positive": torch.ones(1, 1)}, "objectives": {"blur": torch.zeros(3, 8, 8)}}
+    with pytest.raises(InputError, match="8"):
+        red_diff(never, "stack()", DDIMScheduler(), "blur(1)", torch.zeros(1, 3, 16, 16), **given)
+
+
 def test_measurements_under_cfg_pp() -> None:
     """CFG++ for inverse problems: jump to the fitted clean sample, re-noise with the unconditional noise."""
     size = 6
