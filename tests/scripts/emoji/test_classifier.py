@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from guidestack.evaluation.emoji.vocabulary import Request
 from guidestack.guidance.objectives.emoji import WEIGHTS, EmojiNetwork
 from guidestack.pipelines.models.loading import load
 from guidestack.scripts.dev.emoji import classifier
@@ -45,6 +46,16 @@ def test_pictures_are_softened_as_the_model_makes_them() -> None:
     loss = classifier.make_loss(net, pool, 4)
     assert torch.equal(loss(3), loss(3))
     assert not torch.equal(loss(3), loss(4))
+
+
+def test_what_is_drawn_as_asked_is_right_by_the_nearest_drawing() -> None:
+    known, told = classifier.drawings(), classifier.labels()
+    rows = [0, 5, 90]
+    asked = [Request(str(known.slugs[row]), told[known.slugs[row]], str(known.styles[row]), "blue") for row in rows]
+    made = (classifier.shown(rows, [6, 6, 6]) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+    assert set(classifier.by_pixels(made, asked).values()) == {1.0}
+    truth = classifier.truths([6, 6, 6], rows)
+    assert list(truth[:, 2]) == [list(classifier.BACKGROUNDS).index("blue")] * 3
 
 
 def test_the_weights_are_small_and_in_half_precision() -> None:
