@@ -89,17 +89,16 @@ def timed(pipe: Any, name: str, batch: int, steps: int, repeats: int, clock: Cal
     """Print and return what steering takes over the passes it is made of, and over CFG."""
     bench, rows = Bench(pipe, batch, steps), list[Row]()
     click.echo(f"{name}, batch {batch}, {steps} steps, {torch.get_num_threads()} threads, median of {repeats}")
-    compared = (
-        (PASSES, bench.passes(), {THROUGH: bench.guided(THROUGH)}),
-        (GUIDED, bench.guided(AGAINST), {CLEAN: bench.guided(CLEAN), PICTURES: bench.guided(PICTURES)}),
+    own = "the objective itself"
+    through = interleaved(bench.passes(), {THROUGH: bench.guided(THROUGH)}, repeats, clock)
+    sides = {CLEAN: bench.guided(CLEAN), PICTURES: bench.guided(PICTURES), own: bench.objective()}
+    clean = interleaved(bench.guided(AGAINST), sides, repeats, clock)
+    for what, stack, timing in ((PASSES, THROUGH, through[THROUGH]), (GUIDED, CLEAN, clean[CLEAN])):
+        rows.append(Row(f"{what}, {name}", stack, stack, batch, timing, LIMITS[what]))
+        click.echo(f"{what}: {rows[-1].line()}")
+    click.echo(
+        f"{GUIDED}: {PICTURES}: {clean[PICTURES].ratio}, of which the objective and the decoder {clean[own].ratio}"
     )
-    for what, reference, sides in compared:
-        found = interleaved(reference, {**sides, "the objective itself": bench.objective()}, repeats, clock)
-        for stack in sides:
-            rows.append(Row(f"{what}, {name}", stack, stack, batch, found[stack], LIMITS[what]))
-            click.echo(f"{what}: {rows[-1].line()}")
-    own = found["the objective itself"]
-    click.echo(f"the objective of {PICTURES} itself, with the decoder, over cfg(4): {own.ratio}")
     return rows
 
 
