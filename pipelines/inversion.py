@@ -146,8 +146,8 @@ class InvertingPipeline(GuidedPipeline):
                 raise InputError(f"num_images_per_prompt={kwargs[name]!r}: one image has one inversion; leave it out")
         denoiser: Any = denoisers_of(self.pipe, self.family)[0]
         latents = latents_of(self.pipe, image, denoiser.dtype).clone()
-        kwargs = _for_batch(self.pipe, len(latents), args, kwargs)
-        kwargs |= _size(self.pipe, latents, kwargs)
+        kwargs = for_batch(self.pipe, len(latents), args, kwargs)
+        kwargs |= sides_of(self.pipe, latents, kwargs)
         call, prompts = self._call((), kwargs)
         call |= {"latents": latents, "output_type": "latent"}
         steps = BackwardSteps(self.pipe, self.family, self.stack, call, strength)
@@ -233,8 +233,8 @@ class EditingPipeline(Surface):
                 raise
             inverted, lost = error.output, error  # the other images go on
         guided, latents = self.sampling, inverted.latents
-        kwargs = {**_for_batch(guided.pipe, len(latents), (), {**kwargs, "prompt": prompt}), "latents": latents}
-        kwargs |= _size(guided.pipe, latents, kwargs)
+        kwargs = {**for_batch(guided.pipe, len(latents), (), {**kwargs, "prompt": prompt}), "latents": latents}
+        kwargs |= sides_of(guided.pipe, latents, kwargs)
         try:
             output = guided(strength=strength, **kwargs)
         except NonFiniteError as error:
@@ -264,7 +264,7 @@ def _share(strength: float) -> None:
         raise InputError(f"strength is the share of the steps to undo, in (0, 1]; got {strength!r}")
 
 
-def _for_batch(pipe: Pipeline, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def for_batch(pipe: Pipeline, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by name, with a prompt that is one text for all images said once for each.
 
     Raises:
@@ -279,7 +279,7 @@ def _for_batch(pipe: Pipeline, batch: int, args: tuple[Any, ...], kwargs: Mappin
     return {**given, **texts} if several else given
 
 
-def _size(pipe: Pipeline, latents: Tensor, kwargs: Mapping[str, Any]) -> dict[str, int]:
+def sides_of(pipe: Pipeline, latents: Tensor, kwargs: Mapping[str, Any]) -> dict[str, int]:
     """The size of the picture that `latents` stand for, where the pipeline asks for it.
 
     Raises:

@@ -28,7 +28,7 @@ from .families.lookup import denoisers_of, signature_of
 from .families.record import Pipeline
 from .gradients import check_backward
 from .guide import GuidedPipeline, guide
-from .inversion import _for_batch, _size
+from .inversion import for_batch, sides_of
 from .latents import latents_of
 from .network import PipelineNetwork
 from .session import Session
@@ -118,7 +118,7 @@ class LikelihoodPipeline(GuidedPipeline):
         if len(seeds) != len(latents):
             raise InputError(f"{len(seeds)} seeds for {len(latents)} pictures; give one for each")
         levels = reach(self.pipe.scheduler, sigmas)
-        given = _for_batch(self.pipe, len(latents), (), given) | _size(self.pipe, latents, given)
+        given = for_batch(self.pipe, len(latents), (), given) | sides_of(self.pipe, latents, given)
         found = []
         for place, seed in enumerate(seeds):
 
