@@ -95,6 +95,14 @@ class Rule(Generic[StateT]):
         return any(query.condition == "negative" + ANY for query in self.asks())
 
     @property
+    def per_image(self) -> int:
+        """How many samples one image is drawn from: more than 1 under a rule on particles, which traces `log_weight`.
+
+        What generates images makes so many for each; whoever calls `guide` or `sample` gets all of them.
+        """
+        return max((part.per_image for part in self.nested()), default=1)
+
+    @property
     def weight_counts(self) -> Mapping[str, int]:
         """How many prompts of a kind the rule has weights for, where it has one weight for each prompt.
 

@@ -207,7 +207,7 @@ class Session:
         """A number for each sample, the same for samples of the same prompt; none where no rule couples samples."""
         if not any(part.couples for part in self.stack.parts()):
             return ()
-        texts = self.call.get("prompt")
+        texts = self.call.get("prompt", self.call.get("class_labels"))
         prompts = self.prompts.negatives, self.prompts.positives
         count = len(prompts[0])
         own = texts if isinstance(texts, list | tuple) and len(texts) == count else range(count)

@@ -116,6 +116,8 @@ def command(
         name = name_of(text)
         takes = f", which takes a picture, --objective {name}=FILE" if name in kinds() and kinds()[name].takes else ""
         notes.append(f"it steers by the objective {text!r}{takes}")
+    if read.per_image > 1:
+        notes.append(f"generate and sweeps draw each image from {read.per_image} samples, at as many times this cost")
     if read.differentiates:
         notes.append("where a query says +grad, each of its evaluations has a backward pass, about twice its time")
     papers = citation(read)

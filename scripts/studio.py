@@ -19,6 +19,7 @@ from ..guidance.words import counted, were
 from ..pipelines.models import files as images
 from ..pipelines.models import manifest
 from ..pipelines.models.generator import Asked, Generator, Made
+from ..pipelines.models.particles import images_together
 from ..pipelines.models.pictures import NAMES
 from ..pipelines.models.recipe import Recipe
 from .wanted import nothing_to_make
@@ -196,7 +197,7 @@ class Studio:
             first.sampler,
             first.steps,
             first.size,
-            fill=first.batch,
+            fill=images_together(as_stack(first.guidance), first.batch),
             strength=first.strength,
             weights=first.weights,
         )
@@ -209,10 +210,13 @@ def _batches(wanted: Sequence[Recipe], batch: int) -> Iterator[list[Recipe]]:
     another condition than none for some models.
     """
     group: list[Recipe] = []
+    together = batch
     for recipe in wanted:
-        if group and (len(group) >= batch or _same(recipe) != _same(group[0])):
+        if group and (len(group) >= together or _same(recipe) != _same(group[0])):
             yield group
             group = []
+        if not group:
+            together = images_together(as_stack(recipe.guidance), batch)
         group.append(recipe)
     if group:
         yield group

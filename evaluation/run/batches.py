@@ -49,7 +49,7 @@ class Batch:
 
     Args:
         cell: the settings that the samples share.
-        samples: the images to make, at most as many as the cell's `batch`.
+        samples: the images to make, at most as many as the cell's `together`.
     """
 
     cell: Cell
@@ -79,7 +79,7 @@ class Block:
 
     def batch(self, start: int) -> Batch:
         """The batch that begins at a pair."""
-        pairs = self.pairs[start : start + self.cell.batch]
+        pairs = self.pairs[start : start + self.cell.together]
         return Batch(self.cell, tuple(Sample(self.prompts[at], at, seed, self.address(at, seed)) for at, seed in pairs))
 
 
@@ -129,7 +129,7 @@ class Plan:
         """Every batch, by name; the addresses in `existing` are not missing."""
         found = []
         for number, block in enumerate(self.blocks):
-            for start in range(0, len(block.pairs), block.cell.batch):
+            for start in range(0, len(block.pairs), block.cell.together):
                 batch = block.batch(start)
                 missing = sum(one.address not in existing for one in batch.samples)
                 found.append(Place(number, start, batch.name, missing))

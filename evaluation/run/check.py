@@ -97,6 +97,6 @@ def _checked(generator: Generator, cell: Cell, prompts: Sequence[Prompt]) -> Cos
     schedule = generator.check(cell.parsed, cell.sampler, cell.steps, {bool(negative) for negative in negatives})
     of = kinds(prompts, cell)
     plans = {kind: plan(cell.parsed, schedule.points, *kind) for kind in of}
-    evaluations = {kind: one.evaluations for kind, one in plans.items()}
+    evaluations = {kind: cell.parsed.per_image * one.evaluations for kind, one in plans.items()}
     mean = sum(evaluations[kind] * count for kind, count in of.items()) / of.total()
     return Cost(evaluations, mean, any(one.at_most for one in plans.values()))

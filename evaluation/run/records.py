@@ -85,7 +85,7 @@ class Keeper:
             **{name: row[name] for name in same},
             guidance=batch.cell.stack,
             size=batch.cell.size,
-            batch=min(len(batch.samples), MOST_TOGETHER),
+            batch=min(len(batch.samples) * batch.cell.parsed.per_image, MOST_TOGETHER),
             model=self.generator.identity,
             versions=self.generator.versions,
             networks=self.generator.networks_of(batch.cell.parsed),

@@ -16,6 +16,7 @@ from ...guidance.notation.presets import as_stack, read
 from ...guidance.objective import OBJECTIVE, name_of
 from ...guidance.reading import read_bytes
 from ...guidance.rule import Stack, models_of, objectives_of
+from ...pipelines.models.particles import images_together
 from .. import values
 from ..paths import MAX_BYTES
 from .prompts import stable_bytes
@@ -57,6 +58,11 @@ class Cell:
     def key(self) -> tuple[Any, ...]:
         """The values that differ between any two cells of one model: those of `KEY`."""
         return tuple(getattr(self, name) for name in KEY)
+
+    @property
+    def together(self) -> int:
+        """Images in one call."""
+        return images_together(self.parsed, self.batch)
 
     @property
     def takes_several(self) -> bool:

@@ -61,7 +61,9 @@ class Resample(Move[Weighted]):
 
     **Couples samples**: what becomes of one depends on the others of its group, the only case in guidestack. Sample i
     belongs to the group ``i // particles``, whose samples have one prompt: in a pipeline ``num_images_per_prompt`` is
-    a multiple of `particles`. The samples of one group end as near relatives.
+    a multiple of `particles`. The samples of one group end as near relatives. What generates images, the command line
+    and sweeps, therefore draws each image from a group of its own, by the weights, at `particles` times the cost: an
+    image depends on its own seed alone, which its first particle has.
 
     Args:
         particles: samples in a group, at least 2; the batch is a multiple of it.
@@ -143,6 +145,11 @@ class Resample(Move[Weighted]):
     def takes_turns(self) -> bool:
         """Whether particles are ever drawn anew."""
         return not self.off
+
+    @property
+    def per_image(self) -> int:
+        """The particles of a group, of which one becomes an image."""
+        return 1 if self.off else self.particles
 
     @property
     def contrast(self) -> Query | None:

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ..families.lookup import family_of
 from ..second import Second, second_networks
 from ..session import model_identity
 from ..size import factor, own_size
+from . import particles
 from .loading import chosen_device, identity_of, load, made_with, memory
 from .networks import network_identity
 from .parts import Parts
@@ -215,11 +216,8 @@ class Generator:
         stack = as_stack(stack)
         if weights and encoder_of(self.pipe) and stack.takes_several:
             raise InputError(f"{stack} takes several negative prompts, and with --weights there is one; drop --weights")
-        if coupling := next((part for part in stack.parts() if part.couples), None):
-            raise InputError(
-                f"{coupling} couples the samples of a batch, and here each image is made so that it can be made again "
-                "by itself; call guide() or sample() in Python"
-            )
+        if weights and encoder_of(self.pipe) and stack.per_image > 1:
+            raise InputError(f"{stack} needs to know which samples have one prompt; drop --weights")
         guide(self.pipe, stack, networks=self.asked(stack), objectives=self.objectives)
         self._levels(sampler, steps)
         scheduler = scheduler_with_steps(sampler, self.own, steps)
@@ -300,7 +298,7 @@ class Generator:
         strength: float | None = None,
         weights: bool = False,
     ) -> Made:
-        """Make a batch of images.
+        """Make a batch of images; under a rule on particles each is drawn from a group of its own, see `particles`.
 
         Args:
             asked: what each is made from.
@@ -309,7 +307,7 @@ class Generator:
             steps: steps of the sampler.
             size: height and width in pixels; None for the model's own.
             observe: told of every evaluation, as of `guide`.
-            fill: samples that the call has at least: a smaller batch is filled up with copies of its first sample, so
+            fill: images that the call has at least: a smaller batch is filled up with copies of its first image, so
                 that the network sees the same shapes. Rounding depends on them, and an image made again by itself is
                 then the same to the bit. The report counts the copies too.
             strength: how far the pictures are noised that the images begin from; None for the pipeline's own.
@@ -319,7 +317,10 @@ class Generator:
             GuidestackError: as the pipeline; memory that does not suffice, as `InputError`. NaN or Inf is no error
                 here: see `Made.lost`.
         """
+        stack, lost = as_stack(stack), None
         filled = [*asked, *[asked[0]] * (fill - len(asked))]
+        images_seeds, count = [one.seed for one in filled], stack.per_image
+        filled = [replace(one, seed=seed) for one in filled for seed in particles.seeds_of(one.seed, count)]
         seeds = [one.seed for one in filled]
         options: dict[str, Any] = {"num_inference_steps": steps, "generator": generators(seeds)}
         options |= self._levels(sampler, steps)
@@ -331,7 +332,6 @@ class Generator:
             options["strength"] = strength
         began = time.perf_counter()
         self.use(sampler)
-        stack, lost = as_stack(stack), None
         about: dict[str, Any] = {"networks": self.asked(stack), "objectives": self.objectives}
         guided = guide(self.pipe, stack, observe=observe, **about)
         with self.running(seeds):
@@ -341,6 +341,10 @@ class Generator:
                 lost, images = error, error.output.images if error.output else []
         report, gone = guided.report, lost.samples if lost else ()
         assert report is not None  # a call leaves one
+        if count > 1:
+            ends = particles.drawn(report, images_seeds)
+            report, images = particles.of_images(report, ends), [images[end] for end in ends if images]
+            gone = tuple({sample // count for sample in gone})  # the particles of a group depend on each other
         finished = {place: image for place, image in enumerate(images[: len(asked)]) if place not in gone}
         return Made(finished, report, time.perf_counter() - began, lost if len(finished) < len(asked) else None)
 

@@ -36,7 +36,8 @@ class Recipe:
         seed: seed of its noise.
         size: height and width in pixels; None for the model's own.
         dtype: type of the network's weights.
-        batch: images in the network call that made it. The last bit of a matrix product depends on it.
+        batch: images in the network call that made it, or their particles (`Rule.per_image`). The last bit of a matrix
+            product depends on it.
         model: what identifies the model: name and fingerprint.
         versions: of the libraries that made it, and on what device.
         networks: what identifies each further network that the stack asks, by its name.
