@@ -415,9 +415,21 @@ class Stack(Rule):
         return any(rule.renoises for rule in self.rules)
 
     def init(self, run: Run) -> State:
-        """The states of its rules before the first step, in their order."""
+        """The states of its rules before the first step, in their order.
+
+        Raises:
+            CompositionError: a rule remembers something of samples that another one multiplies.
+        """
         _ = self._suffixes  # found now: a compiled `update` cannot take the lock of a cached property
-        return tuple(rule.init(run) for rule in self.rules)
+        states = tuple(rule.init(run) for rule in self.rules)
+        if coupling := next((rule for rule in self.rules if rule.couples), None):
+            for rule, own in zip(self.rules, states, strict=True):
+                if own and not rule.couples and not rule.takes_turns:  # turns remember nothing beyond their step
+                    raise CompositionError(
+                        f"{rule} remembers each sample's earlier steps, and {coupling} puts other samples in their "
+                        "place; take a rule that remembers nothing, such as cfg(scale)"
+                    )
+        return states
 
     @property
     def own_pass(self) -> tuple[PromptEdit, ...]:
@@ -572,11 +584,13 @@ def _compatible(rules: Sequence[Rule]) -> None:
             raise CompositionError(f"{both}; keep one of them")
     for rule in rules:
         other = next((one for one in rules if one is not rule and (one.guides or not one.takes_turns)), None)
-        if rule.couples and other is not None:
+        if rule.couples and rule.guides and other is not None:
             raise CompositionError(
                 f"{rule} guides by itself and multiplies samples, of which {other} knows nothing; leave {other} out, "
                 "or put its query into power"
             )
+        if rule.couples and any(one.couples for one in rules if one is not rule):
+            raise CompositionError(f"several rules multiply samples, {rule} among them; keep one of them")
         if len(rules) > 1 and rule.whole_stack:
             other = next(one for one in rules if one is not rule)
             raise CompositionError(

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError, shown
-from ..fields import interval, is_number, number, plain, set_field, whole
+from ..fields import choice, interval, is_number, number, plain, set_field, whole
 from ..move import Move
 from ..notation.registry import register
+from ..objective import check_text
 from ..per_sample import norm
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
+from ..steering import check_objectives
 from ..step import Estimate, Run, Step
 from ..turn import Sight
 
@@ -28,6 +30,15 @@ SKRETA_2025 = """@inproceedings{skreta2025feynman,
   year      = {2025},
   note      = {arXiv:2503.02819}
 }"""
+SINGHAL_2025 = """@article{singhal2025general,
+  title   = {A General Framework for Inference-time Scaling and Steering of Diffusion Models},
+  author  = {Singhal, Raghav and Horvitz, Zachary and Teehan, Ryan and Ren, Mengye and Yu, Zhou and McKeown, Kathleen
+             and Ranganath, Rajesh},
+  journal = {arXiv preprint arXiv:2501.06848},
+  year    = {2025}
+}"""
+DRAWS = ("systematic", "jumps")
+"""How a group is drawn anew."""
 GRAIN = 2.0**-24  # of a uniform number in float32
 
 
@@ -36,12 +47,18 @@ class Weighted(NamedTuple):
 
     Attributes:
         log_weights: of each sample since it was last resampled, shape ``(B,)``, float64.
+        rewards: what of each sample's reward is in the weights that it has had, shape ``(B,)``, float64; None without.
     """
 
     log_weights: Tensor
+    rewards: Tensor | None = None
 
 
-@register("resample", references=(SKRETA_2025,), example="resample(3, 4)")
+@register(
+    "resample",
+    references=(SKRETA_2025, SINGHAL_2025),
+    example="resample(3, 4)",
+)
 @dataclass(frozen=True)
 class Resample(Move[Weighted]):
     r"""Feynman-Kac corrector: guided samples as particles, of which those that fit the target law are multiplied.
@@ -58,6 +75,16 @@ class Resample(Move[Weighted]):
 
     and before the next evaluation the particles of each group are drawn anew by their weights (systematic resampling),
     which then begin at 1 again. For guidance of scale w the bracket is :math:`w (w - 1)\,|\epsilon_c - \epsilon_u|^2`.
+
+    With a `reward` r and its `strength` :math:`\beta` the target at each level is this law times
+    :math:`e^{\beta r(\hat x_0(x))}`, with r at the clean sample that the sampler is told of, and a step also changes a
+    log weight by what the reward has gained since:
+
+    .. math:: \beta\, r\big(\hat x_0(x')\big) - \beta\, r\big(\hat x_0(x)\big)
+
+    which is exact for steps of any length, needs no gradient of the reward, and ends at :math:`\beta\, r(x_0)`. With
+    ``power=1`` the rule tells the sampler nothing by itself: in ``cfg(4) | resample(8, 1, reward=...)`` it weighs the
+    samples of the rules before it.
 
     **Couples samples**: what becomes of one depends on the others of its group, the only case in guidestack. Sample i
     belongs to the group ``i // particles``, whose samples have one prompt: in a pipeline ``num_images_per_prompt`` is
@@ -76,23 +103,33 @@ class Resample(Move[Weighted]):
             for no bound. The variance of the changes grows with the number of elements of a sample: latents need it.
         below: particles are drawn anew where the effective sample size of their group is below this share of it, in
             (0, 1]; 1 is always.
+        reward: the text of an objective, ``log f``, which is r; "" for none. One that sees noisy samples is asked at x.
+        strength: :math:`\beta`, any number up to 1e6 in size.
+        draw: ``"systematic"`` for systematic resampling; ``"jumps"`` for birth and death: with :math:`c_k` the change
+            of a log weight by the step less its mean over the group, a particle of :math:`c_k < 0` dies with
+            probability :math:`1 - e^{c_k}` and a copy of particle j takes its place, j with probability in proportion
+            to :math:`\max(c_j, 0)`. It is the paper's jump process over one step, right in the limit of short steps,
+            and lets most particles be.
 
-    Queries: those of `power`: 2 evaluations a step under guidance, as `CFG`. None on top: turns evaluate nothing.
+    Queries: those of `power`: 2 evaluations a step under guidance, as `CFG`. None on top: turns evaluate nothing. The
+    reward is evaluated once a step, without a gradient.
 
-    State: log weights, one number for each sample.
+    State: log weights and rewards, two numbers for each sample.
 
     Space: noise. Samplers that evaluate once a step, remember nothing and draw fresh noise in each step: what was
     multiplied would stay the same otherwise.
 
     Traces: ``ess``, the effective sample size of a sample's group after the step, from 1 to `particles`;
-    ``log_weight``, of the samples that the run ended with since they were last drawn.
+    ``log_weight``, of the samples that the run ended with since they were last drawn; with a reward ``log_f``, r.
 
     Raises:
         RuleError: when a run begins, the batch is no multiple of `particles`, or a group would mix prompts.
 
     References:
-        Skreta et al., arXiv:2503.02819, Propositions 3.1 to 3.3, and their section 4 for resampling. Their image models
-        clamp at 1 or 2. Their rewards and jump processes are not here.
+        Skreta et al., arXiv:2503.02819, Propositions 3.1 to 3.3, of which the bracket is the general case, and their
+        section 4 for resampling. Their image models clamp at 1 or 2. Proposition 3.4, for rewards, moves the samples
+        along the gradient of r too; here they are weighed alone, as in Singhal et al., arXiv:2501.06848, whose
+        potential of differences this is.
 
     >>> from guidestack import Resample
     >>> print(Resample(8, 4), sorted(map(str, Resample(8, 4).asks())))
@@ -100,7 +137,7 @@ class Resample(Move[Weighted]):
     """
 
     space: ClassVar[Any] = "noise"
-    neutral_values: ClassVar[Mapping[str, Any] | None] = {"power": 1.0}
+    neutral_values: ClassVar[Mapping[str, Any] | None] = {"power": 1.0, "strength": 0.0}
     couples: ClassVar[bool] = True
 
     particles: int
@@ -109,6 +146,9 @@ class Resample(Move[Weighted]):
     sigma: tuple[float, float] = (0.0, math.inf)
     clamp: float | None = None
     below: float = 1.0
+    reward: str = ""
+    strength: float = 1.0
+    draw: str = "systematic"
 
     def __post_init__(self) -> None:
         whole(self, "particles", 2)
@@ -121,6 +161,12 @@ class Resample(Move[Weighted]):
         if self.clamp is not None:
             number(self, "clamp", 0.0)
         number(self, "below", 0.0, 1.0)
+        if self.reward:
+            set_field(self, "reward", check_text(self.reward))
+        number(self, "strength")
+        choice(self, "draw", DRAWS)
+        if self.draw == "jumps" and self.below < 1:
+            raise RuleError("Resample: births and deaths, draw='jumps', happen at every step; leave below out")
 
     @property
     def exponents(self) -> dict[Query, float]:
@@ -132,14 +178,24 @@ class Resample(Move[Weighted]):
         return {query: exponent for query, exponent in pairs.items() if exponent}
 
     @property
+    def objectives(self) -> tuple[str, ...]:
+        """The text of the reward, where there is one."""
+        return (self.reward,) if self.reward and self.strength else ()
+
+    @property
     def off(self) -> bool:
         """Whether the target is the law of the prompt."""
-        return self.exponents == {POSITIVE: 1.0}
+        return not (self.guides or self.objectives)
 
     @property
     def guides(self) -> bool:
         """Whether the sampler is told something else than the prompt's prediction."""
-        return not self.off
+        return self.exponents != {POSITIVE: 1.0}
+
+    @property
+    def stands_last(self) -> bool:
+        """Whether it weighs the finished estimate of the rules before it."""
+        return not self.guides
 
     @property
     def takes_turns(self) -> bool:
@@ -161,8 +217,11 @@ class Resample(Move[Weighted]):
 
         Raises:
             RuleError: the batch is no multiple of `particles`, or a group would mix prompts.
+            InputError: there is no such reward.
+            UnsupportedError: the loop hands rules no objectives.
         """
         planned = run.identity is None
+        check_objectives(self, run)
         if not planned and not self.off:
             if run.batch % self.particles:
                 raise RuleError(
@@ -175,11 +234,12 @@ class Resample(Move[Weighted]):
                     f"{self}: the samples of a group have one prompt, and those from {mixed[0] * self.particles} on "
                     f"have several; give num_images_per_prompt={self.particles} or a multiple of it"
                 )
-        return Weighted(torch.zeros(run.batch, dtype=torch.float64, device=run.device))
+        ones = torch.zeros(run.batch, dtype=torch.float64, device=run.device)
+        return Weighted(ones, ones if self.objectives else None)
 
     def asks(self) -> frozenset[Query]:
         """The queries with an exponent; none for the prompt alone."""
-        return frozenset() if self.off else frozenset(self.exponents)
+        return frozenset(self.exponents) if self.guides else frozenset()
 
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Weighted
@@ -187,22 +247,47 @@ class Resample(Move[Weighted]):
         """The weighted sum of noises, and what the coming step does to the weights."""
         if self.off:
             return estimate, state
-        noises = [(b, predictions[query].noise) for query, b in self.exponents.items()]
-        total = noises[0][0] * noises[0][1]
-        for b, noise in noises[1:]:
-            total = total + b * noise
-        bracket = _square(total) - sum(b * _square(noise) for b, noise in noises)
-        weights = state.log_weights + self._change(bracket, step)
-        traces = {"ess": self._size(weights).repeat_interleave(self.particles)} if self._grouped(weights) else {}
-        return estimate.replace("noise", total, **traces, log_weight=weights), Weighted(weights)
+        change = torch.zeros_like(state.log_weights)
+        if self.guides:
+            noises = [(b, predictions[query].noise) for query, b in self.exponents.items()]
+            total = noises[0][0] * noises[0][1]
+            for b, noise in noises[1:]:
+                total = total + b * noise
+            bracket = _square(total) - sum(b * _square(noise) for b, noise in noises)
+            change = self._rate(step) * bracket
+            estimate = estimate.replace("noise", total)
+        rewards, traces = state.rewards, {}
+        if rewards is not None and step.run.objectives is not None:
+            traces["log_f"] = self._reward(estimate, step)
+            gained = self.strength * traces["log_f"].double()
+            if self._counts(step):
+                change, rewards = change + gained - rewards, gained
+        weights = state.log_weights + self._clamped(change)
+        if self._grouped(weights):
+            traces["ess"] = self._size(weights).repeat_interleave(self.particles)
+        traced = Estimate(estimate.prediction, estimate.renoise, {**estimate.traces, **traces, "log_weight": weights})
+        return traced, Weighted(weights, rewards)
 
-    def _change(self, bracket: Tensor, step: Step) -> Tensor:
-        """The change of the log weights by the step, shape ``(B,)``."""
-        here, after = step.level.k_sigma, step.after.k_sigma if step.after else 0.0
+    def _reward(self, estimate: Estimate, step: Step) -> Tensor:
+        """R of each sample, shape ``(B,)``."""
+        assert step.run.objectives is not None  # else nobody asks
+        reward = step.run.objectives.find(self.reward)
+        if reward.space == "noisy":
+            return reward(estimate.prediction.x, step.level)
+        return reward(estimate.read("denoised"))
+
+    def _counts(self, step: Step) -> bool:
+        """Whether a step changes weights."""
         low, high = self.sigma
-        if not low < here <= high:
-            return torch.zeros_like(bracket)
-        change = 0.5 * (1 - (after / here) ** 2) * bracket
+        return low < step.level.k_sigma <= high
+
+    def _rate(self, step: Step) -> float:
+        """What the bracket is multiplied with."""
+        here, after = step.level.k_sigma, step.after.k_sigma if step.after else 0.0
+        return 0.5 * (1 - (after / here) ** 2) if self._counts(step) else 0.0
+
+    def _clamped(self, change: Tensor) -> Tensor:
+        """The change of the log weights by the step, shape ``(B,)``, within its bounds."""
         if self.clamp is None or not self._grouped(change):
             return change
         groups = change.reshape(-1, self.particles)
@@ -223,21 +308,44 @@ class Resample(Move[Weighted]):
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: Weighted) -> tuple[Tensor, Weighted]:
         """The particles drawn anew in each group, whose weights are 1 then."""
-        firsts = range(0, len(x), self.particles)
-        uniform = [
-            torch.rand((), generator=one, dtype=torch.float32) for one in sight.keys.generators(firsts, "resample")
-        ]
-        start = (torch.stack(uniform).double() + GRAIN / 2).to(x.device, non_blocking=True)
-        shares = state.log_weights.reshape(-1, self.particles).softmax(1)
-        chosen = systematic(shares, start)
-        drawn = (self._size(state.log_weights) < self.below * self.particles) if self.below < 1 else None
-        if drawn is not None:
-            chosen = torch.where(drawn[:, None], chosen, torch.arange(self.particles, device=x.device))
-        rows = (chosen + torch.arange(len(shares), device=x.device)[:, None] * self.particles).flatten()
+        groups = torch.arange(len(x), device=x.device).reshape(-1, self.particles)
+        if self.draw == "jumps":
+            chosen = jumps(state.log_weights.reshape(-1, self.particles), *self._uniform(x, sight, 1, 2).unbind(-1))
+        else:
+            shares = state.log_weights.reshape(-1, self.particles).softmax(1)
+            chosen = systematic(shares, self._uniform(x, sight, self.particles, 1).flatten())
         kept = torch.zeros_like(state.log_weights)
-        if drawn is not None:
+        if self.below < 1:
+            drawn = self._size(state.log_weights) < self.below * self.particles
+            chosen = torch.where(drawn[:, None], chosen, groups - groups[:, :1])
             kept = state.log_weights.where(~drawn.repeat_interleave(self.particles), 0.0)
-        return x[rows], Weighted(kept)
+        rows = (chosen + groups[:, :1]).flatten()
+        return x[rows], Weighted(kept, None if state.rewards is None else state.rewards[rows])
+
+    def _uniform(self, x: Tensor, sight: Sight, every: int, count: int) -> Tensor:
+        """`count` uniform numbers in (0, 1) of each group's sample out of `every`, ``(G, particles/every, count)``."""
+        generators = sight.keys.generators(range(0, len(x), every), "resample")
+        drawn = torch.stack([torch.rand((count,), generator=one, dtype=torch.float32) for one in generators])
+        drawn = (drawn.double() + GRAIN / 2).to(x.device, non_blocking=True)
+        return drawn.reshape(-1, self.particles // every, count)
+
+
+def jumps(weights: Tensor, death: Tensor, birth: Tensor) -> Tensor:
+    """Birth and death: which particle each place of a group gets.
+
+    Args:
+        weights: log weights of each group, shape ``(G, K)``.
+        death: uniform numbers in (0, 1), shape ``(G, K)``, that decide who dies.
+        birth: likewise, that decide who takes the place.
+
+    Returns:
+        Indices in a group, shape ``(G, K)``.
+    """
+    away = weights - weights.mean(1, keepdim=True)
+    dies = death < -torch.expm1(away.clamp(max=0.0))
+    gains = away.clamp(min=0.0).cumsum(1)
+    parents = torch.searchsorted(gains, birth * gains[:, -1:], right=True).clamp_(max=weights.shape[1] - 1)
+    return torch.where(dies, parents, torch.arange(weights.shape[1], device=weights.device))
 
 
 def systematic(shares: Tensor, start: Tensor) -> Tensor:

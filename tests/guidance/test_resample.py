@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,9 +11,15 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance import Level, check_move
-from guidestack.guidance.errors import RuleError, UnsupportedSchedulerError
+from guidestack.guidance.errors import (
+    CompositionError,
+    GuidestackError,
+    InputError,
+    RuleError,
+    UnsupportedSchedulerError,
+)
 from guidestack.guidance.keyed import Keys
-from guidestack.guidance.rules.resample import Weighted, systematic
+from guidestack.guidance.rules.resample import Weighted, jumps, systematic
 from guidestack.guidance.step import Run, Step
 from guidestack.guidance.testing import MixtureDenoiser
 from guidestack.guidance.testing.checks import Oracle, oracle_run
@@ -110,13 +117,13 @@ def test_a_window_and_a_clamp_bound_what_changes_weights() -> None:
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 
 
-def drawn(stack: str, scheduler: Any, count: int, steps: int = 60) -> Any:
+def drawn(stack: str, scheduler: Any, count: int, steps: int = 60, **more: Any) -> Any:
     mixture = gs.guidance.GaussianMixture(
         torch.zeros(2, 1).double(), torch.tensor([1.0, 2.0]).double().sqrt(), torch.ones(2).double()
     )
     rows = {name: torch.eye(2)[[place]].expand(count, -1) for place, name in enumerate(("positive", "null"))}
     return gs.sample(
-        MixtureDenoiser(mixture), stack, scheduler, conditions=rows, shape=(1,), seeds=range(count), steps=steps
+        MixtureDenoiser(mixture), stack, scheduler, conditions=rows, shape=(1,), seeds=range(count), steps=steps, **more
     )
 
 
@@ -142,3 +149,119 @@ def test_what_particles_cannot_run_on_is_refused_in_a_line() -> None:
         drawn("resample(2, 3)", DDIMScheduler(**BETAS, clip_sample=False), 4)
     with pytest.raises(RuleError, match="a batch of 5 samples does not divide into groups of 2; make 6"):
         drawn("resample(2, 3)", DDPMScheduler(**BETAS, clip_sample=False), 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "resample(3, 1, reward='blue')",
+        "resample(3, 3, reward='blue', strength=-2, sigma=(0.1, 5))",
+        "resample(3, 4, draw='jumps')",
+    ],
+)
+def test_rewards_and_jumps_keep_the_invariants(text: str) -> None:
+    results = check_move(gs.parse(text).rules[0])
+    assert {name[:3] for name, result in results.items() if result.startswith(LOOSE)} <= {"6. ", "10.", "11.", "12."}
+
+
+def test_weights_gain_what_the_reward_does() -> None:
+    """Without guidance a weight is that of the clean sample at the end, whatever lay between."""
+    rewards, weights = (
+        [record.traces[name] for record in oracle_run(rule, Oracle()).run.report.steps if name in record.traces]
+        for rule, name in (
+            (gs.Resample(3, 1, reward="blue", strength=2.5, below=0), trace) for trace in ("log_f", "log_weight")
+        )
+    )
+    for reward, weight in zip(rewards, weights, strict=True):
+        assert torch.allclose(weight, 2.5 * reward.double(), atol=1e-6)
+    assert rewards[0].unique().numel() == 3
+    # With guidance on top of what it changes itself; and of what has been drawn only the rest is counted again.
+    alone, both = (
+        [record.traces["log_weight"] for record in oracle_run(rule, Oracle()).run.report.steps if record.traces]
+        for rule in (gs.Resample(3, 3, below=0), gs.Resample(3, 3, reward="blue", strength=2.5, below=0))
+    )
+    value = [
+        one.traces["log_f"] for one in oracle_run(gs.Resample(3, 3, reward="blue", below=0), Oracle()).run.report.steps
+    ]
+    for one, other, reward in zip(alone, both, value, strict=True):
+        assert torch.allclose(other - one, 2.5 * reward.double(), atol=1e-6)
+
+
+def test_rewards_go_with_their_particles() -> None:
+    x = torch.arange(3.0)[:, None]
+    rule = gs.Resample(3, 1, reward="blue")
+    run = Run((3, 1), seeds=(0, 1, 2))
+    state = Weighted(torch.tensor([-50.0, 0.0, -50.0]).double(), torch.tensor([5.0, 6.0, 7.0]).double())
+    sight = Sight({}, Keys(run.seeds, 1, 0, 1), lambda told: x)
+    moved, after = rule.turn(x, sight, Step(run, 1, Level.ve(1.0), before=Level.ve(2.0)), state)
+    assert moved.flatten().tolist() == [1, 1, 1]
+    assert after.rewards is not None
+    assert after.rewards.tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    "stack", ["resample(1000, 1, reward='near', strength=1)", "resample(1000, 1, reward='near', draw='jumps')"]
+)
+def test_particles_have_the_law_of_a_reward(stack: str) -> None:
+    """N(0, 1) times exp(-x^2 / 2) is N(0, 1/2)."""
+    from diffusers import DDPMScheduler
+
+    def near(x0: Tensor) -> Tensor:
+        return -x0.flatten(1).square().sum(1) / 2
+
+    near.space = "latents"  # type: ignore[attr-defined]
+    scheduler = DDPMScheduler(**BETAS, clip_sample=False)
+    alone = drawn("stack()", scheduler, 1000)
+    weighed = drawn(stack, scheduler, 1000, objectives={"near": near})
+    v = float(alone.x.var())
+    assert float(weighed.x.var()) == pytest.approx(v / (1 + v), abs=0.07)
+    assert weighed.report.evaluations == alone.report.evaluations
+
+
+def test_births_and_deaths_are_those_of_the_weights() -> None:
+    weights = torch.tensor([[-0.02, 0.0, 0.05, -0.01, 0.01]], dtype=torch.float64)
+    away = (weights - weights.mean())[0]
+    generator = torch.Generator().manual_seed(0)
+    death, birth = torch.rand(2, 400_000, 5, generator=generator, dtype=torch.float64)
+    chosen = jumps(weights.expand(400_000, -1), death, birth)
+    offspring = torch.nn.functional.one_hot(chosen, 5).double().mean((0, 1)) * 5
+    assert torch.allclose(offspring, 1 + away, atol=1.5e-3)  # of the second order in the changes
+    alive = chosen == torch.arange(5)
+    assert alive[:, away > 0].all()
+    assert float(alive.double().mean()) == pytest.approx(1 - float(-torch.expm1(away.clamp(max=0)).sum()) / 5, abs=1e-3)
+    even = jumps(torch.full((4, 5), 0.3, dtype=torch.float64), death[:4], birth[:4])
+    assert torch.equal(even, torch.arange(5).expand(4, -1))
+
+
+def test_a_reward_weighs_what_other_rules_make() -> None:
+    stack = gs.parse("cfg(3) | resample(3, 1, reward='blue', below=0)")
+    weighed, alone = oracle_run(stack, Oracle()), oracle_run(gs.CFG(3), Oracle())
+    assert all(map(torch.equal, weighed.outputs, alone.outputs))
+    assert weighed.run.report.evaluations == alone.run.report.evaluations
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resample(3, 4) | resample(3, 1, reward='blue')", "several rules multiply samples"),
+        ("resample(3, 1, reward='blue') | cfg(3)", "write cfg(3) | resample"),
+        ("cfg(3) | resample(3, 4, reward='blue')", "guides by itself"),
+        ("resample(3, 4, draw='roulette')", "unknown draw 'roulette'"),
+        ("resample(3, 4, draw='jumps', below=0.5)", "leave below out"),
+        ("resample(3, 1, reward='a b')", "an objective is named"),
+        ("resample(3, 1, reward='blue', strength=1e9)", "strength"),
+    ],
+)
+def test_rewards_that_cannot_be_are_one_line(text: str, message: str) -> None:
+    with pytest.raises(GuidestackError, match=re.escape(message)) as said:
+        gs.parse(text)
+    assert "\n" not in str(said.value)
+
+
+def test_what_remembers_samples_is_not_beside_particles() -> None:
+    with pytest.raises(CompositionError, match="remembers each sample's earlier steps, and resample"):
+        oracle_run(gs.parse("apg(3, momentum=-0.5) | resample(3, 1, reward='blue')"), Oracle())
+    from diffusers import DDPMScheduler
+
+    with pytest.raises(InputError, match="nothing_of_this_name"):
+        drawn("resample(2, 1, reward='nothing_of_this_name')", DDPMScheduler(**BETAS, clip_sample=False), 2)

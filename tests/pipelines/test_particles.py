@@ -100,6 +100,14 @@ def test_a_lost_particle_loses_the_image_of_its_group(generator: Generator) -> N
     assert made.lost is not None
 
 
+def test_a_reward_weighs_the_pictures_of_other_rules(generator: Generator) -> None:
+    stack = "cfg(3) | resample(3, 1, reward='blue', strength=4)"
+    generator.check(stack, "ddpm", 3)
+    report = generator.make([Asked("a cat", 4), Asked("red", 9)], stack, "ddpm", 3).report
+    assert report.evaluations == [3 * 3 * 2] * 2
+    assert len(report.trace("log_f")) == 3
+
+
 def test_what_particles_cannot_run_on_is_a_line(generator: Generator) -> None:
     with pytest.raises(UnsupportedSchedulerError, match="without fresh noise; use DDPMScheduler"):
         generator.check(STACK, "ddim", 4)
