@@ -131,7 +131,7 @@ def plan(stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: 
     shape, seeds = (batch, *SHAPE), tuple(range(batch))
     about = Run(shape, torch.float32, steps=steps, seeds=seeds, negatives=(negatives,) * batch)
     run = _Imagined(stack, replace(about, positives=(positives,) * batch, identity=None), moves=True)
-    x, planned, loop = torch.zeros(shape, dtype=torch.float32), [], _Nowhere()
+    x, planned, loop = torch.zeros(shape, dtype=torch.float32), [], _Nowhere(schedule)
     for place, when in enumerate(schedule):
         after = next((one.level for one in schedule[place:] if one.step != when.step), None)
         at = when.step, when.level, when.evaluation, when.time, after, level_before(schedule, place)
@@ -189,15 +189,23 @@ class _Zeros(Network):
 
 
 class _Nowhere:
-    """A loop in which nothing runs."""
+    """A loop over a schedule in which nothing runs."""
+
+    def __init__(self, schedule: Sequence[When]) -> None:
+        self.schedule = schedule
 
     def network(self, x: Tensor, level: Level, keys: Keys) -> Network:
         """Who answers with 0."""
         return _Zeros(x)
 
-    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
+    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys, ahead: int = 0) -> Tensor:
         """The samples as they are."""
         return x
+
+    def later(self, step: Step, ahead: int) -> Step:
+        """Where the run stands so many steps later."""
+        when = next(one for one in self.schedule if one.step == step.index + ahead)
+        return replace(step, index=when.step, level=when.level, step_level=when.level, time=when.time)
 
 
 def remembering(stack: Stack) -> Rule | None:

@@ -38,14 +38,19 @@ class Loop(Protocol):
         """Who answers at samples `x`, scaled as `level` says."""
         ...
 
-    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
-        """The samples after the sampler's step from `x`, at the level of this evaluation, which is not taken by this.
+    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys, ahead: int = 0) -> Tensor:
+        """The samples after the sampler's step from `x`, which is not taken by this.
 
         Args:
-            x: the samples.
+            x: the samples, at the level of this evaluation or of one `ahead`.
             estimate: what the sampler is told.
             keys: where the noise comes from, of a sampler that draws some.
+            ahead: how many steps later in the schedule.
         """
+        ...
+
+    def later(self, step: Step, ahead: int) -> Step:
+        """Where the run stands so many steps after `step`; the schedule has so many."""
         ...
 
 
@@ -227,10 +232,12 @@ class GuidedRun:
     def _turn(self, loop: Loop, x: Tensor, step: Step) -> tuple[Tensor, State]:
         """One turn: the samples, in their type, and the state after it."""
         keys = Keys(self.run.seeds, step.index, step.evaluation, step.turn)
-        sight = Sight({}, keys, lambda told: loop.stepped(x, told, keys))
+        sight = Sight({}, keys, lambda told: loop.stepped(x, told, keys), after=step.after)
         look = self.stack.look(x, step, self.state)
         if look is not None:
-            at, here = x if look.x is None else look.x.to(x.dtype), replace(step, level=look.level or step.level)
+            at, ahead = x if look.x is None else look.x.to(x.dtype), look.ahead
+            there = loop.later(step, ahead) if ahead else step
+            here = replace(there, level=look.level or there.level)
             network, seen = loop.network(at, here.level, keys), None
             if look.guided:
                 done, seen, _ = self._guided(network, at, here, look.queries)
@@ -238,8 +245,10 @@ class GuidedRun:
                 done = self._evaluated(network, at, here, look.queries, look.base)
             if at is x and here.level == step.level:
                 self._seen = at, here.level, {**self._known(at, here.level), **done.complete}
-            self._account(here, done, {}, {})
+            self._account(replace(here, index=step.index), done, {}, {})
             sight = replace(sight, predictions=done.predictions.only(look.queries, self.stack), seen=seen)
+            if ahead:
+                sight = replace(sight, steps=lambda told: loop.stepped(at, told, keys, ahead), after=there.after)
         moved, state = self.stack.turn(x, sight, step, self.state)
         return moved.to(x.dtype), state
 

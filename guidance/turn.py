@@ -34,12 +34,15 @@ class Look:
         guided: whether the estimate of the whole stack is wanted too, which costs what the stack asks for.
         x: where, shape ``(B, ...)``, scaled as `level` says; None for the samples where they are.
         level: of x; None for the level of the step.
+        ahead: how many steps later in the sampler's schedule: the stack is asked as it is there, at the level that the
+            sampler has there, and `Sight.steps` is the sampler's step from there. The schedule has that step.
     """
 
     queries: Queries = field(default_factory=dict)
     guided: bool = False
     x: Tensor | None = None
     level: Level | None = None
+    ahead: int = 0
 
     @property
     def base(self) -> Query:
@@ -54,14 +57,17 @@ class Sight:
     Attributes:
         predictions: the answers to what it asked for.
         keys: where its randomness comes from: of this turn alone.
-        steps: the sampler's own step, from the samples where they are to the level `Step.after`, given an estimate.
+        steps: the sampler's own step, given an estimate: from the samples where they are, or where the turn looked if
+            that was a step `Look.ahead`.
         seen: the stack's estimate where the turn looked; None where it did not ask for one.
+        after: the level that `steps` leads to; None where it is not known.
     """
 
     predictions: Mapping[Query, Prediction]
     keys: Keys
     steps: Callable[[Estimate], Tensor]
     seen: Estimate | None = None
+    after: Level | None = None
 
     @property
     def estimate(self) -> Estimate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,8 @@ from ..guidance.run import GuidedRun
 from ..guidance.step import Estimate, Step
 from ..samplers import Grid, entry, grid, parameterization
 from ..samplers.grid import Point
-from ..samplers.moving import Beside, check_room
+from ..samplers.moving import Beside, advanced, check_room
 from ..samplers.renoise import Renoising
-from ..samplers.stepping import unhooked
 from .families.record import Call, Family, Pipeline
 from .hooks import Caller, Mine, Watch
 from .undisturbed import Undisturbed
@@ -100,12 +98,13 @@ class Steps:
         timestep = float(told.max() if torch.is_tensor(told) else told)
         return entry(self.pipe.scheduler, told, self.family.clock(self.pipe, timestep))
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """Samples as the pipeline hands them to its denoiser."""
+    def scaled(self, x: Tensor, position: int | None = None) -> Tensor:
+        """Samples as the pipeline hands them to its denoiser, at a point of the schedule; by default the next one."""
         if self.x is None:
             return x
-        scheduler = unhooked(copy.copy(self.pipe.scheduler))
-        scaled: Tensor = scheduler.scale_model_input(x, scheduler.timesteps[self.position])
+        position = self.position if position is None else position
+        scheduler = advanced(self.pipe.scheduler, position - self.position)
+        scaled: Tensor = scheduler.scale_model_input(x, scheduler.timesteps[position])
         return scaled
 
     def evaluated(self, estimate: Estimate, arguments: Mapping[str, Any]) -> None:
@@ -123,8 +122,8 @@ class Steps:
         """Let the scheduler be handed samples `x` at its next step, given the denoiser's arguments."""
         self.moved = self.family.handed(self.pipe, arguments, x)
 
-    def beside(self, x: Tensor, estimate: Estimate, keys: Keys, arguments: Mapping[str, Any]) -> Tensor:
-        """The samples after the scheduler's step from `x`, which the pipeline does not see.
+    def beside(self, x: Tensor, estimate: Estimate, keys: Keys, arguments: Mapping[str, Any], ahead: int = 0) -> Tensor:
+        """The samples after the scheduler's step from `x`, `ahead` of this one, which the pipeline does not see.
 
         Raises:
             UnsupportedPipelineError: the pipeline hands its scheduler samples in another form than its denoiser.
@@ -140,7 +139,7 @@ class Steps:
         eta = self.call.get("eta")
         takes = "eta" in inspect.signature(self.pipe.scheduler.step).parameters
         options = {"eta": eta} if takes and eta is not None else {}
-        return Beside(self.pipe.scheduler, self.grid).step(sample, estimate, self.position, keys, **options)
+        return Beside(self.pipe.scheduler, self.grid).step(sample, estimate, self.position, keys, ahead, **options)
 
     def _handed(self, estimate: Estimate, arguments: Mapping[str, Any]) -> Estimate:
         """`estimate` in the form in which the scheduler is handed samples; only re-noising looks at it."""

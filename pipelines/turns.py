@@ -18,8 +18,9 @@ from torch import Tensor
 from ..guidance.errors import UnsupportedPipelineError
 from ..guidance.keyed import Keys
 from ..guidance.prediction import Level
-from ..guidance.step import Estimate
+from ..guidance.step import Estimate, Step
 from ..samplers.levels import option
+from ..samplers.moving import later
 from .branch import Branch
 from .network import PipelineNetwork
 from .network_factory import NetworkFactory
@@ -74,16 +75,17 @@ class Turns:
 
     def at(self, x: Tensor, level: Level | None = None) -> Asked:
         """The pipeline's calls with samples `x` in the place of its own; at their level by default."""
-        later = 0.0 if level in (None, self.steps.point.level) else self._later(level)
+        later, position = (0.0, None) if level in (None, self.steps.point.level) else self._later(level)
         if x is self.x and not later:
             return self.asked
-        given = x if later else self.steps.scaled(x)
+        given = self.steps.scaled(x, position)
         moved = {id(one): self._at(one, given, later) for one in self.asked.branches.values()}
         branches = {name: moved[id(one)] for name, one in self.asked.branches.items()}
         return Asked(branches, moved[id(self.asked.last)])
 
-    def _later(self, level: Level) -> float:
-        """By how much the denoiser is told another time at `level`, in the unit of what it is told.
+    def _later(self, level: Level) -> tuple[float, int | None]:
+        """By how much the denoiser is told another time at `level`, in the unit of what it is told; and which point of
+        the schedule that is, if it is one of a scheduler that scales what the denoiser is handed.
 
         Raises:
             UnsupportedPipelineError: it is not known.
@@ -95,13 +97,19 @@ class Turns:
         def time(level: Level) -> float:
             return count * (1 - level.sigma if option(pipe.scheduler, "invert_sigmas") else level.sigma)
 
-        known = level.path == "flow" and self.steps.x is None and abs(time(point.level) - point.timestep) < 1
-        if not known or (isinstance(told, Tensor) and told.ndim > 1):
-            raise UnsupportedPipelineError(
-                f"{self.steps.stack} asks the network at another noise level than that of the step, and what "
-                f"{type(pipe).__name__} tells its network there is not known; run it in guidestack.sample"
-            )
-        return (time(level) - point.timestep) / (family.clock(pipe, 1.0) - family.clock(pipe, 0.0))
+        unit = family.clock(pipe, 1.0) - family.clock(pipe, 0.0)
+        if not (isinstance(told, Tensor) and told.ndim > 1):
+            if level.path == "flow" and self.steps.x is None and abs(time(point.level) - point.timestep) < 1:
+                return (time(level) - point.timestep) / unit, None
+            for position, other in enumerate(self.steps.grid.points):
+                if other.level == level:
+                    later = (other.timestep - point.timestep) / unit
+                    whole = isinstance(told, Tensor) and not told.is_floating_point()
+                    return round(later) if whole else later, position
+        raise UnsupportedPipelineError(
+            f"{self.steps.stack} asks the network at a noise level that is none of the sampler's, and what "
+            f"{type(pipe).__name__} tells its network there is not known; run it in guidestack.sample"
+        )
 
     def _at(self, branch: Branch, given: Tensor, later: float) -> Branch:
         sample = branch.sample.clone()
@@ -114,6 +122,10 @@ class Turns:
         asked = [(asked.last.output, network.whole) for network, asked in self.made if asked.last.output is not None]
         return asked[-1] if asked else (None, None)
 
-    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
+    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys, ahead: int = 0) -> Tensor:
         """The samples after the scheduler's step from `x`."""
-        return self.steps.beside(x, estimate, keys, self.asked.last.arguments)
+        return self.steps.beside(x, estimate, keys, self.asked.last.arguments, ahead)
+
+    def later(self, step: Step, ahead: int) -> Step:
+        """Where the run stands so many steps later."""
+        return later(step, self.steps.grid, self.steps.position + ahead)

@@ -23,13 +23,13 @@ from ..guidance.prediction import Level, Parameterization
 from ..guidance.report import Report
 from ..guidance.rule import Rule
 from ..guidance.run import GuidedRun
-from ..guidance.step import Estimate, Run
+from ..guidance.step import Estimate, Run, Step
 from .conditions import Conditions
 from .grid import Point
 from .identity import scheduler_identity
 from .levels import grid, parameterization
 from .lists import arguments, checked
-from .moving import Beside, check_room
+from .moving import Beside, check_room, later
 from .noise import generators, initial_noise, seeded
 from .renoise import Renoising
 from .stepping import Stepper
@@ -235,9 +235,13 @@ class _Turns:
         """The model at samples `x`, scaled as `level` says."""
         return self.setup.network(x, level, keys)
 
-    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
+    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys, ahead: int = 0) -> Tensor:
         """The samples after the scheduler's step from `x`."""
-        return self.beside.step(x, estimate, self.position, keys)
+        return self.beside.step(x, estimate, self.position, keys, ahead)
+
+    def later(self, step: Step, ahead: int) -> Step:
+        """Where the run stands so many steps later."""
+        return later(step, self.beside.schedule, self.position + ahead)
 
 
 def finished(run: GuidedRun, x: Tensor) -> Sampled:

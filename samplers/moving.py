@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,8 +14,9 @@ from torch import Tensor
 from ..guidance.errors import UnsupportedSchedulerError
 from ..guidance.keyed import Keys
 from ..guidance.move import turning
+from ..guidance.plan import level_before
 from ..guidance.rule import Rule
-from ..guidance.step import Estimate
+from ..guidance.step import Estimate, Step
 from .grid import Grid
 from .levels import option
 from .renoise import FIRST_ORDER, MULTISTEP, Renoising
@@ -68,6 +70,30 @@ def given_room(pipe: Any, stack: Rule) -> Iterator[None]:
         pipe.scheduler = own
 
 
+def later(step: Step, schedule: Grid, position: int) -> Step:
+    """Where a run that stands at `step` will stand at the point `position` of its schedule."""
+    point = schedule.points[position]
+    return replace(
+        step,
+        index=point.step,
+        level=point.level,
+        step_level=point.level,
+        time=point.time,
+        before=level_before(schedule.points, position),
+        after=schedule.reached(position),
+    )
+
+
+def advanced(scheduler: Any, ahead: int) -> Any:
+    """A copy of a scheduler of the first order that stands so many steps later than it does."""
+    copied = unhooked(copy.copy(scheduler))  # it counts its steps, and changes nothing else
+    for name in ("_step_index", "_begin_index"):
+        if ahead and getattr(copied, name, None) is not None:
+            setattr(copied, name, getattr(copied, name) + ahead)
+            break
+    return copied
+
+
 class Beside:
     """Steps of a scheduler that its run does not take: the scheduler stays where it is.
 
@@ -80,17 +106,18 @@ class Beside:
         self.scheduler, self.schedule = scheduler, schedule
         self.takes_generator = "generator" in inspect.signature(scheduler.step).parameters
 
-    def step(self, x: Tensor, estimate: Estimate, position: int, keys: Keys, **options: Any) -> Tensor:
+    def step(self, x: Tensor, estimate: Estimate, position: int, keys: Keys, ahead: int = 0, **options: Any) -> Tensor:
         """The samples after the step from `x`.
 
         Args:
             x: the samples, in the form in which the scheduler is handed them.
             estimate: of them, likewise, in what the scheduler is told.
-            position: index of the schedule's point.
+            position: index of the schedule's point at which the scheduler stands.
             keys: where the noise comes from, of a scheduler that draws some.
+            ahead: how many steps later the step begins.
             **options: further arguments of the scheduler's ``step``.
         """
-        beside = unhooked(copy.copy(self.scheduler))  # it counts its steps, and changes nothing else
+        beside, position = advanced(self.scheduler, ahead), position + ahead
         timestep = beside.timesteps[position]
         if hasattr(beside, "scale_model_input"):
             beside.scale_model_input(x, timestep)

@@ -216,8 +216,15 @@ class _Turns:
     def network(self, x: Tensor, level: Level, keys: Keys) -> CallableNetwork:
         return self.oracle.network(x, level, self.index, keys)
 
-    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys) -> Tensor:
-        return self.oracle.stepped(estimate, self.index)
+    def stepped(self, x: Tensor, estimate: Estimate, keys: Keys, ahead: int = 0) -> Tensor:
+        return self.oracle.stepped(estimate, self.index + ahead)
+
+    def later(self, step: Step, ahead: int) -> Step:
+        index, oracle = self.index + ahead, self.oracle
+        at = {"index": index, "level": oracle.levels[index], "step_level": oracle.levels[index]}
+        return dataclasses.replace(
+            step, **at, time=oracle.time(index), before=oracle.levels[index - 1], after=oracle.after(index)
+        )
 
 
 def _decoded(x0: Tensor) -> Tensor:
