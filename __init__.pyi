@@ -26,8 +26,10 @@ from .guidance.rule import Stack as Stack
 from .guidance.rules import ADG as ADG
 from .guidance.rules import APG as APG
 from .guidance.rules import CFG as CFG
+from .guidance.rules import CFGMP as CFGMP
 from .guidance.rules import FBG as FBG
 from .guidance.rules import FDG as FDG
+from .guidance.rules import FSG as FSG
 from .guidance.rules import ICG as ICG
 from .guidance.rules import NAG as NAG
 from .guidance.rules import NASA as NASA

@@ -122,8 +122,8 @@ class Bound:
         """
         if not getattr(self.function, "differentiable", True):
             raise RuleError(
-                f"{asker}: the objective {self.name!r} has no gradient, and this rule needs one; choose among "
-                "samples by it instead"
+                f"{asker}: the objective {self.name!r} has no gradient, and this rule needs one; weigh "
+                f"particles by it with resample(8, 1, reward={self.name!r})"
             )
 
     def check_size(self) -> None:

@@ -5,6 +5,7 @@ from .adg import ADG
 from .apg import APG
 from .autoguidance import Autoguidance
 from .cfg import CFG
+from .cfg_mp import CFGMP
 from .cfg_pp import CFGPlusPlus, Renoise
 from .cfg_zero import CFGZero
 from .classifier import ClassifierGuidance
@@ -15,6 +16,7 @@ from .epsilon_scaling import EpsilonScaling
 from .fbg import FBG
 from .fdg import FDG
 from .fresca import FreSca
+from .fsg import FSG
 from .icg import ICG
 from .langevin import Langevin
 from .linear_ag.rule import LinearAG
@@ -51,8 +53,10 @@ __all__ = [
     "ADG",
     "APG",
     "CFG",
+    "CFGMP",
     "FBG",
     "FDG",
+    "FSG",
     "ICG",
     "NAG",
     "NASA",

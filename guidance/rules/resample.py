@@ -127,9 +127,9 @@ class Resample(Move[Weighted]):
 
     References:
         Skreta et al., arXiv:2503.02819, Propositions 3.1 to 3.3, of which the bracket is the general case, and their
-        section 4 for resampling. Their image models clamp at 1 or 2. Proposition 3.4, for rewards, moves the samples
-        along the gradient of r too; here they are weighed alone, as in Singhal et al., arXiv:2501.06848, whose
-        potential of differences this is.
+        resampling. Their image models clamp at 1 or 2. Proposition 3.4, for rewards, moves the samples along the
+        gradient of r too; here they are weighed alone, as in Singhal et al., arXiv:2501.06848, whose potential of
+        differences this is.
 
     >>> from guidestack import Resample
     >>> print(Resample(8, 4), sorted(map(str, Resample(8, 4).asks())))
@@ -221,7 +221,8 @@ class Resample(Move[Weighted]):
             UnsupportedError: the loop hands rules no objectives.
         """
         planned = run.identity is None
-        check_objectives(self, run)
+        if self.objectives:
+            check_objectives(self, run)
         if not planned and not self.off:
             if run.batch % self.particles:
                 raise RuleError(

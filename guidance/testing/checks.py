@@ -221,9 +221,14 @@ class _Turns:
 
     def later(self, step: Step, ahead: int) -> Step:
         index, oracle = self.index + ahead, self.oracle
-        at = {"index": index, "level": oracle.levels[index], "step_level": oracle.levels[index]}
         return dataclasses.replace(
-            step, **at, time=oracle.time(index), before=oracle.levels[index - 1], after=oracle.after(index)
+            step,
+            index=index,
+            level=oracle.levels[index],
+            step_level=oracle.levels[index],
+            time=oracle.time(index),
+            before=oracle.levels[index - 1],
+            after=oracle.after(index),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -98,6 +98,8 @@ class GaussianMixture:
         return (share * (1 - alpha * gain)) @ self.means.flatten(1) + (share * gain).sum(1, keepdim=True) * x
 
 
+LEAST = 1e-6
+"""The noise level at which a mixture answers where there is none."""
 RANDOM = frozenset({"time", "conditioning", "drop", "shuffle"})
 """The kinds of perturbations that draw."""
 
@@ -148,7 +150,11 @@ class MixtureDenoiser:
         edits: Sequence[PromptEdit] = (),
         carried: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The native output for x, shape ``(B, ...)``, in the type of x; computed in the mixture's type."""
+        """The native output for x, shape ``(B, ...)``, in the type of x; computed in the mixture's type.
+
+        Without noise it answers as with next to none, as a network does, where noise follows from no clean sample.
+        """
+        level = level if level.sigma else replace(level, sigma=LEAST)
         wide = x.to(self.mixture.means.dtype)
         conditions = conditions.to(wide.dtype)
         kind, amount = (perturbation.kind, perturbation.amount) if perturbation else ("", 0.0)

@@ -44,7 +44,8 @@ prompt; a weak network is there, a copy of its own. A cell has the network evalu
 reason for which it is refused. What wraps or reshapes other rules runs where these do:
 {others}.
 [Moves](moves.md) run on all of these pipelines, under schedulers that evaluate once a step and remember nothing:
-{moves}.
+{moves}. Of them `fsg`, and `recur` with a length, look at other
+levels of the sampler, and not where a pipeline tells its network a time for each token (LTX-Video from pictures).
 """
 
 

@@ -107,3 +107,14 @@ def test_ancestral_sampling_without_guidance_keeps_the_data() -> None:
         MixtureDenoiser(mixture), gs.Stack(), scheduler, conditions=rows, shape=(1,), seeds=range(count), steps=100
     )
     assert abs(float(done.x.var()) - 1) < 0.08
+
+
+def test_a_mixture_without_noise_answers_what_it_tends_to() -> None:
+    mixture = GaussianMixture.example()
+    x = mixture.means[:1] + 0.1
+    conditions = mixture.condition(0, 2)[None]
+    for emitted in (EPSILON, FLOW):
+        model = MixtureDenoiser(mixture, emitted)
+        at, near = (model(x, Level.flow(sigma), conditions) for sigma in (0.0, 1e-4))
+        assert at.isfinite().all()
+        assert torch.allclose(at, near, atol=1e-2)

@@ -67,10 +67,12 @@ EXAMPLES: tuple[gs.Rule, ...] = (
     gs.ClassifierReference(3, "blue", ("red", "green")),
     gs.PPGN("blue", 2, prior=0.5, condition=2, noise=2),
     gs.Langevin(2, power=3, snr=1),
-    gs.Recur(2),
-    gs.Resample(4, 3, sigma=(1, 2), clamp=2, below=1),
+    gs.Recur(2, length=2),
+    gs.Resample(4, 3, sigma=(1, 2), clamp=2, below=1, reward="blue", strength=2),
     gs.ZSampling(2, times=2),
-    gs.RectifiedCFG(2),
+    gs.FSG(3, ((0, 0.5, 2),), inverse=1),
+    gs.CFGMP(2, damping=1),
+    gs.RectifiedCFG(2, ahead=1),
 )
 TEXTS = ("apg(1e308, radius=1e-300)", "perpneg(4, weights=(1e300, 1e300))", "cfg(3, against='positive+time(1e999)')")
 

@@ -314,6 +314,8 @@ def test_every_registered_rule_is_in_the_table() -> None:
     tested |= {type(part) for text in MOVES for part in gs.parse(text).parts()} | {
         gs.Resample,
         gs.ZSampling,
+        gs.FSG,
+        gs.CFGMP,
         gs.RectifiedCFG,
     }
     assert {entry.rule for entry in rules()} <= tested

@@ -126,6 +126,10 @@ def test_turns_are_counted_and_change_nothing_else(name: str, asking: str) -> No
         ("cfg(3) | recur(2)", "DDIMScheduler", 16),
         ("cfgpp(0.6) | recur(2)", "EulerAncestralDiscreteScheduler", 16),
         ("cfg(3) | zigzag(0.5)", "EulerDiscreteScheduler", 24),
+        ("cfg(3) | recur(2, length=3)", "DDIMScheduler", 16),
+        ("cfg(3) | recur(2, length=4)", "EulerAncestralDiscreteScheduler", 16),
+        ("cfgpp(1) | fsg(5.5, ((0, 0.5, 1), (0.25, 0.25, 2)))", "EulerDiscreteScheduler", 8 + 3 * 3),
+        ("cfg(3) | cfg_mp(1)", "DDIMScheduler", 16),
     ],
 )
 def test_a_move_is_the_same_in_a_pipeline_and_in_the_plain_loop(stack: str, scheduler: str, evaluations: int) -> None:
