@@ -15,13 +15,14 @@ from ...guidance.notation.presets import as_stack
 from ...guidance.observe import Observer
 from ...guidance.rule import Rule
 from ...guidance.testing import MixtureDenoiser
-from ...samplers import by_name, sample
+from ...samplers import by_name, parameterization, sample
 from .worlds import ALL, World
 
 SAMPLER, STEPS, COUNT, BATCH = "dpm++2m-karras", 25, 100_000, 5000
 WEAK = 1.5  # by how much the components of the network "weak" are wider than those of the main one
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 1, "clip_sample": False}
 """The schedule of DDPM, which begins at nearly pure noise."""
+FLOW = "flow-"  # samplers whose names begin so are for a flow model, which the same data then have
 MAX_SAMPLES = 10_000_000
 
 
@@ -81,11 +82,14 @@ def draw(
         raise InputError(
             f"a world draws 1 to {MAX_SAMPLES} samples with a blur from 0.1 to 10; got {count} and {blur:g}"
         )
-    from diffusers import DDIMScheduler
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-    rule = as_stack(stack)
-    scheduler = by_name(sampler, DDIMScheduler(**BETAS))
-    models = {name: MixtureDenoiser(world.mixture, widen=blur * more) for name, more in (("main", 1), ("weak", WEAK))}
+    rule, flow = as_stack(stack), sampler.startswith(FLOW)
+    scheduler = by_name(sampler, FlowMatchEulerDiscreteScheduler() if flow else DDIMScheduler(**BETAS))
+    emits = parameterization(scheduler)
+    models = {
+        name: MixtureDenoiser(world.mixture, emits, blur * more) for name, more in (("main", 1.0), ("weak", WEAK))
+    }
     rows = {"positive": world.weights(condition), "null": world.weights(ALL)}
     rows |= {f"negative:{place}": world.weights(one) for place, one in enumerate(negatives)}
     rows |= {f"positive:{place}": world.weights(one) for place, one in enumerate(positives, 1)}

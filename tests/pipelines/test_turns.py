@@ -12,9 +12,10 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance import NEGATIVE, POSITIVE, Look, Move, Sight
-from guidestack.guidance.errors import RuleError, UnsupportedPipelineError, UnsupportedSchedulerError
+from guidestack.guidance.errors import QueryError, RuleError, UnsupportedPipelineError, UnsupportedSchedulerError
 from guidestack.guidance.query import Query
 from guidestack.guidance.step import State, Step
+from guidestack.guidance.testing import MixtureDenoiser
 
 from .stock import stepping, trajectory
 from .test_families import BATCH, arguments, seen
@@ -200,6 +201,26 @@ def test_feature_caches_are_refused() -> None:
     pipe.transformer.enable_cache(FirstBlockCacheConfig(0.1))
     with pytest.raises(UnsupportedPipelineError, match="keeps features from one step to the next"):
         gs.guide(pipe, "cfg(3) | langevin()")(**arguments("FluxPipeline"))
+
+
+def test_what_contrasts_needs_an_unconditional_branch(new_pipe: Any) -> None:
+    from diffusers import DDPMScheduler
+
+    pipe = new_pipe(time_cond_proj_dim=8)
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    for stack in ("langevin(power=3)", "resample(2, 3)", "fsg(5.5)", "cfg_mp()", "zigzag()"):
+        with pytest.raises(UnsupportedPipelineError, match="guidance-distilled") as said:
+            gs.guide(pipe, stack)
+        assert "\n" not in str(said.value)
+    gs.guide(pipe, "langevin(power=1)")
+    mixture = gs.guidance.GaussianMixture.example(shape=(1,))
+    rows = {"positive": mixture.condition(0).expand(2, -1)}
+    for stack in ("langevin(power=3)", "resample(2, 3)"):
+        with pytest.raises(QueryError, match="nothing here answers 'negative'") as unknown:
+            gs.sample(
+                MixtureDenoiser(mixture), stack, pipe.scheduler, conditions=rows, shape=(1,), seeds=(0, 1), steps=3
+            )
+        assert "\n" not in str(unknown.value)
 
 
 def test_particles_of_a_pipeline_have_one_prompt() -> None:
