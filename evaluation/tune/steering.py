@@ -17,7 +17,7 @@ from ...guidance.errors import InputError
 from ...guidance.notation.objectives import objective
 from ...guidance.notation.presets import TunedFor
 from ...guidance.objective import Bound, name_of
-from ...guidance.rule import Stack
+from ...guidance.rule import Rule, Stack
 from ...guidance.rules import TFG
 from ...pipelines.models.files import check_writable
 from .. import statistics as intervals
@@ -42,8 +42,8 @@ class Steered:
     """A stack that steers by one objective, whose weights are to be found.
 
     Args:
-        stack: the stack to be steered. A `TFG` of the objective in it is the rule whose weights are searched; else one
-            is added behind.
+        stack: the stack to be steered. A rule in it that steers by the objective and has these weights, such as `TFG`,
+            is the one whose weights are searched; else a `TFG` is added behind.
         objective: the text of the objective.
         picture: the file that it takes; None for none.
 
@@ -64,8 +64,8 @@ class Steered:
         TFG(self.objective)
 
     @property
-    def _own(self) -> list[TFG]:
-        return [rule for rule in self.stack.rules if isinstance(rule, TFG) and rule.objective == self.objective]
+    def _own(self) -> list[Rule]:
+        return [rule for rule in self.stack.rules if rule.objectives == (self.objective,) and Weights.are_of(rule)]
 
     @property
     def unsteered(self) -> Stack:

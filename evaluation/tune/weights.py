@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ...guidance.rules import TFG
+from ...guidance.fields import parameters
+from ...guidance.rule import Rule
 
 FACTORS = {"rho": (2.0, 8.0), "mu": (2.0, 8.0), "smoothing": (10.0, 1.0)}
 """What each weight is multiplied by at a time, and the most that it becomes."""
@@ -15,7 +16,7 @@ KEPT, ROUNDS = 2, 6
 
 @dataclass(frozen=True, order=True)
 class Weights:
-    """The weights that are searched, parameters of `TFG`. The defaults are where a search begins.
+    """The weights that are searched, parameters of `TFG` and of rules like it. The defaults are where a search begins.
 
     Args:
         rho: of the gradient through the denoiser.
@@ -27,9 +28,14 @@ class Weights:
     mu: float = 0.25
     smoothing: float = 0.001
 
-    def of(self, rule: TFG) -> TFG:
-        """The rule with these weights."""
-        return replace(rule, rho=self.rho, mu=self.mu, smoothing=self.smoothing)
+    @staticmethod
+    def are_of(rule: Rule) -> bool:
+        """Whether a rule has these weights."""
+        return set(FACTORS) <= {field.name for field in parameters(rule)}
+
+    def of(self, rule: Rule) -> Rule:
+        """A rule that has them, with these weights."""
+        return replace(rule, rho=self.rho, mu=self.mu, smoothing=self.smoothing)  # type: ignore[type-var]  # rules are dataclasses
 
     def larger(self) -> list[Weights]:
         """These weights with one of them larger, as far as it may become so."""
