@@ -277,14 +277,14 @@ def command(
             name = only[0] if only else SHAPED
             merged = merging.report(_named(name, batch, steps).make(), name, repeats or 3, CLOCKS[clock])
             if to:
-                _write([row.mapping() | machine() for row in merged], to)
+                write([row.mapping() | machine() for row in merged], to)
             return
         if only_step:
             if page_to:
                 raise InputError("--page is of whole pipelines; drop --arithmetic")
             step_rows = _step(repeats or 100)
             if to:
-                _write([row.mapping() | machine() for row in step_rows], to)
+                write([row.mapping() | machine() for row in step_rows], to)
             return
         if source:
             rows = [row for path in source for row in page.read(path)]
@@ -299,7 +299,7 @@ def command(
             for model in [_named(name, batch, steps) for name in only or default]:
                 rows += _measure(model, quick, sides, bool(stacks), batch, steps, repeats, clock, began)
         if to:
-            _write(rows, to)
+            write(rows, to)
         if page_to:
             with replacing(page_to) as beside:
                 beside.write_text(page.text(rows), encoding="utf-8")
@@ -384,6 +384,7 @@ def _warm() -> None:
     torch.empty(7 << 20)  # 28 MiB; above 32 it would learn nothing
 
 
-def _write(rows: list[dict[str, Any]], path: Path) -> None:
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows of results where ``guidestack bench --from`` finds them."""
     with replacing(path) as beside:
         beside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...guidance.errors import InputError
-from .table import Measured, short
+from ...guidance.reading import json_of, read_bytes
+from .table import Measured, line, short
 
-NUMBERS = ("batch", "time_ratio", "evaluation_ratio", "efficiency", "memory_ratio")
-TEXTS = ("model", "stack", "name", "machine", "clock", "torch", "diffusers", "python")
-MORE = ("time_low", "time_high", "added_ms", "network_share", "efficiency_limit", "steps", "rounds", "threads")
 OPTIONAL = ("guider_ratio", "modular_ratio")
 ENDS = ("low", "median", "high")
 LONG = 1000  # milliseconds from which on a time is given in seconds
@@ -26,10 +23,9 @@ the same weights and seeds as the stock diffusers pipeline with its own classifi
 interleaved.
 
 It is made of docs/performance.json, whose rows are of `guidestack bench --model MODEL --batch IMAGES --json FILE`, and
-of the files of `guidestack bench --arithmetic --json FILE` and `guidestack bench --merging --json FILE` beside it:
-`guidestack bench --from docs/performance.json --from docs/performance-arithmetic.json --from
-docs/performance-merging.json --page docs/performance.md`. A table with all rows in a
-minute, of one image and few steps: `guidestack bench --quick`.
+of the files of the commands below beside it: `guidestack bench --from docs/performance.json --from
+docs/performance-arithmetic.json --from docs/performance-merging.json --from docs/performance-sweep.json --page
+docs/performance.md`. A table with all rows in a minute, of one image and few steps: `guidestack bench --quick`.
 
 * **time**: of a whole run over the stock pipeline's; median, smallest and largest ratio to the runs next to it.
 * **evaluations**: rows over all network calls, over the stock pipeline's.
@@ -79,6 +75,15 @@ makes a few passes over memory. Some cannot do with as few as `apg`:
 by importance, over the plain pass; finding which are alike is part of it. Latents of 32x32 are pictures of 256 pixels,
 those of 64x64 of 512. Below 1 merging pays.
 """,
+    "a sweep": """## Sweeps
+
+`python -m guidestack.scripts.bench.sweep --only speed --clock cpu --json docs/performance-sweep.json`: a sweep of the
+bundled model, with its records, its images as PNG and its merge, over the bare pipeline with its own guidance on the
+same prompts and seeds, each batch by one right after the other. The ratio is that of all batches but the first two, the
+range that of single ones. A sweep is to keep 0.97 of the bare pipeline's images a second, which is a ratio of 1.031,
+and a flat memory: what the process holds after each batch of its second half, over the most that it held in its second
+quarter.
+""",
 }
 """What stands above the rows of other commands, by how the rows' `what` begins."""
 
@@ -89,13 +94,11 @@ def read(path: Path) -> list[Measured]:
     Raises:
         InputError: there is none, or it holds something else.
     """
+    data = read_bytes(path, "file of the bench", MAX_BYTES)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{str(path)!r} is not a file of the bench: it has {path.stat().st_size} bytes")
-        rows: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except (ValueError, RecursionError):
+        rows: Any = json_of(data)
+        json.dumps(rows, allow_nan=False)  # its numbers are finite
+    except ValueError:
         rows = None
     if not isinstance(rows, list) or not rows or not all(map(_whole, rows)):
         raise InputError(f"{str(path)!r} is not a file of the bench: expected what guidestack bench --json writes")
@@ -103,23 +106,11 @@ def read(path: Path) -> list[Measured]:
 
 
 def _whole(row: Any) -> bool:
-    def number(value: Any) -> bool:
-        return type(value) in (int, float) and math.isfinite(value)
-
-    if isinstance(row, dict) and "what" in row:
-        spreads = [row.get(name) for name in ("seconds", "ratio")]
-        return (
-            all(isinstance(row.get(name), str) for name in ("what", "name", "stack", "machine", "torch"))
-            and any(str(row["what"]).startswith(begin) for begin in PARTS)
-            and number(row.get("threads"))
-            and all(isinstance(one, dict) and all(number(one.get(end)) for end in ENDS) for one in spreads)
-        )
-    return (
-        isinstance(row, dict)
-        and all(number(row.get(name)) for name in (*NUMBERS, *MORE))
-        and all(isinstance(row.get(name), str) for name in TEXTS)
-        and all(name in row and (row[name] is None or number(row[name])) for name in OPTIONAL)
-    )
+    """Whether a row has what the page and the terminal show of it."""
+    try:
+        return text([row]) != INTRODUCTION and ("what" in row or bool(line(row)))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def text(rows: Sequence[Measured]) -> str:

@@ -1,12 +1,14 @@
 """``python -m guidestack.scripts.bench.sweep``: what a sweep costs beside its pictures.
 
-Speed: a sweep over the bare pipeline at the same batch and the same evaluations, interleaved in one process. Start-up:
+Speed: a sweep over the bare pipeline at the same batch and the same evaluations, batch by batch in one process, and how
+its memory grows. Start-up:
 from the start of a process to its first batch, with so many samples there. Merge: time and peak memory of a process
 that merges so many records out of parts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import resource
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,21 @@ import pyarrow as pa
 import torch
 
 from ...evaluation.run import history
-from ...evaluation.run.batches import Plan
+from ...evaluation.run.batches import Batch, Plan
 from ...evaluation.run.progress import Progress
 from ...evaluation.run.runner import Options, Prepared, run_sweep
 from ...evaluation.spec.sweep import Sweep, parse_sweep
 from ...evaluation.store.folder import COLUMNS, RunFolder, column_type
 from ...evaluation.store.merge import merge
+from ...pipelines.models.generator import Made
 from ..options import notices
-from .timing import interleaved
+from .cli import CLOCKS, machine, write
+from .table import Row
+from .timing import Spread, Timing
 
 PART = 8192  # rows of the parts that a long run leaves
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 SMALL = 31  # parts of one batch that it leaves besides
+WHAT = "a sweep"
 
 
 def sweep_of(prompts: int, seeds: int, scales: int, images: str, steps: int = 20, batch: int = 8) -> Sweep:
@@ -53,38 +58,77 @@ images: {images}
     return parse_sweep(text.encode(), "the bench's sweep")
 
 
-class Bare:
-    """The pipeline by itself, with its own guidance, over the samples of a sweep."""
+class Beside:
+    """A sweep of which every batch is also made by the bare pipeline, with its own guidance, before it or after it.
 
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared, self.generator = prepared, prepared.generator
+    Args:
+        prepared: the sweep.
+        clock: one of `CLOCKS`. With ``cpu`` the sweep has the time of the writer's thread too, and the bare pipeline
+            that of its own thread only.
 
-    def __call__(self) -> None:
-        """Make every picture, and keep none."""
-        plan = self.prepared.plan([self.prepared.sweep])
-        for place in plan.places():
-            batch = plan.batch(place)
-            self.generator.use(batch.cell.sampler)
-            self.generator.pipe(
-                prompt=[sample.prompt.text for sample in batch.samples],
-                generator=[torch.Generator().manual_seed(sample.seed) for sample in batch.samples],
-                num_inference_steps=batch.cell.steps,
-                guidance_scale=float(dict(batch.cell.axes)["w"] or 1),
-            )
+    Attributes:
+        bare: seconds of each batch by the bare pipeline.
+        sweep: seconds from batch to batch without these: of making one, and of all that a sweep does between two.
+        memory: bytes that the process holds after each batch.
+    """
+
+    def __init__(self, prepared: Prepared, clock: str) -> None:
+        self.prepared, self.make = prepared, prepared.make
+        self.clock, self.own = CLOCKS[clock], time.thread_time if clock == "cpu" else CLOCKS[clock]
+        self.bare, self.sweep, self.memory = list[float](), list[float](), list[int]()
+
+    def run(self, folder: str) -> None:
+        """Run the sweep into a new folder; Ctrl-C ends it, and what was measured until then counts."""
+        self.since = self.clock()
+        self.prepared.make = self._made  # type: ignore[method-assign]
+        with suppress(KeyboardInterrupt):
+            run_sweep(self.prepared, RunFolder(folder))
+            self.sweep[-1] += self.clock() - self.since  # merging
+
+    def _made(self, batch: Batch) -> Made:
+        first = len(self.bare) % 2 == 1  # in turns: caches remember who was there
+        spent = self._bare(batch) if first else 0.0
+        made = self.make(batch)
+        spent += 0.0 if first else self._bare(batch)
+        now = self.clock()
+        self.sweep.append(now - self.since - spent)
+        self.since = now
+        self.memory.append(psutil.Process().memory_info().rss)
+        return made
+
+    def _bare(self, batch: Batch) -> float:
+        generator, began = self.prepared.generator, self.own()
+        generator.use(batch.cell.sampler)
+        generator.pipe(
+            prompt=[sample.prompt.text for sample in batch.samples],
+            generator=[torch.Generator().manual_seed(sample.seed) for sample in batch.samples],
+            num_inference_steps=batch.cell.steps,
+            guidance_scale=float(dict(batch.cell.axes)["w"] or 1),
+        )
+        self.bare.append(self.own() - began)
+        return self.bare[-1]
 
 
-def speed(repeats: int, clock: str) -> str:
-    """Images a second of a sweep, over those of the bare pipeline."""
-    prepared = Prepared(sweep_of(16, 1, 1, "png"), Options())
+def speed(images: int, clock: str) -> list[Row]:
+    """Time of a sweep over the bare pipeline's, and memory of its second half over that of its second quarter."""
+    prepared = Prepared(sweep_of(images, 1, 1, "png"), Options())
+    beside = Beside(prepared, clock)
     with tempfile.TemporaryDirectory() as folder:
-        runs = iter(range(10**6))
-
-        def sweep() -> None:
-            run_sweep(prepared, RunFolder(f"{folder}/{next(runs)}"))
-
-        timing = interleaved(Bare(prepared), {"sweep": sweep}, repeats, CLOCKS[clock])["sweep"]
-    share = 1 / timing.ratio.median
-    return f"images a second over the bare pipeline's: {share:.3f} ({clock} time {timing.ratio}, median of {repeats})"
+        beside.run(f"{folder}/run")
+    warm = slice(2, None)  # the first batches of a process pay for what later ones find in place
+    count = len(beside.sweep)
+    pairs = list(zip(beside.sweep, beside.bare[:count], strict=True))[warm]
+    ratios = [one / other for one, other in pairs]
+    whole = sum(one for one, _ in pairs) / sum(other for _, other in pairs)
+    each = dataclasses.replace(Spread.of(ratios), median=whole)
+    before, after = max(beside.memory[count // 4 : count // 2]), beside.memory[count // 2 :]
+    held = Spread.of([one / before for one in after])
+    name, stack = f"{8 * count} images, batches of 8, {clock} time", prepared.cells[0].stack
+    seconds = Spread.of(beside.sweep[warm])
+    return [
+        Row(f"{WHAT} over the bare pipeline", name, stack, 8, Timing(seconds, each), 1 / 0.97),
+        Row(f"{WHAT}, memory of its second half over its second quarter", name, stack, 8, Timing(seconds, held), 1.02),
+    ]
 
 
 def records(plan: Plan, prepared: Prepared) -> pa.Table:
@@ -197,7 +241,7 @@ def _again(*arguments: str) -> str:
 
 
 @click.command(help=(__doc__ or "").split("\n\n")[1])
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds of the speed.")
+@click.option("--images", type=click.IntRange(32), default=256, show_default=True, help="Of the speed.")
 @click.option("--samples", type=click.IntRange(1000), default=100_000, show_default=True, help="At start-up.")
 @click.option("--rows", type=click.IntRange(1000), default=1_000_000, show_default=True, help="Of the merge.")
 @click.option(
@@ -207,14 +251,16 @@ def _again(*arguments: str) -> str:
     show_default=True,
     help="cpu: processor time, of the writer's thread as well.",
 )
+@click.option("--json", "to", type=click.Path(path_type=Path), help="Also write the rows of the speed here.")
 @click.option("--only", type=click.Choice(["speed", "start", "merge"]))
 @click.option("--start-of", nargs=2, hidden=True)
 @click.option("--merge-of", hidden=True)
 def main(
-    repeats: int,
+    images: int,
     samples: int,
     rows: int,
     clock: str,
+    to: Path | None,
     only: str | None,
     start_of: tuple[str, str] | None,
     merge_of: str | None,
@@ -231,7 +277,11 @@ def main(
             click.echo(f"{time.monotonic() - began:.1f} {peak} {merged}")
         else:
             if only in (None, "speed"):
-                click.echo(speed(repeats, clock))
+                measured = speed(images, clock)
+                for row in measured:
+                    click.echo(f"{row.what}:\n{row.line()}")
+                if to:
+                    write([row.mapping() | machine() for row in measured], to)
             if only in (None, "start"):
                 click.echo(startup(samples))
             if only in (None, "merge"):

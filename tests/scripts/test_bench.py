@@ -319,7 +319,7 @@ def test_quick_stops_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch, tmp_
         (["--guidance", "cgf(4)"], "cfg"),
         (["--guidance", "linear_ag(cfg(4), 'nowhere.safetensors')"], "cannot read the coefficients"),
         (["--model", "./nowhere"], "no model at"),
-        (["--from", "nowhere.json"], "cannot read 'nowhere.json'"),
+        (["--from", "nowhere.json"], "cannot read the file of the bench 'nowhere.json'"),
         (["--arithmetic", "--page", "x.md"], "--page is of whole pipelines"),
     ],
 )
