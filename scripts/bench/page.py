@@ -82,7 +82,7 @@ bundled model, with its records, its images as PNG and its merge, over the bare 
 same prompts and seeds, each batch by one right after the other. The ratio is that of all batches but the first two, the
 range that of single ones. A sweep is to keep 0.97 of the bare pipeline's images a second, which is a ratio of 1.031,
 and a flat memory: what the process holds after each batch of its second half, over the most that it held in its second
-quarter.
+quarter. A run ended by Ctrl-C, as that of these rows, keeps what it had and says of how many images.
 """,
 }
 """What stands above the rows of other commands, by how the rows' `what` begins."""
