@@ -271,7 +271,7 @@ def command(
         if only_steering:
             steered = steering.report(batch[0] if batch else 4, steps or 5, repeats or 5, CLOCKS[clock])
             if to:
-                _write([row.mapping() | machine() for row in steered], to)
+                write([row.mapping() | machine() for row in steered], to)
             return
         if only_merging:
             name = only[0] if only else SHAPED
