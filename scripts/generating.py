@@ -30,7 +30,7 @@ from ..pipelines.models.loading import (
     scheduler_of,
 )
 from ..pipelines.models.parts import OPTIONS, Part, Parts
-from ..pipelines.models.pictures import NAMES, Pictures
+from ..pipelines.models.pictures import NAMES, Pictures, check_strength
 from ..pipelines.models.pretrained import from_pretrained, stored_beside
 from ..pipelines.models.recipe import Recipe, recipes
 from ..samplers import grid, scheduler_with_steps
@@ -265,8 +265,7 @@ def pictures_of(wanted: Wanted) -> Pictures:
         )
     if (wanted.ip_image is None) != (wanted.ip_adapter is None):
         raise InputError("--ip-adapter and --ip-image, the picture that it is shown, go together; give both")
-    if wanted.strength is not None and wanted.image is None:
-        raise InputError("--strength says how far a picture is noised, and none was given; give --image FILE")
+    check_strength(wanted.strength, wanted.image)
     return Pictures.read(wanted.image, wanted.mask, wanted.control, wanted.ip_image)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ...guidance.errors import InputError, NonFiniteError
+from ...guidance.errors import GuidestackError, InputError, NonFiniteError
 from ...guidance.notation.objectives import objectives
 from ...guidance.notation.presets import as_stack
 from ...guidance.objective import OBJECTIVE, name_of
@@ -36,7 +36,7 @@ from ..size import factor, own_size
 from . import particles
 from .loading import chosen_device, identity_of, load, made_with, memory
 from .networks import network_identity
-from .parts import Parts
+from .parts import Parts, as_task
 from .pictures import Pictures, digest_of, read_objective
 from .recipe import split
 from .weights import encoder_of, weighted
@@ -146,6 +146,41 @@ class Generator:
     def own(self) -> Any:
         """The scheduler that the model came with."""
         return self._loaded[1]
+
+    def take(self, parts: Parts, pictures: Pictures, objectives: Mapping[str, Image.Image]) -> None:
+        """Take other LoRAs, pictures and objectives in the place of those that were given; the model stays loaded.
+
+        Args:
+            parts: LoRAs alone.
+            pictures: as of the class.
+            objectives: pictures by the name of the objective.
+
+        Raises:
+            InputError: a LoRA is for another model; there is then none.
+            UnsupportedPipelineError: the model takes no such pictures.
+        """
+        if self._how[-1] and (parts, pictures.task) != (self._parts, self.pictures.task):
+            self.__dict__.pop("_loaded", None)  # where it is on the device changes with what is in it
+        elif "_loaded" in self.__dict__:
+            self.__dict__["_loaded"] = self._fitted(parts, pictures.task), self.own
+        self.__dict__.pop("takes", None)
+        self._parts, self.parts = parts, parts.identities()
+        self.pictures, self.objectives = pictures, dict(objectives)
+
+    def _fitted(self, parts: Parts, task: str) -> Any:
+        """The loaded pipeline for a task with other LoRAs."""
+        pipe = self.pipe
+        if parts == self._parts:
+            return as_task(pipe, task)
+        if self._parts.lora:
+            pipe.unload_lora_weights()
+        self._parts, self.parts = Parts(), {}
+        try:
+            return parts.fit(pipe, task)
+        except GuidestackError:
+            if hasattr(pipe, "unload_lora_weights"):
+                pipe.unload_lora_weights()
+            raise
 
     def networks_of(self, stack: Rule) -> dict[str, dict[str, str]]:
         """What identifies the further networks that a stack asks, by name."""

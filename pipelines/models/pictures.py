@@ -72,6 +72,16 @@ def sized(image: Image.Image, path: Path, wanted: tuple[int, int] | None, own: t
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
+def check_strength(strength: float | None, image: object) -> None:
+    """Refuse a strength without a picture that it is of.
+
+    Raises:
+        InputError: there is none.
+    """
+    if strength is not None and image is None:
+        raise InputError("--strength says how far a picture is noised, and none was given; give --image FILE")
+
+
 def digest_of(image: Image.Image) -> str:
     """Sixteen hex digits of the pixels of a picture."""
     return hashlib.sha256(image.tobytes()).hexdigest()[:16]

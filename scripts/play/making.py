@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tempfile
 import threading
 import traceback
 import uuid
@@ -11,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,19 +24,22 @@ from ...guidance.errors import GuidestackError, GuidestackWarning, InputError, N
 from ...guidance.observe import Seen
 from ...guidance.report import Report
 from ...guidance.rule import Stack, models_of
+from ...pipelines.families.lookup import family_of
 from ...pipelines.models.files import contents
 from ...pipelines.models.generator import Asked, Generator
 from ...pipelines.models.loading import chosen_sampler
 from ...pipelines.models.recipe import Recipe, check_text, recipes, split
+from ...pipelines.size import own_size
 from ..explain import Explained, explained
 from ..generate import command as generate
 from ..options import read_size
 from ..studio import Studio
+from .files import Given
 
 KEPT = 2**28  # bytes of finished pictures that are kept for the pages; the oldest go first
 Typed = Mapping[str, str]
 """What stands in the settings that all stacks share, as text by name: `SETTINGS`."""
-SETTINGS = ("prompt", "negative", "extra", "sampler", "steps", "seed", "size")
+SETTINGS = ("prompt", "negative", "extra", "sampler", "steps", "seed", "size", "strength")
 
 
 def _option(name: str) -> click.Parameter:
@@ -43,7 +49,7 @@ def _option(name: str) -> click.Parameter:
 DEFAULTS = {"steps": str(_option("steps").default), "seed": str(_option("seed").default)}
 
 
-def _number(name: str, text: str) -> int:
+def _number(name: str, text: str) -> Any:
     """A number as the command line reads it.
 
     Raises:
@@ -51,7 +57,7 @@ def _number(name: str, text: str) -> int:
     """
     option = _option(name)
     try:
-        return int(option.type.convert(text.strip(), option, None))
+        return option.type.convert(text.strip(), option, None)
     except click.BadParameter as error:
         raise InputError(error.message) from error
 
@@ -63,6 +69,7 @@ def read(typed: Typed, model: str | None) -> tuple[dict[str, Any], dict[str, str
         "steps": lambda text: _number("steps", text),
         "seed": lambda text: _number("seed", text),
         "size": lambda text: read_size(text.strip() or None),
+        "strength": lambda text: _number("strength", text) if text.strip() else None,
     }
     found: dict[str, Any] = {}
     wrong: dict[str, str] = {}
@@ -93,8 +100,17 @@ def check_files(stack: Stack) -> None:
                 )
 
 
-def planned(stack: Stack, settings: Mapping[str, Any], model: str | None, networks: Mapping[str, Any]) -> Explained:
+def planned(
+    stack: Stack, settings: Mapping[str, Any], model: str | None, networks: Mapping[str, Any], begins: bool = False
+) -> Explained:
     """What a stack will cost under the settings, and what there is to say of it before it runs.
+
+    Args:
+        stack: the stack.
+        settings: as of `read`.
+        model: folder or hub id; None for the bundled model.
+        networks: the further networks that there are, by name.
+        begins: whether images begin from a picture.
 
     Raises:
         GuidestackError: it is not for this run.
@@ -110,6 +126,9 @@ def planned(stack: Stack, settings: Mapping[str, Any], model: str | None, networ
     ]
     if settings["extra"] and not stack.takes_several:
         notes.append("no rule of it uses the further positive prompts; perpneg(scale) does")
+    if begins:
+        share = "the last {:g}% of".format(100 * settings["strength"]) if settings["strength"] else "the last of"
+        notes.append(f"images begin from a picture: {share} these steps are made")
     return replace(said, notes=notes)
 
 
@@ -132,6 +151,7 @@ def recipe_of(stack: Stack, settings: Mapping[str, Any], dtype: str) -> tuple[Re
             steps=settings["steps"],
             size=settings["size"],
             dtype=dtype,
+            strength=settings["strength"],
         )
     return recipe, [str(one.message) for one in caught if issubclass(one.category, GuidestackWarning)]
 
@@ -146,9 +166,11 @@ class Cell:
 
     Attributes:
         recipe: how it is made.
+        given: the files that it is made from.
         state: ``"waiting"``, ``"making"``, ``"made"``, ``"refused"`` or ``"stopped"``.
         step: steps that are done.
         error: why it was refused, one line.
+        cause: the file that it was refused for, by name: ``"lora0"``; "" where it is none.
         picture: the name under which `Maker.picture` has the file.
         width: of the picture, in pixels.
         report: what was evaluated.
@@ -157,9 +179,11 @@ class Cell:
     """
 
     recipe: Recipe
+    given: Given = field(default_factory=Given)
     state: str = "waiting"
     step: int = 0
     error: str = ""
+    cause: str = ""
     picture: str = ""
     width: int = 0
     report: Report | None = None
@@ -215,9 +239,12 @@ class Maker:
 
     Attributes:
         loaded: done when the model is there.
+        folder: for the files that are given to the pages; it is removed when the maker is closed.
     """
 
     def __init__(self, generator: Generator) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="guidestack-play-")
+        self.folder = Path(self._folder.name)
         self.generator, self.studio = generator, Studio(generator)
         self._pool = ThreadPoolExecutor(1, "guidestack-play")
         self._jobs: list[Job] = []
@@ -234,6 +261,14 @@ class Maker:
         for job in self._jobs:
             job.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._folder.cleanup()
+
+    @property
+    def own_size(self) -> tuple[int, int] | None:
+        """Height and width of what the model makes when nothing is said; None before it is loaded."""
+        if not self.loaded.done() or self.loaded.exception():
+            return None
+        return own_size(self.generator.pipe, family_of(self.generator.pipe))
 
     def picture(self, name: str) -> tuple[str, bytes] | None:
         """File name and contents of a finished picture: a PNG that says how it was made."""
@@ -251,19 +286,26 @@ class Maker:
         except _Stopped:
             cell.state = "stopped"
         except GuidestackError as error:
-            cell.state, cell.error = "refused", str(error)
+            cell.state, cell.error = "refused", re.sub(rf"{re.escape(str(self.folder))}/\w+/", "", str(error))
         except Exception as error:  # of a library; the page goes on
             traceback.print_exc(file=sys.stderr)
             cell.state, cell.error = "refused", f"{type(error).__name__}: {reason(error)}"
 
     def _made(self, job: Job, cell: Cell) -> None:
+        try:
+            self.generator.take(cell.given.parts, cell.given.pictures, cell.given.objectives)
+        except GuidestackError:
+            cell.cause = "lora0" if cell.given.parts.lora and not self.generator.parts else "image"
+            raise
         recipe = self.studio.completed(cell.recipe)
+        named = {kind: [{**one, "name": Path(one["name"]).name} for one in of] for kind, of in recipe.parts.items()}
+        recipe = replace(recipe, parts=named)  # where the files lie here is nothing to anybody
         self.generator.check_size(recipe.size, [recipe.guidance])
-        self.generator.check(recipe.guidance, recipe.sampler, recipe.steps, [bool(recipe.negative)])
+        negative, strength = [bool(recipe.negative)], recipe.strength
+        self.generator.check(recipe.guidance, recipe.sampler, recipe.steps, negative, strength)
         asked = [Asked(recipe.prompt, recipe.seed, recipe.negative, recipe.extra)]
-        made = self.generator.make(
-            asked, recipe.guidance, recipe.sampler, recipe.steps, recipe.size, observe=job.watch(cell)
-        )
+        how = recipe.guidance, recipe.sampler, recipe.steps, recipe.size
+        made = self.generator.make(asked, *how, observe=job.watch(cell), strength=strength)
         if made.lost:
             raise NonFiniteError(str(made.lost))
         image = made.images[0]

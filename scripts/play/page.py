@@ -11,7 +11,7 @@ from typing import Any
 from nicegui import ui
 
 from ...evaluation.plots import LIGHT
-from ...guidance.errors import GuidestackError, InputError, shown
+from ...guidance.errors import GuidestackError, InputError, UnsupportedSchedulerError, shown
 from ...guidance.notation import presets
 from ...guidance.rule import Stack
 from ...pipelines.models.files import read_recipe
@@ -23,11 +23,11 @@ from .copies import command_of, python_of
 from .making import DEFAULTS, Cell, Job, Maker, check_files, planned, read, recipe_of
 from .plot import STYLE, plot_of
 from .sheet import Sheet, picture
+from .uploads import Files, upload
 
 FIRST = ("cfg(4)", "cfg(4) | rescale(0.7)", "apg(6, momentum=-0.5)")
 """The stacks of a new page, as many as are shown, and what a further one begins with."""
 LETTERS = "ABC"
-LARGEST_FILE = 2**26  # bytes of a picture that is given to the page
 HINTS = {
     "prompt": "what is to be seen",
     "negative": "what is not to be seen; under perpneg several, as a | b",
@@ -36,6 +36,7 @@ HINTS = {
     "steps": "",
     "seed": "",
     "size": "HxW in pixels",
+    "strength": "above 0, at most 1",
 }
 BLUE = LIGHT[0]
 CSS = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
@@ -133,16 +134,24 @@ class Column:
                 self.following = False
         self.page.settled()
 
-    def replan(self, settings: Mapping[str, Any] | None) -> None:
-        """Show what the stack will cost under the settings; None where they are wrong."""
-        self.plan, told, notes, steps = None, "", "", ""
+    def replan(self, settings: Mapping[str, Any] | None) -> str:
+        """Show what the stack will cost under the settings; None where they are wrong.
+
+        Returns:
+            What is wrong with the sampler under this stack, or "".
+        """
+        self.plan, told, notes, steps, unfit = None, "", "", "", ""
         if self.stack is None or self.cards.wrong or settings is None:
             told = "mend what is marked"
         else:
             model = self.page.model
             try:
-                self.plan = planned(self.stack, settings, model.name, model.networks)
+                begins = bool(self.page.files.given.pictures.paths)
+                self.plan = planned(self.stack, settings, model.name, model.networks, begins)
                 _, warned = recipe_of(self.stack, settings, model.dtype)
+            except UnsupportedSchedulerError as error:
+                self.text.error, unfit = "it does not run with this sampler", str(error)
+                told = "mend what is marked"
             except GuidestackError as error:
                 self.plan, self.text.error = None, str(error)
             else:
@@ -151,6 +160,7 @@ class Column:
                 notes = "\n".join([*self.plan.notes, *warned])
                 steps = "\n".join(map(str, self.plan.planned))
         self.cost.text, self.notes.text, self.steps.text = told, notes, steps
+        return unfit
 
     def recipe(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe of its image.
@@ -171,9 +181,10 @@ class Column:
         if what == "Text" or settings is None:
             text = str(self.stack)
         elif what == "Python":
-            text = python_of(self.recipe(settings), model.name, model.networks, self.page.maker.generator.device)
+            device = self.page.maker.generator.device
+            text = python_of(self.recipe(settings), model.name, model.networks, device, self.page.files.given)
         else:
-            text = command_of(self.recipe(settings), model.name, model.networks)
+            text = command_of(self.recipe(settings), model.name, model.networks, self.page.files.given)
         ui.clipboard.write(text)
         ui.notify(f"{what} is copied")
 
@@ -218,6 +229,8 @@ class Result:
                 f"seed {cell.recipe.seed}"
             )
         elif cell.state == "refused":
+            if cell.cause:
+                self.column.page.files.blame(cell.cause, cell.error)
             self.said.text = cell.error
             self.said.classes("said")
         else:
@@ -240,6 +253,7 @@ class Page:
         self.maker, self.model = maker, model
         self.columns: list[Column] = []
         self.job: Job | None = None
+        self.unfit = ""  # what is wrong with the sampler under a stack
         self.ready = False
         ui.colors(primary=BLUE)
         ui.add_css(CSS + STYLE)
@@ -264,6 +278,7 @@ class Page:
                     button.props["data-control"] = name
                 self._upload()
             self.said = ui.label().classes("said")
+            self.files = Files(maker.folder, self.settled)
             self.side = ui.element("div").classes("stacks")
             self.sheet = Sheet(self)
         self.stopping.disable()
@@ -296,21 +311,20 @@ class Page:
         return fields
 
     def _upload(self) -> None:
-        upload = ui.upload(max_file_size=LARGEST_FILE, auto_upload=True, on_upload=self.load).classes("hidden")
-        upload.on("rejected", lambda: setattr(self.said, "text", "a picture of 64 MB at most can be loaded"))
-        upload.props('accept=".png"')
-        button = ui.button("Load an image", icon="upload", on_click=lambda: upload.run_method("pickFiles"))
+        field = upload(".png", self.load, lambda message: setattr(self.said, "text", message))
+        button = ui.button("Load an image", icon="upload", on_click=lambda: field.run_method("pickFiles"))
         button.props("flat no-caps").tooltip("Take over how an image of guidestack was made")
 
     def typed(self) -> dict[str, str]:
-        """What stands in the settings."""
-        return {name: str(field.value or "") for name, field in self.fields.items()}
+        """What stands in the settings; a strength says something beside a picture only."""
+        typed = {name: str(field.value or "") for name, field in self.fields.items()}
+        return typed if self.files.given.pictures.paths else {**typed, "strength": ""}
 
     def settings(self) -> dict[str, Any] | None:
         """What the settings say, each wrong one marked; None where one is wrong."""
         found, wrong = read(self.typed(), self.model.name)
         for name, field in self.fields.items():
-            field.error = wrong.get(name)
+            field.error = wrong.get(name) or (self.unfit if name == "sampler" and self.unfit else None)
         return None if wrong else found
 
     def settled(self) -> None:
@@ -319,9 +333,15 @@ class Page:
             return
         several = any(column.stack is not None and column.stack.takes_several for column in self.columns)
         self.fields["extra"].set_visibility(several or bool(self.fields["extra"].value))
+        self.fields["strength"].set_visibility(bool(self.files.given.pictures.paths))
+        self.unfit = ""
         settings = self.settings()
-        for column in self.columns:
-            column.replan(settings)
+        stacks = [column.stack for column in self.columns if column.stack is not None]
+        fit = self.files.settle(stacks, settings["size"] if settings else None, self.maker.own_size)
+        unfit = {column.letter: column.replan(settings if fit else None) for column in self.columns}
+        self.unfit = "; ".join(f"stack {letter}: {told}" for letter, told in unfit.items() if told)
+        if self.unfit:
+            self.settings()
         self.sheet.offer()
 
     def add(self) -> None:
@@ -352,7 +372,7 @@ class Page:
         self.said.text = ""
         self.stop()
         for column in self.columns:
-            column.cell = Cell(column.recipe(settings))
+            column.cell = Cell(column.recipe(settings), self.files.given)
         self.job = Job([column.cell for column in self.columns if column.cell])
         self.maker.start(self.job)
 
@@ -371,6 +391,7 @@ class Page:
             )
             if error:
                 self.status.classes("said")
+            self.settled()  # the model's own size is known now
         for column in self.columns:
             if column.cell is not None:
                 column.result.show(column.cell)
@@ -393,7 +414,11 @@ class Page:
                 return
         self.said.text = ""
         size = "x".join(map(str, recipe.size or ()))
-        values = {**{key: str(getattr(recipe, key)) for key in self.fields if key != "size"}, "size": size}
+        values = {key: str(getattr(recipe, key)) for key in self.fields if key not in ("size", "strength")}
+        values |= {"size": size, "strength": "" if recipe.strength is None else f"{recipe.strength:g}"}
+        files = [*recipe.pictures, *(one["name"] for parts in recipe.parts.values() for one in parts)]
+        if files:
+            self.said.text = f"it was made from files, which it does not hold; give them again: {', '.join(files)}"
         for key, field in self.fields.items():
             if key == "sampler" and values[key] not in field.options:
                 field.options.append(values[key])

@@ -15,7 +15,8 @@ from ...pipelines.models.generator import Generator
 from ...pipelines.models.loading import chosen_device, chosen_dtype, chosen_sampler
 from .addresses import is_local
 from .making import Maker
-from .page import LARGEST_FILE, Model, Page
+from .page import Model, Page
+from .uploads import LARGEST_FILE
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'none'"

@@ -23,6 +23,7 @@ class Around(Protocol):
     columns: list[Any]
     maker: Maker
     model: Any
+    files: Any
 
     def settings(self) -> dict[str, Any] | None:
         """What the settings say; None where one is wrong."""
@@ -145,7 +146,7 @@ class Sheet:
         settings, wrong = read(typed, self.page.model.name)
         if wrong:
             raise InputError(next(iter(wrong.values())))
-        return Cell(recipe_of(stack, settings, self.page.model.dtype)[0])
+        return Cell(recipe_of(stack, settings, self.page.model.dtype)[0], self.page.files.given)
 
     def _begin(self, across: Varied, down: Varied | None, cells: list[Cell]) -> None:
         self.page.stop()

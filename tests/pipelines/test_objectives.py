@@ -221,12 +221,8 @@ def test_a_network_that_is_offloaded_is_refused_where_the_gradient_goes_through_
 
 def test_a_picture_of_another_size_is_refused_before_the_network_is_asked() -> None:
     pipe, asked = pipeline("StableDiffusionPipeline"), []
-    guided = gs.guide(
-        pipe,
-        "tfg('known', mu=1)",
-        objectives={"known": torch.zeros(3, 8, 16)},
-        observe=lambda seen: asked.append(seen) or {},
-    )
+    about: dict[str, Any] = {"observe": lambda seen: asked.append(seen) or {}}
+    guided = gs.guide(pipe, "tfg('known', mu=1)", objectives={"known": torch.zeros(3, 8, 16)}, **about)
     with pytest.raises(InputError, match="'known' is for 8x16 pixels, and the run makes 16x16"):
         guided(**call("StableDiffusionPipeline"))
     assert not asked

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import guidestack as gs
@@ -18,9 +21,11 @@ from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.pipelines.models.files import read_recipe
 from guidestack.pipelines.models.generator import Generator
 from guidestack.pipelines.models.recipe import Recipe
+from guidestack.scripts.play import files
 from guidestack.scripts.play.axes import axes_of, chosen
 from guidestack.scripts.play.controls import changed
 from guidestack.scripts.play.copies import command_of, python_of
+from guidestack.scripts.play.files import Given, misfits, place_of
 from guidestack.scripts.play.making import SETTINGS, Cell, Job, Maker, planned, read, recipe_of
 
 TYPED = {"prompt": "cat face, 'noto' style", "sampler": "euler-a", "steps": "2", "seed": "3"}
@@ -76,6 +81,101 @@ def test_an_image_is_made_again_by_its_file_by_the_command_and_by_python(
     names: dict[str, Any] = {}
     exec(compile(python_of(recipe, None, {}, "cpu"), "copied", "exec"), names)
     assert np.array_equal(np.asarray(names["image"]), pixels(file))
+
+
+def saved(folder: Path, name: str, side: int = 64) -> Path:
+    numbers = np.random.default_rng(len(name)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(numbers).resize((side, side)).save(folder / name)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of random numbers for the bundled model."""
+    pytest.importorskip("peft")
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe, folder = gs.load_emoji(), tmp_path_factory.mktemp("lora")
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"]))
+    for place, (name, weight) in enumerate(pipe.unet.named_parameters()):
+        if "lora_B" in name:
+            weight.data.normal_(generator=torch.Generator().manual_seed(place))
+    pipe.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    return (folder / "pytorch_lora_weights.safetensors").rename(folder / "fur.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["image", "mask", "lora", "objective"])
+def test_files_are_those_of_the_command_and_of_python(
+    maker: Maker, command: Any, tmp_path: Path, lora: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The same bits by the page, by the command that it copies, and by its Python, beside the same files."""
+    paths, loras, text, typed = {}, [], "cfg(3)", {"sampler": "ddim", "steps": "4"}
+    if kind in ("image", "mask"):
+        paths["image"], typed["strength"] = saved(tmp_path, "start.png"), "0.7"
+    if kind == "mask":
+        paths["mask"] = saved(tmp_path, "where.png")
+    if kind == "lora":
+        loras = [(Path(shutil.copy(lora, tmp_path)), "0.8")]
+    if kind == "objective":
+        paths["objective known"], text = saved(tmp_path, "known.png"), "cfg(3) | tfg('known', mu=0.3)"
+    given, wrong = files.read(paths, loras)
+    assert not wrong
+    recipe, _ = recipe_of(gs.parse(text), settings(**typed), "float32")
+    job = Job([Cell(recipe_of(gs.parse("cfg(3)"), settings(**{**typed, "strength": ""}), "float32")[0])])
+    (plain,) = made(maker, *[cell.recipe for cell in job.cells])
+    cell = Cell(recipe, given)
+    maker.start(Job([cell])).result()
+    assert (cell.state, cell.error) == ("made", "")
+    _, file = maker.picture(cell.picture) or ("", b"")
+    _, bare = maker.picture(plain.picture) or ("", b"")
+    assert not np.array_equal(pixels(file), pixels(bare))
+    monkeypatch.chdir(tmp_path)
+    _, *words = shlex.split(command_of(recipe, None, {}, given))
+    status, _, err = command(*words[:-2], "--out", tmp_path / "told", *words[-2:])
+    assert status == 0, err
+    (told,) = (tmp_path / "told").glob("*.png")
+    assert told.read_bytes() == file
+    names: dict[str, Any] = {}
+    exec(compile(python_of(recipe, None, {}, "cpu", given), "copied", "exec"), names)
+    assert np.array_equal(np.asarray(names["image"]), pixels(file))
+    (again,) = made(maker, plain.recipe)  # nothing of it is left in the model
+    assert (maker.picture(again.picture) or ("", b""))[1] == bare
+
+
+def test_a_file_that_cannot_be_used_is_told_by_its_name(maker: Maker, tmp_path: Path, lora: Path) -> None:
+    small, image = saved(tmp_path, "small.png", 32), saved(tmp_path, "image.png")
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"{}")
+    paths = {"image": image, "mask": small, "objective known": text}
+    given, wrong = files.read(paths, [(tmp_path / "x.bin", "1"), (broken, "much"), (broken, "0.5")])
+    assert list(wrong) == ["mask", "lora0", "lora1", "objective known"]
+    assert wrong["mask"].startswith("--mask small.png has 32x32 pixels and --image image.png 64x64")
+    assert "takes a .safetensors file" in wrong["lora0"]
+    assert "a scale is a number" in wrong["lora1"]
+    assert "cannot read the image 'text.png'" in wrong["objective known"]
+    assert str(tmp_path) not in str(wrong)
+    (refused, fine) = (Cell(recipe_of(gs.parse("cfg(3)"), settings(), "float32")[0], one) for one in (given, Given()))
+    maker.start(Job([refused, fine])).result()
+    assert (refused.state, refused.cause, fine.state) == ("refused", "lora0", "made")
+    assert "broken.safetensors" in refused.error
+
+    stacks = [gs.parse("tfg('known', rho=1)"), gs.parse("tfg('blur(2)', rho=1)")]
+    unfit = misfits(files.read({"image": small, "objective blur": small}, [])[0], stacks, None, (64, 64))
+    assert list(unfit) == ["image", "objective known", "objective blur"]
+    assert "small.png has 32x32 pixels and this model makes 64x64" in unfit["image"]
+    assert "the objective 'known' takes a picture" in unfit["objective known"]
+    assert "(height x width), have (3, 64, 64)" in unfit["objective blur"]
+
+
+def test_names_of_files_are_words(tmp_path: Path) -> None:
+    for name in ("../../etc/passwd", "a b;$(rm).png", "", "..", "-x.png", ".hidden", "a" * 300, "C:\\x\\y.png"):
+        place = place_of(tmp_path, name)
+        place.write_bytes(b"")
+        assert place.parent.parent == tmp_path
+        assert re.fullmatch(r"\w[\w.-]{0,79}", place.name), name
 
 
 def test_python_says_levels_networks_and_sizes() -> None:
@@ -137,6 +237,8 @@ def test_what_cannot_be_made_says_so_and_the_rest_is_made(maker: Maker) -> None:
         ("steps", "many", "'many' is not a valid integer"),
         ("seed", "-1", "-1 is not in the range"),
         ("size", "64", "HEIGHTxWIDTH"),
+        ("strength", "0", "0 is not in the range 0<x<=1"),
+        ("strength", "half", "'half' is not a valid float"),
     ],
 )
 def test_a_wrong_setting_is_told_by_its_name(name: str, text: str, said: str) -> None:

@@ -239,6 +239,72 @@ def _model() -> dict[str, str]:
     return identity_of(None)
 
 
+def give(page: Page, name: str, path: Path) -> None:
+    page.one(f"[data-control='file/{name}'] input[type=file]").send_keys(str(path))
+
+
+def plain(path: Path, side: int = 64) -> Path:
+    Image.new("RGB", (side, side), (200, 60, 40)).save(path)
+    return path
+
+
+def test_images_are_made_from_files(page: Page, tmp_path: Path) -> None:
+    page.write("steps", "4")
+    assert not page.control("strength").is_displayed()
+    give(page, "image", plain(tmp_path / "start (1).png"))
+    page.until(lambda: page.control("strength").is_displayed())
+    assert "start-1-.png" in page.one("section[aria-label='Files']").text
+    page.until(lambda: "images begin from a picture" in page.one("section[aria-label='Stack A']").text)
+    page.write("strength", "2")
+    page.until(lambda: "is not in the range 0<x<=1" in page.one(".settings").text)
+    page.write("strength", "0.5")
+    page.until(lambda: "the last 50% of these steps" in page.one("section[aria-label='Stack A']").text)
+    page.click("make")
+    page.until(lambda: len(page.all("[data-picture] img")) == 2)
+    recipe = Recipe.read(read_recipe(_saved(page.image("[data-picture='A'] img"), tmp_path)), Path("picture"))
+    assert (set(recipe.pictures), recipe.strength) == ({"image"}, 0.5)
+
+    give(page, "mask", plain(tmp_path / "small.png", 32))
+    page.until(lambda: page.said("file/mask").startswith("--mask small.png has 32x32 pixels"))
+    page.until(lambda: page.said("A/plan") == "mend what is marked")
+    page.click("file/mask/drop")
+    page.until(lambda: page.said("A/plan").startswith("8 evaluations"))
+
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"{}")
+    give(page, "lora", broken)
+    page.until(lambda: page.controls("file/lora0/scale"))
+    page.write("file/lora0/scale", "much")
+    page.until(lambda: "a scale is a number" in page.said("file/lora0"))
+    page.write("file/lora0/scale", "0.5")
+    page.until(lambda: page.said("file/lora0") == "")
+    page.click("make")
+    page.until(lambda: page.said("file/lora0").startswith("--lora broken.safetensors cannot be read as safetensors"))
+    page.click("file/lora0/drop")
+    page.until(lambda: not page.controls("file/lora0/scale"))
+
+
+def test_what_a_stack_does_not_go_with_is_said_beside_it(page: Page, tmp_path: Path) -> None:
+    page.write("A/text", "cfg(3) | langevin()")
+    page.until(lambda: "stack A: langevin() moves samples between two steps" in page.one(".settings").text)
+    assert "it does not run with this sampler" in page.one("section[aria-label='Stack A']").text
+    page.click("make")
+    page.until(lambda: "mend what is marked" in page.one("main").text)
+    assert "moves samples" in page.one(".settings").text
+
+    page.write("A/text", "cfg(3) | tfg('known', mu=0.3)")
+    page.until(lambda: page.said("file/objective known").startswith("the objective 'known' takes a picture"))
+    assert "moves samples" not in page.one(".settings").text
+    assert page.said("A/plan") == "mend what is marked"
+    give(page, "objective known", plain(tmp_path / "small.png", 32))
+    page.until(lambda: "is for 32x32 pixels, and the run makes 64x64" in page.said("file/objective known"))
+    give(page, "objective known", plain(tmp_path / "known.png"))
+    page.until(lambda: page.said("A/plan").startswith("50 evaluations"))
+    assert page.said("file/objective known") == ""
+    page.write("A/text", "cfg(3)")
+    page.until(lambda: not page.controls("file/objective known"))
+
+
 def test_a_grid_over_two_parameters(page: Page) -> None:
     page.write("steps", "2")
     page.write("A/text", "cfg(3) | rescale(0.5)")
