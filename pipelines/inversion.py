@@ -35,6 +35,7 @@ def invert(
     *,
     max_rows: int | None = None,
     networks: Mapping[str, Any] | None = None,
+    objectives: Mapping[str, Any] | None = None,
 ) -> InvertingPipeline:
     """Find the noise from which a pipeline makes a given image, under a stack.
 
@@ -44,6 +45,7 @@ def invert(
         stack: as of `guide`; its rules must not remember earlier steps.
         max_rows: as of `guide`.
         networks: as of `guide`.
+        objectives: as of `guide`.
 
     Returns:
         An object to call with ``image=`` and the pipeline's own arguments: the prompt that describes the image, the
@@ -56,7 +58,7 @@ def invert(
 
     Cost: the evaluations of sampling with the same stack and steps, and the encoder of the pipeline's autoencoder.
     """
-    guided = guide(pipe, stack, max_rows=max_rows, networks=networks)
+    guided = guide(pipe, stack, max_rows=max_rows, networks=networks, objectives=objectives)
     pipe = guided.pipe
     takes = signature_of(pipe).parameters
     if "latents" not in takes or "image" in takes:
@@ -64,7 +66,8 @@ def invert(
         raise UnsupportedPipelineError(f"{type(pipe).__name__} {what}: it cannot be run backwards from an image")
     undoable(pipe.scheduler)
     reversible(guided.stack)
-    return InvertingPipeline(pipe, guided.family, guided.stack, max_rows, networks=guided.networks)
+    about: dict[str, Any] = {"networks": guided.networks, "objectives": guided.objectives}
+    return InvertingPipeline(pipe, guided.family, guided.stack, max_rows, **about)
 
 
 def edit(
@@ -74,6 +77,7 @@ def edit(
     inversion: Rule | str | Mapping[str, Any] | None = None,
     max_rows: int | None = None,
     networks: Mapping[str, Any] | None = None,
+    objectives: Mapping[str, Any] | None = None,
 ) -> EditingPipeline:
     """Change an image by a prompt: invert it under the prompt that describes it, then sample under another.
 
@@ -83,6 +87,7 @@ def edit(
         inversion: what to invert under; `stack` too by default. It must not remember earlier steps.
         max_rows: as of `guide`.
         networks: as of `guide`.
+        objectives: as of `guide`, of both stacks.
 
     Returns:
         An object to call with the image and both prompts.
@@ -93,11 +98,12 @@ def edit(
     Cost: that of both stacks over the steps.
     """
     stack = as_stack(stack)
-    inverting = invert(pipe, stack if inversion is None else inversion, max_rows=max_rows, networks=networks)
+    about: dict[str, Any] = {"max_rows": max_rows, "objectives": objectives}
+    inverting = invert(pipe, stack if inversion is None else inversion, networks=networks, **about)
     # Which refuses now what would be refused after the inversion.
-    guided = guide(pipe, stack, max_rows=max_rows, networks=inverting.networks)
-    about = guided.pipe, guided.family, guided.stack, max_rows
-    return EditingPipeline(inverting, ResumingPipeline(*about, networks=guided.networks))
+    guided = guide(pipe, stack, networks=inverting.networks, **about)
+    how: dict[str, Any] = {"networks": guided.networks, "objectives": guided.objectives}
+    return EditingPipeline(inverting, ResumingPipeline(guided.pipe, guided.family, guided.stack, max_rows, **how))
 
 
 @dataclass(frozen=True, eq=False)

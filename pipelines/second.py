@@ -26,7 +26,7 @@ from .families.record import Family, Pipeline
 from .surface import bare
 
 NAME = re.compile(r"[A-Za-z_]\w{0,99}")
-Loader = Callable[[str, Pipeline, Family, str], tuple[list[nn.Module], str]]
+Loader = Callable[[str, Pipeline, Family, str], "tuple[list[nn.Module] | Adapters, str]"]
 """Loads the networks that a name means, and says which they are: see `models.networks.load_network`."""
 loaders: list[Loader] = []
 """The one loader, which a floor above puts here."""
@@ -80,7 +80,7 @@ class Adapters:
         Raises:
             InputError: it lacks one, has none at all, or has them fused into its weights.
         """
-        layers = _adapted(module)
+        layers = adapted(module)
         known = list(dict.fromkeys(name for layer in layers for name in getattr(layer, "scaling", ())))
         for name in self.names or known[:1] or [""]:
             if name not in known:
@@ -92,7 +92,7 @@ class Adapters:
     @contextmanager
     def switched(self, module: nn.Module) -> Iterator[None]:
         """While the context lasts, these adapters of `module` are on and all others off."""
-        layers = _adapted(module)
+        layers = adapted(module)
         before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]
         try:
             for layer in layers:
@@ -104,7 +104,7 @@ class Adapters:
                 layer._active_adapter, layer._disable_adapters = active, disabled
 
 
-def _adapted(module: nn.Module) -> list[Any]:
+def adapted(module: nn.Module) -> list[Any]:
     """The layers of `module` that have adapters."""
     return [part for part in module.modules() if "_active_adapter" in vars(part) and "_disable_adapters" in vars(part)]
 
@@ -203,7 +203,10 @@ def _second(pipe: Pipeline, family: Family, name: str, value: Any) -> Second:
             value.check(denoiser)
         return Second(f"{weights_digest(own[0])} {value}", adapters=value)
     if isinstance(value, str | Path):
-        modules, identity = loaders[0](str(value), pipe, family, what)
+        found, identity = loaders[0](str(value), pipe, family, what)
+        if isinstance(found, Adapters):
+            return Second(identity, adapters=found)
+        modules = found
     else:
         module, other = value, bare(value)
         if isinstance(module, nn.Module):

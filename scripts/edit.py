@@ -35,6 +35,7 @@ from .options import (
     device_option,
     network_option,
     notices,
+    objective_option,
     offload_option,
     own_dtype_option,
     read_size,
@@ -68,6 +69,7 @@ class Edit:
         image: digest of the pixels that were edited.
         model: what identifies the model.
         networks: what identifies each further network that the stacks ask, by its name.
+        pictures: digests of the pictures that the stacks steer to, by the name of the objective.
         versions: of the libraries that made it, and on what device.
     """
 
@@ -85,6 +87,7 @@ class Edit:
     image: str
     model: Mapping[str, str] = field(default_factory=dict)
     networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -98,8 +101,9 @@ class Edit:
     def as_json(self) -> dict[str, Any]:
         """The mapping to write into the image."""
         told = dataclasses.asdict(self)
-        if not self.networks:
-            del told["networks"]
+        for name in ("networks", "pictures"):
+            if not told[name]:
+                del told[name]
         return with_rules(told, self.guidance, self.inversion)
 
 
@@ -164,6 +168,7 @@ def check_sampler(name: str, model: str | None) -> None:
 )
 @click.option("--size", metavar="HxW", help="Resize the image to this first.")
 @network_option
+@objective_option
 @own_dtype_option
 @device_option
 @offload_option
@@ -200,7 +205,7 @@ def _edit(options: dict[str, Any]) -> str:
     check_out(options["out"])
     device = chosen_device(options["device"])
     dtype = chosen_dtype(options["dtype"], device, options["model"])
-    how = {name: options[name] for name in ("model", "allow_pickle", "offload", "networks")}
+    how = {name: options[name] for name in ("model", "allow_pickle", "offload", "networks", "objectives")}
     generator = Generator(
         **how, dtype=dtype, device=device, advice="try --dtype float16, --offload, or a smaller --size"
     )
@@ -208,9 +213,10 @@ def _edit(options: dict[str, Any]) -> str:
     picture = sized(picture, path, size, own_size(pipe, family_of(pipe)))
     generator.use(sampler)
     pipe.set_progress_bar_config(unit="step", dynamic_ncols=True)  # a bar for the way back, and one for that forth
-    note_unasked(options["networks"], [guidance, inversion])
+    note_unasked(options["networks"], [guidance, inversion], options["objectives"])
+    generator.check_size((picture.height, picture.width), [guidance, inversion])
     networks = {**generator.asked(guidance), **generator.asked(inversion)}
-    editing = edit(pipe, guidance, inversion=inversion, networks=networks)
+    editing = edit(pipe, guidance, inversion=inversion, networks=networks, objectives=generator.objectives)
     recipe = Edit(
         prompt=options["prompt"],
         source=source,
@@ -226,6 +232,7 @@ def _edit(options: dict[str, Any]) -> str:
         image=digest_of(picture),
         model=generator.identity,
         networks={**generator.networks_of(guidance), **generator.networks_of(inversion)},
+        pictures={**generator.pictures_of(guidance), **generator.pictures_of(inversion)},
         versions=generator.versions,
     )
     to = options["out"] / recipe.filename

@@ -163,7 +163,8 @@ network_option = click.option(
     metavar="NAME=FOLDER",
     callback=_by_name("--network is NAME=FOLDER, such as weak=checkpoints/early; 'main' is --model", "main"),
     help="A further network for rules that ask it by NAME, such as autoguidance: a folder of a network or a model, a "
-    "model's hub id, or bundled for the weak twin of the bundled model; may be repeated.",
+    "model's hub id, lora:FILE[=SCALE] for the model's own network with that LoRA, or bundled for the weak twin of the "
+    "bundled model; may be repeated.",
 )
 
 

@@ -41,7 +41,7 @@ from .claim import CellValues, Claim, MetricText
 from .prompts import Prompt, bundled, parse_prompts, prompt_of
 
 FOLDERS = tuple(Path(__file__).parents[2] / "configs" / name for name in ("sweeps", "claims"))
-BUNDLED = "bundled"
+BUNDLED, LORA = "bundled", "lora:"  # in a network's place
 IN_PYTHON = "the sweep"  # a mapping, in messages
 STACK = "stack"  # the axis of the templates
 MOST_AXES = 100  # and as many metrics, expectations, labels of prompts, and rules files
@@ -353,7 +353,10 @@ def _objective(name: str) -> str:
 
 
 def placed(network: str, folder: Path | None = None) -> str:
-    """A network's folder as an absolute path; ``"bundled"``, and what is on the hub, as it is."""
+    """A network's folder, or a LoRA's file, as an absolute path; ``"bundled"``, and what is on the hub, as it is."""
+    if network.startswith(LORA):
+        file, ending, rest = network.removeprefix(LORA).partition(".safetensors")  # behind it may stand a scale
+        return f"{LORA}{located(file + ending, folder)}{rest}"
     return network if network == BUNDLED else located(network, folder)
 
 

@@ -162,7 +162,10 @@ class Generator:
         if self._how[-1] and (parts, pictures.task) != (self._parts, self.pictures.task):
             self.__dict__.pop("_loaded", None)  # where it is on the device changes with what is in it
         elif "_loaded" in self.__dict__:
-            self.__dict__["_loaded"] = self._fitted(parts, pictures.task), self.own
+            pipe, own = self._loaded
+            fitted = self._fitted(parts, pictures.task)
+            fitted.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+            self.__dict__["_loaded"] = fitted, own
         self.__dict__.pop("takes", None)
         self._parts, self.parts = parts, parts.identities()
         self.pictures, self.objectives = pictures, dict(objectives)
@@ -174,6 +177,7 @@ class Generator:
             return as_task(pipe, task)
         if self._parts.lora:
             pipe.unload_lora_weights()
+            self._seconds.clear()  # those that are LoRAs went with it
         self._parts, self.parts = Parts(), {}
         try:
             return parts.fit(pipe, task)

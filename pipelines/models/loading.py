@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ...guidance.errors import InputError, UnsupportedPipelineError, cut, shown
 from ...guidance.reading import exists, is_folder, json_of, read_bytes
 from ...guidance.words import counted
@@ -434,3 +436,35 @@ def load(
             pipe.enable_model_cpu_offload(device=device)
             return pipe, identity
         return pipe.to(device), identity
+
+
+def loaded(cls: Any, place: str | Path, subfolder: str, what: str) -> nn.Module:
+    """A network of a class, from a folder, or from a subfolder of a model on the hub; in float32 on the CPU.
+
+    Raises:
+        InputError: it cannot be loaded, or is of another class.
+    """
+    asked = False
+    if isinstance(place, Path):
+        try:
+            found = json_of(read_bytes(place / "config.json", "network's configuration", LARGEST_INDEX))
+            name = found["_class_name"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{what}: {str(place / 'config.json')!r} is no configuration of a network") from None
+        if name != cls.__name__:
+            raise InputError(
+                f"{what} at {str(place)!r} is a {shown(name)}; for this model it has to be a {cls.__name__}"
+            )
+        if not any(place.glob("*.safetensors")):
+            raise InputError(f"{what}: {str(place)!r} has no weights in safetensors, which alone are loaded")
+    else:
+        asked = reachable(place)
+    try:
+        network = cls.from_pretrained(str(place), subfolder=subfolder, use_safetensors=True, local_files_only=not asked)
+    except Exception as error:  # the libraries raise what a damaged file makes them run into
+        if lacks_memory(error):
+            raise
+        told = first_line(error) if isinstance(place, Path) else why(error, asked)
+        raise InputError(f"cannot load {what} from {str(place)!r}: {told}") from error
+    network.requires_grad_(False).eval()
+    return network  # type: ignore[no-any-return]

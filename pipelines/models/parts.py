@@ -21,8 +21,7 @@ from ...guidance.errors import InputError, UnsupportedPipelineError, reason, sho
 from ...guidance.reading import exists, is_folder, read_bytes
 from ..families.lookup import denoisers_of, family_of
 from ..families.record import FAMILIES, Pipeline
-from .loading import LARGEST_INDEX, ends_of, fingerprint, first_line, folder_of, pipeline_class, scheduler_in
-from .networks import loaded
+from .loading import LARGEST_INDEX, ends_of, fingerprint, first_line, folder_of, loaded, pipeline_class, scheduler_in
 
 CONTROLNETS = {
     "UNet2DConditionModel": "ControlNetModel",
@@ -135,7 +134,7 @@ class Parts:
         if self.scheduler is not None:
             pipe.scheduler = own_scheduler(self.scheduler.name)
         for place, part in enumerate(self.lora):
-            _add_lora(part, pipe, f"lora{place}")
+            add_lora(part, pipe, f"lora{place}")
         if self.lora:
             pipe.set_adapters([f"lora{place}" for place in range(len(self.lora))], [one.amount for one in self.lora])
         if self.ip_adapter is not None:
@@ -208,8 +207,7 @@ def _identity(kind: str, part: Part) -> dict[str, Any]:
         InputError: it is not there, or not what it has to be.
     """
     if kind in ("lora", "ip_adapter"):
-        path = weights_file(part.name, OPTIONS[kind])
-        digest = hashlib.sha256(ends_of(path)).hexdigest()[:16]
+        digest = digest_of(part, OPTIONS[kind])
     elif kind == "scheduler":
         own_scheduler(part.name)
         data = read_bytes(_scheduler_file(part.name), "scheduler's file", LARGEST_INDEX)
@@ -225,6 +223,15 @@ def _identity(kind: str, part: Part) -> dict[str, Any]:
             )
         digest = fingerprint(folder)
     return {"name": part.name, "fingerprint": digest, "scale": part.amount}
+
+
+def digest_of(part: Part, option: str) -> str:
+    """Sixteen hex digits of a part's file of weights.
+
+    Raises:
+        InputError: there is none, or it is no .safetensors file.
+    """
+    return hashlib.sha256(ends_of(weights_file(part.name, option))).hexdigest()[:16]
 
 
 def weights_file(name: str, option: str) -> Path:
@@ -278,21 +285,27 @@ def _weights(name: str, option: str) -> dict[str, Tensor]:
     return found
 
 
-def _add_lora(part: Part, pipe: Pipeline, adapter: str) -> None:
-    """Load a LoRA into a pipeline's networks.
+def add_lora(part: Part, pipe: Pipeline, adapter: str, option: str = "--lora") -> None:
+    """Load a LoRA into a pipeline's networks, where it is on.
+
+    Args:
+        part: the file; its scale is left out here.
+        pipe: the pipeline.
+        adapter: the name that it gets there.
+        option: that gave it, for messages.
 
     Raises:
         InputError: the file has no LoRA, or one for another model.
         UnsupportedPipelineError: the pipeline takes none, or peft is not installed.
     """
-    told = f"--lora {part.name}"
+    told = f"{option} {part.name}"
     if not hasattr(pipe, "load_lora_weights"):
-        raise UnsupportedPipelineError(f"{type(pipe).__name__} takes no LoRA; leave --lora out")
+        raise UnsupportedPipelineError(f"{type(pipe).__name__} takes no LoRA; leave {option} out")
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise InputError("--lora needs peft: pip install 'guidestack[lora]'") from error
-    weights = _weights(part.name, "--lora")
+        raise InputError(f"{option} needs peft: pip install 'guidestack[lora]'") from error
+    weights = _weights(part.name, option)
     if not any("lora" in name.lower() or ".hada_" in name or ".lokr_" in name for name in weights):
         raise InputError(f"{told} holds no LoRA: none of its {len(weights)} tensors is one; a checkpoint is --model")
     more = {"unet_config": pipe.unet.config} if "XL" in type(pipe).__name__ else {}

@@ -230,6 +230,29 @@ def test_help(run: Any) -> None:
     assert "Usage: guidestack edit [OPTIONS] IMAGE PROMPT" in run("--help")[1]
 
 
+def test_an_objective_steers_the_edit(run: Any, model_folder: Path, image: Path, tmp_path: Path) -> None:
+    known = tmp_path / "known.png"
+    Image.new("RGB", (16, 16), (200, 40, 40)).save(known)
+    given = [image, "a dog", "--model", model_folder, "--steps", "2", "--inversion", "cfg(1)"]
+    steered = ["--guidance", "cfg(1) | tfg('known', mu=0.3)"]
+    status, _, err = run(*given, *steered, "--out", tmp_path / "none")
+    assert (status, "the objective 'known' takes a picture: --objective known=FILE" in err) == (2, True), err
+    far = {}
+    for name, more in {
+        "plain": ["--guidance", "cfg(1)"],
+        "steered": [*steered, "--objective", f"known={known}"],
+    }.items():
+        status, _, err = run(*given, *more, "--out", tmp_path / name)
+        assert status == 0, err
+        (path,) = (tmp_path / name).glob("*.png")
+        far[name] = np.abs(np.asarray(Image.open(path), float) - (200, 40, 40)).mean()
+        assert ("pictures" in read_recipe(path)) == (name == "steered")
+    assert far["steered"] < far["plain"]
+    Image.new("RGB", (8, 8)).save(known)
+    status, _, err = run(*given, *steered, "--objective", f"known={known}", "--out", tmp_path / "small")
+    assert (status, "is for 8x8 pixels, and the run makes 16x16" in err) == (2, True), err
+
+
 # --- the page and its figure -----------------------------------------------------------------------------------------
 
 PAGE = Path(gs.__file__).parent / "docs" / "editing.md"

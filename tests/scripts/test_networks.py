@@ -264,3 +264,96 @@ def test_a_difference_of_all_ranks_is_the_earlier_network(pipe: Any, tmp_path: P
     (tmp_path / "no.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match="is no difference of networks"):
         twin(pipe.unet, tmp_path / "no.safetensors")
+
+
+@pytest.fixture(scope="module")
+def lora(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of random numbers for the tiny model."""
+    pytest.importorskip("peft")
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe, folder = StableDiffusionPipeline.from_pretrained(model_folder), tmp_path_factory.mktemp("lora")
+    torch.manual_seed(5)
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"]))
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.5)
+    pipe.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    return (folder / "pytorch_lora_weights.safetensors").rename(folder / "fur.safetensors")
+
+
+def test_a_lora_as_the_weak_network(command: Any, model_folder: Path, lora: Path, tmp_path: Path) -> None:
+    """It is the network with that LoRA, by diffusers' own loading, and the main network is as it was."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    network = f"weak=lora:{lora}=0.5"
+    stacks = ("--guidance", "autoguidance(2)", "--guidance", "cfg(3)")
+    status, _, err = command(*options(model_folder, tmp_path / "a", *stacks, "--network", network))
+    assert status == 0, err
+    made = {read_recipe(path)["guidance"]: path for path in (tmp_path / "a").glob("*.png")}
+    assert command(*options(model_folder, tmp_path / "b", *stacks[2:]))[0] == 0
+    (plain,) = (tmp_path / "b").glob("*.png")
+    assert plain.read_bytes() == made["cfg(3)"].read_bytes()
+    recipe = read_recipe(made["autoguidance(2)"])
+    identity = network_identity(f"lora:{lora}=0.5")
+    assert recipe["networks"] == {"weak": identity}
+    assert identity["fingerprint"] != network_identity(f"lora:{lora}")["fingerprint"]
+
+    pipe, other = (StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None) for _ in range(2))
+    other.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="fur")
+    other.set_adapters(["fur"], [0.5])
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    guided = gs.guide(pipe, "autoguidance(2)", networks={"weak": other.unet})
+    generator = [torch.Generator().manual_seed(0)]
+    image = guided(["a cat"], num_inference_steps=2, generator=generator).images[0]
+    assert np.abs(np.asarray(image, int) - np.asarray(opened(made["autoguidance(2)"]), int)).max() <= 1
+
+    again = ("generate", "--like", made["autoguidance(2)"], "--model", model_folder, "--out", tmp_path / "c")
+    assert command(*again, "--network", network)[0] == 0
+    assert (tmp_path / "c" / made["autoguidance(2)"].name).read_bytes() == made["autoguidance(2)"].read_bytes()
+    status, out, err = command("doctor", model_folder, "--network", network)
+    assert status == 0, err
+    assert "pass      networks     weak: of the shape of the pipeline's own" in out
+
+
+def test_two_loras_as_networks_beside_one_of_the_users(model_folder: Path, lora: Path) -> None:
+    """What the user switched on stays on, at its scale, and a file is loaded once."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None)
+    pipe.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="mine")
+    pipe.set_adapters(["mine"], [0.3])
+    x, told = torch.randn(1, 4, 8, 8), torch.zeros(1, 77, pipe.unet.config.cross_attention_dim)
+    with torch.no_grad():
+        before = pipe.unet(x, 5, told).sample
+        for _ in range(2):
+            gs.guide(pipe, "autoguidance(2)", networks={"weak": f"lora:{lora}", "other": f"lora:{lora}=2"})
+        assert torch.equal(pipe.unet(x, 5, told).sample, before)
+    assert len({name for names in pipe.get_list_adapters().values() for name in names}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora:none.safetensors", "--network 'none.safetensors': there is no such file"),
+        ("lora:x.bin", "--network takes a .safetensors file"),
+        ("lora:", "--network NAME=lora: is FILE or FILE=SCALE"),
+        ("lora:x.safetensors=9999", "a scale is a number between -1000 and 1000"),
+    ],
+)
+def test_what_is_no_lora(command: Any, model_folder: Path, tmp_path: Path, text: str, message: str) -> None:
+    stack = ("--guidance", "autoguidance(2)")
+    status, _, err = command(*options(model_folder, tmp_path / "a", *stack, "--network", f"weak={text}"))
+    assert (status, message in err) == (2, True), err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_sweeps_lora_is_beside_it(tmp_path: Path) -> None:
+    from guidestack.evaluation.spec.sweep import placed
+
+    (tmp_path / "fur.safetensors").write_bytes(b"")
+    path = (tmp_path / "fur.safetensors").resolve()
+    assert placed("lora:fur.safetensors=0.5", tmp_path) == f"lora:{path}=0.5"
+    assert placed("lora:fur.safetensors", tmp_path) == f"lora:{path}"
