@@ -75,11 +75,11 @@ def _range(name: str, text: str) -> tuple[str, ...]:
         if not meant:
             return ()
     else:
-        first, last = Decimal(match[1]), Decimal(match[2])
-        count = int(match[3]) if match[3] else last - first + 1
-        if (1 if match[3] else 2) <= count <= MAX_IMAGES and count == int(count) and (count == 1) == (first == last):
-            step = (last - first) / (int(count) - 1) if count > 1 else Decimal(0)
-            return tuple(_written(first + step * place) for place in range(int(count)))
+        low, high = Decimal(match[1]), Decimal(match[2])
+        count = int(match[3]) if match[3] else high - low + 1
+        if (1 if match[3] else 2) <= count <= MAX_IMAGES and count == int(count) and (count == 1) == (low == high):
+            step = (high - low) / (int(count) - 1) if count > 1 else Decimal(0)
+            return tuple(_written(low + step * place) for place in range(int(count)))
     raise InputError(
         f"--axis {name}={cut(text, 80)}: a range is A:B, whole steps from A up to B, or A:B:COUNT, that many numbers "
         "from A to B; a text with a colon stands in double quotes"

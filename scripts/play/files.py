@@ -56,9 +56,12 @@ class Given:
 
 
 def place_of(folder: Path, name: str) -> Path:
-    """A new place for a file that its user calls `name`: in a folder of its own, named by the plain words of that."""
-    words = re.sub(r"[^\w.-]+", "-", Path(name).name)[-80:].lstrip(".-")
-    place = folder / uuid.uuid4().hex
+    """A new place for a file that its user calls `name`: in a folder of its own, named by the plain words of that.
+
+    It is short, so that messages, which quote the whole path cut to what fits, have the name in them.
+    """
+    words = re.sub(r"[^\w.-]+", "-", Path(name).name)[-32:].lstrip(".-")
+    place = folder / uuid.uuid4().hex[:8]
     place.mkdir()
     return place / (words or "file")
 

@@ -243,7 +243,7 @@ class Maker:
     """
 
     def __init__(self, generator: Generator) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="guidestack-play-")
+        self._folder = tempfile.TemporaryDirectory(prefix="play-")
         self.folder = Path(self._folder.name)
         self.generator, self.studio = generator, Studio(generator)
         self._pool = ThreadPoolExecutor(1, "guidestack-play")

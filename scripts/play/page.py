@@ -134,8 +134,12 @@ class Column:
                 self.following = False
         self.page.settled()
 
-    def replan(self, settings: Mapping[str, Any] | None) -> str:
-        """Show what the stack will cost under the settings; None where they are wrong.
+    def replan(self, settings: Mapping[str, Any] | None, fit: bool) -> str:
+        """Show what the stack will cost.
+
+        Args:
+            settings: None where one is wrong.
+            fit: whether the files can be used.
 
         Returns:
             What is wrong with the sampler under this stack, or "".
@@ -159,6 +163,8 @@ class Column:
                 told = self.plan.summary
                 notes = "\n".join([*self.plan.notes, *warned])
                 steps = "\n".join(map(str, self.plan.planned))
+        if not fit:
+            self.plan, told = None, "mend what is marked"
         self.cost.text, self.notes.text, self.steps.text = told, notes, steps
         return unfit
 
@@ -338,7 +344,7 @@ class Page:
         settings = self.settings()
         stacks = [column.stack for column in self.columns if column.stack is not None]
         fit = self.files.settle(stacks, settings["size"] if settings else None, self.maker.own_size)
-        unfit = {column.letter: column.replan(settings if fit else None) for column in self.columns}
+        unfit = {column.letter: column.replan(settings, fit) for column in self.columns}
         self.unfit = "; ".join(f"stack {letter}: {told}" for letter, told in unfit.items() if told)
         if self.unfit:
             self.settings()

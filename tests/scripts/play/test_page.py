@@ -89,7 +89,8 @@ class Page(browser.Page):
         button.click()
 
     def said(self, name: str) -> str:
-        return str(self.one(f"[data-said='{name}']").text)
+        """What stands there; "" where there is no such place, which may be on its way."""
+        return "".join(str(one.text) for one in self.all(f"[data-said='{name}']"))
 
     def pick(self, text: str) -> None:
         """An item of the menu that is open."""
@@ -279,7 +280,7 @@ def test_images_are_made_from_files(page: Page, tmp_path: Path) -> None:
     page.write("file/lora0/scale", "0.5")
     page.until(lambda: page.said("file/lora0") == "")
     page.click("make")
-    page.until(lambda: page.said("file/lora0").startswith("--lora broken.safetensors cannot be read as safetensors"))
+    page.until(lambda: page.said("file/lora0").startswith("--lora 'broken.safetensors' cannot be read as safe"))
     page.click("file/lora0/drop")
     page.until(lambda: not page.controls("file/lora0/scale"))
 
