@@ -127,7 +127,7 @@ def planned(
     if settings["extra"] and not stack.takes_several:
         notes.append("no rule of it uses the further positive prompts; perpneg(scale) does")
     if begins:
-        share = "the last {:g}% of".format(100 * settings["strength"]) if settings["strength"] else "the last of"
+        share = "the last {:g}% of".format(100 * settings["strength"]) if settings["strength"] else "only the last of"
         notes.append(f"images begin from a picture: {share} these steps are made")
     return replace(said, notes=notes)
 
@@ -268,7 +268,8 @@ class Maker:
         """Height and width of what the model makes when nothing is said; None before it is loaded."""
         if not self.loaded.done() or self.loaded.exception():
             return None
-        return own_size(self.generator.pipe, family_of(self.generator.pipe))
+        pipe = self.loaded.result()  # which is in another thread's hands by now; its sizes stay
+        return own_size(pipe, family_of(pipe))
 
     def picture(self, name: str) -> tuple[str, bytes] | None:
         """File name and contents of a finished picture: a PNG that says how it was made."""

@@ -90,7 +90,8 @@ class Page(browser.Page):
 
     def said(self, name: str) -> str:
         """What stands there; "" where there is no such place, which may be on its way."""
-        return "".join(str(one.text) for one in self.all(f"[data-said='{name}']"))
+        script = "return [...document.querySelectorAll(arguments[0])].map((each) => each.innerText).join('')"
+        return str(self.js(script, f"[data-said='{name}']"))
 
     def pick(self, text: str) -> None:
         """An item of the menu that is open."""
