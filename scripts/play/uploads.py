@@ -120,7 +120,10 @@ class Files:
 
     async def _read(self, draw: bool = True) -> None:
         """Read the files anew, away from the thread of the pages: a picture may be large."""
-        self.given, self.unread = await run.io_bound(read, dict(self.paths), list(self.loras))
+        found = await run.io_bound(read, dict(self.paths), list(self.loras))
+        if found is None:  # the server is closing
+            return
+        self.given, self.unread = found
         self.blamed = {}
         with self.area:
             if draw:
