@@ -19,7 +19,7 @@ from ...guidance.notation import presets
 from ...pipelines.models.bundled import EMOJI
 from ...pipelines.models.loading import quiet
 from ..options import notices
-from . import arithmetic, caches, install, merging, page, start, steering
+from . import arithmetic, caches, edits, install, merging, page, start, steering
 from .measure import EVERY, FEW, Watched, measured
 from .memory import peak
 from .models import BUNDLED, MODELS, SHAPED, Model, bundled, of_folder
@@ -219,6 +219,12 @@ def processor() -> str:
     is_flag=True,
     help="A pass of the network with tokens merged instead, over the plain pass, by ratio and size.",
 )
+@click.option(
+    "--edits",
+    "only_edits",
+    is_flag=True,
+    help="A perturbed pass of the network instead, over the plain pass, for each edit.",
+)
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Also write the rows here.")
 @click.option(
     "--from",
@@ -243,6 +249,7 @@ def command(
     only_caches: bool,
     only_steering: bool,
     only_merging: bool,
+    only_edits: bool,
     to: Path | None,
     source: tuple[Path, ...],
     page_to: Path | None,
@@ -273,11 +280,13 @@ def command(
             if to:
                 write([row.mapping() | machine() for row in steered], to)
             return
-        if only_merging:
-            name = only[0] if only else SHAPED
-            merged = merging.report(_named(name, batch, steps).make(), name, repeats or 3, CLOCKS[clock])
+        if only_merging or only_edits:
+            passes = []
+            for name in only or (SHAPED,):
+                pipe, report = _named(name, batch, steps).make(), merging.report if only_merging else edits.report
+                passes += report(pipe, name, repeats or 3, CLOCKS[clock])
             if to:
-                write([row.mapping() | machine() for row in merged], to)
+                write([row.mapping() | machine() for row in passes], to)
             return
         if only_step:
             if page_to:

@@ -23,9 +23,9 @@ the same weights and seeds as the stock diffusers pipeline with its own classifi
 interleaved.
 
 It is made of docs/performance.json, whose rows are of `guidestack bench --model MODEL --batch IMAGES --json FILE`, and
-of the files of the commands below beside it: `guidestack bench --from docs/performance.json --from
-docs/performance-arithmetic.json --from docs/performance-merging.json --from docs/performance-sweep.json --page
-docs/performance.md`. A table with all rows in a minute, of one image and few steps: `guidestack bench --quick`.
+of the files of the commands below beside it: `guidestack bench --from docs/performance.json --from FILE ... --page
+docs/performance.md`, with docs/performance-arithmetic.json, -merging, -sweep, -edits and -comfyui. A table with all rows
+in a minute, of one image and few steps: `guidestack bench --quick`.
 
 * **time**: of a whole run over the stock pipeline's; median, smallest and largest ratio to the runs next to it.
 * **evaluations**: rows over all network calls, over the stock pipeline's.
@@ -83,6 +83,19 @@ same prompts and seeds, each batch by one right after the other. The ratio is th
 range that of single ones. A sweep is to keep 0.97 of the bare pipeline's images a second, which is a ratio of 1.031,
 and a flat memory: what the process holds after each batch of its second half, over the most that it held in its second
 quarter. A run ended by Ctrl-C, as that of these rows, keeps what it had and says of how many images.
+""",
+    "a perturbed pass": """## Edits of the network
+
+`guidestack bench --edits --model bundled --repeats 15 --clock cpu`: a pass of the network for one sample with the edit
+that the second evaluation of a rule has, over the plain pass. It is one evaluation, and at most 1.01 is the bar; edits
+that leave blocks out take less. On a machine that others use too the ratios of single rounds spread by 10% and more, so
+that the medians are known to some 2%: a small network's pass of 30 ms does not tell 1% from none.
+""",
+    "the guider in ComfyUI": """## In ComfyUI
+
+`python -m guidestack.scripts.dev.comfyui --json FILE`: whole runs under the node "Guider" by processor time, over
+ComfyUI's own guider with the same scale, on the stand-in for ComfyUI that the tests use, around the bundled network.
+At most 1.02 is the bar. No real ComfyUI was timed.
 """,
 }
 """What stands above the rows of other commands, by how the rows' `what` begins."""

@@ -373,7 +373,8 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_the_documentation_is_what_its_rows_say() -> None:
     docs = Path(gs.__file__).parent / "docs"
-    files = [docs / f"performance{part}.json" for part in ("", "-arithmetic", "-merging", "-sweep")]
+    parts = "", "-arithmetic", "-merging", "-sweep", "-edits", "-comfyui"
+    files = [docs / f"performance{part}.json" for part in parts]
     assert (docs / "performance.md").read_text() == page.text([row for file in files for row in page.read(file)])
 
 
