@@ -89,7 +89,7 @@ quarter. A run ended by Ctrl-C, as that of these rows, keeps what it had and say
 `guidestack bench --edits --model bundled --repeats 15 --clock cpu`: a pass of the network for one sample with the edit
 that the second evaluation of a rule has, over the plain pass. It is one evaluation, and at most 1.01 is the bar; edits
 that leave blocks out take less. On a machine that others use too the ratios of single rounds spread by 10% and more, so
-that the medians are known to some 2%: a small network's pass of 30 ms does not tell 1% from none.
+that the medians are known to some 2%: a small network's pass of 30 ms does not tell 1% from none. `seg` misses the bar.
 """,
     "the guider in ComfyUI": """## In ComfyUI
 
