@@ -24,8 +24,8 @@ interleaved.
 
 It is made of docs/performance.json, whose rows are of `guidestack bench --model MODEL --batch IMAGES --json FILE`, and
 of the files of the commands below beside it: `guidestack bench --from docs/performance.json --from FILE ... --page
-docs/performance.md`, with docs/performance-arithmetic.json, -merging, -sweep, -edits and -comfyui. A table with all rows
-in a minute, of one image and few steps: `guidestack bench --quick`.
+docs/performance.md`, with docs/performance-arithmetic.json, -merging, -sweep, -edits and -comfyui. A table with all
+rows in a minute, of one image and few steps: `guidestack bench --quick`.
 
 * **time**: of a whole run over the stock pipeline's; median, smallest and largest ratio to the runs next to it.
 * **evaluations**: rows over all network calls, over the stock pipeline's.
