@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guidestack.evaluation.run.estimate import estimate
-from guidestack.evaluation.run.runner import Options, Prepared, dry_run
+from guidestack.evaluation.run.runner import Options, Prepared
 from guidestack.evaluation.store.folder import RunFolder
 
 from .common import assert_same, pixels, rows, run, sweep_of
@@ -29,8 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
 
 def test_images_cost_what_their_particles_cost(whole: Path, model_folder: Path) -> None:
     prepared = Prepared(sweep_of(model_folder, **PARTICLES), Options())
-    plan, existing = dry_run(prepared, None)
-    foretold = {line.cell.stack: line.evaluations for line in estimate(prepared, plan, existing).lines}
+    foretold = {cell.stack: cost.mean for cell, cost in prepared.costs.items()}
     assert foretold == {"cfg(2)": 6, "resample(2, 2, clamp=1)": 12, "resample(2, 5, clamp=1)": 12}
     for row in rows(RunFolder(whole)):
         assert row["evaluations"] == foretold[row["stack"]]
