@@ -80,6 +80,8 @@ SIDES = (
     Side("time travel", "cfg(4) | recur(2)"),
     Side("particles", "resample(2, 4)"),
     Side("zigzag", "cfg(4) | zigzag()"),
+    Side("FSG", "cfg(4) | fsg(4)"),
+    Side("CFG-MP", "cfg(4) | cfg_mp()"),
     Side("Autoguidance", "autoguidance(2)"),
     Side("classifier", "cfg(4) | classifier(1, 'blue')"),
     Side("EluCD", "cfg(4) | elucd(1, 'blue')"),

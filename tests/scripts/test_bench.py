@@ -100,6 +100,8 @@ EVALUATIONS = {
     "time travel": 2.0,
     "particles": 1.0,
     "zigzag": 2.5,
+    "FSG": 2.125,  # three iterations of three evaluations
+    "CFG-MP": 3.0,  # two iterations of two in each step
     "token merging": 1.0,
     "classifier": 1.0,
     "EluCD": 1.0,
