@@ -161,16 +161,17 @@ def _places(value: Any) -> tuple[tuple[float, float, int], ...]:
     Raises:
         RuleError: they are none.
     """
+    value = plain(value)
     rows = [plain(one) for one in value] if isinstance(value, tuple | list) else None
     good = rows is not None and all(isinstance(one, tuple | list) and len(one) == 3 for one in rows)
     found = [tuple(plain(each) for each in one) for one in rows] if good and rows is not None else []
     for one in found:
         start, length, times = one
-        good = good and is_number(start) and is_number(length) and 0 <= start < 1 and 0 < length <= 1
-        good = good and isinstance(times, int) and not isinstance(times, bool) and 1 <= times <= MOST_TIMES
+        good = good and all(map(is_number, one)) and 0 <= start < 1 and 0 < length <= 1
+        good = good and 1 <= times <= MOST_TIMES and times == int(times)
     if not good:
         raise RuleError(
             "FSG: schedule is a list of places, each with its progress, how far ahead it looks as a share of the "
             f"steps, and how often, such as ((0, 0.125, 2), (0.375, 0.125, 1)); got {shown(value)}"
         )
-    return tuple((float(start), float(length), times) for start, length, times in found)
+    return tuple((float(start), float(length), int(times)) for start, length, times in found)

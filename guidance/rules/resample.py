@@ -161,7 +161,7 @@ class Resample(Move[Weighted]):
         if self.clamp is not None:
             number(self, "clamp", 0.0)
         number(self, "below", 0.0, 1.0)
-        if self.reward:
+        if not isinstance(self.reward, str) or self.reward:
             set_field(self, "reward", check_text(self.reward))
         number(self, "strength")
         choice(self, "draw", DRAWS)
