@@ -90,9 +90,10 @@ def saved(folder: Path, name: str, side: int = 64) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lora(maker: Maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of random numbers for the bundled model."""
     pytest.importorskip("peft")
+    maker.loaded.result()  # diffusers loads one model at a time
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
