@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import io
 import json
@@ -39,20 +38,6 @@ IMAGE = re.compile(r"images/[\w./-]+\.(png|webp)", re.ASCII)
 """A path of an image in a run folder; records are read as anybody may have written them."""
 UNUSED = "–"  # the value of an axis in a cell that does not use it
 TRACED = 1000  # of which it has the steps as well
-
-
-def no_formula(value: Any) -> Any:
-    """A value for a CSV file, with an apostrophe before a text that a spreadsheet would compute."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
-def written_csv(rows: Sequence[Sequence[Any]]) -> bytes:
-    """Rows as the contents of a CSV file; NaN is empty."""
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    for row in rows:
-        writer.writerow(["" if isinstance(one, float) and math.isnan(one) else no_formula(one) for one in row])
-    return sink.getvalue().encode()
 
 
 def script_safe(data: Any) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .. import plots
+from ..csvs import written_csv
 from ..store.folder import RunFolder
 from .gather import gather
-from .page import BUDGET, page, written_csv
+from .page import BUDGET, page
 
 REPORT, PLOTS = "report.html", "plots"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import statistics as intervals
+from ..csvs import written_csv
 
 Values = NDArray[np.float64]
 
@@ -94,8 +93,4 @@ def as_json(whole: Mapping[str, Any]) -> bytes:
 def as_csv(groups: Mapping[str, Sequence[Point]]) -> bytes:
     """Points as a table, with a column for the group."""
     rows = [{"group": name, **point.row()} for name, points in groups.items() for point in points]
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, list(rows[0]) if rows else ["group"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return sink.getvalue().encode()
+    return written_csv([list(rows[0]) if rows else ["group"], *(list(row.values()) for row in rows)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from ...guidance.rules import TFG
 from ...pipelines.models.files import check_writable
 from .. import statistics as intervals
 from ..analysis.measure import Cells
+from ..csvs import written_csv
 from ..run.history import differs
 from ..run.progress import Progress
 from ..run.runner import Options, Prepared, generator_of, refuse_lost, run_sweep
@@ -275,17 +274,15 @@ class Search:
         return np.arange(len(values)) // self.each
 
     def _write(self, pool: Pool, tried: Sequence[Weights]) -> None:
-        sink = io.StringIO()
-        writer = csv.writer(sink, lineterminator="\n")
         alike = [] if self.goal is None else [self.goal.metric]
-        writer.writerow(["rho", "mu", "smoothing", LOG_F, "low", "high", *alike])
+        rows: list[list[Any]] = [["rho", "mu", "smoothing", LOG_F, "low", "high", *alike]]
         for one in tried:
             stack = str(self.steered.steered(one))
             values = pool.values[stack]
             ends = intervals.bootstrap(values, self._places(values))
             more = [float(pool.alike[stack].mean())] if alike else []
-            writer.writerow([one.rho, one.mu, one.smoothing, float(values.mean()), *ends, *more])
-        self.files.write_bytes(TABLE, sink.getvalue().encode())
+            rows.append([one.rho, one.mu, one.smoothing, float(values.mean()), *ends, *more])
+        self.files.write_bytes(TABLE, written_csv(rows))
 
     def _preset(self, chosen: Stack, told: Sequence[str], tried: int) -> None:
         identity = self.generator.identity

@@ -771,7 +771,7 @@ def test_a_stack_named_like_a_formula_is_text(model_folder: Path, tmp_path: Path
 
 
 def test_numbers_of_a_table_stay_numbers() -> None:
-    from guidestack.evaluation.report.page import written_csv
+    from guidestack.evaluation.csvs import written_csv
 
     assert written_csv([["a", -1.5, "-b", "\t=1"]]) == b"a,-1.5,'-b,'\t=1\n"
 

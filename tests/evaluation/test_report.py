@@ -18,12 +18,13 @@ import pytest
 from guidestack.evaluation.analysis.matched import Comparison, compare
 from guidestack.evaluation.analysis.measure import Cells
 from guidestack.evaluation.analysis.methods import Matched, MethodCells, method_cells
+from guidestack.evaluation.csvs import written_csv
 from guidestack.evaluation.metrics import parse_metric
 from guidestack.evaluation.plots import alone
 from guidestack.evaluation.report.figures import by_column, difference, front
 from guidestack.evaluation.report.found import Column, Found
 from guidestack.evaluation.report.gather import gather
-from guidestack.evaluation.report.page import conclusion, script_safe, written_csv
+from guidestack.evaluation.report.page import conclusion, script_safe
 from guidestack.evaluation.report.plot import NEUTRAL, Mark, Plot, Series, drawn
 from guidestack.evaluation.report.report import report
 from guidestack.evaluation.report.words import ComparisonRow, Kind, number, verdict
