@@ -320,10 +320,10 @@ def _wants(rule: Rule) -> Iterator[str]:
         text = f" with the {edit.text} prompt's text" if edit.text else ""
         yield ("an edit of every pass" if edit.shared else "an edit of the prompt's own pass") + text
     for text in rule.objectives:
-        through = ", through the network" if rule.differentiates else ""
-        yield f"the gradient of the objective {text!r}{through}"
+        gradient = rule.differentiates
+        yield f"the gradient of the objective {text!r}, through the network" if gradient else f"the objective {text!r}"
     if rule.takes_turns and not any(rule.nested()):
-        yield "further evaluations between two steps"
+        yield "turns between two steps"
 
 
 def given(rule: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:

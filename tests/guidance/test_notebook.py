@@ -53,11 +53,11 @@ def test_a_stack_is_a_table_of_its_rules() -> None:
     ("text", "asked"),
     [
         ("tfg('blue', rho=1)", "the gradient of the objective 'blue', through the network"),
-        ("tfg('blue', mu=1)", "the gradient of the objective 'blue'"),
+        ("tfg('blue', mu=1)", "the objective 'blue'"),
         ("nag(3)", "an edit of the prompt's own pass with the negative prompt's text"),
         ("pladis()", "an edit of the prompt's own pass"),
-        ("langevin(2)", "further evaluations between two steps"),
-        ("zigzag()", "negative; further evaluations between two steps"),
+        ("langevin(2)", "turns between two steps"),
+        ("zigzag()", "negative; turns between two steps"),
         ("tome(cfg(3), 0.5)", "negative, positive; an edit of every pass"),
     ],
 )
