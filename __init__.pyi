@@ -65,6 +65,7 @@ from .guidance.rules import RectifiedCFG as RectifiedCFG
 from .guidance.rules import Recur as Recur
 from .guidance.rules import Renoise as Renoise
 from .guidance.rules import Renorm as Renorm
+from .guidance.rules import Replace as Replace
 from .guidance.rules import Resample as Resample
 from .guidance.rules import Rescale as Rescale
 from .guidance.rules import Schedule as Schedule

@@ -34,6 +34,8 @@ SPACES = ("pixels", "latents", "noisy")
 """What an objective may see of a sample."""
 Decode = Callable[[Tensor], Tensor]
 """From clean samples as the network has them to pictures with values in [0, 1]."""
+Encode = Callable[[Tensor], Tensor]
+"""From pictures with values in [0, 1] to clean samples as the network has them."""
 OBJECTIVE = "objective "
 """Before the name of an objective, where what a sample is made from is listed: the picture that it was given."""
 NAME = re.compile(r"[A-Za-z_]\w{0,99}")
@@ -73,6 +75,30 @@ class Objective:
         raise InputError(f"the objective {type(self).__name__} takes no file; got {shown(value)}")
 
 
+class Determining(Objective):
+    r"""Measurements :math:`y = A x_0` that determine a part of the picture, its projection :math:`A^+ A x_0`.
+
+    That is what `Replace` puts in place. A subclass implements `determined` and `having`.
+
+    Class attributes:
+        in_latents: whether `determined` takes latents of an autoencoder too, of another size and number of channels.
+    """
+
+    in_latents: ClassVar[bool] = False
+
+    def determined(self, x: Tensor) -> Tensor:
+        """:math:`A^+ A x`, an orthogonal projection, of pictures ``(B, 3, H, W)``; shaped like `x`."""
+        raise NotImplementedError
+
+    def having(self, height: int, width: int) -> Tensor:
+        """A picture that has the measurements, shape ``(3, height, width)``, values in [0, 1].
+
+        Raises:
+            InputError: they are those of pictures of another size.
+        """
+        raise NotImplementedError
+
+
 def name_of(text: str) -> str:
     """The name in the text of an objective: ``"blur"`` of ``"blur(2)"``."""
     return text.partition("(")[0].strip()
@@ -101,6 +127,7 @@ class Bound:
         decode: as of `Objectives`.
         rows: as of `Objectives`.
         size: as of `Objectives`.
+        encode: as of `Objectives`.
     """
 
     name: str
@@ -108,6 +135,8 @@ class Bound:
     decode: Decode | None = None
     rows: int = 0
     size: tuple[int, int] | None = None
+    encode: Encode | None = None
+    _sample: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     @property
     def space(self) -> str:
@@ -134,6 +163,42 @@ class Bound:
         """
         if self.size is not None and self.space == "pixels" and isinstance(self.function, Objective):
             self.function.check_size(*self.size)
+
+    def sample(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Of an objective that is `Determining`, a picture that has its measurements as a clean sample, once made.
+
+        Args:
+            shape: of the run's samples, batch first.
+            device: where they are.
+
+        Returns:
+            Shape ``(1, ...)``, in float32 or better.
+
+        Raises:
+            InputError: the samples of the run are no pictures, and cannot be made of one, or no latents of one.
+            UnsupportedPipelineError: how the pipeline makes latents of a picture is not known.
+        """
+        if not self._sample:
+            if self.decode is not None and self.encode is None:
+                raise InputError(
+                    f"the objective {self.name!r} takes the place of a part of the samples, which are no pictures "
+                    "here, and what makes them of pictures is not known; give encode= beside decode="
+                )
+            height, width = self.size or tuple(shape[-2:])
+            made: Tensor = self.function.having(height, width).to(device)[None]
+            found = made if self.encode is None else self.encode(made).to(wide(made.dtype))
+            if found.shape[1:] != tuple(shape[1:]):
+                raise InputError(
+                    f"a picture of the objective {self.name!r} is a sample of shape {tuple(found.shape[1:])}, and the "
+                    f"run's have {tuple(shape[1:])}; this is for pictures with three channels, or their latents"
+                )
+            if found.shape[1:] != made.shape[1:] and not self.function.in_latents:
+                raise InputError(
+                    f"the objective {self.name!r} determines a part of pictures, and not of the latents of an "
+                    f"autoencoder; steer towards it with tfg({self.name!r}, mu=0.3)"
+                )
+            self._sample.append(found)
+        return self._sample[0]
 
     def __call__(self, x0: Tensor, *level: Level) -> Tensor:
         """``log f`` of clean samples, shape ``(B,)``, in float32 or better; of a "noisy" one, of samples at a level.
@@ -297,12 +362,14 @@ class Objectives:
         rows: samples that are decoded at once where a gradient is taken; 0 for all. Others are decoded anew in the
             backward pass, so that the memory is that of so many.
         size: height and width of the pictures; None where they are not known before one is made.
+        encode: from pictures to clean samples, beside `decode`; None where it is not known.
     """
 
     lookup: Callable[[str], Any]
     decode: Decode | None = None
     rows: int = 0
     size: tuple[int, int] | None = None
+    encode: Encode | None = None
     _found: dict[str, Bound] = field(default_factory=dict, init=False, repr=False)
 
     def find(self, text: str) -> Bound:
@@ -313,5 +380,5 @@ class Objectives:
             StackSyntaxError, RuleError: its arguments are wrong.
         """
         if text not in self._found:
-            self._found[text] = Bound(text, self.lookup(text), self.decode, self.rows, self.size)
+            self._found[text] = Bound(text, self.lookup(text), self.decode, self.rows, self.size, self.encode)
         return self._found[text]

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guidance.errors import UnsupportedPipelineError
 from ..guidance.notation.objectives import objectives
 from ..guidance.objective import Objectives
 from ..guidance.rule import Stack, objectives_of
 from .families.record import Call, Pipeline
+from .latents import encodes, latents_of, reduction
 
 AT_ONCE = 2**20
 """Pixels that are decoded at once where a gradient is taken: one picture of 1024 x 1024, four of 512 x 512."""
@@ -58,6 +60,23 @@ def decoded(pipe: Pipeline, size: tuple[int, int] | None, x0: Tensor) -> Tensor:
     return pictures.float() / 2 + 0.5
 
 
+def sampled(pipe: Pipeline, pictures: Tensor) -> Tensor:
+    """Clean samples of pictures, ``(B, 3, H, W)`` with values in [0, 1]: the other way.
+
+    Raises:
+        InputError: the autoencoder takes no pictures of that size.
+        UnsupportedPipelineError: how this pipeline makes latents of a picture is not known.
+    """
+    if getattr(pipe, "vae", None) is None:
+        return 2 * pictures - 1
+    if reason := encodes(pipe)[1]:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__}: {reason}, and what makes latents of a picture is not known here; steer towards "
+            "what is known with tfg, mu=0.3, or take the family's own pipeline for inpainting"
+        )
+    return latents_of(pipe, pictures, torch.float32)
+
+
 def pictured(pipe: Pipeline, call: Call, stack: Stack, given: Mapping[str, Any] | None, x: Tensor) -> Objectives:
     """The objectives of one call of a pipeline, which see pictures by its own decoder.
 
@@ -70,11 +89,12 @@ def pictured(pipe: Pipeline, call: Call, stack: Stack, given: Mapping[str, Any] 
     """
     if not objectives_of(stack):
         return objectives(given)
-    factor = getattr(pipe, "vae_scale_factor", 1)
+    factor = reduction(pipe)
     packed = None
     if x.ndim == 3 and hasattr(pipe, "_unpack_latents"):
         side = pipe.default_sample_size * factor
         packed = call.get("height") or side, call.get("width") or side
     height, width = packed or (x.shape[-2] * factor, x.shape[-1] * factor)
     rows = max(1, AT_ONCE // (height * width))
-    return objectives(given, functools.partial(decoded, pipe, packed), rows, (height, width))
+    decode, encode = functools.partial(decoded, pipe, packed), functools.partial(sampled, pipe)
+    return objectives(given, decode, rows, (height, width), encode)

@@ -28,7 +28,7 @@ def latents_of(pipe: Pipeline, image: Any, dtype: torch.dtype) -> Tensor:
         InputError: another form, pictures of different sizes, or of a size that the autoencoder does not take.
         UnsupportedPipelineError: how this pipeline makes latents of a picture is not known.
     """
-    channels, reason = _encodes(pipe)
+    channels, reason = encodes(pipe)
     if isinstance(image, Tensor) and (reason or image.ndim == 4) and (reason or image.shape[1] == channels != 3):
         return image.to(pipe._execution_device)
     if reason:
@@ -36,10 +36,18 @@ def latents_of(pipe: Pipeline, image: Any, dtype: torch.dtype) -> Tensor:
             f"{type(pipe).__name__}: {reason}, and what makes latents of a picture is not known; give the latents "
             "themselves as image="
         )
-    return encoded(pipe, pixels(image, pipe.vae_scale_factor)).to(dtype)
+    return encoded(pipe, pixels(image, reduction(pipe))).to(dtype)
 
 
-def _encodes(pipe: Pipeline) -> tuple[int, str]:
+def reduction(pipe: Pipeline) -> int:
+    """How many pixels along a side stand for one number of the latents; 1 without an autoencoder."""
+    if (factor := getattr(pipe, "vae_scale_factor", None)) is not None:
+        return int(factor)
+    vae: Any = getattr(pipe, "vae", None)  # DiT does not say it
+    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def encodes(pipe: Pipeline) -> tuple[int, str]:
     """The channels of the latents of a picture, or why a picture cannot be encoded."""
     vae: Any = getattr(pipe, "vae", None)
     if type(vae).__name__ != "AutoencoderKL":

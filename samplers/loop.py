@@ -16,7 +16,7 @@ from ..guidance.keyed import Keys
 from ..guidance.network import CallableNetwork, Denoiser
 from ..guidance.notation.objectives import objectives as named_objectives
 from ..guidance.notation.presets import as_stack
-from ..guidance.objective import Decode
+from ..guidance.objective import Decode, Encode
 from ..guidance.observe import Observer
 from ..guidance.plan import level_before
 from ..guidance.prediction import Level, Parameterization
@@ -71,6 +71,7 @@ def sample(
     observe: Observer | None = None,
     objectives: Mapping[str, Any] | None = None,
     decode: Decode | None = None,
+    encode: Encode | None = None,
 ) -> Sampled:
     """Sample from a model under a stack.
 
@@ -104,6 +105,7 @@ def sample(
             of a shipped objective the file that it takes; see `guidance.objective`.
         decode: from clean samples to pictures with values in [0, 1], for objectives that see pixels; by default these
             see the samples as they are.
+        encode: the other way, beside `decode`, for rules that put a part of a picture into samples: `Replace`.
 
     Raises:
         InputError: no ``"positive"`` condition, `emits` contradicts the scheduler, or it takes no such levels.
@@ -142,7 +144,7 @@ def sample(
         identity=known,
         emits=setup.emits,
         levels=schedule.levels,
-        objectives=named_objectives(objectives, decode, size=size),
+        objectives=named_objectives(objectives, decode, size=size, encode=encode),
     )
     run, advance = GuidedRun(stack, about, max_rows, observe, moves=True), Stepper(scheduler)
     beside = Beside(scheduler, schedule)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import InputError, RuleError, nearest, shown
-from ..objective import NAME, SPACES, Decode, Objective, Objectives, check_text, name_of
+from ..objective import NAME, SPACES, Decode, Encode, Objective, Objectives, check_text, name_of
 from .text import parse_call
 
 KindT = TypeVar("KindT", bound=type[Objective])
@@ -48,6 +48,7 @@ def objectives(
     decode: Decode | None = None,
     rows: int = 0,
     size: tuple[int, int] | None = None,
+    encode: Encode | None = None,
 ) -> Objectives:
     """The objectives of a run.
 
@@ -57,11 +58,12 @@ def objectives(
         decode: as of `Objectives`.
         rows: as of `Objectives`.
         size: as of `Objectives`.
+        encode: as of `Objectives`.
 
     Raises:
         InputError: `by_name` is no mapping of names.
     """
-    return Objectives(functools.partial(objective, by_name=checked(by_name)), decode, rows, size)
+    return Objectives(functools.partial(objective, by_name=checked(by_name)), decode, rows, size, encode)
 
 
 def checked(by_name: object) -> Mapping[str, Any]:

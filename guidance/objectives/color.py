@@ -50,10 +50,14 @@ class Color(Objective):
             raise RuleError(f"Color: target is a color such as 'teal' or '#00a0ff'; got {shown(self.target)}")
         set_field(self, "_rgb", found)
 
+    def color(self, like: Tensor) -> Tensor:
+        """The color where `like` is, in its type, shape ``(3, 1, 1)``."""
+        target = torch.tensor(self._rgb, dtype=like.dtype)  # type: ignore[attr-defined]
+        return target.to(like.device, non_blocking=True).reshape(3, 1, 1)
+
     def __call__(self, x0: Tensor) -> Tensor:
         """``log f`` of pictures ``(B, 3, H, W)``, shape ``(B,)``."""
-        target = torch.tensor(self._rgb, dtype=x0.dtype).to(x0.device, non_blocking=True)  # type: ignore[attr-defined]
-        return -(x0 - target.reshape(3, 1, 1)).square().flatten(1).sum(1) / (2 * self.spread**2)
+        return -(x0 - self.color(x0)).square().flatten(1).sum(1) / (2 * self.spread**2)
 
 
 def _named(name: str) -> type[Color]:

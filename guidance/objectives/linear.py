@@ -1,4 +1,4 @@
-"""Linear measurements of the picture with their adjoints: blur, lower resolution, random projections."""
+"""Linear measurements of the picture with their adjoints: blur, lower resolution, gray values, random projections."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..errors import InputError, RuleError
 from ..fields import number, whole
 from ..keyed import keyed
 from ..notation.objectives import register_objective
+from ..objective import Determining
 from .picture import NOTHING, Measured, picture
 
 
@@ -105,7 +106,7 @@ class Blur(Linear):
 
 @register_objective("superres")
 @dataclass(frozen=True)
-class SuperResolution(Linear):
+class SuperResolution(Linear, Determining):
     r"""The picture, made smaller, is the one given: A averages squares of pixels; super-resolution.
 
     Args:
@@ -134,6 +135,89 @@ class SuperResolution(Linear):
     def measure(self, x0: Tensor) -> Tensor:
         """The smaller pictures."""
         return functional.avg_pool2d(x0, self.factor)
+
+    def determined(self, x: Tensor) -> Tensor:
+        """The pictures, each square in its mean; 0 where sides that `factor` does not divide leave pixels over."""
+        height, width = x.shape[-2:]
+        large = self._enlarged(self.measure(x))
+        return functional.pad(large, (0, width - large.shape[-1], 0, height - large.shape[-2]))
+
+    def having(self, height: int, width: int) -> Tensor:
+        """The small picture with each of its pixels as a square.
+
+        Raises:
+            InputError: it is for pictures of another size.
+        """
+        self.check_size(height, width)
+        large = self._enlarged(self.target(torch.zeros(())))
+        right, lower = width - large.shape[-1], height - large.shape[-2]
+        return functional.pad(large, (0, right, 0, lower), mode="replicate")[0]
+
+    def _enlarged(self, small: Tensor) -> Tensor:
+        return small.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
+
+
+@register_objective("gray")
+@dataclass(frozen=True)
+class Gray(Linear, Determining):
+    r"""The gray values of the picture are known: A is a weighted mean of its channels; colorization.
+
+    Args:
+        red: the weight of the channel, from 0 to 1e6. Weights are divided by their sum: the default is the mean of the
+            three, which is Song et al.'s; ``gray(0.299, 0.587, 0.114)`` is the luma of video and of PIL.
+        green: likewise.
+        blue: likewise. One of the three is above 0.
+        spread: s > 0, the standard deviation of the error of a value, in units of the range of a pixel.
+        given_picture: y, shape ``(1, H, W)``, as `measure` makes it of a picture. `given` takes a picture, in gray or
+            in color, and measures it.
+    """
+
+    red: float = 1.0
+    green: float = 1.0
+    blue: float = 1.0
+    spread: float = 1.0
+    given_picture: Tensor | None = NOTHING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = [number(self, name, 0) for name in ("red", "green", "blue")]
+        if not any(weights):
+            raise RuleError("Gray: one of the weights red, green and blue must be above 0")
+
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of the gray values."""
+        return 1, height, width
+
+    def measure(self, x0: Tensor) -> Tensor:
+        """The gray values, shape ``(B, 1, H, W)``."""
+        return (self._weights(x0) * x0).sum(1, keepdim=True)
+
+    def given(self, value: Any) -> Self:
+        """The objective for the gray values of a picture, without its transparency.
+
+        Raises:
+            InputError: it is no picture.
+        """
+        return replace(self, given_picture=self.measure(picture(self.name, value)[None, :3])[0])
+
+    def determined(self, x: Tensor) -> Tensor:
+        r""":math:`A^+ A x`, which is along the weights w in each pixel: :math:`w\,(w \cdot x) / \|w\|^2`."""
+        weights = self._weights(x)
+        return weights * self.measure(x) / weights.square().sum()
+
+    def having(self, height: int, width: int) -> Tensor:
+        """The gray picture.
+
+        Raises:
+            InputError: it is of another size.
+        """
+        self.check_size(height, width)
+        return self.target(torch.zeros(()))[0].expand(3, -1, -1)
+
+    def _weights(self, like: Tensor) -> Tensor:
+        total = self.red + self.green + self.blue
+        weights = torch.tensor([one / total for one in (self.red, self.green, self.blue)], dtype=like.dtype)
+        return weights.to(like.device, non_blocking=True).reshape(3, 1, 1)
 
 
 @register_objective("projection")

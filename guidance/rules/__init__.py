@@ -32,6 +32,7 @@ from .ramp import Ramp
 from .rectified_cfg import RectifiedCFG
 from .recur import Recur
 from .renorm import Renorm
+from .replace import Replace
 from .resample import Resample
 from .rescale import Rescale
 from .s2 import S2
@@ -92,6 +93,7 @@ __all__ = [
     "Recur",
     "Renoise",
     "Renorm",
+    "Replace",
     "Resample",
     "Rescale",
     "Schedule",

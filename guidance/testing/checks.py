@@ -174,7 +174,7 @@ class Oracle:
             tuple(positives[sample] for sample in self.samples),
             IDENTITY,
             levels=(*self.levels, Level.ve(0.0)),
-            objectives=objectives(decode=_decoded),
+            objectives=objectives(decode=_decoded, encode=_encoded),
         )
         return GuidedRun(as_stack(rule), run, moves=True)
 
@@ -235,6 +235,11 @@ class _Turns:
 def _decoded(x0: Tensor) -> Tensor:
     """The oracle's samples of two channels as pictures, for objectives that see pixels."""
     return torch.cat([x0, x0.mean(1, keepdim=True)], 1) / 2 + 0.5
+
+
+def _encoded(pictures: Tensor) -> Tensor:
+    """Pictures as samples of the oracle, the other way but for their third channel."""
+    return 2 * pictures[:, :2] - 1
 
 
 _MODELS = {"main": 1.0, "weak": 1.5}

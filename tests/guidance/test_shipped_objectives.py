@@ -92,7 +92,9 @@ def test_known_pixels_count_by_their_opacity() -> None:
     assert torch.equal(made("known", unknown)(x), torch.zeros(2).double())
 
 
-@pytest.mark.parametrize("text", ["blur(1.5)", "blur(30)", "superres(3)", "projection(40)", "projection(144, seed=2)"])
+@pytest.mark.parametrize(
+    "text", ["blur(1.5)", "blur(30)", "superres(3)", "gray(3, 1, 2)", "projection(40)", "projection(144, seed=2)"]
+)
 def test_measurements_are_linear_and_have_their_adjoint(text: str) -> None:
     measurement: Linear = made(text, pictures(1, 4 if "superres" in text else SIDE)[0].float())
     x, other = pictures(), pictures().flip(0)
@@ -126,6 +128,14 @@ def test_what_the_measurements_are() -> None:
     whole = made("projection(144)", x[0])
     assert torch.allclose(whole(x), torch.zeros(1), atol=1e-6)  # what it was given
     assert len({float(made(f"projection(9, seed={seed})", x[0]).measure(x).sum()) for seed in range(3)}) == 3
+
+
+def test_a_border_is_the_outermost_pixels() -> None:
+    x = pictures()
+    outer = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    outer[3:-3, 3:-3] = False
+    wanted = -((x - 1) ** 2)[..., outer].flatten(1).sum(1) / (2 * 0.5**2)
+    assert torch.allclose(made("border('white', 0.5, share=0.25)")(x), wanted)
 
 
 def test_a_picture_of_another_size_is_one_line() -> None:
@@ -334,4 +344,4 @@ def test_the_size_of_a_file_has_no_gradient() -> None:
 
 def test_every_kind_is_tested_here_or_by_name() -> None:
     tested = {"red", "green", "blue", "color", "palette", "known", "blur", "superres", "projection", "imagenet"}
-    assert set(kinds()) == tested | {"similar", "jpeg", "blobs", "emoji"}
+    assert set(kinds()) == tested | {"similar", "jpeg", "blobs", "emoji", "gray", "border"}

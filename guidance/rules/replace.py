@@ -1,0 +1,152 @@
+"""Replacement: known pixels, or a known linear part of the picture, in place of what the model makes (Song et al.)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..errors import RuleError
+from ..fields import flag
+from ..notation.registry import register
+from ..objective import Bound, Determining
+from ..prediction import Prediction
+from ..query import Predictions
+from ..steering import Steering
+from ..step import Estimate, Run, State, Step
+from ..turn import Sight
+
+SONG_2021 = """@inproceedings{song2021score,
+  title     = {Score-Based Generative Modeling through Stochastic Differential Equations},
+  author    = {Song, Yang and Sohl-Dickstein, Jascha and Kingma, Diederik P. and Kumar, Abhishek and Ermon, Stefano
+               and Poole, Ben},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2021},
+  note      = {arXiv:2011.13456}
+}"""
+
+
+@register("replace", references=(SONG_2021,), example="replace('border')")
+@dataclass(frozen=True)
+class Replace(Steering):
+    r"""Replacement: what is known of the picture takes the place of what the model makes of it; inpainting.
+
+    Known are measurements :math:`y = A x_0`, with P = :math:`A^+ A` the orthogonal projection on what they determine
+    and :math:`\hat y` a picture that has them, :math:`A \hat y = y`. The clean sample is made to have them,
+
+    .. math:: D \leftarrow D + P(\hat y - D),
+
+    and the noise is what x leaves, so that a step of any solver keeps the known part on
+    :math:`P(\alpha \hat y + \sigma n)`, with n the noise that x has there. At a schedule's end without noise it is
+    :math:`P \hat y`, to rounding. With `fresh` that noise is, besides, drawn anew behind each step of the sampler and
+    the turns of the rules before this one, as in the paper:
+
+    .. math:: x \leftarrow x + P(\alpha \hat y + \sigma z - x),\qquad z \sim N(0, I).
+
+    The law: the known part has that of the noised measurements at every level, and the unknown one follows the score
+    of :math:`p_t(x)` beside it. Where the two are independent that is the conditional law. Else it is not, however
+    many steps there are: at high noise the unknown part sees little of the known one. ``langevin(3) | replace(...)``
+    comes nearer, and ``replace(...) | recur(10)``, which is RePaint, nearer still; see docs/inverse-problems.md.
+
+    Args:
+        objective: the text of the measurements: ``"known"`` (inpainting), ``"gray"`` (colorization), ``"superres(4)"``,
+            ``"border"``; see docs/objectives.md. Their `spread` is not used.
+        fresh: whether the noise of the known part is fresh at each step. Without, it is that of the first x, and what a
+            stochastic sampler adds.
+
+    Queries: none of its own, and no gradient. With `fresh` samplers that evaluate once a step and remember nothing.
+
+    State: none. The noise comes from generators keyed by (seed, step, evaluation, turn, "replace"). Space: denoised.
+
+    Samples are pictures, or with "known" and "border" latents of an autoencoder whose encoder is known here: then what
+    is known is the encoder's latents of :math:`\hat y`, in those cells of which every pixel is known. Pixels are then
+    as exact as the decoder makes them.
+
+    References:
+        Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", arXiv:2011.13456,
+        controllable generation: imputation and colorization, with `fresh`.
+
+    >>> from guidestack import CFG, Replace
+    >>> print(CFG(3) | Replace("known", fresh=True))
+    cfg(3) | replace('known', fresh=True)
+    """
+
+    space: ClassVar[Any] = "denoised"
+    neutral_values: ClassVar[Mapping[str, Any] | None] = None
+
+    objective: str
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag(self, "fresh")
+
+    @property
+    def off(self) -> bool:
+        """False: no parameter turns it off."""
+        return False
+
+    @property
+    def stands_last(self) -> bool:
+        """True: it is the finished estimate that is made to have the measurements."""
+        return True
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the known part is drawn anew between two steps: with `fresh`."""
+        return self.fresh
+
+    def init(self, run: Run) -> State:
+        """Nothing is remembered; the measurements are looked up, and made a sample.
+
+        Raises:
+            InputError: as of `Steering`, or the run's samples are of another form than the measurements.
+            RuleError: the objective does not say which part of the picture it determines.
+            UnsupportedError: as of `Steering`, or how this pipeline makes samples of pictures is not known.
+        """
+        super().init(run)
+        if run.objectives is not None:
+            run.objectives.find(self.objective).sample(run.shape, run.device)
+        return ()
+
+    def check_objective(self, objective: Bound) -> None:
+        """Refuse an objective that does not say which part of the picture it determines.
+
+        Raises:
+            RuleError: it does not.
+        """
+        if not isinstance(objective.function, Determining):
+            raise RuleError(
+                f"{self}: the objective {objective.name!r} does not say which part of a picture it determines; "
+                f"'known', 'gray', 'superres' and 'border' do, and tfg({objective.name!r}, mu=0.3) leads towards any"
+            )
+
+    def turns(self, step: Step, state: State) -> int:
+        """With `fresh` a turn behind each step that leaves noise."""
+        return int(self.fresh and step.before is not None and step.level.sigma > 0)
+
+    def turn(self, x: Tensor, sight: Sight, step: Step, state: State) -> tuple[Tensor, State]:
+        """The samples whose known part is that of the measurements, at the level of the step, with fresh noise."""
+        if step.run.objectives is None:  # a plan, in which the samples are moved too: what follows is evaluated anew
+            return x.clone(), state
+        objective = step.run.objectives.find(self.objective)
+        z = sight.noise(x, "replace")
+        known = step.level.noised(objective.sample(x.shape, x.device).to(z.dtype), z)
+        return x + objective.function.determined(known - x), state
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        """The estimate with the measurements, both where it jumps and in what it is re-noised with."""
+        if step.run.objectives is None:
+            return estimate, state
+        objective = step.run.objectives.find(self.objective)
+        renoise = estimate.renoise and _replaced(estimate.renoise, objective)
+        return Estimate(_replaced(estimate.prediction, objective), renoise, estimate.traces), state
+
+
+def _replaced(prediction: Prediction, objective: Bound) -> Prediction:
+    """The prediction whose clean sample has the measurements."""
+    x0 = prediction.denoised
+    away = objective.sample(x0.shape, x0.device).to(x0.dtype) - x0
+    return prediction.plus("denoised", objective.function.determined(away), 1.0)
