@@ -29,7 +29,7 @@ from ...guidance.prediction import Level
 from ...samplers import by_name, sample
 
 LENGTH, TRAINED, DROPPED, WANTED = 16, 3000, 0.25, 2.0
-MODELS = {"flow": ("flow-euler",), "diffusion": ("ddim", "dpm++2m")}
+MODELS = {"flow": ("flow-euler", "flow-heun"), "diffusion": ("ddim", "dpm++2m")}
 COUNT = 1000
 
 
