@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
@@ -81,24 +81,50 @@ def dpm_solver(x: Tensor, levels: Sequence[tuple[float, float]], order: int) -> 
     return clean(y + MU, MU, *levels[-1])
 
 
-def mr_ode_noise(x: Tensor, levels: Sequence[tuple[float, float]]) -> Tensor:
-    """The same in the noise parameterization, of the first order."""
+def noise_of(x: Tensor, a: float, s: float) -> Tensor:
+    """What a network of the noise answers."""
+    return (x - MU - a * (clean(x, MU, a, s) - MU)) / s
+
+
+def mr_ode_noise(x: Tensor, levels: Sequence[tuple[float, float]], order: int) -> Tensor:
+    """The same in the noise parameterization, up to the last level."""
+    before: tuple[Tensor, float] | None = None
     for (a0, s0), (a, s) in itertools.pairwise(levels):
         h = math.log(a / s) - math.log(a0 / s0)
-        noise = (x - MU - a0 * (clean(x, MU, a0, s0) - MU)) / s0
+        noise = noise_of(x, a0, s0)
         x = a / a0 * x - s * (math.exp(h) - 1) * noise + MU * (1 - a / a0)
-    return clean(x, MU, *levels[-1])
+        if order == 2 and before is not None:
+            x = x - s * ((math.exp(h) - 1) / h - 1) * (noise - before[0]) * h / before[1]
+        before = noise, h
+    return x
 
 
-def mr_sde_data(x: Tensor, levels: Sequence[tuple[float, float]], draws: Any) -> Tensor:
-    """The SDE's in the data parameterization, of the first order."""
+def mr_sde_data(x: Tensor, levels: Sequence[tuple[float, float]], order: int, draws: Callable[[], Tensor]) -> Tensor:
+    """The SDE's solvers in the data parameterization."""
+    before: tuple[Tensor, float] | None = None
     for (a0, s0), (a, s) in itertools.pairwise(levels):
         h = math.log(a / s) - math.log(a0 / s0)
-        kept = math.exp(-2 * h)
+        kept, data = math.exp(-2 * h), clean(x, MU, a0, s0)
         shift = MU * (1 - a / a0 * kept - a * (1 - kept))
         z = draws()
-        x = s / s0 * math.exp(-h) * x + a * (1 - kept) * clean(x, MU, a0, s0) + s * math.sqrt(1 - kept) * z + shift
+        x = s / s0 * math.exp(-h) * x + a * (1 - kept) * data + s * math.sqrt(1 - kept) * z + shift
+        if order == 2 and before is not None:
+            x = x + a * (1 - (1 - kept) / (2 * h)) * (data - before[0]) * h / before[1]
+        before = data, h
     return clean(x, MU, *levels[-1])
+
+
+def mr_sde_noise(x: Tensor, levels: Sequence[tuple[float, float]], order: int, draws: Callable[[], Tensor]) -> Tensor:
+    """And in the noise parameterization, up to the last level."""
+    before: tuple[Tensor, float] | None = None
+    for (a0, s0), (a, s) in itertools.pairwise(levels):
+        h = math.log(a / s) - math.log(a0 / s0)
+        noise, z = noise_of(x, a0, s0), draws()
+        x = a / a0 * x - 2 * s * (math.exp(h) - 1) * noise + s * math.sqrt(math.exp(2 * h) - 1) * z + MU * (1 - a / a0)
+        if order == 2 and before is not None:
+            x = x - 2 * s * ((math.exp(h) - 1) / h - 1) * (noise - before[0]) * h / before[1]
+        before = noise, h
+    return x
 
 
 def scheduler(emits: str, **options: Any) -> Any:
@@ -123,19 +149,36 @@ def test_mr_samplers_ode_solvers_are_dpm_solver_on_the_difference(emits: str, or
     assert ours.report.evaluations == [20, 20]
 
 
-def test_mr_samplers_solvers_of_the_noise_and_of_the_sde() -> None:
+def test_the_first_order_in_the_noise_is_ddim_on_the_difference() -> None:
     made = diffusers.DDIMScheduler.from_config(IR.config(), timestep_spacing="leading", set_alpha_to_one=True)
     x, levels, _ = begun(made)
     ours = restore(network("noise", made), IR, MU, sampler=made)
-    torch.testing.assert_close(ours.x, mr_ode_noise(x, levels), atol=1e-6, rtol=0)
-    made = scheduler("data", algorithm_type="sde-dpmsolver++", solver_order=1)
+    wanted = clean(mr_ode_noise(x, levels, 1), MU, *levels[-1])
+    torch.testing.assert_close(ours.x, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`algorithm_types dpmsolver")  # of diffusers, which will drop them
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("emits", ["noise", "data", "velocity"])
+@pytest.mark.parametrize("algorithm", ["dpmsolver", "sde-dpmsolver", "sde-dpmsolver++"])
+def test_mr_samplers_solvers_of_the_noise_and_of_the_sde(algorithm: str, emits: str, order: int) -> None:
+    """Those of the noise do not step to a level of 0, and end at the first time of the training."""
+    ends = {} if algorithm.endswith("++") else {"final_sigmas_type": "sigma_min"}
+    made = scheduler(emits, algorithm_type=algorithm, solver_order=order, **ends)
     x, levels, own = begun(made)
+    if ends:
+        levels.append(IR.at(grid(made).final)[:2])
 
     def draws() -> Tensor:
         return torch.stack([torch.randn(3, generator=one) for one in own]).double()
 
-    ours = restore(network("data", made), IR, MU, emits="data", sampler=made)
-    torch.testing.assert_close(ours.x, mr_sde_data(x, levels, draws), atol=2e-6, rtol=0)
+    if algorithm == "dpmsolver":
+        wanted = mr_ode_noise(x, levels, order)
+    else:
+        wanted = (mr_sde_noise if ends else mr_sde_data)(x, levels, order, draws)
+    ours = restore(network(emits, made), IR, MU, emits=emits, sampler=made)
+    torch.testing.assert_close(ours.x, wanted, atol=3e-5, rtol=0)  # diffusers has x in float32
+    assert ours.report.evaluations == [20, 20]
 
 
 @pytest.mark.parametrize(("order", "slope"), [(1, 1.0), (2, 2.0)])
