@@ -98,14 +98,18 @@ class Turns:
             return count * (1 - level.sigma if option(pipe.scheduler, "invert_sigmas") else level.sigma)
 
         unit = family.clock(pipe, 1.0) - family.clock(pipe, 0.0)
-        if not (isinstance(told, Tensor) and told.ndim > 1):
-            if level.path == "flow" and self.steps.x is None and abs(time(point.level) - point.timestep) < 1:
-                return (time(level) - point.timestep) / unit, None
-            for position, other in enumerate(self.steps.grid.points):
-                if other.level == level:
-                    later = (other.timestep - point.timestep) / unit
-                    whole = isinstance(told, Tensor) and not told.is_floating_point()
-                    return round(later) if whole else later, position
+        if isinstance(told, Tensor) and told.ndim > 1:
+            raise UnsupportedPipelineError(
+                f"{self.steps.stack} asks the network at another noise level than the step's, and "
+                f"{type(pipe).__name__} tells its network a time for each token; run it in guidestack.sample"
+            )
+        if level.path == "flow" and self.steps.x is None and abs(time(point.level) - point.timestep) < 1:
+            return (time(level) - point.timestep) / unit, None
+        for position, other in enumerate(self.steps.grid.points):
+            if other.level == level:
+                later = (other.timestep - point.timestep) / unit
+                whole = isinstance(told, Tensor) and not told.is_floating_point()
+                return round(later) if whole else later, position
         raise UnsupportedPipelineError(
             f"{self.steps.stack} asks the network at a noise level that is none of the sampler's, and what "
             f"{type(pipe).__name__} tells its network there is not known; run it in guidestack.sample"

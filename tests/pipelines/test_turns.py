@@ -176,6 +176,74 @@ def test_a_move_is_the_same_in_a_pipeline_and_in_the_plain_loop(stack: str, sche
         pipe.scheduler = own
 
 
+@pytest.mark.parametrize(
+    ("stack", "evaluations"),
+    [
+        ("cfg(3) | recur(2)", 16),
+        ("cfg(3) | recur(3, length=2)", 24),  # the jump at step 0 leads back to noise alone, that at step 2 does not
+        ("cfg(3) | recur(2, length=3)", 16),  # the last jump has one step
+        ("cfgpp(1) | fsg(5.5, ((0, 0.5, 1), (0.25, 0.25, 2)))", 8 + 3 * 3),
+        ("cfg(3) | zigzag(0.5)", 24),
+    ],
+)
+def test_a_move_is_the_same_in_a_pipeline_of_flows_and_in_the_plain_loop(stack: str, evaluations: int) -> None:
+    name = "StableDiffusion3Pipeline"
+    pipe = made(name)
+    given = arguments(name, num_inference_steps=4, output_type="latent")
+    given["generator"] = [torch.Generator().manual_seed(seed) for seed in range(BATCH)]
+    conditions: dict[str, Any] = {}
+
+    def told(module: Any, args: Any, kwargs: Any) -> None:
+        rows = {key: kwargs[key].chunk(2) for key in ("encoder_hidden_states", "pooled_projections")}
+        if len(kwargs["hidden_states"]) == 2 * BATCH:
+            for place, half in enumerate(("negative:0", "positive")):
+                conditions.setdefault(half, {key: halves[place] for key, halves in rows.items()})
+
+    hook = pipe.transformer.register_forward_pre_hook(told, with_kwargs=True)
+    guided = gs.guide(pipe, stack)
+    reached = guided(**given).images
+    hook.remove()
+
+    def model(x: Tensor, level: Any, told: dict[str, Tensor]) -> Tensor:
+        time = torch.full((len(x),), 1000 * level.sigma)
+        return pipe.transformer(hidden_states=x, timestep=time, **told).sample
+
+    size = reached.shape[1:]
+    plain = gs.sample(model, stack, pipe.scheduler, conditions=conditions, shape=size, seeds=range(BATCH), steps=4)
+    assert plain.report.evaluations == guided.report.evaluations == [evaluations] * BATCH
+    assert torch.allclose(reached, plain.x, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stack", ["cfg(3) | recur(2, length=2)", "cfg(3) | fsg(5.5, ((0, 0.5, 1),))"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LTXImageToVideoPipeline",
+        "WanPipeline, a timestep for each token",
+        "WanImageToVideoPipeline, a timestep for each token",
+    ],
+)
+def test_what_looks_at_other_levels_is_refused_where_each_token_has_a_time(name: str, stack: str) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipe = load(name).make()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(UnsupportedPipelineError) as said:
+        gs.guide(pipe, stack)(**arguments(name, num_inference_steps=4))
+    text = str(said.value)
+    assert text.startswith(f"{gs.guide(pipe, stack).stack} ")
+    assert type(pipe).__name__ in text
+    assert text.endswith("in guidestack.sample")
+    # From pictures the scheduler does not see the samples that the network sees, and no step is taken beside its own.
+    first = "takes steps of its own" if "Image" in name and "recur" in stack else "a time for each token"
+    assert first in text
+    assert "\n" not in text
+    guided = gs.guide(pipe, "cfg(3) | langevin()")  # what stays at the level of the step runs
+    guided(**arguments(name, num_inference_steps=2))
+    assert guided.report is not None
+    assert guided.report.evaluations == [2 + 4] * BATCH
+
+
 def test_what_has_no_room_for_turns_is_refused_by_name() -> None:
     import diffusers
 
