@@ -315,3 +315,28 @@ def test_classes_have_a_picture_of_their_own_size() -> None:
     guided(class_labels=[1], num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0))
     mean = pipe.vae.encode(2 * picture[None] - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
     assert torch.allclose(clean[-1], mean, atol=1e-5)
+
+
+def test_a_cell_of_latents_is_known_where_all_of_its_pixels_are() -> None:
+    picture = torch.ones(4, 8, 8)
+    picture[3, :, 5:] = 0
+    picture[3, 2, 0] = 0.99
+    known = objective("known", {"known": picture})
+    wanted = torch.tensor([[1.0, 1, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]])
+    assert torch.equal(known.determined(torch.ones(2, 5, 4, 4)), wanted.expand(2, 5, 4, 4))
+
+
+@pytest.mark.parametrize("guidance", ["", "cfg(3) | ", "cfgpp(0.5) | ", "cfg(3) | tfg('blue', mu=0.1) | "])
+def test_without_fresh_noise_the_known_part_keeps_that_of_the_first_x(guidance: str) -> None:
+    noises = []
+
+    def watch(seen: Any) -> dict[str, Tensor]:
+        level, x = seen.step.level, seen.estimate.prediction.x
+        noises.append(((x - level.alpha * GIVEN) / level.sigma)[..., :4])
+        return {}
+
+    for name in ("ddim", "dpm++2m"):
+        noises.clear()
+        sampled(f"{guidance}replace('known')", SCHEDULERS[name](), observe=watch)
+        assert len(noises) == 5
+        assert all(torch.allclose(one, noises[0], atol=1e-3) for one in noises)
