@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
 from ...guidance.errors import InputError, reason
 from ...guidance.files import replacing
@@ -152,6 +152,8 @@ def opened(path: str | Path, formats: tuple[str, ...] = ("PNG",)) -> Image.Image
             image.load()
     except Image.DecompressionBombError:
         pixels = MOST_PIXELS + 1
+    except UnidentifiedImageError as error:  # whose message names the buffer
+        raise InputError(f"cannot read the image {str(path)!r} as {kinds}: it is none, or is damaged") from error
     except Exception as error:  # the readers of formats raise what a damaged file makes them run into
         raise InputError(f"cannot read the image {str(path)!r} as {kinds}: {reason(error)}") from error
     if pixels > MOST_PIXELS:

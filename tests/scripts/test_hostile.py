@@ -264,7 +264,9 @@ def test_pictures_that_are_none(
 ) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(data)
-    assert message in refused(*command, path, *(["a cat"] if command == ["edit"] else []), "--out", tmp_path)
+    said = refused(*command, path, *(["a cat"] if command == ["edit"] else []), "--out", tmp_path)
+    assert message in said
+    assert "BytesIO" not in said
 
 
 def test_other_formats_are_read_for_edit_alone(refused: Callable[..., str], tmp_path: Path) -> None:
