@@ -42,6 +42,8 @@ class Palette(Objective):
             raise RuleError(f"Palette: spread must be above 0, {SMALLEST:g} at least; got {self.spread!r}")
         named = self.colors.split(",") if isinstance(self.colors, str) else []
         found = [rgb(one.strip()) for one in named]
+        if unknown := next((one.strip() for one in named if one.strip() and rgb(one.strip()) is None), None):
+            raise RuleError(f"Palette: unknown color {shown(unknown)}; a color is such as 'teal' or '#00a0ff'")
         if not 0 < len(found) <= MOST or None in found:
             raise RuleError(
                 f"Palette: colors are 1 to {MOST} with commas between them, such as 'teal, gold, #ffffff'; got "

@@ -71,9 +71,11 @@ def test_palette() -> None:
     assert torch.allclose(value, wanted)
     assert torch.allclose(slope, slopes)
     assert torch.allclose(made("palette('teal', 0.25)")(x), made("color('teal', 0.25)")(x))
-    for wrong in ("palette('')", "palette('teal, bluish')", "palette('teal,')", "palette(3)"):
+    for wrong in ("palette('')", "palette('teal,')", "palette(3)"):
         with pytest.raises(RuleError, match="colors are 1 to 64 with commas between them, such as 'teal, gold"):
             made(wrong)
+    with pytest.raises(RuleError, match="unknown color 'whit'; a color is such as 'teal' or '#00a0ff'"):
+        made("palette('black, whit')")
     with pytest.raises(RuleError, match="spread must be above 0"):
         made("palette('blue', spread=0)")
 
