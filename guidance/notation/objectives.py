@@ -105,13 +105,10 @@ def objective(text: str, by_name: Mapping[str, Any]) -> Any:
             raise InputError(f"the objective {name!r} has space {shown(space)}{nearest(str(space), SPACES)}")
         return value
     if name not in known:
-        if name in by_name:
-            raise InputError(
-                f"the objective {name!r} is a function of clean samples, log f(x0) -> (B,); got {shown(value)}"
-            )
+        got = f", and it was given {shown(value)}" if name in by_name else ""
         raise InputError(
-            f"there is no objective {name!r}{nearest(name, [*by_name, *known])} (a function of your own is "
-            f"given as objectives={{{name!r}: function}})"
+            f"there is no objective {name!r}{nearest(name, {*by_name, *known} - {name})} (a function of your own, "
+            f"log f(x0) -> (B,), is given as objectives={{{name!r}: function}}{got})"
         )
     made = parse_call(text, "objective", known)
     if name in by_name:
