@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,10 @@ threads_option = click.option(
 )
 
 
+CALLED = re.compile(r"(?P<name>\w+)\(.*?\)=(?P<value>.+)")
+"""NAME(...)=VALUE: a name with the arguments that it has in a stack."""
+
+
 def _by_name(expected: str, reserved: str = "") -> Callable[..., dict[str, str]]:
     """A callback that reads options of the form NAME=VALUE into a mapping.
 
@@ -147,7 +152,9 @@ def _by_name(expected: str, reserved: str = "") -> Callable[..., dict[str, str]]
         for text in given:
             name, sign, value = text.partition("=")
             if not sign or not value or not name.isidentifier() or name == reserved:
-                raise InputError(f"{expected}; got {shown(text)}")
+                called = CALLED.fullmatch(text)
+                instead = f"; leave the brackets out: {called['name']}={called['value']}" if called else ""
+                raise InputError(f"{expected}; got {shown(text)}{instead}")
             if name in found:
                 raise InputError(f"{param.opts[0]} {name} comes twice")
             found[name] = value

@@ -58,6 +58,7 @@ def test_generate_and_make_again(command: Any, model_folder: Path, tmp_path: Pat
     [
         ((), "the objective 'known' takes a picture: --objective known=FILE"),
         (("--objective", "known"), "--objective is NAME=FILE"),
+        (("--objective", "known(spread=2)=a.png"), "; leave the brackets out: known=a.png"),
         (("--objective", "known=none.png"), "cannot read the image 'none.png'"),
         (("--objective", "known=a.png", "--objective", "known=b.png"), "--objective known comes twice"),
     ],
