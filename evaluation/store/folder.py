@@ -290,7 +290,9 @@ class RunFolder:
                 return image.convert("RGB")
         except FileNotFoundError:
             raise InputError(f"no image {path} in {self}") from None
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError as error:  # whose message names the buffer
+            raise InputError(f"cannot read the image {shown(path)} of {self}: it is none, or is damaged") from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"cannot read the image {shown(path)} of {self}: {error}") from error
 
     def features(self, extractor: str) -> tuple[list[str], NDArray[Any]]:
