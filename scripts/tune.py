@@ -13,6 +13,7 @@ import click
 
 from ..guidance.errors import InputError, shown
 from ..guidance.notation import presets
+from ..guidance.objective import name_of
 from ..guidance.reading import read_bytes
 from ..guidance.words import counted
 from ..pipelines.models.loading import chosen_device, chosen_sampler
@@ -217,7 +218,10 @@ def _steer(asked: Asked) -> None:
         raise
     finally:
         bar.stop(ended)
-    click.echo(f"{found.stack}: {found.told}\nuse it: --guidance {shlex.quote(f'@{found.path}')}")
+    use = ["--guidance", f"@{found.path}"]
+    if (picture := search.steered.picture) is not None:
+        use += ["--objective", f"{name_of(search.steered.objective)}={picture}"]
+    click.echo(f"{found.stack}: {found.told}\nuse it: {shlex.join(use)}")
 
 
 def _prepared_search(asked: Asked) -> tuple[Search, Bar]:

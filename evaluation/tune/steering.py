@@ -17,6 +17,7 @@ from ...guidance.notation.presets import TunedFor
 from ...guidance.objective import Bound, name_of
 from ...guidance.rule import Rule, Stack
 from ...guidance.rules import TFG
+from ...guidance.words import counted
 from ...pipelines.models.files import check_writable
 from .. import statistics as intervals
 from ..analysis.measure import Cells
@@ -247,7 +248,7 @@ class Search:
             )
         chosen, first, without = self.steered.steered(best), self.steered.steered(Weights()), self.steered.unsteered
         held_out.measure([chosen, first])
-        told = [f"{LOG_F} {_mean(held_out.values[str(chosen)])} on {len(self.held_out.prompts)} held-out prompts"]
+        told = [f"{LOG_F} {_mean(held_out.values[str(chosen)])} on {counted(len(self.held_out.prompts), 'held-out prompt')}"]
         for other, words in ((first, "where the search began"), (without, "unsteered")):
             if other != chosen:
                 told.append(
@@ -266,9 +267,12 @@ class Search:
 
     def _difference(self, pool: Pool, chosen: Stack, other: Stack) -> str:
         away = pool.values[str(chosen)] - pool.values[str(other)]
+        mean = f"{away.mean():+.4g}"
+        if len(pool.prompts.prompts) < 2:
+            return f"the found weights differ by {mean}, and one prompt gives no interval"
         low, high = intervals.bootstrap(away, self._places(away))
-        word = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-        return f"the found {word} by {away.mean():+.4g} [{low:+.4g}, {high:+.4g}]"
+        told = "are better" if low > 0 else "are worse" if high < 0 else "are not told apart; they differ"
+        return f"the found weights {told} by {mean} [{low:+.4g}, {high:+.4g}]"
 
     def _places(self, values: Values) -> NDArray[np.int64]:
         return np.arange(len(values)) // self.each
@@ -292,7 +296,7 @@ class Search:
             f"{self.fixed['steps']} steps.",
         ]
         numbers = {"verified": "; ".join(told)}
-        numbers["search"] = f"{tried} weights on {len(self.training.prompts)} other prompts" + (
+        numbers["search"] = f"{tried} weights on {counted(len(self.training.prompts), 'other prompt')}" + (
             f", with {self.goal}" if self.goal is not None else ""
         )
         tuned = TunedFor(identity["name"], self.fixed["sampler"], self.fixed["steps"], identity.get("fingerprint"))

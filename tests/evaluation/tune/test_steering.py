@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from guidestack.evaluation.tune.steering import Steered
 from guidestack.evaluation.tune.weights import Weights, beam
 from guidestack.guidance.errors import InputError
 from guidestack.guidance.notation.presets import load_preset
+from guidestack.guidance.rule import objectives_of
 
 
 class Scores:
@@ -140,14 +142,26 @@ def test_a_picture_of_an_objective_and_a_bound_of_likeness(model_folder: Path, t
     file = tmp_path / "a (1)=b.png"
     Image.new("RGBA", image.size, (0, 0, 255, 128)).save(file)
     given = ("--objective", f"known(spread=2)={file}", "--budget", 2)
-    status, _, err = command(*arguments(model_folder, tmp_path / "out", *given, "--likeness", "ssim>=0.01"))
+    status, out, err = command(*arguments(model_folder, tmp_path / "out", *given, "--likeness", "ssim>=0.01"))
     assert status == 0, err
+    use = shlex.split(out.splitlines()[-1].removeprefix("use it: "))
+    assert use[2:] == ["--objective", f"known={file}"]
+    assert objectives_of(load_preset(use[1].removeprefix("@"))) == ("known(spread=2)",)
     told = (tmp_path / "out" / "steered.yaml").read_text()
     assert "ssim >= 0.01" in told
     assert "known(spread=2)" in told
     status, _, err = command(*arguments(model_folder, tmp_path / "strict", *given, "--likeness", "psnr>=90"))
     assert status == 2
     assert "keeps the images as like the unsteered ones as psnr >= 90; ask for less" in err
+
+
+def test_one_held_out_prompt_gives_no_interval(model_folder: Path, tmp_path: Path, command: Any) -> None:
+    whole = arguments(model_folder, tmp_path / "out", "--objective", "blue", "--budget", 1)
+    (tmp_path / "held-out.txt").write_text("sea\n")
+    status, out, err = command(*whole)
+    assert status == 0, err
+    assert re.search(r"on 1 held-out prompt; unsteered -[\d.]+, the found weights differ by \S+, and one prompt", out)
+    assert "nan" not in out
 
 
 @pytest.mark.parametrize(
