@@ -129,8 +129,8 @@ def command(**options: Any) -> None:
     run folders for guidestack report. Stop it at any moment: the same command goes on.
 
     With --objective, search the weights rho, mu and smoothing of tfg that make the objective's value of the finished
-    images largest, and write OUT/steered.yaml; --likeness 'ssim>=0.5' then bounds how far the images may go from those
-    that are not steered.
+    images largest, and write OUT/GOAL/steered.yaml, where GOAL begins with the objective; --likeness 'ssim>=0.5' then
+    bounds how far the images may go from those that are not steered.
     """
     with notices():
         asked = Asked(**options)

@@ -39,7 +39,12 @@ class Goal:
 
     @property
     def name(self) -> str:
-        """What the files of this goal's results are called after: another one for another goal, and fit for a path."""
+        """What the files of this goal's results are called after."""
+        return path_name(self.parts)
+
+    @property
+    def parts(self) -> list[str]:
+        """The words of its name: others for another goal."""
         parts = [self.metric]
         if self.bound is not None:
             parts += ["at-least" if self.sign > 0 else "at-most", repr(self.bound)]
@@ -47,10 +52,7 @@ class Goal:
             parts += ["as", self.than]
         if self.evaluations is not None:
             parts += ["in", f"{self.evaluations:.12g}"]
-        plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", "-".join(parts)).strip("-")
-        if plain == "-".join(parts) and len(plain) <= LONGEST:
-            return plain
-        return f"{plain[:LONGEST].rstrip('-')}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:6]}"
+        return parts
 
     def __str__(self) -> str:
         wanted = []
@@ -63,6 +65,14 @@ class Goal:
         if self.evaluations is not None:
             wanted.append(f"{self.evaluations:g} evaluations at most")
         return " and ".join(wanted)
+
+
+def path_name(parts: list[str]) -> str:
+    """A name that is fit for a path, of some words: another one for others."""
+    plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", "-".join(parts)).strip("-")
+    if plain == "-".join(parts) and len(plain) <= LONGEST:
+        return plain
+    return f"{plain[:LONGEST].rstrip('-')}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:6]}"
 
 
 def likeness(text: str) -> PairMetric:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shlex
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
 
-from ...guidance.errors import InputError
+from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.config import to_config
-from ...guidance.notation.presets import TUNED, TunedFor
+from ...guidance.notation.presets import TUNED, TunedFor, load_preset
 from ...guidance.notation.text import parse
+from ..store.folder import RunFolder
 from .frontier import Point, pareto
 from .goal import Goal
 
@@ -137,3 +140,25 @@ def preset_bytes(chosen: str, header: Sequence[str], numbers: Mapping[str, str],
     return (
         comments + yaml.safe_dump({**to_config(parse(chosen)), TUNED: about}, sort_keys=False, width=10**6)
     ).encode()
+
+
+def keep(path: Path, chosen: str, say: Callable[[str], None]) -> None:
+    """Keep a preset with another stack, as an earlier search has left it, under another name.
+
+    Args:
+        path: of the preset that is to be written.
+        chosen: the text of its stack.
+        say: told where the one before is kept.
+    """
+    files = RunFolder(path.parent)
+    try:
+        before = files.location.read(path.name)
+    except FileNotFoundError:
+        return
+    with contextlib.suppress(GuidestackError):
+        if str(load_preset(path)) == chosen:
+            return
+    names = (f"{path.stem}-{number}{path.suffix}" for number in itertools.count(1))
+    name = next(one for one in names if not files.location.exists(one))
+    files.write_bytes(name, before)
+    say(f"the preset that was there holds another stack; it is kept as {path.with_name(name)}")

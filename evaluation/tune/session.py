@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ...guidance.errors import GuidestackError, InputError
-from ...guidance.notation.presets import TunedFor, load_preset
+from ...guidance.errors import InputError
+from ...guidance.notation.presets import TunedFor
 from ...guidance.plan import When
 from ...guidance.rule import Stack
 from ...guidance.version import __version__
@@ -264,22 +262,8 @@ class Tuning:
         tuned = TunedFor(
             identity["name"], settings.fixed["sampler"], settings.fixed["steps"], identity.get("fingerprint")
         )
-        self._keep(point.stack)
+        preset.keep(self.preset_file, point.stack, self.say)
         self.files.write_bytes(PRESET, preset.preset_bytes(point.stack, header, numbers, tuned))
-
-    def _keep(self, chosen: str) -> None:
-        """Keep a preset with another stack, as an earlier search for the same goal has left it, under another name."""
-        try:
-            before = self.files.location.read(PRESET)
-        except FileNotFoundError:
-            return
-        with contextlib.suppress(GuidestackError):
-            if str(load_preset(self.preset_file)) == chosen:
-                return
-        names = (f"tuned-{number}.yaml" for number in itertools.count(1))
-        name = next(one for one in names if not self.files.location.exists(one))
-        self.files.write_bytes(name, before)
-        self.say(f"the preset that was there holds another stack; it is kept as {self.preset_file.with_name(name)}")
 
 
 def _ordinal(number: int) -> str:

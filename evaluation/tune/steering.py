@@ -27,8 +27,8 @@ from ..run.progress import Progress
 from ..run.runner import Options, Prepared, generator_of, refuse_lost, run_sweep
 from ..spec.sweep import Seeds, Sweep
 from ..store.folder import SWEEP, RunFolder
-from .goal import Goal, likeness
-from .preset import preset_bytes
+from .goal import Goal, likeness, path_name
+from .preset import keep, preset_bytes
 from .search import check_budget
 from .settings import Prompts
 from .weights import Weights, beam
@@ -119,6 +119,11 @@ class Pool:
         if self.run.location.exists(SWEEP):
             before = self.run.sweep()
             self.stacks = list(before.stacks)
+            if others := sorted(set(before.objectives) - set(self.search.steered.pictures)):
+                raise InputError(
+                    f"{self.run} is of another search: it steers to the picture of {', '.join(map(repr, others))}; "
+                    "choose another --out"
+                )
             if difference := differs(before, self.search.sweep(self.prompts, self.stacks)):
                 raise InputError(f"{self.run} is of another search: {difference}; choose another --out")
 
@@ -151,6 +156,8 @@ class Pool:
 @dataclass
 class Search:
     """A search of weights in a folder, which is gone on with where it was stopped.
+
+    Results are in a folder within, called after the objective and the goal; images are shared.
 
     Args:
         steered: what is searched.
@@ -200,7 +207,7 @@ class Search:
                 f"{self.bound.space}"
             )
         self.generator.check(steered.steered(Weights()), self.fixed["sampler"], self.fixed["steps"])
-        self.files = RunFolder(self.out)
+        self.files = RunFolder(self.preset_file.parent)
         self.pools = Pool(self, TRAINING, self.training), Pool(self, HELD_OUT, self.held_out)
 
     def sweep(self, prompts: Prompts, stacks: Sequence[str]) -> Sweep:
@@ -215,6 +222,12 @@ class Search:
             networks=self.networks,
             objectives=self.steered.pictures,
         )
+
+    @property
+    def preset_file(self) -> Path:
+        """The file of the preset that the search writes."""
+        bound = self.goal.parts if self.goal is not None else []
+        return self.out / path_name([self.steered.objective, *bound]) / PRESET
 
     @property
     def samples(self) -> int:
@@ -248,7 +261,8 @@ class Search:
             )
         chosen, first, without = self.steered.steered(best), self.steered.steered(Weights()), self.steered.unsteered
         held_out.measure([chosen, first])
-        told = [f"{LOG_F} {_mean(held_out.values[str(chosen)])} on {counted(len(self.held_out.prompts), 'held-out prompt')}"]
+        on = counted(len(self.held_out.prompts), "held-out prompt")
+        told = [f"{LOG_F} {_mean(held_out.values[str(chosen)])} on {on}"]
         for other, words in ((first, "where the search began"), (without, "unsteered")):
             if other != chosen:
                 told.append(
@@ -257,7 +271,7 @@ class Search:
         if self.goal is not None:
             told.append(f"{self.goal.metric} to the unsteered {_mean(held_out.alike[str(chosen)])}")
         self._preset(chosen, told, len(tried))
-        return Found(chosen, "; ".join(told), self.out / PRESET)
+        return Found(chosen, "; ".join(told), self.preset_file)
 
     def _alike(self, pool: Pool, stack: Stack) -> bool:
         """Whether the images of a stack stay as like the unsteered ones as is wanted."""
@@ -300,6 +314,7 @@ class Search:
             f", with {self.goal}" if self.goal is not None else ""
         )
         tuned = TunedFor(identity["name"], self.fixed["sampler"], self.fixed["steps"], identity.get("fingerprint"))
+        keep(self.preset_file, str(chosen), self.say)
         self.files.write_bytes(PRESET, preset_bytes(str(chosen), header, numbers, tuned))
 
 

@@ -105,18 +105,24 @@ def arguments(model: Path, out: Path, *more: object) -> list[Any]:
     return ["tune", "--model", model, *given, "--steps", 2, "--sampler", "ddim", "--device", "cpu", "--out", out, *more]
 
 
+def written(out: Path) -> Path:
+    """The one preset in a folder."""
+    (path,) = out.glob("*/steered.yaml")
+    return path
+
+
 def test_the_command_writes_a_preset_with_what_it_was_verified_on(
     model_folder: Path, tmp_path: Path, command: Any
 ) -> None:
     whole = arguments(model_folder, tmp_path / "out", "--objective", "color('blue', spread=2)", "--budget", 3)
     status, out, err = command(*whole)
     assert status == 0, err
-    stack, told = load_preset(tmp_path / "out" / "steered.yaml"), (tmp_path / "out" / "steered.yaml").read_text()
+    stack, told = load_preset(path := written(tmp_path / "out")), path.read_text()
     assert "use it: --guidance @" in out
     assert str(stack) in out
     assert re.search(r"log f -[\d.]+ on 3 held-out prompts", told)
     assert "3 weights on 2 other prompts" in told
-    with (tmp_path / "out" / "weights.csv").open() as file:
+    with path.with_name("weights.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3
     assert [row["rho"] for row in rows][:2] == ["0.25", "0.5"]
@@ -129,9 +135,9 @@ def test_the_command_writes_a_preset_with_what_it_was_verified_on(
     target = np.array([0.0, 0.0, 1.0])
     values = [-((np.asarray(one) / 255 - target) ** 2).sum() / (2 * 2**2) for one in pictures]
     assert np.mean(values) == pytest.approx(float(best["log f"]), rel=1e-5)
-    before = (tmp_path / "out" / "weights.csv").read_text()
+    before = path.with_name("weights.csv").read_text()
     assert command(*whole)[0] == 0  # all is there already
-    assert (tmp_path / "out" / "weights.csv").read_text() == before
+    assert path.with_name("weights.csv").read_text() == before
 
 
 def test_a_picture_of_an_objective_and_a_bound_of_likeness(model_folder: Path, tmp_path: Path, command: Any) -> None:
@@ -147,12 +153,35 @@ def test_a_picture_of_an_objective_and_a_bound_of_likeness(model_folder: Path, t
     use = shlex.split(out.splitlines()[-1].removeprefix("use it: "))
     assert use[2:] == ["--objective", f"known={file}"]
     assert objectives_of(load_preset(use[1].removeprefix("@"))) == ("known(spread=2)",)
-    told = (tmp_path / "out" / "steered.yaml").read_text()
+    told = written(tmp_path / "out").read_text()
     assert "ssim >= 0.01" in told
     assert "known(spread=2)" in told
     status, _, err = command(*arguments(model_folder, tmp_path / "strict", *given, "--likeness", "psnr>=90"))
     assert status == 2
     assert "keeps the images as like the unsteered ones as psnr >= 90; ask for less" in err
+
+
+def test_objectives_share_a_folder_and_keep_their_results(model_folder: Path, tmp_path: Path, command: Any) -> None:
+    def search(*more: object) -> tuple[int, str, str]:
+        status, out, err = command(*arguments(model_folder, tmp_path / "out", *more))
+        return status, out, err
+
+    folder = tmp_path / "out"
+    for name in ("blue", "red"):
+        assert search("--objective", name, "--budget", 1)[0] == 0
+    for name in ("blue", "red"):
+        assert objectives_of(load_preset(folder / name / "steered.yaml")) == (name,)
+    first = (folder / "blue" / "steered.yaml").read_bytes()
+    status, _, err = search("--objective", "blue", "--budget", 1, "--reference", "cfg(2)")
+    assert status == 0, err
+    assert (folder / "blue" / "steered-1.yaml").read_bytes() == first != (folder / "blue" / "steered.yaml").read_bytes()
+    run = RunFolder(str(folder / "training"))
+    file = tmp_path / "known.png"
+    Image.new("RGBA", run.image(run.records().to_pylist()[0]["image"]).size, (0, 0, 255, 128)).save(file)
+    assert search("--objective", f"known={file}", "--budget", 1)[0] == 0
+    status, _, err = search("--objective", "blue", "--budget", 1)
+    assert status == 2
+    assert "training is of another search: it steers to the picture of 'known'; choose another --out" in err
 
 
 def test_one_held_out_prompt_gives_no_interval(model_folder: Path, tmp_path: Path, command: Any) -> None:
