@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..guidance.errors import InputError, UnsupportedPipelineError
 from .families.record import Pipeline
+from .size import check_sides, multiple
 
 
 def latents_of(pipe: Pipeline, image: Any, dtype: torch.dtype) -> Tensor:
@@ -25,7 +26,7 @@ def latents_of(pipe: Pipeline, image: Any, dtype: torch.dtype) -> Tensor:
         dtype: type of what a picture becomes; latents keep theirs.
 
     Raises:
-        InputError: another form, pictures of different sizes, or of a size that the autoencoder does not take.
+        InputError: another form, pictures of different sizes, or of a size that the pipeline does not make.
         UnsupportedPipelineError: how this pipeline makes latents of a picture is not known.
     """
     channels, reason = encodes(pipe)
@@ -36,7 +37,7 @@ def latents_of(pipe: Pipeline, image: Any, dtype: torch.dtype) -> Tensor:
             f"{type(pipe).__name__}: {reason}, and what makes latents of a picture is not known; give the latents "
             "themselves as image="
         )
-    return encoded(pipe, pixels(image, reduction(pipe))).to(dtype)
+    return encoded(pipe, pixels(image, multiple(pipe))).to(dtype)
 
 
 def reduction(pipe: Pipeline) -> int:
@@ -78,15 +79,11 @@ def pixels(image: Any, factor: int) -> Tensor:
             got = "none" if image is None else type(image).__name__
             raise InputError(f"image= takes PIL images, or a tensor of pictures or of latents; got {got}")
         if len({one.size for one in several}) > 1:
-            sizes = ", ".join(sorted({f"{one.width}x{one.height}" for one in several}))
-            raise InputError(f"pictures of one call have one size; got {sizes} (width x height)")
+            sizes = ", ".join(sorted({f"{one.height}x{one.width}" for one in several}))
+            raise InputError(f"pictures of one call have one size; got {sizes} (height x width)")
         found = torch.stack([torch.from_numpy(np.array(on_white(one))) for one in several]).permute(0, 3, 1, 2) / 255
     height, width = found.shape[2:]
-    if not height or not width or height % factor or width % factor:
-        raise InputError(
-            f"the picture is {width}x{height} pixels (width x height) and this model takes multiples of {factor}; "
-            "resize it"
-        )
+    check_sides(height, width, factor)
     return 2 * found - 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..guidance.errors import InputError
 from .families.lookup import denoisers_of, signature_of
 from .families.record import Family, Pipeline
 
@@ -19,6 +20,23 @@ FACTORS = (
 def factor(pipe: Pipeline) -> int:
     """Pixels for each number of the latents, along a side; 8 where the pipeline does not say."""
     return first_of(pipe, FACTORS, 8)
+
+
+def multiple(pipe: Pipeline) -> int:
+    """What height and width in pixels are multiples of: the factor of the latents, and 8 as diffusers asks at least."""
+    return max(8, factor(pipe))
+
+
+def check_sides(height: int, width: int, step: int) -> None:
+    """Refuse sides in pixels that are not multiples of `step`.
+
+    Raises:
+        InputError: one is not, or is 0.
+    """
+    if any(side < step or side % step for side in (height, width)):
+        raise InputError(
+            f"this model makes sizes that are multiples of {step} pixels; got {height}x{width} (height x width)"
+        )
 
 
 def first_of(pipe: Pipeline, names: tuple[str, ...], otherwise: int) -> int:

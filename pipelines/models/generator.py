@@ -32,7 +32,7 @@ from .. import guide
 from ..families.lookup import family_of
 from ..second import Second, second_networks
 from ..session import model_identity
-from ..size import factor, own_size
+from ..size import check_sides, multiple, own_size
 from . import particles
 from .loading import chosen_device, identity_of, load, made_with, memory
 from .networks import network_identity
@@ -307,9 +307,7 @@ class Generator:
             return
         if "height" not in self.takes and not pictures.by_name:
             raise InputError(f"{type(self.pipe).__name__} makes one size only; leave size out")
-        step = max(8, factor(self.pipe))
-        if min(size) < step or any(side % step for side in size):
-            raise InputError(f"this model makes sizes that are multiples of {step} pixels; got {size[0]}x{size[1]}")
+        check_sides(*size, multiple(self.pipe))
 
     def cut_off(self, texts: Sequence[str]) -> dict[str, str]:
         """What the text encoder does not read of prompts that are too long for it, by prompt."""

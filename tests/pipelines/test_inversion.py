@@ -261,9 +261,9 @@ def test_a_shift_and_float32_where_the_autoencoder_needs_it(new_pipe: Any) -> No
         ([], "got list"),
         (
             picture(17, 16),
-            r"17x16 pixels \(width x height\) and this model takes multiples of 2; resize",
+            r"multiples of 8 pixels; got 16x17 \(height x width\)",
         ),
-        ([picture(), picture(18, 16)], r"pictures of one call have one size; got 16x16, 18x16"),
+        ([picture(), picture(18, 16)], r"pictures of one call have one size; got 16x16, 16x18 \(height x width\)"),
         (torch.zeros(1, 5, 8, 8), r"shape \(B, 3, H, W\).*got torch.float32 \(1, 5, 8, 8\)"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "got torch.uint8"),
         (torch.zeros(8, 8), r"got torch.float32 \(8, 8\)"),

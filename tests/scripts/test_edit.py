@@ -123,7 +123,7 @@ def test_several_negatives_and_prompts_that_are_cut(run: Any, model_folder: Path
         (["--sampler", "eular"], "did you mean 'euler'"),
         (["--strength", "0"], "--strength"),
         (["--strength", "0.1"], "strength=0.1 of 4 steps is none; give at least 0.25"),
-        (["--size", "15x16"], "16x15 pixels (width x height) and this model takes multiples of 2"),
+        (["--size", "15x16"], "multiples of 8 pixels; got 15x16 (height x width)"),
         (["--size", "16"], "HEIGHTxWIDTH"),
         (["--steps", "0"], "--steps"),
         (["--device", "nowhere"], "device 'nowhere' cannot be used"),
