@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..guidance.errors import InputError, NonFiniteError, UnsupportedPipelineError
 from ..guidance.keyed import Keys
+from ..guidance.notation.presets import as_stack
 from ..guidance.prediction import Level
 from ..guidance.rule import Rule
 from ..samplers.likelihood import (
@@ -62,13 +63,14 @@ def likelihood(
 
     Cost: what the stack asks for, at some 50 to 100 places for each picture, with a backward pass for each probe.
     """
+    stack = as_stack(stack)
+    check_anywhere(stack)  # before what `guide` says of samplers, which a flow has none of
     guided = guide(pipe, stack, networks=networks)
     pipe = guided.pipe
     takes = signature_of(pipe).parameters
     if "latents" not in takes or "image" in takes:
         what = "takes an image itself" if "image" in takes else "takes no latents"
         raise UnsupportedPipelineError(f"{type(pipe).__name__} {what}: no likelihood of a picture is known of it")
-    check_anywhere(guided.stack)
     clock(pipe.scheduler)
     for module in denoisers_of(pipe, guided.family):
         check_backward(module)

@@ -35,7 +35,7 @@ from torch import Tensor
 from ..guidance.errors import CompositionError, InputError, NonFiniteError, UnsupportedSchedulerError, shown
 from ..guidance.fields import count, is_number
 from ..guidance.keyed import Keys, keyed
-from ..guidance.move import check_still
+from ..guidance.move import turning
 from ..guidance.network import Denoiser
 from ..guidance.notation.presets import as_stack
 from ..guidance.objective import check_recording
@@ -263,7 +263,8 @@ def check_anywhere(stack: Stack) -> None:
     Raises:
         CompositionError: naming the rule.
     """
-    check_still(stack, "a probability flow")
+    if (move := turning(stack)) is not None:
+        raise _refused(move, "evaluates and moves samples between two steps of a sampler")
     run = Run(SHAPE, identity=None)
     remembers = next((rule for rule in stack.rules if rule.whole_stack), None) or remembering(stack)
     for rule in stack.rules:

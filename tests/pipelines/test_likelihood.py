@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 import guidestack as gs
@@ -78,3 +78,6 @@ def test_what_is_refused(pipe: Any) -> None:
     with pytest.raises(NonFiniteError, match="picture 0: NaN or Inf"):
         finding("a cat", image=torch.full((1, 4, 8, 8), torch.nan), **HOW)
     assert pipe("a cat", num_inference_steps=1, output_type="latent").images.isfinite().all()  # and left as it was
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)  # which has no room for moves
+    with pytest.raises(CompositionError, match=r"langevin\(\) .* moves samples .* a probability flow has none of that"):
+        gs.likelihood(pipe, "cfg(3) | langevin(1)")
