@@ -37,22 +37,27 @@ def check_room(stack: Rule, scheduler: Any) -> None:
     if (rule := turning(stack)) is None:
         return
     names = {cls.__name__ for cls in type(scheduler).__mro__}
+    flow = type(scheduler).__name__.startswith("Flow") or option(scheduler, "use_flow_sigmas")
+    couples = any(part.couples for part in stack.parts())
+    fresh = "DDPMScheduler (--sampler ddpm) or EulerAncestralDiscreteScheduler (--sampler euler-a)"
+    if flow:
+        fresh = "FlowMatchEulerDiscreteScheduler with stochastic_sampling=True"
     first = names & FIRST_ORDER or (names & MULTISTEP and option(scheduler, "solver_order") == 1)
     if not first or "old_pred_original_sample" in inspect.signature(scheduler.step).parameters:
         kind = type(scheduler).__name__
-        flow = kind.startswith("Flow") or option(scheduler, "use_flow_sigmas")
-        instead = "DDIMScheduler (--sampler ddim), EulerAncestralDiscreteScheduler (euler-a)"
+        instead = "DDIMScheduler (--sampler ddim), EulerAncestralDiscreteScheduler (--sampler euler-a)"
         if flow:
             instead = "FlowMatchEulerDiscreteScheduler (--sampler flow-euler)"
+        instead = f"{fresh}: particles need fresh noise" if couples else f"{instead} or another of the first order"
         raise UnsupportedSchedulerError(
             f"{rule} moves samples between two steps, and {kind} evaluates more than once a step or remembers earlier "
-            f"steps; use {instead} or another of the first order"
+            f"steps; use {instead}"
         )
     sde = str(option(scheduler, "algorithm_type")).startswith("sde-") or option(scheduler, "stochastic_sampling")
-    if any(part.couples for part in stack.parts()) and not (names & NOISY or sde):
+    if couples and not (names & NOISY or sde):
         raise UnsupportedSchedulerError(
             f"{rule} multiplies samples, which {type(scheduler).__name__} would lead to one and the same end without "
-            f"fresh noise; use {' or '.join(sorted(NOISY))}"
+            f"fresh noise; use {fresh}"
         )
 
 

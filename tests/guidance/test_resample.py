@@ -143,10 +143,15 @@ def test_particles_widen_what_guidance_makes_too_narrow() -> None:
 
 
 def test_what_particles_cannot_run_on_is_refused_in_a_line() -> None:
-    from diffusers import DDIMScheduler, DDPMScheduler
+    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler
 
-    with pytest.raises(UnsupportedSchedulerError, match="without fresh noise; use DDPMScheduler or Euler"):
+    fit = r"use DDPMScheduler \(--sampler ddpm\) or EulerAncestralDiscreteScheduler \(--sampler euler-a\)"
+    with pytest.raises(UnsupportedSchedulerError, match=f"without fresh noise; {fit}"):
         drawn("resample(2, 3)", DDIMScheduler(**BETAS, clip_sample=False), 4)
+    with pytest.raises(UnsupportedSchedulerError, match=f"remembers earlier steps; {fit}"):
+        drawn("resample(2, 3)", DPMSolverMultistepScheduler(**BETAS), 4)
+    with pytest.raises(UnsupportedSchedulerError, match="use FlowMatchEulerDiscreteScheduler with stochastic_sampling"):
+        drawn("resample(2, 3)", FlowMatchHeunDiscreteScheduler(), 4)
     with pytest.raises(RuleError, match="a batch of 5 samples does not divide into groups of 2; make 6"):
         drawn("resample(2, 3)", DDPMScheduler(**BETAS, clip_sample=False), 5)
 

@@ -109,7 +109,7 @@ def test_a_reward_weighs_the_pictures_of_other_rules(generator: Generator) -> No
 
 
 def test_what_particles_cannot_run_on_is_a_line(generator: Generator) -> None:
-    with pytest.raises(UnsupportedSchedulerError, match="without fresh noise; use DDPMScheduler"):
+    with pytest.raises(UnsupportedSchedulerError, match=r"without fresh noise; use DDPMScheduler .--sampler ddpm"):
         generator.check(STACK, "ddim", 4)
     with pytest.raises(InputError, match=r"needs to know which samples have one prompt; drop --weights"):
         generator.check(STACK, "ddpm", 4, weights=True)
