@@ -106,11 +106,13 @@ class Curve:
             order in which the method is to guide harder.
         y: what is compared.
         cost: network evaluations of a sample, mean.
+        names: of the points.
     """
 
     x: Floats
     y: Floats
     cost: Floats
+    names: tuple[str, ...] = ()
 
     @cached_property
     def pooled(self) -> tuple[tuple[int, ...], ...]:

@@ -152,6 +152,7 @@ class Matched:
                     self._columns(EffectiveScale(), cells, metric),
                     self._columns(metric, cells, metric),
                     self._columns(Evaluations(), cells, metric),
+                    cells,
                 )
                 for cells in parts
             )

@@ -15,7 +15,7 @@ from guidestack.guidance.rule import Rule
 from guidestack.scripts.play import controls as page
 from guidestack.scripts.play.controls import Control, Slider, controls
 
-TEXTS = ("null", "negative", "mid", "1", "(1,)", "0.5", "g2 r*", "emoji-cfg8-20", "gec")
+TEXTS = ("null", "negative", "mid", "1", "(1,)", "0.5", "g2 r*", "emoji-cfg8-20", "gec", "((0, 0.5, 1),)")
 """What is typed into a control of a text, until the rule takes one."""
 
 
@@ -85,6 +85,9 @@ def test_a_number_has_a_slider_and_a_choice_has_its_texts() -> None:
         "policy",
         "positive_weights",
         "query",
+        "references",
+        "reward",
+        "schedule",
         "weights",
     }
     assert all(slides == (kind in ("number", "window")) for kind, slides in kinds.values())
