@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .keyed import Keys
 from .notebook import MAX_STEPS, table
-from .prediction import EPSILON, Level
+from .prediction import EPSILON, Level, Parameterization
 from .query import Evaluation, Network, Query, Request
 from .rule import Rule, Stack
 from .run import GuidedRun
@@ -144,6 +144,20 @@ def plan(stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: 
             queries = tuple(sorted((query for query, rows in record.queries.items() if rows), key=str))
             planned.append(Planned(when, queries, asking, record.turn))
     return Plan(stack, planned)
+
+
+def check_emission(stack: Stack, emits: Parameterization, steps: int) -> None:
+    """Refuse a stack with a rule that is not for such a network or such a run, as its first step would.
+
+    Args:
+        stack: the stack.
+        emits: what the network emits.
+        steps: of the sampler.
+
+    Raises:
+        RuleError: naming the rule.
+    """
+    stack.init(Run((1, *SHAPE), steps=steps, seeds=(0,), negatives=(1,), identity=None, emits=emits))
 
 
 def level_before(schedule: Sequence[When], place: int, begin: int = 0) -> Level | None:

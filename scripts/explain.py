@@ -14,13 +14,13 @@ from ..guidance.notation import presets
 from ..guidance.notation.objectives import kinds
 from ..guidance.notation.registry import citation
 from ..guidance.objective import name_of
-from ..guidance.plan import Plan, Planned, never_asking, plan
+from ..guidance.plan import Plan, Planned, check_emission, never_asking, plan
 from ..guidance.rule import Stack, models_of, objectives_of, remarks
 from ..guidance.words import counted
 from ..pipelines.models.bundled import EMOJI
 from ..pipelines.models.loading import chosen_sampler, scheduler_of
 from ..pipelines.models.networks import network_identity
-from ..samplers import grid, scheduler_with_steps
+from ..samplers import grid, parameterization, scheduler_with_steps
 from ..samplers.moving import check_room
 from .as_json import echo_json, json_option
 from .options import network_option, rules_option, sampler_option, steps_option
@@ -68,6 +68,7 @@ def explained(
         GuidestackError: the stack or the sampler is not for this run.
     """
     scheduler = scheduler_with_steps(sampler, scheduler_of(model or EMOJI), steps)
+    check_emission(stack, parameterization(scheduler), steps)
     check_room(stack, scheduler)
     planned = plan(stack, grid(scheduler).points, negatives, positives)
     outside = [

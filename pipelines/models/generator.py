@@ -19,11 +19,11 @@ from ...guidance.notation.objectives import objectives
 from ...guidance.notation.presets import as_stack
 from ...guidance.objective import OBJECTIVE, name_of
 from ...guidance.observe import Observer
-from ...guidance.plan import SHAPE
+from ...guidance.plan import SHAPE, check_emission
 from ...guidance.report import Report
 from ...guidance.rule import Rule, models_of, objectives_of
 from ...guidance.step import Run
-from ...samplers import Grid, by_name, grid, scheduler_identity, scheduler_with_steps
+from ...samplers import Grid, by_name, grid, parameterization, scheduler_identity, scheduler_with_steps
 from ...samplers.lists import arguments
 from ...samplers.names import levels_of
 from ...samplers.noise import generators, seeded
@@ -257,6 +257,7 @@ class Generator:
             raise InputError(f"{stack} takes several negative prompts, and with --weights there is one; drop --weights")
         if weights and encoder_of(self.pipe) and stack.per_image > 1:
             raise InputError(f"{stack} needs to know which samples have one prompt; drop --weights")
+        check_emission(stack, parameterization(self.pipe.scheduler), steps)
         guide(self.pipe, stack, networks=self.asked(stack), objectives=self.objectives)
         self._levels(sampler, steps)
         scheduler = scheduler_with_steps(sampler, self.own, steps)

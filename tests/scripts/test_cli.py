@@ -431,6 +431,10 @@ def test_rules_and_explain(run: Any) -> None:
     status, out, err = run("explain", "cfg(4) | langevin(2)", "--steps", 3)
     assert (status, out, "langevin(steps=2) moves samples between two steps, and DPMSolver" in err) == (2, "", True)
     assert "use DDIMScheduler (--sampler ddim), " in err
+    for command in (["explain"], ["generate", "a", "--guidance"]):  # before the sampler, and before any image
+        status, out, err = run(*command, "cfg(3) | rectified_cfg(3)", "--steps", 3)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "rectified_cfg(3) is for flow models, and this network emits 'v'" in err
     assert "10 evaluations a sample" in run("explain", "cfg(4) | langevin()", "--steps", 3, "--sampler", "ddim")[1]
     assert run("expalin")[2].strip().endswith("did you mean 'explain'?")
 
