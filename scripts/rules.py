@@ -104,7 +104,7 @@ def entry_of(name: str) -> Entry:
     """
     known = {entry.name: entry for entry in registered()}
     if name not in known:
-        raise InputError(f"there is no rule {shown(name)}{nearest(name, known)}")
+        raise InputError(f"there is no rule {shown(name)}{nearest(name.lower(), known)}")
     return known[name]
 
 

@@ -59,6 +59,7 @@ def test_what_formulas_become(latex: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["CFG"], "there is no rule 'CFG'; did you mean 'cfg'?"),
         (["apgg"], "there is no rule 'apgg'; did you mean 'apg'?"),
         (["--picture", "x.png"], "--picture is of one rule; name it"),
         (["cfg", "--presets"], "NAME and --picture are for one rule"),
