@@ -774,15 +774,30 @@ def remarks(stack: Rule) -> list[str]:
     """What a user should know of a stack that runs, and may not do what was meant: one line each."""
     if stack.refines:
         return [f"{stack} has nothing to work on: it reshapes what rules before it made; write cfg(...) | {stack}"]
+    idle = [
+        f"{type(part).__name__} does nothing: give it {' or '.join(part.neutral_values or {})}"
+        for part in stack.parts()
+        if _weightless(part)
+    ]
     if (rule := _promptless(stack)) is None:
-        return []
+        return idle
     contrast = rule.contrast or NULL
     of = {NEGATIVE: "the negative or empty prompt", NULL: "the empty prompt"}.get(contrast, repr(str(contrast)))
     off = "a scale of 1 or stack()" if rule.neutral_values else "stack()"
     return [
+        *idle,
         f"{rule} does not turn guidance off: at scale 0 the picture is that of {of} and not of the prompt; {off} is "
-        "without guidance"
+        "without guidance",
     ]
+
+
+def _weightless(rule: Rule) -> bool:
+    """Whether a rule that does nothing by its defaults was given no other weights."""
+    neutral = rule.neutral_values
+    if not neutral:
+        return False
+    plain = {one.name: one.default for one in parameters(rule) if one.name in neutral}
+    return plain == neutral and not any(one.name in neutral for one, _ in given(rule))
 
 
 def _promptless(rule: Rule) -> Rule | None:

@@ -25,6 +25,8 @@ def notices() -> Iterator[list[str]]:
     shown: list[str] = []
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if str(message) in shown:  # "once" forgets whenever a library changes the filters
+            return
         shown.append(str(message))
         click.echo(f"warning: {cut(str(message))}", err=True)
 

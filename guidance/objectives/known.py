@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import InputError, RuleError
+from ..errors import InputError, RuleError, warn
 from ..fields import number
 from ..notation.objectives import register_objective
 from ..objective import Determining
@@ -52,6 +53,21 @@ class Known(Measured, Determining):
 
     spread: float = 1.0
     given_picture: Tensor | None = NOTHING
+
+    def given(self, value: Any) -> Self:
+        """The objective for a picture. An image that is transparent nowhere is warned of: all of it is known.
+
+        Raises:
+            InputError: it is none.
+        """
+        made = super().given(value)
+        y = made.given_picture
+        if isinstance(value, Image.Image) and y is not None and (len(y) == 3 or bool((y[3] == 1).all())):
+            warn(
+                f"the picture of the objective {self.name!r} is opaque all over, so that all of it is known; what is "
+                "to be made anew is transparent in it, which a PNG can be and a JPEG cannot"
+            )
+        return made
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse pictures of another size than the given one.

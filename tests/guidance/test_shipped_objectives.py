@@ -88,7 +88,9 @@ def test_known_pixels_count_by_their_opacity() -> None:
     assert torch.allclose(found, wanted, rtol=1e-5)
     assert torch.allclose(made("known(0.5)", numbers)(x), wanted, rtol=1e-5)
     opaque = -((numbers[:3] - x) ** 2).sum((1, 2, 3)) / 2
-    assert torch.allclose(made("known", y.convert("RGB"))(x), opaque, rtol=1e-5)
+    for whole in (y.convert("RGB"), y.convert("RGB").convert("RGBA")):
+        with pytest.warns(gs.GuidestackWarning, match="'known' is opaque all over.*transparent in it"):
+            assert torch.allclose(made("known", whole)(x), opaque, rtol=1e-5)
     unknown = numbers.clone()
     unknown[3] = 0
     assert torch.equal(made("known", unknown)(x), torch.zeros(2).double())
@@ -143,7 +145,7 @@ def test_a_border_is_the_outermost_pixels() -> None:
 def test_a_picture_of_another_size_is_one_line() -> None:
     x = pictures()
     with pytest.raises(InputError, match="the picture of the objective 'known' is for 10x10 pixels, and the run makes"):
-        made("known", image(10))(x)
+        made("known", image(10, "RGBA"))(x)
     with pytest.raises(InputError, match=r"the measurements of the objective 'superres' have shape \(3, 5, 5\)"):
         made("superres(4)", image(5))(x)
     with pytest.raises(InputError, match=r"'blur' have shape \(3, 10, 10\), and pictures of the run, 12x12 pixels "):
@@ -167,7 +169,7 @@ def test_a_picture_of_another_size_is_refused_before_the_run(text: str, fits: in
         return torch.zeros_like(x)
 
     def run(side: int) -> None:
-        stack, objectives = f"tfg({text!r}, mu=1)", {text.partition("(")[0]: image(side)}
+        stack, objectives = f"tfg({text!r}, mu=1)", {text.partition("(")[0]: image(side, "RGBA")}
         about: dict[str, Any] = {"conditions": {"positive": torch.zeros(1, 1)}, "shape": (3, SIDE, SIDE), "seeds": [0]}
         gs.sample(network, stack, DDIMScheduler(), steps=1, objectives=objectives, **about)
 

@@ -92,6 +92,24 @@ def test_a_picture_that_no_rule_asks_is_warned_of(command: Any, model_folder: Pa
     assert "--objective known was given, and no rule steers by it" in err
 
 
+def test_a_rule_without_weights_and_a_picture_without_transparency_are_noted(
+    command: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "known.jpg")
+    given = (
+        "--guidance",
+        "cfg(4) | during(tfg('known'), progress=(0, 1))",
+        "--objective",
+        f"known={tmp_path}/known.jpg",
+    )
+    status, _, err = command(*options(model_folder, tmp_path / "a", *given))
+    assert status == 0, err
+    assert err.count("the picture of the objective 'known' is opaque all over") == 1
+    assert err.count("warning: TFG does nothing: give it rho or mu") == 1
+    assert "note: TFG does nothing: give it rho or mu" in command("explain", given[1])[1]
+    assert "does nothing" not in command("explain", STEERED)[1]
+
+
 def test_explain_names_backward_passes_and_what_the_objective_takes(command: Any) -> None:
     status, out, _ = command("explain", "cfg(4) | during(tfg('known', rho=1), progress=(0, 0.5))", "--steps", 4)
     assert status == 0

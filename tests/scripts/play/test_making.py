@@ -119,7 +119,8 @@ def test_files_are_those_of_the_command_and_of_python(
     if kind == "lora":
         loras = [(Path(shutil.copy(lora, tmp_path)), "0.8")]
     if kind == "objective":
-        paths["objective known"], text = saved(tmp_path, "known.png"), "cfg(3) | tfg('known', mu=0.3)"
+        paths["objective known"], text = tmp_path / "known.png", "cfg(3) | tfg('known', mu=0.3)"
+        Image.new("RGBA", (64, 64), (0, 0, 255, 128)).save(paths["objective known"])
     given, wrong = files.read(paths, loras)
     assert not wrong
     recipe, _ = recipe_of(gs.parse(text), settings(**typed), "float32")
