@@ -584,7 +584,8 @@ def test_no_code_names_the_callbacks() -> None:
         str(path.relative_to(root))
         for part in ("guidance", "samplers", "pipelines", "bridges")
         for path in (root / part).rglob("*.py")
-        if "callback_on_step_end" in path.read_text() and path.name not in ("inversion.py", "arguments.py", "attention_masks.py")
+        if "callback_on_step_end" in path.read_text()
+        and path.name not in ("inversion.py", "arguments.py", "attention_masks.py")
     }
     assert naming == set()
 
