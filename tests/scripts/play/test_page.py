@@ -72,7 +72,9 @@ class Page(browser.Page):
         return self.all(f"[data-control='{name}']")
 
     def value(self, name: str) -> str:
-        return str(self.control(name).get_attribute("value"))
+        """What a control holds, read at once: controls are drawn anew between two commands."""
+        script = "return [...document.querySelectorAll(arguments[0])].slice(0, 1).map((one) => String(one.value))"
+        return str(self.until(lambda: self.js(script, f"[data-control='{name}']"))[0])
 
     def write(self, name: str, text: str, element: Any = None) -> None:
         """As a user does: over what stands there."""
@@ -245,8 +247,8 @@ def give(page: Page, name: str, path: Path) -> None:
     page.one(f"[data-control='file/{name}'] input[type=file]").send_keys(str(path))
 
 
-def plain(path: Path, side: int = 64) -> Path:
-    Image.new("RGB", (side, side), (200, 60, 40)).save(path)
+def plain(path: Path, side: int = 64, opacity: int = 255) -> Path:
+    Image.new("RGBA", (side, side), (200, 60, 40, opacity)).save(path)
     return path
 
 
@@ -298,9 +300,9 @@ def test_what_a_stack_does_not_go_with_is_said_beside_it(page: Page, tmp_path: P
     page.until(lambda: page.said("file/objective known").startswith("the objective 'known' takes a picture"))
     assert "moves samples" not in page.one(".settings").text
     assert page.said("A/plan") == "mend what is marked"
-    give(page, "objective known", plain(tmp_path / "small.png", 32))
+    give(page, "objective known", plain(tmp_path / "small.png", 32, opacity=128))
     page.until(lambda: "is for 32x32 pixels, and the run makes 64x64" in page.said("file/objective known"))
-    give(page, "objective known", plain(tmp_path / "known.png"))
+    give(page, "objective known", plain(tmp_path / "known.png", opacity=128))
     page.until(lambda: page.said("A/plan").startswith("50 evaluations"))
     assert page.said("file/objective known") == ""
     page.write("A/text", "cfg(3)")
