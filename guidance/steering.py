@@ -71,6 +71,11 @@ class Steering(Rule):
         return all(getattr(self, name) == value for name, value in (self.neutral_values or {}).items())
 
     @property
+    def guides(self) -> bool:
+        """Whether the rule changes where the sampler jumps: where it is not off."""
+        return not self.off
+
+    @property
     def objectives(self) -> tuple[str, ...]:
         """The text of its objective."""
         return (self.objective,)
@@ -103,6 +108,20 @@ class Steering(Rule):
     def steered(self, estimate: Estimate, objective: Bound, step: Step) -> Estimate:
         """The estimate, moved along the gradient of the objective."""
         raise NotImplementedError
+
+
+class Shifting(Steering):
+    """A rule that moves the clean sample along the gradient of an objective and keeps the noise, as `along` does."""
+
+    @property
+    def stands_last(self) -> bool:
+        """Whether no rule that changes the estimate may stand behind it: the gradient is that of the finished one."""
+        return True
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the rule sets what the sampler re-noises with: it keeps the noise of the rules before it."""
+        return self.stands_last and not self.off
 
 
 def preserving(level: Level) -> tuple[float, float]:

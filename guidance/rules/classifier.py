@@ -12,7 +12,7 @@ from ..fields import choice, number
 from ..notation.registry import register
 from ..objective import Bound
 from ..prediction import Level
-from ..steering import Steering, along, check_schedule, gradient_at, posterior_variance, preserving, scaling
+from ..steering import Shifting, along, check_schedule, gradient_at, posterior_variance, preserving, scaling
 from ..step import Estimate, Run, State, Step
 
 DHARIWAL_2021 = """@inproceedings{dhariwal2021diffusion,
@@ -38,7 +38,7 @@ SOHL_DICKSTEIN_2015 = """@inproceedings{sohldickstein2015deep,
     example="classifier(0.5, 'blue')",
 )
 @dataclass(frozen=True)
-class ClassifierGuidance(Steering):
+class ClassifierGuidance(Shifting):
     r"""Classifier guidance: along the gradient of a log-probability, which does not go through the denoiser.
 
     .. math::
@@ -97,19 +97,9 @@ class ClassifierGuidance(Steering):
         choice(self, "form", ("noise", "mean", "product"))
 
     @property
-    def renoises(self) -> bool:
-        """Whether the rule keeps the noise of the rules before it: in the forms that move the sample."""
-        return self.form != "noise" and not self.off
-
-    @property
     def stands_last(self) -> bool:
         """Whether no rule that changes the estimate may stand behind it: in the forms that move the sample."""
         return self.form != "noise"
-
-    @property
-    def guides(self) -> bool:
-        """Whether the rule changes where the sampler jumps."""
-        return not self.off
 
     def init(self, run: Run) -> State:
         """Nothing is remembered; the objective is looked up.

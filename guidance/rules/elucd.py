@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ..fields import LARGEST, number
 from ..notation.registry import register
 from ..objective import Bound
-from ..steering import Steering, along, check_schedule, gradient_at, posterior_variance, preserving
+from ..steering import Shifting, along, check_schedule, gradient_at, posterior_variance, preserving
 from ..step import Estimate, Run, State, Step
 
 MA_2023 = """@inproceedings{ma2023elucidating,
@@ -29,7 +29,7 @@ MA_2023 = """@inproceedings{ma2023elucidating,
     example="elucd(0.5, 'blue')",
 )
 @dataclass(frozen=True)
-class EluCD(Steering):
+class EluCD(Shifting):
     r"""EluCD: guidance by a classifier of clean pictures, at the predicted clean sample, more in the middle of a run.
 
     .. math::
@@ -78,21 +78,6 @@ class EluCD(Steering):
         super().__post_init__()
         number(self, "scale")
         number(self, "sine", 0, LARGEST)
-
-    @property
-    def renoises(self) -> bool:
-        """Whether the rule sets what the sampler re-noises with: it keeps the noise of the rules before it."""
-        return not self.off
-
-    @property
-    def stands_last(self) -> bool:
-        """True: the gradient is that of the finished estimate."""
-        return True
-
-    @property
-    def guides(self) -> bool:
-        """Whether the rule changes where the sampler jumps."""
-        return not self.off
 
     def init(self, run: Run) -> State:
         """Nothing is remembered; the objective is looked up.

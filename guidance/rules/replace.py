@@ -13,7 +13,6 @@ from ..fields import flag
 from ..notation.registry import register
 from ..objective import Bound, Determining
 from ..prediction import Prediction
-from ..query import Predictions
 from ..steering import Steering
 from ..step import Estimate, Run, State, Step
 from ..turn import Sight
@@ -136,13 +135,10 @@ class Replace(Steering):
         known = step.level.noised(objective.sample(x.shape, x.device).to(z.dtype), z)
         return x + objective.function.determined(known - x), state
 
-    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+    def steered(self, estimate: Estimate, objective: Bound, step: Step) -> Estimate:
         """The estimate with the measurements, both where it jumps and in what it is re-noised with."""
-        if step.run.objectives is None:
-            return estimate, state
-        objective = step.run.objectives.find(self.objective)
         renoise = estimate.renoise and _replaced(estimate.renoise, objective)
-        return Estimate(_replaced(estimate.prediction, objective), renoise, estimate.traces), state
+        return Estimate(_replaced(estimate.prediction, objective), renoise, estimate.traces)
 
 
 def _replaced(prediction: Prediction, objective: Bound) -> Prediction:

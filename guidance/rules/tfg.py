@@ -14,7 +14,7 @@ from ..fields import LARGEST, choice, number, whole
 from ..keyed import Keys, normal
 from ..notation.registry import register
 from ..objective import Bound, smoothed_gradient
-from ..steering import OVER, Steering, along, over_steps, preserving
+from ..steering import OVER, Shifting, along, over_steps, preserving
 from ..step import Estimate, State, Step
 
 YE_2024 = """@inproceedings{ye2024tfg,
@@ -41,7 +41,7 @@ CHUNG_2023 = """@inproceedings{chung2023diffusion,
     example=("tfg('blue', rho=1)", "cfg(3) | tfg('blue', mu=1, inner=2)"),
 )
 @dataclass(frozen=True)
-class TFG(Steering):
+class TFG(Shifting):
     r"""Training-free guidance: along the gradient of an objective at the predicted clean sample.
 
     .. math::
@@ -118,21 +118,6 @@ class TFG(Steering):
             )
         if self.samples > 1 and not self.smoothing:
             raise RuleError(f"TFG: samples={self.samples} draws noise of size smoothing=0; give a smoothing above 0")
-
-    @property
-    def renoises(self) -> bool:
-        """Whether the rule sets what the sampler re-noises with: it keeps the noise of the rules before it."""
-        return not self.off
-
-    @property
-    def stands_last(self) -> bool:
-        """True: the gradient is that of the finished estimate."""
-        return True
-
-    @property
-    def guides(self) -> bool:
-        """Whether the rule changes where the sampler jumps."""
-        return not self.off
 
     @property
     def differentiates(self) -> bool:
