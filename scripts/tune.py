@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,18 +178,28 @@ def _prepared(asked: Asked) -> tuple[Tuning, Bar]:
     return Tuning(settings, asked.out, Options(device, asked.allow_pickle), bar, bar.say), bar
 
 
-def _tune(tuning: Tuning, bar: Bar) -> None:
+@contextmanager
+def _shown(bar: Bar, samples: int, stopped: Callable[[], str]) -> Iterator[None]:
+    """Show the bar of a search while the context lasts; on Ctrl-C what `stopped` says, and how to go on."""
     ended = False
     try:
-        bar.start(tuning.samples)
-        verdict = tuning.run()
+        bar.start(samples)
+        yield
         ended = True
     except KeyboardInterrupt:
-        tried = max(0, len(tuning.training.points) - 1)
-        bar.say(f"stopped after {counted(tried, 'stack')} of {tuning.settings.budget}; the same command goes on")
+        bar.say(f"{stopped()}; the same command goes on")
         raise
     finally:
         bar.stop(ended)
+
+
+def _tune(tuning: Tuning, bar: Bar) -> None:
+    def stopped() -> str:
+        tried = max(0, len(tuning.training.points) - 1)
+        return f"stopped after {counted(tried, 'stack')} of {tuning.settings.budget}"
+
+    with _shown(bar, tuning.samples, stopped):
+        verdict = tuning.run()
     whole = tuning.space.cost(tuning.settings.reference)
     click.echo(f"{verdict.point.stack}: {verdict.point.cost:.4g} evaluations instead of {whole}\n{verdict.told}")
     click.echo(f"{verdict.advice(tuning.preset_file)}\nmeasured: {tuning.preset_file.with_name('frontier.csv')}")
@@ -208,16 +219,8 @@ def _fixed(asked: Asked) -> dict[str, Any]:
 def _steer(asked: Asked) -> None:
     """Search the weights of an objective."""
     search, bar = _prepared_search(asked)
-    ended = False
-    try:
-        bar.start(search.samples)
+    with _shown(bar, search.samples, lambda: "stopped"):
         found = search.run()
-        ended = True
-    except KeyboardInterrupt:
-        bar.say("stopped; the same command goes on")
-        raise
-    finally:
-        bar.stop(ended)
     use = ["--guidance", f"@{found.path}"]
     if (picture := search.steered.picture) is not None:
         use += ["--objective", f"{name_of(search.steered.objective)}={picture}"]
