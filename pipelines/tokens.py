@@ -112,12 +112,12 @@ class Learned:
             save_file({self.token: self.embedding[None].contiguous()}, beside)
 
 
-def first_embedding(pipe: Pipeline, word: str, cross: bool = False) -> Tensor:
+def first_embedding(pipe: Pipeline, word: str | Tensor, cross: bool = False) -> Tensor:
     """Where a learned token begins: the embedding of a word, or what the text encoder makes of it.
 
     Args:
         pipe: a pipeline with one CLIP text encoder.
-        word: one word or several, of which the mean is taken.
+        word: one word or several, of which the mean is taken; or the embedding itself.
         cross: Cross Initialization: the text encoder's output at the word, in a prompt of that word alone. Learned
             embeddings come to lie there, at norms far from those of the embeddings of words.
 
@@ -127,6 +127,8 @@ def first_embedding(pipe: Pipeline, word: str, cross: bool = False) -> Tensor:
     References:
         Pang et al., "Cross Initialization for Personalized Text-to-Image Generation", arXiv:2312.15905.
     """
+    if isinstance(word, Tensor):
+        return word
     encoder: Any = _encoder(pipe)
     tokens = pipe.tokenizer(word, add_special_tokens=False).input_ids
     if not tokens:
@@ -243,7 +245,7 @@ def learn_objective(
     device = pipe._execution_device
     noise = normal([keyed(seed, "token") for seed in seeds], shape, device).to(pipe.unet.dtype)
 
-    first = start if isinstance(start, Tensor) else first_embedding(pipe, start, cross)
+    first = first_embedding(pipe, start, cross)
     with _learning(pipe, prompt, token) as embeddings:
 
         def loss(embedding: Tensor, _step: int) -> Tensor:
@@ -306,7 +308,7 @@ def learn_pictures(
     scheduler = by_name("ddim", pipe.scheduler)
     levels, emits = [Level.vp(float(one)) for one in scheduler.alphas_cumprod], parameterization(scheduler)
 
-    first = start if isinstance(start, Tensor) else first_embedding(pipe, start, cross)
+    first = first_embedding(pipe, start, cross)
     with _learning(pipe, prompt, token) as embeddings:
 
         def loss(embedding: Tensor, step: int) -> Tensor:
