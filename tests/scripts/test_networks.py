@@ -22,6 +22,8 @@ from guidestack.pipelines.models.networks import TWIN, network_identity, twin
 from guidestack.pipelines.models.recipe import Recipe
 from guidestack.scripts.dev.emoji.twin import write_twin
 
+from .test_parts import lora_of
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -271,17 +273,9 @@ def lora(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of random numbers for the tiny model."""
     pytest.importorskip("peft")
     from diffusers import StableDiffusionPipeline
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
 
-    pipe, folder = StableDiffusionPipeline.from_pretrained(model_folder), tmp_path_factory.mktemp("lora")
-    torch.manual_seed(5)
-    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"]))
-    for name, parameter in pipe.unet.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.5)
-    pipe.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
-    return (folder / "pytorch_lora_weights.safetensors").rename(folder / "fur.safetensors")
+    folder = tmp_path_factory.mktemp("lora")
+    return lora_of(StableDiffusionPipeline.from_pretrained(model_folder), folder).rename(folder / "fur.safetensors")
 
 
 def test_a_lora_as_the_weak_network(command: Any, model_folder: Path, lora: Path, tmp_path: Path) -> None:
