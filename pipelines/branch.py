@@ -98,7 +98,7 @@ class Branch:
         return answer.clone() if compiled(module) else answer  # the next run of a CUDA graph overwrites its output
 
     def at(self, sample: Tensor, later: float = 0.0) -> Branch:
-        """The same call of the denoiser with other samples and another time.
+        """A copy of this call of the denoiser with other samples and another time.
 
         Args:
             sample: shape ``(rows, ...)``.

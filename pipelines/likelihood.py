@@ -137,7 +137,7 @@ class LikelihoodPipeline(GuidedPipeline):
     def _followed(
         self, given: Mapping[str, Any], latents: Tensor, seed: int, levels: Reach, follow: Callable[..., Likelihood]
     ) -> Likelihood:
-        """That of one picture: the pipeline is called for one step, and left at its denoiser's first call."""
+        """The likelihood of one picture: the pipeline is called for one step, and left at its denoiser's first call."""
         call, prompts = self._call((), given)
         generator = torch.Generator().manual_seed(seed)
         call |= {"latents": latents.clone(), "generator": generator, "num_inference_steps": 2, "output_type": "latent"}

@@ -38,7 +38,7 @@ class Weights:
         return replace(rule, rho=self.rho, mu=self.mu, smoothing=self.smoothing)  # type: ignore[type-var]  # rules are dataclasses
 
     def larger(self) -> list[Weights]:
-        """These weights with one of them larger, as far as it may become so."""
+        """Up to three other weights: in each, one of these is multiplied by its factor, up to its most."""
         found = {
             name: min(factor * getattr(self, name), most)
             for name, (factor, most) in FACTORS.items()

@@ -106,7 +106,7 @@ class CFGMP(Move[Projected]):
         return self.times > 0
 
     def asks(self) -> frozenset[Query]:
-        """Both conditions."""
+        """The queries of an iteration: the prompt, and `against`."""
         return frozenset({POSITIVE, Query.of(self.against)}) if self.times else frozenset()
 
     def queries(self, step: Step, state: Projected) -> dict[Query, None]:

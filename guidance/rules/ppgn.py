@@ -101,7 +101,7 @@ class PPGN(Move, Steering):
         return Look(guided=True)
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: State) -> tuple[Tensor, State]:
-        """One step."""
+        """The samples after one Langevin step towards the denoised sample and along the objective."""
         if step.run.objectives is None:  # a plan, in which the samples are moved too: what follows is evaluated anew
             return x.clone(), state
         objective, sigma = step.run.objectives.find(self.objective), step.level.sigma

@@ -216,7 +216,7 @@ class Cell:
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """The scores."""
+        """The score of each picture against the hidden one, shape ``(n,)``."""
         return np.array(self.scores)
 
 

@@ -239,7 +239,7 @@ def measured(images: Tensor, truth: Tensor, net: EmojiNetwork) -> dict[str, floa
 
 
 def by_pixels(made: NDArray[np.float32], asked: Sequence[Request]) -> dict[str, float]:
-    """The same shares of generated pictures by the nearest drawing at 16x16 pixels on the background asked for."""
+    """The shares of generated pictures whose nearest drawing, at 16x16 pixels on the background asked for, is right."""
     known, told = drawings(), labels()
     named = [Drawing(slug, told[slug], (), style) for slug, style in zip(known.slugs, known.styles, strict=True)]
     found = recognized(made, asked, known.rgba, named, shrink)
