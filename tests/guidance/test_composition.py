@@ -68,6 +68,8 @@ REDUNDANT |= {composition.around(outer, "autoguidance(2)") for outer in composit
 
 # What guidance at a scale of 2 would reach is above what a small step along the gradient does: nothing is cut off.
 REDUNDANT |= {composition.pair("classifier(0.5, 'blue')", "threshold(mimic=2)")}
+# To put the same known pixels in twice is to put them in once.
+REDUNDANT |= {composition.pair("replace('border')", "replace('border')")}
 
 
 @pytest.mark.slow

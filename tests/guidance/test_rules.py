@@ -317,6 +317,7 @@ def test_every_registered_rule_is_in_the_table() -> None:
         gs.FSG,
         gs.CFGMP,
         gs.RectifiedCFG,
+        gs.Replace,
     }
     assert {entry.rule for entry in rules()} <= tested
 
