@@ -10,6 +10,7 @@ from torch import Tensor
 from .notebook import MAX_STEPS, table
 from .prediction import Level
 from .query import Query
+from .words import counted
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,11 +126,7 @@ class Report:
         each = f"{low}" if low == high else f"{low} to {high}"
         steps = len({record.index for record in self.steps})
         return (
-            f"{self.stack}: {_counted(self.batch, 'sample')}, {_counted(steps, 'step')}, "
+            f"{self.stack}: {counted(self.batch, 'sample')}, {counted(steps, 'step')}, "
             f"{each} evaluation{'s' * (each != '1')} a sample, "
-            f"{_counted(self.calls, 'network call')}, {_counted(self.rows, 'row')}"
+            f"{counted(self.calls, 'network call')}, {counted(self.rows, 'row')}"
         ) + (f", {self.cached} of them from a feature cache" if self.cached else "")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
