@@ -14,7 +14,8 @@ from ..guidance.notation.objectives import objectives
 from ..guidance.objective import Objectives
 from ..guidance.rule import Stack, objectives_of
 from .families.record import Call, Pipeline
-from .latents import encodes, latents_of, reduction
+from .latents import encodes, latents_of
+from .size import factor
 
 AT_ONCE = 2**20
 """Pixels that are decoded at once where a gradient is taken: one picture of 1024 x 1024, four of 512 x 512."""
@@ -89,12 +90,12 @@ def pictured(pipe: Pipeline, call: Call, stack: Stack, given: Mapping[str, Any] 
     """
     if not objectives_of(stack):
         return objectives(given)
-    factor = reduction(pipe)
+    pixels = factor(pipe)
     packed = None
     if x.ndim == 3 and hasattr(pipe, "_unpack_latents"):
-        side = pipe.default_sample_size * factor
+        side = pipe.default_sample_size * pixels
         packed = call.get("height") or side, call.get("width") or side
-    height, width = packed or (x.shape[-2] * factor, x.shape[-1] * factor)
+    height, width = packed or (x.shape[-2] * pixels, x.shape[-1] * pixels)
     rows = max(1, AT_ONCE // (height * width))
     decode, encode = functools.partial(decoded, pipe, packed), functools.partial(sampled, pipe)
     return objectives(given, decode, rows, (height, width), encode)

@@ -40,14 +40,6 @@ def latents_of(pipe: Pipeline, image: Any, dtype: torch.dtype) -> Tensor:
     return encoded(pipe, pixels(image, multiple(pipe))).to(dtype)
 
 
-def reduction(pipe: Pipeline) -> int:
-    """How many pixels along a side stand for one number of the latents; 1 without an autoencoder."""
-    if (factor := getattr(pipe, "vae_scale_factor", None)) is not None:
-        return int(factor)
-    vae: Any = getattr(pipe, "vae", None)  # DiT does not say it
-    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
-
-
 def encodes(pipe: Pipeline) -> tuple[int, str]:
     """The channels of the latents of a picture, or why a picture cannot be encoded."""
     vae: Any = getattr(pipe, "vae", None)

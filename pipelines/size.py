@@ -18,8 +18,10 @@ FACTORS = (
 
 
 def factor(pipe: Pipeline) -> int:
-    """Pixels for each number of the latents, along a side; 8 where the pipeline does not say."""
-    return first_of(pipe, FACTORS, 8)
+    """Pixels for each number of the latents, along a side: 1 without an autoencoder, 8 where nothing says it."""
+    vae: Any = getattr(pipe, "vae", None)
+    blocks = getattr(getattr(vae, "config", None), "block_out_channels", None)  # DiT does not say it itself
+    return first_of(pipe, FACTORS, 1 if vae is None else 2 ** (len(blocks) - 1) if blocks else 8)
 
 
 def multiple(pipe: Pipeline) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from guidestack.guidance.errors import InputError, RuleError, UnsupportedPipelineError
 from guidestack.pipelines.families.lookup import family_of
@@ -78,3 +79,12 @@ def test_what_it_cannot_run_is_refused_before(generator: Generator) -> None:
     own = own_size(generator.pipe, family_of(generator.pipe))
     image = generator.make(ASKED[:1], "stack()", "ddim", 1).images[0]
     assert own == (image.height, image.width)
+
+
+def test_a_pipeline_of_pixels_makes_images_of_the_size_of_its_network() -> None:
+    unet = UNet2DModel(
+        sample_size=8, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        layers_per_block=1, norm_num_groups=4,
+    )  # fmt: skip
+    pipe = DDPMPipeline(unet, DDPMScheduler())
+    assert own_size(pipe, family_of(pipe)) == pipe(num_inference_steps=1, output_type="np").images.shape[1:3]
