@@ -39,29 +39,39 @@ def paper(entry: Entry) -> str:
 
 
 def cost(entry: Entry) -> str:
-    """The network evaluations that a rule costs in a step of its examples, or what the rule says of that.
+    """The network evaluations that a rule costs in a step of its examples, in words.
 
-    A rule that stands behind others counts by itself: what it costs more than they do.
+    A rule that stands behind others, or asks for no more than the sampler does, counts by itself: what it costs more.
     """
-    found, more, at_most = set(), False, False
-    for stack in () if entry.cost else map(parse, entry.examples):
+    found: set[int] = set()
+    further: dict[str, int] = {}
+    more, at_most, passes = False, False, 0
+    for stack in map(parse, entry.examples):
         others = Stack(*(rule for rule in stack.rules if type(rule) is not entry.rule))
-        more, at_most = bool(others.rules), any(rule.data_dependent for rule in stack.parts())
-        whole, rest = _by_step(stack), _by_step(others)
+        at_most = any(rule.data_dependent for rule in stack.parts())
+        wanted = max((rule.weight_counts.get("negative", 1) for rule in stack.parts()), default=1)
+        (whole, backward), (rest, _) = _by_step(stack, wanted), _by_step(others, wanted)
+        more, passes = bool(others.rules) or whole == rest, max(passes, *backward.values())
         found |= {whole[step] - more * rest[step] for step in whole}
+        if stack.takes_several and wanted == 1:
+            given = {"negative": (2, 0), "positive": (1, 1)}
+            further = {kind: max((_by_step(stack, *one)[0] - whole).values(), default=0) for kind, one in given.items()}
     if not found:
-        return entry.cost or "not known without an example"
+        return "not known without an example"
     low, high = min(found), max(found)
     number = f"{low} to {high}" if low < high else f"{high}"
-    return f"{'at most ' if at_most else ''}{number}{' more' if more else ''}"
+    told = [f"{'at most ' if at_most else ''}{number}{' more' if more else ''}"]
+    told += [f"{count} more for each further {kind}" for kind, count in further.items() if count]
+    return ", ".join([*told, f"up to {passes} with a backward pass"] if passes else told)
 
 
-def _by_step(stack: Stack) -> Counter[int]:
-    """The evaluations of each step of the schedule, those of turns included."""
-    counts: Counter[int] = Counter()
-    for one in plan(stack, SCHEDULE):
+def _by_step(stack: Stack, negatives: int, positives: int = 0) -> tuple[Counter[int], Counter[int]]:
+    """The evaluations of each step of the schedule, those of turns included, and how many of them are backwards too."""
+    counts, backward = Counter[int](), Counter({when.step: 0 for when in SCHEDULE})
+    for one in plan(stack, SCHEDULE, negatives, positives):
         counts[one.when.step] += len(one.queries)
-    return counts
+        backward[one.when.step] += sum(query.grad for query in one.queries)
+    return counts, backward
 
 
 def markdown() -> str:

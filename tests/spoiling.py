@@ -44,7 +44,7 @@ class Spoil(gs.Rule):
 @contextmanager
 def registered() -> Iterator[None]:
     """While the context lasts, the rule has the name ``spoil`` in text."""
-    gs.register("spoil", cost="0 of its own")(Spoil)
+    gs.register("spoil")(Spoil)
     try:
         yield
     finally:

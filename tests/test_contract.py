@@ -57,7 +57,7 @@ class Tabled(Wrapper):
 
 @pytest.fixture(autouse=True)
 def tabled() -> Iterator[None]:
-    gs.register("tabled", cost="that of the rule")(Tabled)
+    gs.register("tabled")(Tabled)
     yield
     del _ENTRIES["tabled"]
 

@@ -44,7 +44,6 @@ class Entry:
     Args:
         name: its name in text and YAML.
         rule: its class.
-        cost: evaluations a step, in words, where the examples do not show it; else "".
         references: BibTeX entries.
         examples: texts of stacks that show the rule.
         source: the file that registered it; None for a rule of guidestack, of a package or of a program.
@@ -53,7 +52,6 @@ class Entry:
     name: str
     rule: type[Rule]
     references: tuple[str, ...]
-    cost: str = ""
     examples: tuple[str, ...] = ()
     source: Source | None = None
 
@@ -83,9 +81,7 @@ R = TypeVar("R", bound=type[Rule])
 T = TypeVar("T")
 
 
-def register(
-    name: str, *, references: Sequence[str] = (), example: str | Sequence[str] = (), cost: str = ""
-) -> Callable[[R], R]:
+def register(name: str, *, references: Sequence[str] = (), example: str | Sequence[str] = ()) -> Callable[[R], R]:
     """Class decorator: give a rule its name in text, YAML and on the command line. Third parties use it too.
 
     Args:
@@ -95,7 +91,6 @@ def register(
             counted for the table of rules; a wrapper stands around ``cfg(3)``, a rule that only reshapes what others
             made stands behind it. Several texts where the rule asks different things of a pipeline. By default the
             rule with its defaults, if all its parameters have one.
-        cost: evaluations a step, in words, where counting those of the example does not show it.
 
     Raises:
         RuleError: the name is taken or is no identifier, or the class is not a frozen dataclass.
@@ -113,7 +108,7 @@ def register(
         texts = (example,) if isinstance(example, str) else tuple(example)
         if not texts and all(one.default is not dataclasses.MISSING for one in parameters(rule)):
             texts = (f"{name}()",)
-        _ENTRIES[name] = Entry(name, rule, tuple(references), cost, texts)
+        _ENTRIES[name] = Entry(name, rule, tuple(references), texts)
         rule._name = name
         return rule
 

@@ -34,7 +34,6 @@ SOHL_DICKSTEIN_2015 = """@inproceedings{sohldickstein2015deep,
 @register(
     "classifier",
     references=(DHARIWAL_2021, SOHL_DICKSTEIN_2015),
-    cost="0 more",
     example="classifier(0.5, 'blue')",
 )
 @dataclass(frozen=True)

@@ -41,7 +41,6 @@ class Referred(NamedTuple):
 @register(
     "classifier_reference",
     references=(GFCG_2024,),
-    cost="2, at the first step 1 + references",
     example="classifier_reference(3, 'blue', ('red', 'green'))",
 )
 @dataclass(frozen=True)

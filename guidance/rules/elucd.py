@@ -25,7 +25,6 @@ MA_2023 = """@inproceedings{ma2023elucidating,
 @register(
     "elucd",
     references=(MA_2023,),
-    cost="0 more",
     example="elucd(0.5, 'blue')",
 )
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ ARMANDPOUR_2023 = """@article{armandpour2023reimagine,
 ORIGIN = NULL  # the true empty prompt, never the negative one
 
 
-@register("perpneg", cost="1 + positives + negatives", references=(ARMANDPOUR_2023,), example="perpneg(3)")
+@register("perpneg", references=(ARMANDPOUR_2023,), example="perpneg(3)")
 @dataclass(frozen=True)
 class PerpNeg(Rule):
     r"""Perp-Neg: away from the part of each negative prompt that is perpendicular to the prompt.

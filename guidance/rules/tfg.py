@@ -37,7 +37,6 @@ CHUNG_2023 = """@inproceedings{chung2023diffusion,
 @register(
     "tfg",
     references=(YE_2024, CHUNG_2023),
-    cost="0 more; with `rho` a backward pass of each of the stack's",
     example=("tfg('blue', rho=1)", "cfg(3) | tfg('blue', mu=1, inner=2)"),
 )
 @dataclass(frozen=True)

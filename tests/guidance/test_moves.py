@@ -126,7 +126,7 @@ def named() -> Iterator[Callable[[type[Rule]], None]]:
     from guidestack.guidance.notation.registry import _ENTRIES, register
 
     before = set(_ENTRIES)
-    yield lambda rule: register(rule.__name__.lower(), cost="2")(rule) and None
+    yield lambda rule: register(rule.__name__.lower())(rule) and None
     for name in set(_ENTRIES) - before:
         del _ENTRIES[name]
 

@@ -481,7 +481,7 @@ class Broken(Rule):
 def test_the_checks_catch_what_they_are_for(what: str, invariant: str) -> None:
     from guidestack.guidance.notation.registry import _ENTRIES, register
 
-    register("broken", cost="2")(Broken)
+    register("broken")(Broken)
     try:
         with pytest.raises(RuleCheckError) as caught:
             check_rule(Broken(what), cfg(3))

@@ -171,15 +171,15 @@ def test_third_parties_register_rules() -> None:
         strength: float = 1.0
 
     try:
-        gs.register("mine", cost="1")(Mine)
+        gs.register("mine")(Mine)
         assert gs.parse("mine(2.5) | cfg(3)") == gs.Stack(Mine(2.5), gs.CFG(3))
         with pytest.raises(RuleError, match="taken by Mine"):
-            gs.register("mine", cost="1")(Mine)
+            gs.register("mine")(Mine)
     finally:
         del _ENTRIES["mine"]
     with pytest.raises(RuleError, match="Mine has no name"):
         str(type("Mine", (Mine,), {})())
     with pytest.raises(RuleError, match="frozen dataclass"):
-        gs.register("mine", cost="1")(type("Loose", (gs.Rule,), {}))
+        gs.register("mine")(type("Loose", (gs.Rule,), {}))
     with pytest.raises(RuleError, match="identifier"):
-        gs.register("stack", cost="1")(Mine)
+        gs.register("stack")(Mine)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from guidestack.guidance.notation.registry import rules
 from guidestack.scripts.plain import plain
+from guidestack.scripts.rules import cost, entry_of
 
 
 def test_every_rule_has_a_page(command: Any) -> None:
@@ -97,3 +98,17 @@ def test_the_help_of_generate_does_not_load_torch() -> None:
     code += "from guidestack.scripts.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, "--axis NAME=VALUES" in done.stdout) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    {
+        "cfg": "2",
+        "momentum": "0 more",
+        "perpneg": "3, 1 more for each further negative, 1 more for each further positive",
+        "classifier_reference": "at most 2 to 3",
+        "tfg": "0 more, up to 1 with a backward pass",
+    }.items(),
+)
+def test_what_a_rule_costs_is_counted_from_its_examples(name: str, told: str) -> None:
+    assert cost(entry_of(name)) == told
