@@ -1,4 +1,4 @@
-"""Stacks in loops that are not ours: diffusers' Modular pipelines, and samplers of the k-diffusion form."""
+"""Stacks in other programs' sampling loops: diffusers' Modular pipelines, and samplers of the k-diffusion form."""
 
 from .denoiser import GuidedDenoiser, as_denoiser
 

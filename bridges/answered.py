@@ -1,4 +1,4 @@
-"""A network whose answers are there already: another loop made the calls."""
+"""A network whose answers another program's loop has computed already."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def ordered(queries: Sequence[Query]) -> list[Query]:
 
 
 class Answered(Network):
-    """A network whose answers to all queries are there already.
+    """A network whose answers to all queries have been computed already, by another program's loop.
 
     Args:
-        answers: the native output for each query that anybody asks for, all rows of it.
-        conditions: those that there are.
+        answers: the native output for each query that may be asked, shape ``(B, ...)``.
+        conditions: the names of the conditions that it has answers for.
         parameterization: what the outputs are.
         perturbations: the kinds of perturbations that queries may have.
     """
@@ -42,7 +42,7 @@ class Answered(Network):
         self.conditions, self.aliases = conditions, ALIASES
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
-        """The rows of the answers that are there."""
+        """Return the rows of the requests out of the stored answers."""
         found = []
         for request in requests:
             answer = self.answers[request.query]
@@ -50,7 +50,7 @@ class Answered(Network):
         return found
 
     def accounted(self, record: StepRecord) -> StepRecord:
-        """The record of a step with what the loop did: one call for each query, of the whole batch."""
+        """Return a step's record with the loop's own count: one call for each query, of the whole batch."""
         batch = len(next(iter(self.answers.values())))
         everyone = tuple(range(batch))
         return dataclasses.replace(

@@ -47,14 +47,14 @@ def as_denoiser(
     seeds: Sequence[int] | None = None,
     max_rows: int | None = None,
 ) -> GuidedDenoiser:
-    """A model of the k-diffusion form under a stack: again ``denoiser(x, sigma, **extra) -> denoised``.
+    """Wrap a model of the k-diffusion form so that it samples under a stack, as another function of that form.
 
     Args:
         stack: a stack, a rule, or the text or mapping of one.
         model: ``model(x, sigma, **extra)`` returning clean samples; or several by name, ``"main"`` the one that
             samples. One that can be perturbed has an attribute ``perturbations`` (see `guidance.network.Denoiser`).
-        conditions: what the model is told beside x and sigma, by the name of the condition, ``"positive"`` at least:
-            a mapping from the names of its arguments to tensors, with one row for all samples or one each. Names as of
+        conditions: the model's arguments beside x and sigma, by the name of the condition, ``"positive"`` at least:
+            a mapping from the names of its arguments to tensors, with one row for all samples or one each. Names as in
             `sample`: ``"null"``, ``"negative"`` or ``"negative:0"`` and on, ``"positive:1"`` and on; ``"independent"``
             is a function ``draw(generators)`` that returns arguments of the prompt's form at random.
         sigmas: the sampler's noise levels, N + 1 for N steps, falling, the last one usually 0.
@@ -65,7 +65,8 @@ def as_denoiser(
         max_rows: at most this many rows in one call of the model.
 
     Returns:
-        The guided model, for one run; `GuidedDenoiser.reset` makes it ready for another.
+        The guided model, ``denoiser(x, sigma, **extra) -> denoised``, for one run; `GuidedDenoiser.reset` makes it
+        ready for another.
 
     Raises:
         InputError: no ``"positive"`` condition, a grid of levels that does not fall, a rule that re-noises: it needs
@@ -73,10 +74,10 @@ def as_denoiser(
             ``perturbations``.
         StackSyntaxError, RuleError: the text or mapping of the stack is wrong.
 
-    The model's native output is clean samples: what a rule does by default in the space "native" it does to these.
+    The model's native output is clean samples: a rule whose space is "native" works on these.
 
-    Cost: one call of the model for all conditions whose arguments are alike, a call each otherwise. Each call of it
-    waits once for the device that holds sigma.
+    Cost: one call of the model for all conditions whose arguments have the same form, else a call each. Each call of
+    the guided model waits once for the device that holds sigma.
 
     >>> import torch
     >>> def model(x, sigma, mean):
@@ -134,11 +135,11 @@ def _check_perturbed(stack: Stack, models: Mapping[str, Model]) -> None:
 
 
 class GuidedDenoiser:
-    """A model of the k-diffusion form under a stack; made by `as_denoiser`.
+    """A model of the k-diffusion form that samples under a stack; `as_denoiser` makes it.
 
     Attributes:
         stack: the stack.
-        run: the run, up to where it got, with its state; None before the first call.
+        run: the run so far, with its state; None before the first call.
     """
 
     def __init__(
@@ -160,17 +161,17 @@ class GuidedDenoiser:
         return f"as_denoiser({str(self.stack)!r}, {len(self.sigmas) - 1} steps)"
 
     def reset(self) -> None:
-        """Forget the run, so that the next call begins a new one."""
+        """Discard the run's state and report, so that the next call begins a new run."""
         self.run: GuidedRun | None = None
         self._calls = 0
         self._above = 0.0
 
     @property
     def report(self) -> Report | None:
-        """The report of the run, up to where it got; None before the first call.
+        """The report of the run so far; None before the first call.
 
         Raises:
-            NonFiniteError: NaN or Inf in a sample; on an accelerator no call waited to see it.
+            NonFiniteError: NaN or Inf in a sample, which on an accelerator is found only here.
         """
         return self.run.finish() if self.run else None
 

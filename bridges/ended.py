@@ -1,4 +1,4 @@
-"""What to say of a run whose samples another loop hands on by itself."""
+"""The message for the user at the end of a run whose samples another program's loop returns."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..pipelines.session import nothing_guided
 
 
 def remark(run: GuidedRun) -> str:
-    """What a user should know of a run that is over, or "".
+    """Return what a user should know of a run that has ended, such as which samples are NaN; "" if nothing.
 
     Raises:
-        NonFiniteError: no sample is finite. Of some that are lost the remark tells, since the loop returns the others.
+        NonFiniteError: no sample is finite. If some are, the message names the others, since the loop returns all.
     """
     try:
         return nothing_guided(run.finish())

@@ -51,7 +51,7 @@ PROVISIONAL = (2, 1, 1, 1)
 
 
 def uncarried(stack: Stack) -> str:
-    """Why a guider cannot carry `stack`, naming the rule; "" where it can."""
+    """Return why a guider cannot carry `stack`, naming the rule; "" if it can."""
     for rule in stack.parts():
         if isinstance(rule, Stack):
             continue
@@ -83,33 +83,34 @@ def uncarried(stack: Stack) -> str:
 
 
 class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
-    """A stack as a guider: ``pipe.update_components(guider=StackGuider("apg(6)", pipe.scheduler))``.
+    """A stack as a guider of diffusers' Modular pipelines.
 
-    It is saved and loaded as diffusers' own guiders are; its configuration holds the stack's text. A run begins where
-    the loop does, with nothing remembered of the one before. One guider serves one loop at a time; `new` makes another.
+    Give it to a pipeline by ``pipe.update_components(guider=StackGuider("apg(6)", pipe.scheduler))``. It is saved and
+    loaded like diffusers' own guiders; its configuration holds the stack's text. Each loop of the pipeline is a run of
+    its own. One guider serves one loop at a time; `new` makes another.
 
     Args:
         stack: a stack, a rule, or the text or mapping of one.
-        scheduler: the pipeline's, which tells noise levels and what the network emits. Not saved: set ``scheduler``
-            again after loading, and when the pipeline gets another.
-        conditions: what the loop does not have beside its two halves, by the name of the condition: ``"null"``, the
-            true empty prompt, for Perp-Neg; ``"negative:1"`` and on, ``"positive:1"`` and on. Each is a mapping from
-            the loop's names of its fields (``"prompt_embeds"``, ``"text_embeds"`` in SDXL) to embeddings, one row for
-            all samples or one each; fields that it does not name are those of the half that it is like. For ICG
+        scheduler: the pipeline's, from which noise levels and the network's prediction type are read. Not saved: set
+            ``scheduler`` again after loading, and when the pipeline gets another.
+        conditions: conditions beside the loop's prompt and negative prompt, by name: ``"null"``, the true empty prompt,
+            for Perp-Neg; ``"negative:1"`` and on, ``"positive:1"`` and on. Each is a mapping from the loop's names of
+            its fields (``"prompt_embeds"``, ``"text_embeds"`` in SDXL) to embeddings, one row for all samples or one
+            each; a field that it does not name is that of the prompt or of the negative prompt. For ICG
             ``"independent:SOURCE"`` is a function ``draw(generators)`` that returns such a mapping. Not saved.
-        enabled: whether the stack is applied; as of diffusers' guiders.
+        enabled: whether the stack is applied; as in diffusers' guiders.
 
     Attributes:
         seeds: one a sample, from which ICG and TSG draw; None for 0, 1, ...
-        run: the run of the last call, up to where it got; None before the first evaluation.
+        run: the last run so far; None before the first evaluation.
 
     Raises:
-        InputError: the interface cannot carry the stack: a rule re-noises (CFG++), or asks for another network or for
-            gradients, or is held to what runs (LinearAG).
+        InputError: a guider cannot carry the stack: a rule re-noises (CFG++), asks for another network or for
+            gradients, or must match the model that it was fitted on (LinearAG).
         StackSyntaxError, RuleError: the text or mapping of the stack is wrong.
 
-    Cost: a network call for each condition that any sample of the batch asks for at a step, the batch in one; the loop
-    cannot leave out samples that have stopped guiding. A run begins by waiting once for the device with the timesteps.
+    Cost: at each step a network call of the whole batch for each condition that any sample asks for; the loop cannot
+    leave out samples that have stopped guiding. A run waits once, at its beginning, for the device with the timesteps.
     """
 
     __module__ = __name__.partition(".")[0]  # under its public name in the index of a pipeline that is saved with it
@@ -137,23 +138,23 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
 
     @classmethod
     def from_config(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
-        """A guider from a configuration, such as a folder's: one of diffusers' own ways in.
+        """Make a guider from a configuration, as diffusers does when it loads one from a folder.
 
         Raises:
-            StackSyntaxError: its stack is none; a preset's name, too, which a file does not choose.
+            StackSyntaxError: its stack cannot be read, or is a preset's name, which a file may not choose.
         """
         if isinstance(config, Mapping) and isinstance(text := config.get("stack"), str):
             parse(text)
         return super().from_config(config, *args, **kwargs)
 
     def new(self, **kwargs: Any) -> StackGuider:
-        """Another guider of the same stack, scheduler and conditions; `kwargs` replace arguments."""
+        """Return another guider with the same stack, scheduler and conditions; `kwargs` replace arguments."""
         given = {"scheduler": self.scheduler, "conditions": self.conditions, **self.config, **kwargs}
         return type(self)(**{name: value for name, value in given.items() if not name.startswith("_")})
 
     @property
     def conditions(self) -> Mapping[str, Any]:
-        """What the loop does not have beside its two halves."""
+        """The conditions beside the loop's prompt and negative prompt, by name."""
         return self._conditions
 
     @conditions.setter
@@ -180,13 +181,13 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
 
     @property
     def report(self) -> Report | None:
-        """The report of the last run, up to where it got; None before the first."""
+        """The report of the last run so far; None before the first."""
         return self.run.report if self.run else None
 
     # --- where the run stands ------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget the run, so that the next step begins a new one. A loop that begins anew does it by itself."""
+        """Discard the run, so that the next step begins a new one; a loop that starts again needs no call of it."""
         self._hooks.close()
         self.run = None
         self._grid: Grid | None = None
@@ -231,9 +232,9 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
 
     @property
     def num_conditions(self) -> int:
-        """Conditions to evaluate: at the step, between `prepare_inputs` and the estimate; else the most at any step.
+        """How many conditions are evaluated: at the current step, or before a run the most at any step.
 
-        Encoders ask before a run begins whether the other half will be needed.
+        Encoders read it before a run, to know whether a negative prompt will be needed.
         """
         names = {ALIASES.get(query.condition, query.condition) for query in self._active.asks()}
         names = {"negative" if name == "negative:each" else name for name in names} - {"positive:each"}
@@ -241,21 +242,21 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the condition that is being evaluated is a prompt."""
+        """Whether the condition that is currently evaluated is a prompt, and not a negative or empty one."""
         place: int = self._count_prepared - 1
         return 0 <= place < len(self._asked) and self._asked[place].condition.startswith(PROMPTS)
 
     # --- one step ------------------------------------------------------------------------------------------------
 
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
-        """The inputs of the denoiser for each condition that the stack asks for at this step; called by the loop."""
+        """Return the denoiser's inputs for each condition that the stack asks for; the loop calls it at each step."""
         return self._prepared(
             lambda half, identifier: self._prepare_batch(data, half, identifier),
             any(isinstance(value, tuple) for value in data.values()),
         )
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Mapping[str, Any]) -> list[Any]:
-        """The inputs of the denoiser, as of `prepare_inputs`, for loops that name where the inputs are to be found."""
+        """Return what `prepare_inputs` returns, for loops that give the names of the inputs in their state."""
         return self._prepared(
             lambda half, identifier: self._prepare_batch_from_block_state(input_fields, data, half, identifier),
             any(isinstance(value, tuple) for value in input_fields.values()),
@@ -357,10 +358,10 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         return Keys(seeds, point.step, point.evaluation)
 
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
-        """Watch the loop's next call of the denoiser; called by the loop before it.
+        """Hook the loop's next call of the denoiser; the loop calls it before each one.
 
-        It shows the samples, and that for a perturbed query is perturbed. The denoiser is as it was when the call
-        returns or fails, and for everybody else meanwhile.
+        The hook reads the samples, and perturbs the call of a perturbed query. It is removed when the call returns or
+        fails, and acts on no other caller's calls.
         """
         super().prepare_models(denoiser)
         query = self._asked[self._count_prepared - 1]
@@ -408,17 +409,17 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         )
 
     def cleanup_models(self, denoiser: torch.nn.Module) -> None:
-        """Check that the denoiser was called; called by the loop after it.
+        """Check that the denoiser was called; the loop calls it after each call of the denoiser.
 
         Raises:
-            GuidanceNotAppliedError: it was not.
+            GuidanceNotAppliedError: the denoiser was not called.
         """
         self._hooks.close()
         if self._sample is None:
             raise GuidanceNotAppliedError(f"the loop did not call the {type(denoiser).__name__} that it announced")
 
     def forward(self, **predictions: Tensor) -> GuiderOutput:
-        """The stack's estimate; called by the loop with what the denoiser answered, by identifier."""
+        """Return the stack's estimate from the denoiser's answers by identifier; the loop calls it at each step."""
         answers = {query: predictions[self._identifier(query)] for query in self._asked}
         native, point = answers[POSITIVE], self._point
         network = Answered(answers, (*OWN, *self.conditions), parameterization(self.scheduler), edits.PERTURBATIONS)
@@ -459,7 +460,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
 
 
 def input_scale(scheduler: Any, level: Level) -> float:
-    """What ``scheduler.scale_model_input`` multiplies samples at `level` with."""
+    """Return the factor by which ``scheduler.scale_model_input`` multiplies samples at `level`."""
     data = getattr(scheduler.config, "sigma_data", None)
     if data is not None:
         return 1 / math.hypot(level.sigma, data)

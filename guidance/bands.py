@@ -19,10 +19,10 @@ Weigh = Callable[[Tensor, float, float], Tensor]
 
 
 class Banded(Contrasting):
-    """A contrasting rule that splits samples into frequencies, for which they need a height and a width."""
+    """Base class of contrasting rules that split samples into frequencies, which need a height and a width."""
 
     def init(self, run: Run) -> State:
-        """Nothing to remember.
+        """Check that samples have a height and a width; the rule has no state.
 
         Raises:
             RuleError: samples are packed into tokens, or have fewer axes for another reason.

@@ -13,7 +13,7 @@ from .step import Estimate, StateT, Step
 
 
 class Contrasting(Rule[StateT]):
-    """A rule that leads the prompt's prediction away from one contrast.
+    """Base class of rules that guide the prompt's prediction away from one contrast.
 
     A subclass is a frozen dataclass that declares `scale` and `against`, or overrides `contrast`, and implements
     `guided`. At its neutral values it asks for nothing and leaves the estimate as it is, to the bit.
@@ -45,7 +45,7 @@ class Contrasting(Rule[StateT]):
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
     ) -> tuple[Estimate, StateT]:
-        """What `guided` makes of the two predictions; the estimate as it is where the rule does nothing."""
+        """Return what `guided` makes of the two predictions, or the estimate as it is where the rule does nothing."""
         if self.off:
             return estimate, state
         return self.guided(estimate, predictions[POSITIVE], predictions[self.contrast], step, state)
@@ -53,5 +53,5 @@ class Contrasting(Rule[StateT]):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: StateT
     ) -> tuple[Estimate, StateT]:
-        """A better estimate from the prompt's prediction `c` and the contrast `u`, and the state for the next."""
+        """Return the improved estimate, from the prompt's prediction `c` and the contrast's `u`, and the new state."""
         raise NotImplementedError

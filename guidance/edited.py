@@ -22,7 +22,7 @@ def named(blocks: Blocks) -> int | str:
 
 
 class Edited(Contrasting[StateT]):
-    r"""A rule that leads away from what the same network answers to the same prompt while it is edited.
+    r"""Base class of rules that guide away from the edited network's prediction for the same prompt.
 
     .. math:: \tilde D = D + s\,(D_c - D_{\mathrm{edited}})
 
@@ -42,16 +42,16 @@ class Edited(Contrasting[StateT]):
 
     @property
     def edit(self) -> Perturbation:
-        """What is done to the network for one evaluation."""
+        """The edit of the network whose prediction the rule guides away from."""
         raise NotImplementedError
 
     @property
     def contrast(self) -> Query:
-        """The prompt, asked of the edited network, which the rule leads away from."""
+        """The query that the rule guides away from: the prompt, on the edited network."""
         return Query("positive", perturbation=self.edit)
 
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: StateT
     ) -> tuple[Estimate, StateT]:
-        """The estimate and `scale` times the difference, on the network's own output and in its type."""
+        """Add `scale` times the difference to the estimate, in the network's own output and type."""
         return estimate.replace("any", added(estimate.read("any"), c.native - u.native, self.scale)), state

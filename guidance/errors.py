@@ -63,7 +63,7 @@ def reason(error: BaseException) -> str:
 
 
 class GuidestackError(Exception):
-    """Base of every error that guidestack raises on purpose; a message too long for a line or two loses its middle."""
+    """Base class of the errors of guidestack. A message that is too long for a line or two is cut in the middle."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*(cut(one) if isinstance(one, str) else one for one in arguments))

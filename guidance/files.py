@@ -1,4 +1,4 @@
-"""Files and folders that are either there and whole, or not there."""
+"""Files that rules read, and files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 

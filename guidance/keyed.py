@@ -80,7 +80,7 @@ def normal(generators: Sequence[torch.Generator], shape: Sequence[int], device: 
 
 @dataclass(frozen=True)
 class Keys:
-    """Where randomness of one evaluation comes from.
+    """The seeds and counters from which the random numbers of one evaluation are made.
 
     Args:
         seeds: one for each sample.
@@ -95,6 +95,6 @@ class Keys:
     turn: int = 0
 
     def generators(self, samples: Sequence[int], purpose: str) -> list[torch.Generator]:
-        """A generator for each of `samples`."""
+        """Return a generator for each of `samples`, on the CPU, whose numbers depend on its key alone."""
         where = (self.index, self.evaluation, *(self.turn,) * bool(self.turn))
         return [keyed(self.seeds[sample], *where, purpose) for sample in samples]

@@ -9,7 +9,7 @@ from .step import Estimate, StateT, Step
 
 
 class Move(Rule[StateT]):
-    """A rule that changes x between two evaluations and leaves estimates as they are.
+    """Base class of moves: rules that change x between two evaluations and leave estimates as they are.
 
     A subclass is a frozen dataclass and implements `turns`, `look` and `turn`; what `turn` does at a level should keep
     the law of the samples there, or lead to the one that its docstring names.
@@ -17,18 +17,18 @@ class Move(Rule[StateT]):
 
     @property
     def guides(self) -> bool:
-        """False: estimates stay as they are."""
+        """False: a move leaves estimates as they are."""
         return False
 
     @property
     def takes_turns(self) -> bool:
-        """Whether the rule takes turns at some step: a move does."""
+        """True: a move changes x in turns."""
         return True
 
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
     ) -> tuple[Estimate, StateT]:
-        """The estimate as it is."""
+        """Return the estimate and the state as they are."""
         return estimate, state
 
 

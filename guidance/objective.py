@@ -42,12 +42,14 @@ NAME = re.compile(r"[A-Za-z_]\w{0,99}")
 
 
 class Objective:
-    """A function of the clean sample. Shipped objectives are frozen dataclasses of this class.
+    """Base class of objectives: functions ``log f(x0) -> (B,)`` of clean samples that rules steer by.
+
+    A plain function is an objective too. Those that come with guidestack are frozen dataclasses of this class.
 
     Class attributes:
         space: what it is given: ``"pixels"``, ``"latents"`` or ``"noisy"``.
         differentiable: whether it has a gradient. A rule that needs one refuses an objective without.
-        takes: what the objective is made for beside its parameters, "a picture" say, or "" where that is nothing.
+        takes: what the objective needs beside its parameters, such as "a picture"; "" if it needs nothing.
     """
 
     space: ClassVar[str] = "pixels"
@@ -59,18 +61,18 @@ class Objective:
         raise NotImplementedError
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse pictures of a size, in pixels, that what was given does not fit; by default every size does.
+        """Check that the objective fits pictures of a size in pixels; by default it fits every size.
 
         Raises:
-            InputError: it does not fit.
+            InputError: what the objective was given is for another size.
         """
         del height, width
 
     def given(self, value: Any) -> Objective:
-        """The objective for what it `takes`: a path, a PIL image or a tensor.
+        """Return the objective for what it `takes`: a path, a PIL image or a tensor.
 
         Raises:
-            InputError: it takes nothing, or something else.
+            InputError: the objective takes nothing, or something else.
         """
         raise InputError(f"the objective {type(self).__name__} takes no file; got {shown(value)}")
 
@@ -124,10 +126,10 @@ class Bound:
     Args:
         name: its text.
         function: the objective.
-        decode: as of `Objectives`.
-        rows: as of `Objectives`.
-        size: as of `Objectives`.
-        encode: as of `Objectives`.
+        decode: as in `Objectives`.
+        rows: as in `Objectives`.
+        size: as in `Objectives`.
+        encode: as in `Objectives`.
     """
 
     name: str

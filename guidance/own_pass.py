@@ -8,26 +8,26 @@ from .step import Estimate, State, Step
 
 
 class OwnPass(Rule):
-    """A rule that edits the prompt's own pass. Every rule that reads ``"positive"`` reads it edited.
+    """Base class of rules that edit the prompt's own pass. Every rule that reads ``"positive"`` reads it edited.
 
     A subclass is a frozen dataclass and retypes `edit`, with None where its parameters turn it off.
     """
 
     @property
     def edit(self) -> PromptEdit | None:
-        """What the rule edits; None where it does nothing."""
+        """The rule's edit of the prompt's own pass; None where the rule does nothing."""
         raise NotImplementedError
 
     @property
     def guides(self) -> bool:
-        """False: the estimate stays the prompt's own, which the network gives edited."""
+        """False: the rule edits the network's pass, and leaves the estimate as it is."""
         return False
 
     @property
     def own_pass(self) -> tuple[PromptEdit, ...]:
-        """`edit`, if it does something."""
+        """The rule's edit of the prompt's own pass, as a tuple; () where the rule does nothing."""
         return () if self.edit is None else (self.edit,)
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The estimate as it is: what the rule does is done in the network."""
+        """Return the estimate as it is: the rule acts in the network."""
         return estimate, state

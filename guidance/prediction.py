@@ -80,7 +80,7 @@ class Level:
         return self.sigma / self.alpha if self.alpha else math.inf
 
     def noised(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """``alpha*x0 + sigma*noise``."""
+        """Noise clean samples to this level: ``alpha*x0 + sigma*noise``."""
         return self.alpha * x0 + self.sigma * noise
 
 

@@ -65,7 +65,7 @@ class PromptEdit:
     Args:
         kind: what is edited, by the name of its rule; a network lists the kinds it can do.
         values: the numbers of that kind.
-        blocks: in which blocks of the network, as of `Perturbation`; "" for those that the kind means by itself.
+        blocks: in which blocks of the network, as in `Perturbation`; "" for those that the kind means by itself.
         text: the condition whose text is carried into the attention beside the prompt's, or "".
         shared: whether the passes of all conditions and of all networks are edited, and not the prompt's own alone.
     """
@@ -86,11 +86,13 @@ Edits = Mapping[PromptEdit, Tensor | None]
 
 @dataclass(frozen=True)
 class Query:
-    """One question to a network: hashable, tensor-free; equal queries are evaluated once, whoever asks.
+    """One question to a network: a condition, a network and an edit. Equal queries are evaluated once.
+
+    A query is hashable and holds no tensors.
 
     Args:
-        condition: what the network is told. ``"positive"`` is the prompt; ``"negative"`` the negative prompt, or the
-            empty one where none is given (what classifier-free guidance contrasts with); ``"null"`` the true empty
+        condition: the network's condition by name. ``"positive"`` is the prompt; ``"negative"`` the negative prompt, or
+            the empty one where none is given (what classifier-free guidance contrasts with); ``"null"`` the true empty
             prompt, the same whatever the negative one is; ``"negative:0"`` the first of several negatives,
             ``"positive:1"`` the first positive beside the prompt; ``"independent:tokens"`` a random condition, drawn
             anew at every evaluation. The side that owns the network resolves it.
@@ -123,8 +125,10 @@ class Query:
 
     @classmethod
     def of(cls, text: str | Query) -> Query:
-        """The query with this text, as `str` writes it: ``"condition"``, ``"condition@model"``, and behind that a
-        perturbation, ``"positive+time(1.5)"``, and ``"+grad"``; a query passes through.
+        """Read a query from its text; return a query as it is.
+
+        The text is what `str` writes: ``"condition"`` or ``"condition@model"``, then optionally a perturbation,
+        ``"positive+time(1.5)"``, and ``"+grad"``.
 
         Raises:
             RuleError: the text has another form.
@@ -205,7 +209,7 @@ class Predictions(Mapping[Query, Prediction]):
             raise QueryError(f"{self._asker} reads {str(query)!r} but asked for {asked} at this step") from None
 
     def detached(self) -> Predictions:
-        """The answers without the graph of gradients behind them."""
+        """Return the answers without their graph of gradients."""
         answers = {query: answer.detached() for query, answer in self._answers.items()}
         return Predictions(answers, self._aliases, self._base.detached(), self._asker, self._reads)
 
@@ -216,7 +220,7 @@ class Predictions(Mapping[Query, Prediction]):
         return len(self._aliases)
 
     def named(self, query: Query) -> Prediction:
-        """The answer to a query under the name that the network has for it."""
+        """Return the answer to a query that is given by the network's own name for it."""
         return self._answers[query]
 
     def given(self, query: Query, answer: Prediction) -> Predictions:
@@ -251,12 +255,12 @@ class Request:
 
 
 class Network(ABC):
-    """What stands between queries and a network: an object for each evaluation, made by the side that owns the network.
+    """Base class of networks that answer queries: an object for one batch at one level, made by the network's owner.
 
     Attributes:
         parameterization: what the network emits.
-        conditions: the conditions it can answer, in the order in which their rows stand in one batch. The order is part
-            of the result: the last bit of a matrix product can depend on it.
+        conditions: the conditions it can answer, in the order of their rows in one batch. The order is part of the
+            result: the last bit of a matrix product can depend on it.
         aliases: other names for some of them, e.g. ``{"negative": "null"}`` where no negative prompt was given.
         models: names of the networks at hand.
         perturbations: the kinds of `Perturbation` it can do.

@@ -58,7 +58,7 @@ class StepRecord:
 
 @dataclass(repr=False)
 class Report:
-    """The account of one run.
+    """What one run evaluated: queries, network calls and rows of each step, and the traces of rules.
 
     The field uses "NFE" for steps, for evaluations of a sample and for network calls; here each has its own number.
     ``str`` of a report is a line; a notebook shows a table of its steps.
@@ -93,11 +93,11 @@ class Report:
 
     @property
     def cached(self) -> int:
-        """Of `rows`, those that a feature cache on the network answered, in part at least; the others were full."""
+        """How many of `rows` a feature cache answered at least in part; the others were computed fully."""
         return sum(record.cached for record in self.steps)
 
     def trace(self, name: str) -> list[list[float]]:
-        """A rule's trace as numbers: one list for each record that has it, one number for each sample.
+        """Return a rule's trace as numbers: a list for each record that has it, with a number for each sample.
 
         Waits for the device that holds them.
         """

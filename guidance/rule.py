@@ -34,7 +34,7 @@ STACK = "stack"
 
 
 class Rule(Generic[StateT]):
-    """One guidance method. Subclasses are frozen dataclasses; `register` gives them a name in text and YAML.
+    """Base class of guidance rules, each a frozen dataclass; `register` gives it a name in text and YAML.
 
     A rule that remembers something names the type of its state, a NamedTuple: ``class Mine(Rule[MyState])``.
 
@@ -43,12 +43,12 @@ class Rule(Generic[StateT]):
             combination of predictions whose weights sum to one; such a rule works on the network's own output. A rule
             that lets its user choose makes it a field.
         neutral_values: parameters at which the rule does nothing, or None where no parameter does that.
-        whole_stack: whether no other rule may stand beside or around it; what it is combined with goes inside.
-        needs_identity: whether it wants to know what runs, in `Run.identity`; finding that out costs a little.
+        whole_stack: whether no other rule may stand beside or around it; what it is combined with goes inside it.
+        needs_identity: whether it reads `Run.identity`, for which the model's weights are hashed when a run begins.
         data_dependent: whether what it asks for depends on the predictions, so that a plan made before the run counts
             the most evaluations that the rule may cost and a run may take fewer.
-        couples: whether what becomes of a sample depends on others of its batch. Only rules on particles do that, and
-            the only way is a turn: see `Resample`.
+        couples: whether a sample's result depends on other samples of its batch. Only rules on particles do that, and
+            they do it in turns: see `Resample`.
     """
 
     space: ClassVar[Space | Literal["any"]] = "any"
@@ -61,32 +61,32 @@ class Rule(Generic[StateT]):
 
     @property
     def contrast(self) -> Query | None:
-        """The query whose answer the rule leads away from; None where it leads away from none."""
+        """The query that the rule guides away from; None if there is none."""
         return None
 
     @property
     def renoises(self) -> bool:
-        """Whether the rule sets what the sampler re-noises with."""
+        """Whether the rule sets the prediction that the sampler re-noises with, `Estimate.renoise`."""
         return False
 
     @property
     def guides_history(self) -> bool:
-        """Whether the difference of a second-order solver takes the guided prediction: see `CFGPlusPlus`."""
+        """Whether a second-order solver takes its difference with the guided prediction: see `CFGPlusPlus`."""
         return any(part.guides_history for part in self.parts() if part is not self)
 
     @property
     def refines(self) -> bool:
-        """Whether the rule only reshapes what rules before it made, and does nothing where none did."""
+        """Whether the rule only reshapes the estimate of the rules before it, and does nothing without them."""
         return False
 
     @property
     def guides(self) -> bool:
-        """Whether the rule changes where the sampler jumps, by itself."""
+        """Whether the rule, by itself, changes the prediction that the sampler steps with."""
         return not self.refines
 
     @property
     def skips(self) -> bool:
-        """Whether the rule may answer a step without any prediction: see `unasked`. Such a rule is the whole stack."""
+        """Whether the rule may skip the network at a step: see `unasked`. Such a rule must be the whole stack."""
         return False
 
     @property
@@ -96,15 +96,15 @@ class Rule(Generic[StateT]):
 
     @property
     def per_image(self) -> int:
-        """How many samples one image is drawn from: more than 1 under a rule on particles, which traces `log_weight`.
+        """How many samples are made for one image: more than 1 for a rule on particles, which traces `log_weight`.
 
-        What generates images makes so many for each; whoever calls `guide` or `sample` gets all of them.
+        ``generate`` and sweeps make that many samples for each image and keep one; `guide` and `sample` return all.
         """
         return max((part.per_image for part in self.nested()), default=1)
 
     @property
     def weight_counts(self) -> Mapping[str, int]:
-        """How many prompts of a kind the rule has weights for, where it has one weight for each prompt.
+        """How many prompts of each kind the rule has weights for, if it has one weight for each prompt.
 
         The kinds are ``"negative"``, the negative prompts, and ``"positive"``, the positives beside the prompt. A rule
         with one weight for all of a kind, or without weights, leaves that kind out.
@@ -117,10 +117,10 @@ class Rule(Generic[StateT]):
         return ()
 
     def check_objective(self, objective: Bound) -> None:
-        """Refuse one of its objectives that the rule cannot use; by default none is.
+        """Check that the rule can use one of its objectives; by default it can use any.
 
         Raises:
-            RuleError: it is of another kind.
+            RuleError: the rule needs an objective of another kind.
         """
         del objective
 
@@ -131,48 +131,52 @@ class Rule(Generic[StateT]):
 
     @property
     def stands_last(self) -> bool:
-        """Whether no rule that changes the estimate may stand behind it, but others of this kind."""
+        """Whether the rules that follow it must leave the estimate as it is, or be of this kind too."""
         return False
 
     def files(self) -> Mapping[str, RuleFile]:
         """The files that the rule reads when a run begins, by the parameter that names each; none by default.
 
-        Their contents are a part of a sample's address, and files of the user's are saved beside a model.
+        Their contents enter a sample's address, and `save_pretrained` copies those that the user gave.
 
         Raises:
-            InputError: a parameter names no file.
+            InputError: a file that a parameter names does not exist.
         """
         return {}
 
     def check_steps(self, steps: int) -> None:
-        """Check that the rule can run in a schedule of so many steps; by default it can.
+        """Check that the rule can run in a schedule of `steps` steps; by default it can.
 
         Raises:
-            RuleError: it cannot.
+            RuleError: the rule is for another number of steps.
         """
         del steps
 
     def init(self, run: Run) -> StateT:
-        """The state before the first step."""
+        """Return the rule's state before the first step of a run; () by default, for a rule without state.
+
+        Raises:
+            RuleError: the rule is not for such a run.
+        """
         del run
         return ()  # type: ignore[return-value]  # of a rule that remembers nothing
 
     @property
     def own_pass(self) -> tuple[PromptEdit, ...]:
-        """How the rule may edit the prompt's own pass; () for a rule that works on answers, as most do."""
+        """The edits that the rule may make to the prompt's own pass; () for a rule that works on predictions."""
         return ()
 
     def edits(self, step: Step, state: StateT) -> Edits:
-        """How the rule edits the prompt's own pass at this step, each edit with what it carries of the samples."""
+        """Return the edits of the prompt's own pass at this step, each with the per-sample tensors that it needs."""
         del step, state
         return dict.fromkeys(self.own_pass)
 
     def asks(self) -> frozenset[Query]:
-        """Every query that the rule may ask for at some step; what a pipeline must be ready to answer."""
+        """Return every query that the rule may ask for at some step, which the pipeline must be able to answer."""
         return frozenset()
 
     def queries(self, step: Step, state: StateT) -> Queries:
-        """The queries that `update` will read at this step, each with the samples it is wanted for (None: all)."""
+        """Return the queries that `update` reads at this step, each with the samples that need it (None: all)."""
         del step, state
         return dict.fromkeys(self.asks())
 
@@ -187,32 +191,32 @@ class Rule(Generic[StateT]):
         return self.differentiates
 
     def unasked(self, step: Step, state: StateT) -> RowMask | None:
-        """Samples that need no prediction at all at this step, not even the prompt's; None where there are none.
+        """Return the samples that need no prediction at this step, not even the prompt's; None if there are none.
 
-        `update` answers for them out of its state: their rows of the estimate that it is handed are NaN. The mask is on
-        the host.
+        `update` computes their estimate from its state: their rows of the estimate that it is given are NaN. The mask
+        is on the host.
         """
         del step, state
         return None
 
     @property
     def takes_turns(self) -> bool:
-        """Whether the rule takes turns at some step, which only some loops and samplers have room for."""
+        """Whether the rule takes turns at some step, which only some loops and samplers support."""
         return any(part.takes_turns for part in self.nested())
 
     def turns(self, step: Step, state: StateT) -> int:
-        """How many turns the rule takes before this evaluation; 0 for a rule that only reads answers at x.
+        """Return how many turns the rule takes before this evaluation; 0 for a rule that only reads answers at x.
 
-        In each turn `look` says what is evaluated, and `turn` what comes of it. `Step.turn` counts them from 1.
+        In each turn `look` says what is evaluated, and `turn` uses the answers. `Step.turn` counts them from 1.
         """
         del step, state
         return 0
 
     def look(self, x: Tensor, step: Step, state: StateT) -> Look | None:
-        """What this turn has evaluated, and where; None for a turn that needs no evaluation.
+        """Return the queries that this turn evaluates, and at which x and level; None for a turn without any.
 
         Args:
-            x: the samples where they are now, shape ``(B, ...)``, at the level of `step`.
+            x: the current samples, shape ``(B, ...)``, at the level of `step`.
             step: where the run stands.
             state: as for `update`.
         """
@@ -220,21 +224,40 @@ class Rule(Generic[StateT]):
         return None
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: StateT) -> tuple[Tensor, StateT]:
-        """The samples after this turn, at the level of `step`, and the state. Pure: arguments are left as they are."""
+        """Return the samples after this turn, at the level of `step`, and the new state.
+
+        A pure function: it leaves its arguments as they are.
+
+        Args:
+            x: the samples before the turn, shape ``(B, ...)``.
+            sight: the answers to what `look` asked for, and the sampler's own step.
+            step: where the run stands.
+            state: the rule's state before the turn.
+        """
         del sight, step
         return x, state
 
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
     ) -> tuple[Estimate, StateT]:
-        """A better estimate, and the state for the next evaluation. Pure: arguments are left as they are."""
+        """Return the improved estimate, and the state for the next evaluation.
+
+        A pure function: it leaves its arguments as they are.
+
+        Args:
+            estimate: the estimate of the rules before this one, at first the prompt's prediction.
+            predictions: the answers to the rule's `queries`, each of shape ``(B, ...)``.
+            step: where the run stands.
+            state: what `init` or the evaluation before returned.
+        """
         raise NotImplementedError
 
     def away(self, predictions: Predictions, step: Step, state: StateT) -> tuple[Prediction, RowMask | None] | None:
-        """What the rule leads away from at this step, and which samples it leads (None: all); None where it leads none.
+        """Return the prediction that the rule guides away from at this step, and the samples that it guides.
 
-        For whoever measures a run; `update` does not need it. By default the answer to `contrast`, for the samples that
-        it is asked for. A rule that puts something else in that answer's place says so here.
+        None if it guides no sample, and None for the samples if it guides all. For observers of a run; `update` does
+        not need it. By default it is the answer to `contrast`, for the samples that it is asked for. A rule that
+        replaces that answer by another prediction overrides this.
 
         Args:
             predictions: all answers of the evaluation.
@@ -248,7 +271,7 @@ class Rule(Generic[StateT]):
         return None if query is None else (predictions[query], asked[query])
 
     def nested(self) -> Iterator[Rule]:
-        """The rules that are its parameters, without those inside them."""
+        """Iterate over the rules that are parameters of this one, without those nested deeper."""
         for one in dataclasses.fields(self):  # type: ignore[arg-type]  # every rule is a dataclass
             value = getattr(self, one.name)
             for part in value if isinstance(value, tuple) else (value,):
@@ -256,13 +279,13 @@ class Rule(Generic[StateT]):
                     yield part
 
     def parts(self) -> Iterator[Rule]:
-        """The rule and the rules inside it, outermost first."""
+        """Iterate over the rule and all rules nested in it, outermost first."""
         yield self
         for part in self.nested():
             yield from part.parts()
 
     def neutral(self) -> Self:
-        """The rule with parameters at which it does nothing.
+        """Return a copy of the rule with parameters at which it does nothing.
 
         Raises:
             NotImplementedError: no parameter turns it off.
@@ -396,26 +419,26 @@ class Stack(Rule):
 
     @property
     def refines(self) -> bool:
-        """Whether one of its rules only reshapes what rules before it made, and has none before it."""
+        """Whether one of its rules only reshapes an estimate, and has no rule before it that makes one."""
         return _idle(self.rules) is not None
 
     @property
     def guides(self) -> bool:
-        """Whether one of its rules changes where the sampler jumps."""
+        """Whether one of its rules changes the prediction that the sampler steps with."""
         return any(rule.guides for rule in self.rules)
 
     @property
     def contrast(self) -> Query | None:
-        """The contrast of the first rule of the stack that has one; None where none has."""
+        """The query that the first of its rules with a contrast guides away from; None if none has one."""
         return next((rule.contrast for rule in self.rules if rule.contrast), None)
 
     @property
     def renoises(self) -> bool:
-        """Whether one of its rules sets what the sampler re-noises with."""
+        """Whether one of its rules sets the prediction that the sampler re-noises with."""
         return any(rule.renoises for rule in self.rules)
 
     def init(self, run: Run) -> State:
-        """The states of its rules before the first step, in their order.
+        """Return the states of its rules before the first step, in their order.
 
         Raises:
             CompositionError: a rule remembers something of samples that another one multiplies.
@@ -433,20 +456,20 @@ class Stack(Rule):
 
     @property
     def own_pass(self) -> tuple[PromptEdit, ...]:
-        """The edits of the prompt's own pass by all of its rules."""
+        """The edits of the prompt's own pass that its rules may make, in their order."""
         return tuple(edit for rule in self.rules for edit in rule.own_pass)
 
     def edits(self, step: Step, state: State) -> Edits:
-        """The edits of the prompt's own pass by all of its rules at this step."""
+        """Return the edits of the prompt's own pass that its rules make at this step."""
         pairs = zip(self.rules, state, strict=True) if self.own_pass else ()
         return {edit: value for rule, own in pairs for edit, value in rule.edits(step, own).items()}
 
     def asks(self) -> frozenset[Query]:
-        """Every query that any of its rules may ask for."""
+        """Return every query that any of its rules may ask for."""
         return frozenset().union(*(rule.asks() for rule in self.rules))
 
     def queries(self, step: Step, state: State) -> Queries:
-        """The union of the queries that its rules ask for at this step."""
+        """Return the union of the queries that its rules ask for at this step."""
         return united(rule.queries(step, own) for rule, own in zip(self.rules, state, strict=True))
 
     @property
@@ -462,20 +485,20 @@ class Stack(Rule):
 
     @property
     def stands_last(self) -> bool:
-        """Whether one of its rules stands last."""
+        """Whether one of its rules requires that no later rule changes the estimate."""
         return any(rule.stands_last for rule in self.rules)
 
     @property
     def skips(self) -> bool:
-        """Whether its only rule may answer a step without any prediction."""
+        """Whether its only rule may skip the network at a step."""
         return any(rule.skips for rule in self.rules)
 
     def unasked(self, step: Step, state: State) -> RowMask | None:
-        """The samples that need no prediction at this step: a rule that skips is the only rule of its stack."""
+        """Return the samples that need no prediction at this step, which only the rule of a stack of one may say."""
         return self.rules[0].unasked(step, state[0]) if len(self.rules) == 1 else None
 
     def turns(self, step: Step, state: State) -> int:
-        """The turns of all of its rules, taken in their order."""
+        """Return the number of turns of all of its rules, which are taken in their order."""
         return sum(rule.turns(step, own) for rule, own in zip(self.rules, state, strict=True))
 
     def _turning(self, step: Step, state: State) -> tuple[int, Step]:
@@ -488,12 +511,12 @@ class Stack(Rule):
         raise IndexError(f"{self} has no turn {step.turn} at step {step.index}")
 
     def look(self, x: Tensor, step: Step, state: State) -> Look | None:
-        """What the rule whose turn it is has evaluated."""
+        """Return what the current turn evaluates, as the rule says that the turn belongs to."""
         place, its = self._turning(step, state)
         return self.rules[place].look(x, its, state[place])
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: State) -> tuple[Tensor, State]:
-        """The turn of the rule whose turn it is; the states of the others stay as they are."""
+        """Take the current turn of the rule that it belongs to; the states of the others stay as they are."""
         place, its = self._turning(step, state)
         x, own = self.rules[place].turn(x, sight, its, state[place])
         return x, (*state[:place], own, *state[place + 1 :])
@@ -509,7 +532,7 @@ class Stack(Rule):
         return Estimate(estimate.prediction, estimate.renoise, traces), tuple(after)
 
     def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
-        """What each sample is led away from: by the first rule of the stack that leads it."""
+        """Return the prediction that each sample is guided away from, by the first rule that guides it."""
         found: tuple[Prediction, RowMask | None] | None = None
         for rule, own in zip(self.rules, state, strict=True):
             led = rule.away(predictions, step, own)
@@ -534,7 +557,7 @@ class Stack(Rule):
         )
 
     def neutral(self) -> Self:
-        """The stack of the neutral forms of its rules."""
+        """Return the stack of the neutral forms of its rules, which does nothing."""
         return type(self)(*(rule.neutral() for rule in self.rules))
 
 
@@ -630,17 +653,17 @@ def sole(rule: Rule, wrapper: str) -> Rule:
 
 @dataclass(frozen=True)
 class Wrapper(Rule[StateT]):
-    """A rule around another rule: every member that a subclass does not retype is that of the inner rule.
+    """Base class of rules around another rule, to which every member that a subclass does not override forwards.
 
-    A subclass is a frozen dataclass and adds its own parameters. One that applies its rule at some steps only retypes
-    `applies`. One that keeps a state of its own beside that of its rule retypes `init`, `rule_state` and `update`.
+    A subclass is a frozen dataclass and adds its own parameters. One that applies its rule at some steps only overrides
+    `applies`. One that keeps a state of its own beside that of its rule overrides `init`, `rule_state` and `update`.
 
     Args:
         rule: any rule, a stack included.
 
     Raises:
-        RuleError: `rule` is no rule, or has too many rules inside one another.
-        CompositionError: `rule` must be the whole stack, or takes turns and the wrapper does not carry them.
+        RuleError: `rule` is no rule, or its rules are nested too deep.
+        CompositionError: `rule` must be the whole stack, or takes turns and the wrapper does not support them.
 
     >>> from guidestack import CFG, During
     >>> isinstance(During(CFG(4), progress=(0, 0.5)), Wrapper)
@@ -661,102 +684,102 @@ class Wrapper(Rule[StateT]):
             )
 
     def applies(self, step: Step, state: StateT) -> bool:
-        """Whether the rule is applied at this step; where it is not, nothing is asked and nothing changes."""
+        """Return whether the inner rule is applied at this step; otherwise nothing is asked and nothing changes."""
         del step, state
         return True
 
     def rule_state(self, state: StateT) -> State:
-        """The part of the wrapper's state that is the state of its rule; by default all of it."""
+        """Return the inner rule's state, a part of the wrapper's; by default all of it."""
         return state
 
     @property
     def contrast(self) -> Query | None:
-        """The contrast of the rule."""
+        """The query that the inner rule guides away from; None if there is none."""
         return self.rule.contrast
 
     @property
     def renoises(self) -> bool:
-        """Whether the rule sets what the sampler re-noises with."""
+        """Whether the inner rule sets the prediction that the sampler re-noises with."""
         return self.rule.renoises
 
     @property
     def refines(self) -> bool:
-        """Whether the rule only reshapes what rules before it made."""
+        """Whether the inner rule only reshapes the estimate of the rules before it."""
         return self.rule.refines
 
     @property
     def guides(self) -> bool:
-        """Whether the rule changes where the sampler jumps."""
+        """Whether the inner rule changes the prediction that the sampler steps with."""
         return self.rule.guides
 
     @property
     def differentiates(self) -> bool:
-        """Whether the rule may take gradients through the denoiser."""
+        """Whether the inner rule may take gradients through the denoiser."""
         return self.rule.differentiates
 
     def differentiated(self, step: Step, state: StateT) -> bool:
-        """Whether the rule takes gradients through the denoiser, where it is applied."""
+        """Return whether the inner rule is applied at this step and takes gradients through the denoiser there."""
         return self.applies(step, state) and self.rule.differentiated(step, self.rule_state(state))
 
     @property
     def stands_last(self) -> bool:
-        """Whether no rule that changes the estimate may stand behind the rule."""
+        """Whether the rules that follow the inner rule must leave the estimate as it is."""
         return self.rule.stands_last
 
     @property
     def skips(self) -> bool:
-        """Whether the rule may answer a step without any prediction."""
+        """Whether the inner rule may skip the network at a step."""
         return self.rule.skips
 
     def init(self, run: Run) -> StateT:
-        """The state of the rule before the first step."""
+        """Return the inner rule's state before the first step."""
         return self.rule.init(run)  # type: ignore[no-any-return]  # a wrapper without a state of its own
 
     @property
     def own_pass(self) -> tuple[PromptEdit, ...]:
-        """The edits of the prompt's own pass by the rule."""
+        """The edits of the prompt's own pass that the inner rule may make."""
         return self.rule.own_pass
 
     def edits(self, step: Step, state: StateT) -> Edits:
-        """The edits of the prompt's own pass by the rule where it is applied, none elsewhere."""
+        """Return the inner rule's edits of the prompt's own pass where it is applied, none elsewhere."""
         return self.rule.edits(step, self.rule_state(state)) if self.applies(step, state) else {}
 
     def asks(self) -> frozenset[Query]:
-        """Every query that the rule may ask for."""
+        """Return every query that the inner rule may ask for."""
         return self.rule.asks()
 
     def queries(self, step: Step, state: StateT) -> Queries:
-        """The queries of the rule where it is applied, none elsewhere."""
+        """Return the inner rule's queries where it is applied, none elsewhere."""
         return self.rule.queries(step, self.rule_state(state)) if self.applies(step, state) else {}
 
     def unasked(self, step: Step, state: StateT) -> RowMask | None:
-        """The samples that the rule needs no prediction for, where it is applied."""
+        """Return the samples for which the inner rule needs no prediction, where it is applied."""
         return self.rule.unasked(step, self.rule_state(state)) if self.applies(step, state) else None
 
     def turns(self, step: Step, state: StateT) -> int:
-        """The turns of the rule where it is applied, none elsewhere."""
+        """Return the number of turns of the inner rule where it is applied, 0 elsewhere."""
         return self.rule.turns(step, self.rule_state(state)) if self.applies(step, state) else 0
 
     def look(self, x: Tensor, step: Step, state: StateT) -> Look | None:
-        """What the rule has evaluated in this turn."""
+        """Return what the inner rule evaluates in this turn."""
         return self.rule.look(x, step, self.rule_state(state))
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: StateT) -> tuple[Tensor, StateT]:
-        """The turn of the rule."""
+        """Take the inner rule's turn."""
         return self.rule.turn(x, sight, step, state)
 
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
     ) -> tuple[Estimate, StateT]:
-        """The update of the rule where it is applied; elsewhere estimate and state stay as they are."""
+        """Apply the inner rule where it is applied; elsewhere estimate and state stay as they are."""
         return self.rule.update(estimate, predictions, step, state) if self.applies(step, state) else (estimate, state)
 
     def away(self, predictions: Predictions, step: Step, state: StateT) -> tuple[Prediction, RowMask | None] | None:
-        """What the rule leads away from where it is applied; None elsewhere."""
+        """Return what the inner rule guides away from where it is applied, None elsewhere."""
         return self.rule.away(predictions, step, self.rule_state(state)) if self.applies(step, state) else None
 
     def neutral(self) -> Self:
-        """A copy of the wrapper around the neutral form of the rule inside it."""
+        """Return a copy of the wrapper around the inner rule's neutral form."""
         return dataclasses.replace(self, rule=self.rule.neutral())
 
 
@@ -766,12 +789,12 @@ def objectives_of(rule: Rule) -> tuple[str, ...]:
 
 
 def models_of(rule: Rule) -> frozenset[str]:
-    """The names of the networks that a rule asks beside the one that samples."""
+    """Return the names of the networks that a rule asks beside the one that samples."""
     return frozenset(query.model for query in rule.asks()) - {"main"}
 
 
 def remarks(stack: Rule) -> list[str]:
-    """What a user should know of a stack that runs, and may not do what was meant: one line each."""
+    """Return warnings, one line each, about a stack that runs but may not do what was meant."""
     if stack.refines:
         return [f"{stack} has nothing to work on: it reshapes what rules before it made; write cfg(...) | {stack}"]
     idle = [
@@ -801,7 +824,7 @@ def _weightless(rule: Rule) -> bool:
 
 
 def _promptless(rule: Rule) -> Rule | None:
-    """The rule of scale 0 that alone decides where the sampler jumps, so that the prompt counts for nothing."""
+    """Return the rule of scale 0 that alone sets the estimate, so that the prompt has no effect; None if none does."""
     if isinstance(rule, Stack):
         moving = [one for one in rule.rules if one.guides]
         return _promptless(moving[0]) if len(moving) == 1 else None

@@ -1,4 +1,4 @@
-"""One run of a stack: evaluate, improve, account. What pipelines and the plain sampler have in common."""
+"""One run of a stack, for pipelines and the plain sampler: evaluate the queries, apply the rules, count the cost."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ class Loop(Protocol):
 
 
 class GuidedRun:
-    """Carries a stack's state from evaluation to evaluation and keeps the account.
+    """One run of a stack: its state from evaluation to evaluation, and the report of what was evaluated.
 
     Args:
         stack: the stack; never changed, so that any number of runs can share it.
-        run: what is known beforehand.
+        run: what is known of the run beforehand.
         max_rows: at most this many rows in one network call; None for no bound.
-        observe: told of every evaluation; see `observe.Observer`.
-        moves: whether whoever runs it calls `moved` before each evaluation, so that rules may take turns.
+        observe: called after every evaluation; see `observe.Observer`.
+        moves: whether the loop calls `moved` before each evaluation, so that rules may take turns.
 
     Attributes:
-        state: the stack's state, a value: store it and set it again to go on with a run elsewhere.
-        report: the account so far.
-        lost: samples that are known to be NaN or Inf. The others are not touched by them, and the run goes on.
+        state: the stack's state, a value: store it and set it again to continue a run elsewhere.
+        report: the report so far.
+        lost: samples that are known to be NaN or Inf. They do not affect the others, and the run goes on.
 
     Raises:
         InputError: `max_rows` is no number of rows.
@@ -107,10 +107,10 @@ class GuidedRun:
         after: Level | None = None,
         before: Level | None = None,
     ) -> Estimate:
-        """The guided estimate at one evaluation.
+        """Evaluate the stack's queries at x and return the guided estimate.
 
         Args:
-            network: who answers the queries.
+            network: the network that answers the queries.
             x: noisy samples, shape ``(B, ...)``.
             index: step of the sampler.
             level: level of `x`.
@@ -210,19 +210,19 @@ class GuidedRun:
         )
 
     def turns(self, step: Step) -> int:
-        """How many turns the stack takes before the evaluation at `step`."""
+        """Return how many turns the stack takes before the evaluation at `step`."""
         return self.stack.turns(step, self.state) if self.stack.takes_turns else 0
 
     def moved(self, loop: Loop, x: Tensor, step: Step) -> Tensor:
-        """The samples after the turns that the stack takes before an evaluation; `x` itself if it takes none.
+        """Take the stack's turns before an evaluation and return the samples; `x` itself if it takes none.
 
         Args:
-            loop: who answers, and steps.
+            loop: the loop, which answers queries and takes steps.
             x: noisy samples, shape ``(B, ...)``.
             step: where the run stands.
 
         Raises:
-            GuidanceNotAppliedError, QueryError: as of `estimate`.
+            GuidanceNotAppliedError, QueryError: as in `estimate`.
         """
         for number in range(1, self.turns(step) + 1):
             self._check_shape(x)
@@ -271,7 +271,7 @@ class GuidedRun:
             raise self.error()
 
     def finish(self) -> Report:
-        """The report of the run, after its last step.
+        """Return the report of the run, after its last step, and check that all samples are finite.
 
         Raises:
             NonFiniteError: NaN or Inf in a sample, naming the first step that had it. The other samples are finite.
@@ -287,7 +287,7 @@ class GuidedRun:
         return self.report
 
     def error(self) -> NonFiniteError:
-        """What to say of the samples that are lost, one line."""
+        """Return the error for the samples that are NaN or Inf, with a message of one line."""
         others = self.run.batch - len(self.lost)
         kept = f"; the other samples of {self.run.batch} are finite" if others else ""
         return NonFiniteError(f"{self._first_lost}; lost: samples {list(self.lost)}{kept}", self.lost)

@@ -54,7 +54,7 @@ def check_schedule(rule: Rule, run: Run, needs: str) -> None:
 
 
 class Steering(Rule):
-    """A rule that steers by one objective. It asks the network for nothing.
+    """Base class of rules that steer by one objective, without network evaluations of their own.
 
     A subclass is a frozen dataclass that declares `objective` and implements `steered`. At its neutral values it leaves
     the estimate as it is, to the bit.
@@ -72,16 +72,16 @@ class Steering(Rule):
 
     @property
     def guides(self) -> bool:
-        """Whether the rule changes where the sampler jumps: where it is not off."""
+        """Whether the rule changes the estimate: it does where it is not off."""
         return not self.off
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """The text of its objective."""
+        """The text of the rule's objective, as a tuple of one."""
         return (self.objective,)
 
     def init(self, run: Run) -> State:
-        """Nothing is remembered; the objective is looked up, so that one that is wrong is refused before the run.
+        """Look up the objective, so that a wrong one is refused before the run; the rule has no state.
 
         Raises:
             InputError: there is no such objective, or what it was given is not of the size of the run's pictures.
@@ -92,35 +92,35 @@ class Steering(Rule):
         return ()
 
     def check_objective(self, objective: Bound) -> None:
-        """Refuse an objective that the rule cannot use.
+        """Check that the rule can use an objective: that the objective has a gradient.
 
         Raises:
-            RuleError: it has no gradient.
+            RuleError: it has none.
         """
         objective.need_gradient(self)
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """What `steered` makes of the estimate; the estimate as it is where the rule does nothing, and in a plan."""
+        """Return what `steered` makes of the estimate, or the estimate where the rule does nothing and in a plan."""
         if self.off or step.run.objectives is None:
             return estimate, state
         return self.steered(estimate, step.run.objectives.find(self.objective), step), state
 
     def steered(self, estimate: Estimate, objective: Bound, step: Step) -> Estimate:
-        """The estimate, moved along the gradient of the objective."""
+        """Return the estimate moved along the gradient of the objective."""
         raise NotImplementedError
 
 
 class Shifting(Steering):
-    """A rule that moves the clean sample along the gradient of an objective and keeps the noise, as `along` does."""
+    """Base class of rules that move the clean sample along an objective's gradient and keep the noise; see `along`."""
 
     @property
     def stands_last(self) -> bool:
-        """Whether no rule that changes the estimate may stand behind it: the gradient is that of the finished one."""
+        """True: the gradient is taken of the finished estimate, so that no rule that changes it may follow."""
         return True
 
     @property
     def renoises(self) -> bool:
-        """Whether the rule sets what the sampler re-noises with: it keeps the noise of the rules before it."""
+        """Whether the rule sets what the sampler re-noises with: it does where it is not off, with the noise so far."""
         return self.stands_last and not self.off
 
 

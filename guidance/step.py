@@ -1,4 +1,4 @@
-"""Run, Step, Estimate and State: what a rule is told, what it improves, and what it remembers."""
+"""Run, Step, Estimate and State: what a rule knows of the run, the estimate it improves, and what it remembers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ State = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Run:
-    """What is known before the first step of a run.
+    """What is known of a run before its first step: shapes, steps, seeds, numbers of prompts.
 
     Args:
         shape: shape of x, batch first.
@@ -38,16 +38,16 @@ class Run:
         seeds: one number for each sample, from which all randomness of the run is derived; empty if none was given.
         negatives: how many negative prompts each sample has, which answer ``"negative:0"`` and on; empty if it is 1.
         positives: how many positives each sample has beside its prompt, ``"positive:1"`` and on; empty if none has any.
-        identity: what a fitted rule is held to, by name: the model's fingerprint, the scheduler, ... Filled where a
-            rule has `needs_identity`; None where nothing will run and there is nothing to hold it to: a plan. A value
-            is None where it is not known yet and is not to be checked.
+        identity: what a fitted rule must match, by name: the model's fingerprint, the scheduler, ... Filled if a rule
+            has `needs_identity`; None in a plan, in which nothing runs. A value that is None is not known yet, and is
+            not checked.
         emits: what the network emits; None where it is not known, as in a plan.
         latents: whether samples are latents of an autoencoder; None where it is not known.
         levels: the level at the beginning of each step of the schedule, and behind them the one at its end; empty where
             it is not known beforehand.
-        objectives: what rules that steer by objectives ask; None where there is nothing to ask, as in a plan.
-        told: a number for each sample, the same for samples that are told the same; empty where it is not known or no
-            rule couples samples.
+        objectives: the objectives that rules may steer by; None if there are none, as in a plan.
+        told: a number for each sample, equal for samples with equal conditions; empty if it is not known or no rule
+            couples samples.
     """
 
     shape: tuple[int, ...]
@@ -76,7 +76,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """Where a run stands at one evaluation.
+    """The position of a run at one evaluation: step, noise level, time.
 
     Args:
         run: the run.
@@ -108,11 +108,11 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """What the sampler will be told.
+    """The prediction that the sampler steps with, and optionally another one that it re-noises with.
 
     Args:
-        prediction: where to jump.
-        renoise: what to re-noise with; None for the noise that `prediction` implies.
+        prediction: the prediction whose clean sample the sampler steps towards.
+        renoise: the prediction whose noise it re-noises with; None for that of `prediction`.
         traces: numbers worth reporting, by name: one for each sample, shape ``(B,)``, left on their device.
     """
 
@@ -145,7 +145,7 @@ class Estimate:
         return Estimate(self.prediction.detached(), self.renoise and self.renoise.detached(), traces)
 
     def pulled_back(self, slope: Tensor) -> Tensor:
-        """A gradient with respect to the estimate's clean sample as one with respect to x, through the denoiser.
+        """Convert a gradient at the estimate's clean sample to one at x, through the denoiser.
 
         Only in `update` of a rule that `differentiates`, at a step where it does.
 
@@ -160,7 +160,7 @@ class Estimate:
         return found
 
     def without_traces(self) -> Estimate:
-        """The estimate with nothing reported yet."""
+        """Return the estimate without traces."""
         return Estimate(self.prediction, self.renoise) if self.traces else self
 
     def where(self, samples: Tensor, other: Estimate) -> Estimate:

@@ -1,11 +1,11 @@
-"""Turns: what a rule evaluates before the sampler's own evaluation, wherever it likes, and how it changes x between.
+"""Turns: evaluations that a rule asks for before the sampler's own, at points of its choice, and how it changes x.
 
 A rule that only reads predictions at the sampler's x needs none of this. One that does more takes *turns* before an
-evaluation. In each turn it says where it looks (`Look`), is shown the answers (`Sight`), and returns x:
+evaluation. In each turn it returns a request (`Look`), gets the answers (`Sight`), and returns x:
 
 * A **move** returns another x at the same level: a corrector (`Langevin`), a step that is taken again (`Recur`).
-* A rule with a **second round** looks elsewhere, at an (x, level) of its own, keeps what it saw in its state, returns x
-  as it is and uses its state in `update`.
+* A rule with a **second round** asks at another (x, level), keeps the answers in its state, returns x as it is and uses
+  its state in `update`.
 
 The sampler's own evaluation follows at the x that the last turn returned. What was answered in a turn at that very x is
 not evaluated again.
@@ -26,7 +26,7 @@ from .step import Estimate
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What a turn has evaluated, and where.
+    """The request of a turn: the queries to evaluate, and at which x and level.
 
     Args:
         queries: what is asked, each with the samples it is wanted for (None: all). "positive" is evaluated if it is
@@ -34,8 +34,8 @@ class Look:
         guided: whether the estimate of the whole stack is wanted too, which costs what the stack asks for.
         x: where, shape ``(B, ...)``, scaled as `level` says; None for the samples where they are.
         level: of x; None for the level of the step.
-        ahead: how many steps later in the sampler's schedule: the stack is asked as it is there, at the level that the
-            sampler has there, and `Sight.steps` is the sampler's step from there. The schedule has that step.
+        ahead: evaluate this many steps later in the sampler's schedule: with the stack's queries and the level of that
+            step, from which `Sight.steps` then steps. The schedule must have that step.
     """
 
     queries: Queries = field(default_factory=dict)
@@ -46,20 +46,20 @@ class Look:
 
     @property
     def base(self) -> Query:
-        """The query that rows read which are not asked for: the prompt, or the first that is asked."""
+        """The query whose answer fills the rows that are not asked for: the prompt, or the first query asked."""
         return next(iter(self.queries)) if self.queries and POSITIVE not in self.queries else POSITIVE
 
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """What a turn is shown.
+    """The answers to the request of a turn, and the sampler's own step.
 
     Attributes:
-        predictions: the answers to what it asked for.
-        keys: where its randomness comes from: of this turn alone.
-        steps: the sampler's own step, given an estimate: from the samples where they are, or where the turn looked if
-            that was a step `Look.ahead`.
-        seen: the stack's estimate where the turn looked; None where it did not ask for one.
+        predictions: the answers to the queries of `Look`.
+        keys: what this turn's random numbers are made from.
+        steps: the sampler's own step, as a function of an estimate; from the current samples, or from those of the turn
+            if it asked at a step `Look.ahead`.
+        seen: the stack's estimate at the turn's (x, level); None if `Look.guided` did not ask for it.
         after: the level that `steps` leads to; None where it is not known.
     """
 
@@ -71,7 +71,7 @@ class Sight:
 
     @property
     def estimate(self) -> Estimate:
-        """The stack's estimate; a turn that reads it has asked for it."""
+        """The stack's estimate at the turn's (x, level), for a turn that asked for it by `Look.guided`."""
         assert self.seen is not None  # `Look.guided` asks for it
         return self.seen
 

@@ -202,21 +202,21 @@ def latent_mask(subjects: Sequence[Mapping[str, Tensor]], deviations: float = 0.
 
 
 class KeepOutside:
-    """A callback that keeps a reference picture outside of what the prompt's subjects are.
+    """A callback that keeps a reference picture's latents outside of the prompt's subjects.
 
     At the end of each of the chosen steps, the latents outside of the subjects' mask become those of the reference,
     noised to the level that is reached: ``mask * x + (1 - mask) * (alpha * reference + sigma * noise)``. The noise is a
     sample's own, the same at all steps.
 
     Args:
-        reference: the picture, a PIL image, or as of `invert`; one for each sample, or one for all.
+        reference: the picture, a PIL image, or as in `invert`; one for each sample, or one for all.
         prompt: the prompt of the call, or one for each sample.
         subjects: words of the prompt, as they stand in it: ``["cat face"]``.
-        at: the steps, by number, at whose end this is done.
-        part: as of `importance`.
+        at: the numbers of the steps at whose end the latents are replaced.
+        part: as in `importance`.
         every: likewise.
         copies: likewise.
-        deviations: as of `latent_mask`.
+        deviations: as in `latent_mask`.
         grown: likewise.
         seeds: of the noise, one for each sample; their places by default.
 
@@ -260,7 +260,7 @@ class KeepOutside:
         self.masks: dict[int, Tensor] = {}
 
     def on(self, pipe: Pipeline) -> dict[str, Any]:
-        """The arguments that hand this to a call: ``guided(prompt, ..., **keep.on(pipe))``.
+        """Return the arguments that pass this callback to a call: ``guided(prompt, ..., **keep.on(pipe))``.
 
         Raises:
             UnsupportedPipelineError: the pipeline has no UNet with cross-attention, or shows callbacks no embeddings.

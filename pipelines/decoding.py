@@ -85,7 +85,7 @@ def pictured(pipe: Pipeline, call: Call, stack: Stack, given: Mapping[str, Any] 
         pipe: the pipeline.
         call: the arguments that it is called with.
         stack: the stack.
-        given: as of `guide`.
+        given: as in `guide`.
         x: the samples of the call.
     """
     if not objectives_of(stack):

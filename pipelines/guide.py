@@ -51,29 +51,29 @@ def guide(
             already counts as the pipeline in it: the new stack stands alone.
         stack: a stack, a rule, or the text or mapping of one.
         max_rows: at most this many rows in one call of the denoiser; None for the pipeline's own batches.
-        observe: told of every evaluation, such as `evaluation.traces.strength`; it changes nothing and asks nothing.
+        observe: a function that is called after every evaluation; it changes nothing and costs no evaluations.
         rows: ``"asked"``: a network call has the rows that the stack asks for. ``"pipeline"``: it has those of the
             pipeline's own call in their order, always; what the stack did not ask for is evaluated, counted and not
-            used. For attention processors that take the batch for [unconditional, conditional], for patches of the
-            network that remember its last call, and for engines of a fixed size.
+            used. It is for attention processors that take the batch for [unconditional, conditional], for patches of
+            the network that remember its last call, and for engines of a fixed batch size.
         networks: further networks by name, for queries such as ``"positive@weak"``: ``{"weak": NETWORK}``. A network is
             a module of the class of the pipeline's denoiser, or a pipeline with one; a folder of either, or the hub id
             of a pipeline (safetensors only); ``"bundled"``, the weak twin of the bundled model; `Adapters` of the
-            pipeline's own network; or a `guidance.Perturbation` of it. It is asked with the pipeline's own
-            arguments, and so has the channels and the widths of conditions of the pipeline's network. At a call it is
-            brought to the device and the type of that.
-        objectives: what rules such as `TFG` steer by, by name: ``{"mine": function}``, a function of the clean sample
-            ``log f(x0) -> (B,)``, which is given pictures ``(B, 3, H, W)`` with values in [0, 1], made by the
-            pipeline's own decoder, or latents where its attribute `space` is "latents"; for the name of a shipped
-            objective the file that it takes. See docs/objectives.md.
+            pipeline's own network; or a `guidance.Perturbation` of it. It gets the pipeline's own arguments, so it
+            must have the channels and the condition widths of the pipeline's network. At each call it is moved to the
+            device and the dtype of that network.
+        objectives: the objectives that rules such as `TFG` steer by, by name: ``{"mine": function}`` with a function
+            ``log f(x0) -> (B,)`` of the clean sample. It gets pictures ``(B, 3, H, W)`` with values in [0, 1], made by
+            the pipeline's own decoder, or latents if its attribute `space` is "latents". For the name of a shipped
+            objective, the file that it takes. See docs/objectives.md.
 
     Returns:
-        An object to call as the pipeline itself, without `guidance_scale` and what else the stack now decides.
+        An object to call like the pipeline, without `guidance_scale` and the other arguments that the stack replaces.
 
     Raises:
         UnsupportedPipelineError: there is no record for this pipeline, or it cannot run the stack; or with
             ``rows="pipeline"`` the stack asks for what the pipeline does not evaluate by itself.
-        InputError: `pipe` is no pipeline; `max_rows` is no number of rows; `rows` is neither of the two, or
+        InputError: `pipe` is not a pipeline; `max_rows` is not a number of rows; `rows` is neither of the two, or
             ``"pipeline"`` together with `max_rows`; or one of `networks` cannot be loaded, or has another shape.
         UnsupportedSchedulerError: the levels of its scheduler are not known; or a rule moves samples between two steps,
             and the scheduler evaluates more than once a step or remembers earlier steps.
@@ -96,17 +96,17 @@ def guide(
 
 
 class GuidedPipeline(Surface):
-    """A pipeline with a stack; made by `guide`.
+    """A pipeline that samples under a stack; `guide` makes it, and it is called like the pipeline.
 
-    What the pipeline has, this has: ``guided.scheduler = ...`` gives the pipeline another scheduler, ``guided.to(...)``
-    moves it, ``guided.components`` are its parts.
+    It has the pipeline's own attributes: ``guided.scheduler = ...`` gives the pipeline another scheduler,
+    ``guided.to(...)`` moves it, ``guided.components`` are its parts.
 
     Attributes:
         pipe: the pipeline, unchanged.
         stack: the stack; may be set to whatever `guide` takes.
         networks: the networks beside the pipeline's own, by name.
-        objectives: what rules steer by, by name.
-        run: the run of the last call, up to where it got, with its state; None before the first evaluation.
+        objectives: the objectives that rules steer by, by name.
+        run: the run of the last call, with its state; None before the first evaluation.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class GuidedPipeline(Surface):
 
     @contextmanager
     def hooked(self, session: Session) -> Iterator[None]:
-        """While the context lasts, `session` answers its call's denoiser and watches its scheduler.
+        """Let `session` answer the calls of the denoiser and follow the scheduler while the context lasts.
 
         Raises:
             GuidanceNotAppliedError: the pipeline or its scheduler is in use.
@@ -205,12 +205,12 @@ class GuidedPipeline(Surface):
             yield
 
     def plan(self, steps: int, negatives: int = 1, positives: int = 0) -> Plan:
-        """What a call of so many steps is going to ask for; nothing is run. ``str`` of it is a table.
+        """Return what a call of `steps` steps will ask for, without running it; ``str`` of it is a table.
 
         Args:
             steps: ``num_inference_steps`` of the call.
             negatives: how many negative prompts a sample has.
-            positives: how many it has beside its prompt.
+            positives: how many positive prompts a sample has beside its first.
 
         Raises:
             GuidestackError: the stack is not for such a run.
@@ -220,7 +220,7 @@ class GuidedPipeline(Surface):
 
     @property
     def report(self) -> Report | None:
-        """The report of the last call, up to where it got; None before the first."""
+        """The report of the last call; None before the first."""
         return self.run.report if self.run else None
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Prompts]:

@@ -129,10 +129,10 @@ def in_this_thread() -> Mine:
 
 
 def below(name: str) -> Mine:
-    """For a hook on the calls of the function that called this one's caller, and on no other's.
+    """Return a test of which calls belong to the function that called this function's caller, for a hook.
 
     Args:
-        name: of this one's caller; methods of subclasses of that name are passed over.
+        name: the name of this function's caller; methods of that name in subclasses are skipped.
     """
     found: FrameType | None = sys._getframe(1)
     while found is not None and found.f_code.co_name == name:
@@ -223,10 +223,10 @@ def _slot(module: Any, inside: bool) -> tuple[Any, str]:
 
 @contextmanager
 def calling(module: Any, hook: Hook, mine: Mine, inside: bool = False) -> Iterator[None]:
-    """While the context lasts, ``module(*args, **kwargs)`` is ``hook(original, args, kwargs)`` for `mine` calls.
+    """Replace the calls of a module that are `mine` by ``hook(original, args, kwargs)`` while the context lasts.
 
-    Any number of these may be on a module at once, from any threads. One that is `inside` of the module's feature
-    caches is not called where these answer.
+    A module may have any number of these hooks at once, from any threads. A hook that is `inside` of the module's
+    feature caches is not called where a cache answers.
     """
     own, (owner, slot) = (mine, hook), _slot(module, inside)
     with _lock:

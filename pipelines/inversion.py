@@ -40,12 +40,12 @@ def invert(
     """Find the noise from which a pipeline makes a given image, under a stack.
 
     Args:
-        pipe: as of `guide`; a pipeline that takes `latents`, with a scheduler of which a step can be undone (DDIM,
+        pipe: as in `guide`; a pipeline that takes `latents`, with a scheduler of which a step can be undone (DDIM,
             Euler, Euler for flow matching).
-        stack: as of `guide`; its rules must not remember earlier steps.
-        max_rows: as of `guide`.
-        networks: as of `guide`.
-        objectives: as of `guide`.
+        stack: as in `guide`; its rules must not remember earlier steps.
+        max_rows: as in `guide`.
+        networks: as in `guide`.
+        objectives: as in `guide`.
 
     Returns:
         An object to call with ``image=`` and the pipeline's own arguments: the prompt that describes the image, the
@@ -82,18 +82,18 @@ def edit(
     """Change an image by a prompt: invert it under the prompt that describes it, then sample under another.
 
     Args:
-        pipe: as of `invert`.
-        stack: what to sample under.
-        inversion: what to invert under; `stack` too by default. It must not remember earlier steps.
-        max_rows: as of `guide`.
-        networks: as of `guide`.
-        objectives: as of `guide`, of both stacks.
+        pipe: as in `invert`.
+        stack: the stack to sample under, as in `guide`.
+        inversion: the stack to invert under, by default `stack`. Its rules must not remember earlier steps.
+        max_rows: as in `guide`.
+        networks: as in `guide`.
+        objectives: as in `guide`, of both stacks.
 
     Returns:
         An object to call with the image and both prompts.
 
     Raises:
-        as `invert` and `guide`.
+        GuidestackError: as `invert` and `guide` raise it.
 
     Cost: that of both stacks over the steps.
     """
@@ -134,7 +134,7 @@ class InvertingPipeline(GuidedPipeline):
                 picture is encoded by the pipeline's autoencoder, to the mean of what that answers. What is transparent
                 becomes white.
             strength: share of the steps to undo, in (0, 1]; below 1 the latents are those in the middle of a run.
-            **kwargs: the pipeline's own arguments, as of a guided call. ``prompt`` describes the image.
+            **kwargs: the pipeline's own arguments, as in a guided call. ``prompt`` describes the image.
 
         Raises:
             InputError: no image or one of another form or size than the pipeline makes; an argument that the stack or
@@ -182,7 +182,7 @@ class ResumingPipeline(GuidedPipeline):
         Args:
             *args: the pipeline's own arguments.
             strength: share of the steps to take, in (0, 1].
-            **kwargs: the pipeline's own arguments, as of a guided call. ``latents`` is where the run goes on.
+            **kwargs: the pipeline's own arguments, as in a guided call. ``latents`` is where the run goes on.
 
         Returns:
             What the pipeline returns.
@@ -218,7 +218,7 @@ class EditingPipeline(Surface):
         """Change an image.
 
         Args:
-            image: as of an inversion; several are changed at once.
+            image: as in an inversion; several are changed at once.
             source: the prompt that describes it; one for all, or a list of one for each.
             prompt: what it is to become, likewise.
             strength: share of the steps to undo and take again, in (0, 1]: the less, the more of the image stays.

@@ -41,17 +41,17 @@ DECIDED = {"latents", "output_type", "return_dict", "num_inference_steps", "num_
 def likelihood(
     pipe: Pipeline, stack: Rule | str | Mapping[str, Any], *, networks: Mapping[str, Any] | None = None
 ) -> LikelihoodPipeline:
-    """The log density of pictures under a pipeline, a prompt and a stack, along the probability flow.
+    """Prepare a pipeline to compute the log density of pictures under a prompt and a stack, by the probability flow.
 
     For a pipeline with an autoencoder it is the density of the latents, in their own unit, and none of pixels: compare
     pictures, prompts and stacks of one model by it. See `samplers.likelihood` for the equations.
 
     Args:
-        pipe: as of `guide`; a pipeline that takes `latents`, whose network was trained at the timesteps of a table of
+        pipe: as in `guide`; a pipeline that takes `latents`, whose network was trained at the timesteps of a table of
             levels, or on the flow path.
-        stack: as of `guide`; its rules must not remember, take turns, re-noise, go by the sampler's steps, or steer by
+        stack: as in `guide`; its rules must not remember, take turns, re-noise, go by the sampler's steps, or steer by
             objectives.
-        networks: as of `guide`.
+        networks: as in `guide`.
 
     Returns:
         An object to call with ``image=`` and the pipeline's own arguments.
@@ -61,7 +61,7 @@ def likelihood(
         UnsupportedSchedulerError: what its network is told between two levels is not known.
         CompositionError: a rule that the flow has no room for.
 
-    Cost: what the stack asks for, at some 50 to 100 places for each picture, with a backward pass for each probe.
+    Cost: what the stack asks for, at some 50 to 100 points for each picture, with a backward pass for each probe.
     """
     stack = as_stack(stack)
     check_anywhere(stack)  # before what `guide` says of samplers, which a flow has none of
@@ -97,8 +97,8 @@ class LikelihoodPipeline(GuidedPipeline):
 
         Args:
             *args: the pipeline's own arguments.
-            image: pictures or latents, as of an inversion.
-            probes: of Hutchinson's estimator, as of `samplers.likelihood`; 0 for the exact trace.
+            image: pictures or latents, as in an inversion.
+            probes: of Hutchinson's estimator, as in `samplers.likelihood`; 0 for the exact trace.
             tolerance: of the solver.
             sigmas: the noise levels between which the flow is followed.
             seeds: one a picture, for the probes; 0, 1, ... by default.

@@ -48,16 +48,16 @@ INNER = {"cross_attention_dim": ("caption_channels", "cross_attention_input_dim"
 class Adapters:
     """A pipeline's own network with other adapters (LoRA), as a second network of `guide`.
 
-    For the calls of that network these adapters are switched on and all others off; then they are as the user set them.
-    Their weights stay the user's. No copy of the network is made. Another thread that runs the same network meanwhile
-    sees the switch: give each thread a network of its own.
+    For the calls of that network these adapters are switched on and all others off; afterwards they are as the user set
+    them. Their weights do not change, and the network is not copied. Another thread that runs the same network
+    meanwhile sees the switch: give each thread a network of its own.
 
     Args:
-        *names: of adapters that were loaded with ``pipe.load_lora_weights(..., adapter_name=NAME)``; without any, the
-            network as it was before adapters.
+        *names: names of adapters that were loaded with ``pipe.load_lora_weights(..., adapter_name=NAME)``; without
+            any, the network without adapters.
 
     Raises:
-        InputError: a name is no text.
+        InputError: a name is not a text.
 
     >>> import guidestack as gs
     >>> gs.Adapters("style"), gs.Adapters()
@@ -75,10 +75,10 @@ class Adapters:
         return f"Adapters({', '.join(map(repr, self.names))})"
 
     def check(self, module: nn.Module) -> None:
-        """Refuse a network that has no such adapters.
+        """Check that a network has these adapters.
 
         Raises:
-            InputError: it lacks one, has none at all, or has them fused into its weights.
+            InputError: the network lacks one, has none at all, or has them fused into its weights.
         """
         layers = adapted(module)
         known = list(dict.fromkeys(name for layer in layers for name in getattr(layer, "scaling", ())))
@@ -91,7 +91,7 @@ class Adapters:
 
     @contextmanager
     def switched(self, module: nn.Module) -> Iterator[None]:
-        """While the context lasts, these adapters of `module` are on and all others off."""
+        """Switch these adapters of `module` on and all others off while the context lasts."""
         layers = adapted(module)
         before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]
         try:

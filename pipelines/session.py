@@ -49,9 +49,9 @@ class Session:
         prompts: what is evaluated beside the prompt.
         max_rows: at most this many rows in one call of the denoiser.
         observe: told of every evaluation.
-        rows: as of `guide`.
+        rows: as in `guide`.
         seconds: the networks beside the denoiser, by name.
-        objectives: what rules steer by, as of `guide`.
+        objectives: what rules steer by, as in `guide`.
         steps: where the call stands in its schedule; None for a call that runs its schedule as the pipeline does.
 
     Attributes:

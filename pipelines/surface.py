@@ -1,4 +1,4 @@
-"""What a guided pipeline has of the pipeline inside it: its parts, its settings, its methods."""
+"""Forwarding of a pipeline's attributes by the object that stands for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .families.record import Pipeline
 
 
 class Surface:
-    """Stands for a pipeline: names that it does not have itself are read from the pipeline and written to it.
+    """Base class of objects that stand for a pipeline and forward to it every attribute that they lack.
 
     Attributes:
         pipe: the pipeline.

@@ -38,14 +38,14 @@ STAND_IN = "a"
 
 @dataclass(frozen=True)
 class Descent:
-    """How an embedding is optimized: AdamW, with the norm of its gradient clipped.
+    """How an embedding is optimized: AdamW with gradients clipped by their norm.
 
     Args:
-        steps: at most so many.
+        steps: the largest number of optimizer steps.
         rate: the learning rate.
         decay: the weight decay.
         clip: the largest norm of a gradient.
-        patience: steps without a smaller loss, after which it ends; the best embedding is what is returned.
+        patience: steps without a smaller loss, after which the optimization ends with the best embedding so far.
 
     The defaults are those of arXiv:2408.11721 in its official code.
     """
@@ -61,11 +61,11 @@ class Descent:
         count("patience", self.patience)
 
     def run(self, start: Tensor, loss: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, list[float]]:
-        """The embedding of the smallest loss, and the losses of all steps.
+        """Optimize an embedding; returns the one with the smallest loss, and the losses of all steps.
 
         Args:
-            start: where to begin, shape ``(D,)``.
-            loss: of an embedding at a step, one number with a gradient.
+            start: the embedding to begin with, shape ``(D,)``.
+            loss: ``loss(embedding, step)``, one number with a gradient.
 
         Raises:
             NonFiniteError: a loss is NaN or Inf.
@@ -94,12 +94,12 @@ class Descent:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A token that was learned.
+    """A learned token: its text, its embedding and the losses on the way.
 
     Args:
         token: its text in prompts.
         embedding: its vector, shape ``(D,)``.
-        losses: of each step of the optimizer.
+        losses: the loss of each step of the optimizer.
     """
 
     token: str
@@ -107,7 +107,7 @@ class Learned:
     losses: list[float] = field(default_factory=list, repr=False)
 
     def save(self, path: Path | str) -> None:
-        """Write it as safetensors, for ``pipe.load_textual_inversion(path, token=...)`` of diffusers."""
+        """Write the embedding as safetensors, for diffusers' ``pipe.load_textual_inversion(path, token=...)``."""
         with replacing(Path(path)) as beside:
             save_file({self.token: self.embedding[None].contiguous()}, beside)
 
@@ -212,13 +212,13 @@ def learn_objective(
 ) -> Learned:
     """Learn a token that makes an objective of pictures large, such as a count.
 
-    Pictures are made without guidance by so many steps of DDIM, and the gradient goes back through all of them, the
+    Pictures are made without guidance by `steps` steps of DDIM. The gradient goes back through all of them, the
     autoencoder and the text encoder, to the token's embedding alone.
 
     Args:
         pipe: a Stable Diffusion pipeline.
         prompt: a prompt with the token in it once, ``"a photo of <some> five oranges"``.
-        objective: ``log f(x0) -> (B,)`` of pictures, as of `guide`. It may count, see `objectives.Counted`.
+        objective: ``log f(x0) -> (B,)`` of pictures, as in `guide`. It may count, see `objectives.Counted`.
         token: its text.
         start: a word whose embedding it begins at, or a tensor.
         cross: Cross Initialization, see `first_embedding`.
@@ -284,7 +284,7 @@ def learn_pictures(
     Args:
         pipe: a Stable Diffusion pipeline.
         prompt: a prompt with the token in it once, ``"a photo of <some>"``.
-        pictures: PIL images of one size, or as of `invert`.
+        pictures: PIL images of one size, or as in `invert`.
         token: its text.
         start: a word whose embedding it begins at, or a tensor.
         cross: Cross Initialization, see `first_embedding`: as few as 320 steps where the embedding of a word takes

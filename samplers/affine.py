@@ -1,4 +1,4 @@
-r"""Processes that end at a given signal instead of at 0: restoration by samplers and rules that know nothing of it.
+r"""Processes whose mean ends at a given signal instead of at 0: restoration with any sampler and any rule.
 
 A network for restoration is trained on
 
@@ -42,12 +42,12 @@ class Affine:
     Args:
         a: at each time, falling, above 0.
         s: at each time, above 0; s/a rises.
-        times: what the network is told at each, rising.
+        times: the network's time argument at each, rising.
         scale: :math:`\lambda`, where :math:`s_t = \lambda \sqrt{1 - a_t^2}`, for networks that emit a velocity; None
             for other processes.
 
     Raises:
-        InputError: they are no such numbers.
+        InputError: a value is out of these ranges.
     """
 
     a: tuple[float, ...]
@@ -67,13 +67,13 @@ class Affine:
 
     @classmethod
     def ir_sde(cls, steps: int = 100, scale: float = 50 / 255, last: float = 0.005) -> Affine:
-        r"""The mean-reverting process of IR-SDE with its cosine schedule.
+        r"""Return the mean-reverting process of IR-SDE with its cosine schedule.
 
         :math:`a_t = \exp(-\int_0^t \theta)`, :math:`s_t = \lambda\sqrt{1 - a_t^2}`, with :math:`\theta` one minus a
-        squared cosine, so scaled that a ends at `last`.
+        squared cosine, scaled so that a ends at `last`.
 
         Args:
-            steps: T; the network is told 1 to T.
+            steps: T; the network's times are 1 to T.
             scale: :math:`\lambda`, the deviation of the noise at the end.
             last: :math:`a_T`.
 
@@ -91,7 +91,9 @@ class Affine:
 
     @classmethod
     def sgmse(cls, stiffness: float = 1.5, low: float = 0.05, high: float = 0.5, steps: int = 1000) -> Affine:
-        r"""The process of SGMSE, for speech: :math:`a_t = e^{-\gamma t}` and, with :math:`k = s_{max}/s_{min}`,
+        r"""Return the process of SGMSE, for speech.
+
+        It has :math:`a_t = e^{-\gamma t}` and, with :math:`k = s_{max}/s_{min}`,
 
         .. math:: s_t^2 = s_{min}^2 \log k\,\frac{k^{2t} - e^{-2\gamma t}}{\gamma + \log k},\qquad 0 < t \le 1.
 
@@ -99,7 +101,7 @@ class Affine:
             stiffness: :math:`\gamma`.
             low: :math:`s_{min}`.
             high: :math:`s_{max}`.
-            steps: times of the table; the network is told t.
+            steps: times of the table; the network's times are t.
 
         References:
             Richter et al., "Speech Enhancement and Dereverberation with Diffusion-based Generative Models",
@@ -117,14 +119,14 @@ class Affine:
         return tuple(s / a for a, s in zip(self.a, self.s, strict=True))
 
     def config(self, emits: str = "noise") -> dict[str, Any]:
-        """The configuration of a scheduler with the noise levels of the process, as of `by_name`.
+        """Return the configuration of a scheduler with the noise levels of the process, for `by_name`.
 
         Args:
             emits: what the network emits: "noise", "data" or "velocity".
 
         Raises:
-            InputError: it is none of them, or the process has no `scale` and a velocity no meaning; or the noise level
-                begins below 0.001.
+            InputError: `emits` is another text, or "velocity" of a process without `scale`; or the noise level begins
+                below 0.001.
         """
         if emits not in EMITS or (emits == "velocity" and self.scale is None):
             raise InputError(f"a network emits noise, data or, of a process with a scale, velocity; got {shown(emits)}")
@@ -144,7 +146,7 @@ class Affine:
         }
 
     def at(self, level: Level) -> tuple[float, float, float]:
-        """a, s and the time at the noise level of `level`; between two times of the table, as between their logs."""
+        """Return a, s and the time at the noise level of `level`, interpolated in the logarithms of a and s/a."""
         logs, places = np.log(self.sigmas), np.arange(len(self.times))
         place = float(np.interp(math.log(level.k_sigma), logs, places))
         if abs(place - round(place)) < 0.01:  # a time of the table, but for the rounding of a scheduler's float32
@@ -156,7 +158,7 @@ class Affine:
     def denoiser(
         self, network: Callable[[Tensor, Tensor, float, Any], Tensor], emits: str = "noise"
     ) -> Callable[[Tensor, Level, Any], Tensor]:
-        r"""The network as a model of y, for `sample`.
+        r"""Return the network as a model of :math:`y = x - \mu`, for `sample`.
 
         Args:
             network: ``network(x, mu, time, conditions)``, which answers with `emits`: the noise :math:`\epsilon`, the
@@ -164,7 +166,7 @@ class Affine:
             emits: which of them.
 
         Returns:
-            A model that is told conditions with :math:`\mu` among them: a mapping with ``"mu"``, or mu itself.
+            A model whose conditions contain :math:`\mu`: a mapping with ``"mu"``, or mu itself.
         """
 
         def model(x: Tensor, level: Level, conditions: Any) -> Tensor:
@@ -201,13 +203,13 @@ def restore(
     """Restore degraded signals with a network that was trained on an affine process.
 
     Args:
-        network: as of `Affine.denoiser`.
+        network: as in `Affine.denoiser`.
         process: the process that it was trained on.
         mu: the degraded signals, shape ``(B, ...)``.
         emits: what the network emits: "noise", "data" or "velocity".
-        stack: as of `sample`.
-        sampler: short name of a sampler, as of `by_name`, or a scheduler made of ``process.config(emits)``.
-        conditions: as of `sample`, each a mapping of tensors, to which ``"mu"`` is added; by default mu alone.
+        stack: as in `sample`.
+        sampler: short name of a sampler, as in `by_name`, or a scheduler made of ``process.config(emits)``.
+        conditions: as in `sample`, each a mapping of tensors, to which ``"mu"`` is added; by default mu alone.
         seeds: one a sample; 0, 1, ... by default.
         steps: of the sampler.
         **options: further arguments of `sample`.

@@ -25,7 +25,7 @@ class Conditions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """The conditions that a user gives, by their names as of `sample`.
+        """The conditions that a user gives, by their names as in `sample`.
 
         Raises:
             InputError: no ``"positive"`` condition.

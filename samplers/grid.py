@@ -36,30 +36,30 @@ class Grid:
 
     @property
     def steps(self) -> int:
-        """How many steps the sampler takes."""
+        """The number of the sampler's steps."""
         return self.points[-1].step + 1
 
     @property
     def final(self) -> Level:
-        """Level of the sample that the last step returns."""
+        """The level of the sample that the last step returns."""
         return self.points[-1].returned
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """The level at the beginning of each step, and behind them the one at the end."""
+        """The level at the beginning of each step, followed by the level at the end of the last."""
         begins = {point.step: point.level for point in reversed(self.points)}
         return (*(begins[step] for step in sorted(begins)), self.final)
 
     def after(self, index: int) -> Level:
-        """Level of the sample that the scheduler returns at point `index`."""
+        """Return the level of the sample that the scheduler returns at point `index`."""
         return self.points[index].returned
 
     def reached(self, index: int) -> Level:
-        """Level at the end of the step that point `index` belongs to."""
+        """Return the level at the end of the step that point `index` belongs to."""
         while not self.ends_step(index):
             index += 1
         return self.after(index)
 
     def ends_step(self, index: int) -> bool:
-        """Whether point `index` is the last evaluation of its step."""
+        """Return whether point `index` is the last evaluation of its step."""
         return index + 1 == len(self.points) or self.points[index + 1].step != self.points[index].step

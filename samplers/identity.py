@@ -1,4 +1,4 @@
-"""What runs, in a few letters each: enough to tell that a rule that was fitted for one thing runs on another."""
+"""Short digests of schedulers and models, which show that a fitted rule runs on what it was not fitted for."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ FIRST = 16  # values of each parameter that are looked at
 
 
 def scheduler_identity(scheduler: Any, schedule: Grid) -> dict[str, str]:
-    """``"scheduler"``: class and a digest of its configuration; ``"levels"``: a digest of the noise levels of a run.
+    """Return digests that identify a scheduler's configuration and the noise levels of a run.
 
     Args:
         scheduler: a diffusers scheduler.
         schedule: its grid.
 
-    Of the configuration what the class itself takes, without what is None or False: entries left over from another
-    scheduler say nothing, and a new version's new option that is off changes nothing. Levels are told apart from about
-    5 % on: the same ones differ in their last digits between machines.
+    Returns:
+        ``"scheduler"``: the class and a digest of its configuration; ``"levels"``: a digest of the noise levels.
+
+    Only the entries of the configuration that the class itself takes are read, without those that are None or False:
+    entries left over from another scheduler have no effect, and a new version's new option that is off changes nothing.
+    Levels are rounded to about 5 %, as they differ in their last digits between machines.
     """
     takes = inspect.signature(type(scheduler).__init__).parameters
     given = {name: value for name, value in scheduler.config.items() if name in takes}
@@ -47,10 +50,10 @@ def _digest(text: str) -> str:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Class of a model and a digest of the names, shapes and first values of its parameters.
+    """Return the class of a model with a digest of the names, shapes and first values of its parameters.
 
-    The same weights in float32 and in float16 agree; another checkpoint or an added LoRA does not, nor do weights that
-    were rounded to bfloat16: these are other numbers.
+    The same weights in float32 and in float16 have the same digest. Another checkpoint, an added LoRA and weights that
+    were rounded to bfloat16 have others.
 
     Raises:
         InputError: weights are not in memory.

@@ -151,27 +151,27 @@ def invert(
     """Find the noise from which a sampler makes given data, under a stack.
 
     Args:
-        model: as of `sample`.
+        model: as in `sample`.
         stack: a stack, a rule, or the text or mapping of one; its rules must not remember earlier steps.
         scheduler: one of `FIRST_ORDER`; its `set_timesteps` is called.
         x0: the data, shape ``(B, ...)``, at the level at which the scheduler ends: without noise, mostly.
-        conditions: as of `sample`: what the data are said to be.
+        conditions: as in `sample`: what the data are said to be.
         seeds: one a sample, for rules that draw at random; 0, 1, ... by default.
         steps: steps of the scheduler.
-        emits: as of `sample`.
-        negatives: as of `sample`.
-        positives: as of `sample`.
-        max_rows: as of `sample`.
+        emits: as in `sample`.
+        negatives: as in `sample`.
+        positives: as in `sample`.
+        max_rows: as in `sample`.
 
     Returns:
-        Samples at the first level of the schedule, to be handed to `sample` as `start`, and the account. Its steps are
-        numbered as the sampler's, and so come in falling order.
+        Samples at the first level of the schedule, for `sample` as its `start`, and the report. Its steps are numbered
+        as the sampler's, and so come in falling order.
 
     Raises:
         InputError: no ``"positive"`` condition, or `emits` contradicts the scheduler.
         UnsupportedSchedulerError: the scheduler's steps cannot be undone.
         CompositionError: a rule remembers earlier steps.
-        NonFiniteError: NaN or Inf in a sample, as of `sample`.
+        NonFiniteError: NaN or Inf in a sample, as in `sample`.
         QueryError: the model cannot answer what the stack asks.
 
     Cost: that of sampling with the same stack and steps.

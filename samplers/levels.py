@@ -203,7 +203,7 @@ RECORDS: dict[str, Record] = {
 
 
 def supported() -> tuple[str, ...]:
-    """Names of the scheduler classes whose levels are known."""
+    """Return the names of the scheduler classes whose levels are known."""
     return tuple(sorted(RECORDS))
 
 
@@ -235,16 +235,18 @@ ROUNDING = 2.0**-8
 
 
 def entry(scheduler: Scheduler, told: Any, timestep: float | None = None) -> int:
-    """Index of the entry of ``scheduler.timesteps`` with which a run begins that does not say so; not 0 midway.
+    """Find the index in ``scheduler.timesteps`` at which a run begins, from the timestep of its first evaluation.
+
+    A run of image-to-image begins midway, at an index above 0, and does not say at which.
 
     Args:
         scheduler: a diffusers scheduler after ``set_timesteps``.
         told: the timestep of the run's first evaluation: a number, or a tensor such as the loop took out of
-            ``scheduler.timesteps``. A tensor need not be unique, since its place in memory tells which entry it is.
-        timestep: the number, where `told` is what a pipeline made of it for its network.
+            ``scheduler.timesteps``. A tensor need not be unique, since its place in memory shows which entry it is.
+        timestep: the number, if `told` is what a pipeline made of it for its network.
 
     Raises:
-        UnsupportedSchedulerError: there is no such entry, or several, and nothing tells which one it is.
+        UnsupportedSchedulerError: there is no such entry, or several that cannot be told apart.
 
     Waits for the devices that hold the timesteps; call it once a run.
     """
@@ -278,12 +280,12 @@ def _place_in_memory(entries: Any, told: Any) -> int:
 
 
 def grid(scheduler: Scheduler, begin: int = 0) -> Grid:
-    """The level of every evaluation of a run, and of what each of them returns.
+    """Return the level of every evaluation of a run, and the level of the sample that the scheduler returns there.
 
     Args:
         scheduler: a diffusers scheduler after ``set_timesteps``.
-        begin: index of the entry of ``timesteps`` with which the run begins, as `begins` finds it. The points before
-            are those of no run.
+        begin: index of the entry of ``timesteps`` with which the run begins, as `entry` finds it. The points before it
+            belong to no run.
 
     Raises:
         UnsupportedSchedulerError: its levels are not known or not on its path, or its timesteps are not set.
@@ -328,7 +330,7 @@ _EMITTED = {"epsilon": EPSILON, "sample": X0, "v_prediction": V, "flow_predictio
 
 
 def parameterization(scheduler: Scheduler) -> Parameterization:
-    """What a network emits that runs under `scheduler`, from the scheduler's configuration.
+    """Return what a network that runs under `scheduler` emits, from the scheduler's configuration.
 
     Raises:
         UnsupportedSchedulerError: the scheduler or its `prediction_type` is not known, or contradicts its sigmas.

@@ -1,4 +1,4 @@
-r"""The density of data under a model: the probability-flow ODE, and what it does to volumes.
+r"""The density of data under a model, by the probability-flow ODE and the divergence along it.
 
 The probability flow of a model carries noise to samples and back, without fresh noise on the way (Song et al. 2021).
 With :math:`x = \alpha x_0 + \sigma\epsilon` and :math:`k = \sigma/\alpha` the noise level it is
@@ -58,13 +58,13 @@ Field = Callable[[Tensor, Level], tuple[Prediction, int]]
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Log densities of data, and where the probability flow leads them.
+    """Log densities of data, and the noise that the probability flow leads them to.
 
     Attributes:
         nats: log p of each sample in nats, shape ``(B,)``, float64.
         error: the standard error of the trace's estimate in nats, shape ``(B,)``: from the spread of the probes; 0 for
             an exact trace, NaN with one probe. The solver's own error comes on top.
-        noise: the end of each sample's way, shape ``(B, ...)``: standard normal if the data are the model's.
+        noise: each sample at the end of the flow, shape ``(B, ...)``; standard normal if the data follow the model.
         evaluations: network evaluations of each sample.
     """
 
@@ -77,15 +77,15 @@ class Likelihood:
         r"""Bits per dimension, :math:`-\log p / (D \log 2)` + `offset`, shape ``(B,)``: less is more likely.
 
         Args:
-            offset: what makes of a density the probability of whole numbers: for pictures of 256 values, with uniform
-                noise of one step added, 8 if they were brought to [0, 1] and 7 if to [-1, 1]; 0 for latents, whose
-                density is in their own unit and may well be above 1.
+            offset: what converts a density to the probability of whole numbers: for pictures of 256 values, with
+                uniform noise of one step added, 8 if they are scaled to [0, 1] and 7 if to [-1, 1]; 0 for latents,
+                whose density is in their own unit and may be above 1.
         """
         return -self.nats / (self.dimensions * math.log(2)) + offset
 
     @property
     def dimensions(self) -> int:
-        """D, the numbers of one sample."""
+        """The dimensions D of one sample: how many numbers it has."""
         return self.noise[0].numel()
 
 
@@ -105,28 +105,28 @@ def likelihood(
     negatives: Sequence[int] | None = None,
     positives: Sequence[int] | None = None,
 ) -> Likelihood:
-    """The log density of data under a model and a stack.
+    """Compute the log density of data under a model and a stack, along the probability flow.
 
     Args:
-        model: as of `sample`; gradients go through it.
+        model: as in `sample`; gradients go through it.
         stack: a stack, a rule, or the text or mapping of one. Its rules must not remember, take turns, re-noise, go by
             the sampler's steps, or steer by objectives.
         scheduler: any supported scheduler: it says what the model emits, and between which levels it was trained.
         x0: the data, shape ``(B, ...)``.
-        conditions: as of `sample`: what the data are said to be.
+        conditions: as in `sample`: what the data are said to be.
         seeds: one a sample, for the probes, and for rules that draw: they draw once; 0, 1, ... by default.
         probes: of Hutchinson's estimator; 0 for the exact trace.
         tolerance: of the solver, relative and absolute, above 0.
         sigmas: the noise levels sigma/alpha between which the flow is followed (sigma of flow models, at most 1); by
             default those of the scheduler's training. What comes out is the density of the data with the noise of the
             lower one.
-        emits: as of `sample`.
-        negatives: as of `sample`.
-        positives: as of `sample`.
+        emits: as in `sample`.
+        negatives: as in `sample`.
+        positives: as in `sample`.
 
     Raises:
         InputError: no ``"positive"`` condition, numbers out of range, or scipy is not installed.
-        CompositionError: a rule that the flow has no room for.
+        CompositionError: a rule does what the flow does not allow; see `stack`.
         UnsupportedSchedulerError: the levels of the scheduler's training are not known.
         NonFiniteError: the model's answer is NaN or Inf, or the solver cannot go on.
         QueryError: the model cannot answer what the stack asks.

@@ -100,12 +100,18 @@ def sample(
         max_rows: at most this many rows in one call of the model.
         identity: what is known of the model, for rules that were fitted for one: ``{"model": name or fingerprint}``.
             The scheduler, its levels and whether there is a negative are added.
-        observe: told of every evaluation, such as `evaluation.traces.strength`.
-        objectives: what rules steer by, by name: a function ``log f(x0) -> (B,)`` for a name of your own, for the name
-            of a shipped objective the file that it takes; see `guidance.objective`.
+        observe: a function that is called after every evaluation; see `guidance.observe`.
+        objectives: the objectives that rules steer by, by name: a function ``log f(x0) -> (B,)`` for a name of your
+            own, for the name of a shipped objective the file that it takes; see `guidance.objective`.
         decode: from clean samples to pictures with values in [0, 1], for objectives that see pixels; by default these
             see the samples as they are.
-        encode: the other way, beside `decode`, for rules that put a part of a picture into samples: `Replace`.
+        encode: from pictures to clean samples, beside `decode`, for rules that put a part of a picture into samples:
+            `Replace`.
+
+    Returns:
+        The samples ``x``, shape ``(B, *shape)``, at the schedule's last level, and the ``report`` of the run.
+
+    Cost: the evaluations that the stack asks for at each step; `guidance.plan` counts them beforehand.
 
     Raises:
         InputError: no ``"positive"`` condition, `emits` contradicts the scheduler, or it takes no such levels.
@@ -179,13 +185,13 @@ class Setup:
     """What `sample` and `invert` do alike: a model under conditions, as the network of each evaluation.
 
     Args:
-        model: as of `sample`, and so are the others.
-        scheduler: as of `sample`.
-        conditions: as of `sample`.
+        model: as in `sample`, and so are the others.
+        scheduler: as in `sample`.
+        conditions: as in `sample`.
         seeds: one a sample.
-        emits: as of `sample`.
-        negatives: as of `sample`.
-        positives: as of `sample`.
+        emits: as in `sample`.
+        negatives: as in `sample`.
+        positives: as in `sample`.
 
     Raises:
         InputError: no ``"positive"`` condition, `emits` contradicts the scheduler, or a number of conditions that there

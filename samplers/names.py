@@ -54,10 +54,10 @@ KEPT = ("prediction_type", "sigma_data", "sigma_min", "sigma_max", "sigma_schedu
 
 
 def canonical(name: str) -> str:
-    """The short name of a sampler, of whatever spelling.
+    """Return the short name of a sampler from any accepted spelling.
 
-    Case, spaces, hyphens and underscores do not count, ``pp`` is ``++`` and ``ancestral`` is ``a``: so names as A1111
-    and ComfyUI write them are understood.
+    Case, spaces, hyphens and underscores do not count, ``pp`` is ``++`` and ``ancestral`` is ``a``: the names of A1111
+    and ComfyUI are accepted.
 
     Args:
         name: one of `SAMPLERS`, with ``-karras``, ``-exponential`` or ``-beta`` for the spacing of its sigmas; what
@@ -101,13 +101,13 @@ def levels_of(name: str) -> Levels | None:
 
 
 def by_name(name: str, replaced: Any = None) -> Any:
-    """The diffusers scheduler with a short name, such as ``"dpm++2m"`` or ``"euler-karras"``.
+    """Make the diffusers scheduler with a short name, such as ``"dpm++2m"`` or ``"euler-karras"``.
 
     Args:
         name: as `canonical` reads it.
         replaced: the scheduler that it replaces, or its configuration: betas, prediction type and spacing carry over.
-            Of a scheduler it is also known what its network emits, and whether the new one reads that. The name ``own``
-            makes it anew, as it was configured.
+            A scheduler, unlike a configuration, is also checked: its network must emit what the new one reads. The name
+            ``own`` makes a new scheduler with the configuration of `replaced`.
 
     Raises:
         InputError: an unknown name, a spacing or a list that this sampler does not take, a package that is missing, or
@@ -154,12 +154,12 @@ def default(own: Any, wanted: Sequence[str] = ("dpm++2m",)) -> str:
 
 
 def scheduler_with_steps(name: str, replaced: Any, steps: int) -> Any:
-    """The scheduler of `by_name` with its timesteps set.
+    """Make a scheduler as `by_name` does, and set its timesteps.
 
     Args:
-        name: as of `by_name`.
-        replaced: as of `by_name`.
-        steps: steps of the sampler. Levels that hang on the picture's size are those of a large one.
+        name: as in `by_name`.
+        replaced: as in `by_name`.
+        steps: steps of the sampler. Levels that depend on the picture's size are those of a large one.
 
     Raises:
         InputError: as `by_name`, or the sampler does not take so many steps.

@@ -60,7 +60,7 @@ def red_diff(
     objectives: Mapping[str, Any] | None = None,
     decode: Decode | None = None,
 ) -> Sampled:
-    r"""Solve an inverse problem by optimizing the clean sample.
+    r"""Solve an inverse problem by RED-diff: optimize the clean sample at one noise level after the other.
 
     At each level :math:`(\alpha, \sigma)` of the schedule, from the noisiest on, with fresh noise :math:`\epsilon`,
     :math:`x = \alpha\mu + \sigma\epsilon` and the stack's estimate :math:`\hat\epsilon` there, the optimizer makes one
@@ -75,23 +75,23 @@ def red_diff(
     linear weight.
 
     Args:
-        model: as of `sample`.
-        stack: as of `sample`; its rules take no turns.
+        model: as in `sample`.
+        stack: as in `sample`; its rules take no turns.
         scheduler: any supported scheduler that evaluates once a step: its levels are used, its steps are not.
         objective: the text of the objective that is log f, such as ``"known"`` or ``"blur(2)"``.
         start: :math:`\mu` to begin with, shape ``(B, ...)``, such as the adjoint of the measurements.
-        conditions: as of `sample`.
+        conditions: as in `sample`.
         seeds: one a sample; 0, 1, ... by default.
         steps: of the schedule, and of the optimizer.
         weight: :math:`\lambda` >= 0.
         over: :math:`\omega` of the noise level k: ``"linear"``, k; ``"sqrt"``, ``"square"`` or ``"constant"``.
         optimizer: makes the optimizer of the parameters that it is given; each sample has one of its own.
-        emits: as of `sample`.
-        objectives: as of `sample`.
-        decode: as of `sample`.
+        emits: as in `sample`.
+        objectives: as in `sample`.
+        decode: as in `sample`.
 
     Returns:
-        The optimized samples, and the account.
+        The optimized samples, and the report.
 
     Raises:
         InputError: numbers out of range, no such objective or weight, or another number of seeds than of samples.

@@ -1,4 +1,4 @@
-r"""Reflected diffusion (Lou & Ermon 2023): data in the cube [0, 1]^d, and a process that never leaves it.
+r"""Reflected diffusion (Lou & Ermon 2023): data in the cube [0, 1]^d, and a process that stays in it by reflection.
 
 Noise is added as in a variance exploding process, and what leaves the cube is folded back into it:
 :math:`x_t = \mathrm{fold}(x_0 + \sigma\epsilon)`, which ends uniform. The score of that process is not that of
@@ -94,11 +94,11 @@ def reflected(
     Args:
         model: ``model(x, level, conditions)`` returning minus sigma times the score of the reflected process, as a
             network of noise does; or several by name. ``level`` is variance exploding.
-        stack: as of `sample`. Rules are exact that combine predictions with weights that sum to one, such as CFG: their
+        stack: as in `sample`. Rules are exact that combine predictions with weights that sum to one, such as CFG: their
             score is the guided one. What others read as the clean sample is :math:`x + \sigma^2 s`, which may lie
             outside of the cube. No moves.
         sigmas: the noise levels, falling, the last one above 0; the authors go from 5 to 0.01.
-        conditions: as of `sample`.
+        conditions: as in `sample`.
         shape: shape of one sample.
         seeds: one a sample.
         stochastic: draw fresh noise in each step.
@@ -106,7 +106,7 @@ def reflected(
         device: where to sample.
 
     Returns:
-        Samples in [0, 1] at the last level, and the account.
+        Samples in [0, 1] at the last level, and the report.
 
     Raises:
         InputError: `sigmas` are no falling numbers above 0, no seeds, or no ``"positive"`` condition.

@@ -74,7 +74,7 @@ class GuidestackGuider(_Node):
 
         Raises:
             InputError: a condition that the stack asks for is missing, a negative is linked and the one before it is
-                not, or as of `carrying`.
+                not, or as in `carrying`.
         """
         import comfy.samplers
 
@@ -104,7 +104,7 @@ class GuidestackPatch(_Node):
     RETURN_TYPES = ("MODEL",)
 
     def execute(self, model: Any, stack: str, weak: Any = None) -> tuple[Any]:
-        """The model; errors as of `carrying`."""
+        """The model; errors as in `carrying`."""
         return (carrying(model, readable(stack), weak),)
 
 

@@ -42,7 +42,7 @@ def run(
             each takes the GPU of its number.
         allow_pickle: load weights that are not safetensors; such a file can run code.
         progress: whether a bar with the remaining time and the notes of the run are written to standard error; the
-            commands give an object that is told instead.
+            commands pass an object that shows them instead.
 
     Returns:
         The run folder. Under a launcher only the first process waits for the others, merges and measures.

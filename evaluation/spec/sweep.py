@@ -125,7 +125,7 @@ class Partners(Checked):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep, checked as far as that needs no model.
+    """A sweep: the prompts, seeds, stacks and settings to make samples of; checked as far as that needs no model.
 
     Args:
         model: folder or hub id; None for the bundled model. A folder of a file's sweep is an absolute path.
@@ -180,7 +180,7 @@ class Sweep:
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
-        """Every prompt's place with each of its seeds: the samples of one cell. What comes twice is one sample."""
+        """The samples of one cell, as pairs of a prompt's index and a seed, without duplicates."""
         found: dict[tuple[Prompt, int], tuple[int, int]] = {}
         for place, prompt in enumerate(self.prompts):
             for seed in self.seeds.of(place):
@@ -188,12 +188,12 @@ class Sweep:
         return list(found.values())
 
     def first(self, count: int) -> Sweep:
-        """The sweep of its first prompts, such as a pilot of a claim: a run of it grows into one of the whole sweep."""
+        """Return the sweep of the first `count` prompts, a pilot whose run can be extended to the whole sweep."""
         drawn = None if self.drawn is None else (min(count, self.drawn[0]), self.drawn[1])
         return dataclasses.replace(self, prompts=self.prompts[:count], drawn=drawn)
 
     def as_yaml(self, prompts_file: str | None = None) -> str:
-        """The YAML that `parse_sweep` reads back anywhere, with nothing left to a default.
+        """Return the sweep as YAML that `parse_sweep` reads back on any machine, with nothing left to a default.
 
         Args:
             prompts_file: name of the file that holds the prompts; None where they stand in the sweep.
@@ -235,7 +235,7 @@ class Sweep:
         return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=10**6)
 
     def prompt_lines(self) -> bytes | None:
-        """The prompts as JSON Lines, if they are too many to stand in the sweep."""
+        """Return the prompts as JSON Lines if they are too many to stand in the sweep, else None."""
         if self.drawn or len(self.prompts) <= INLINE:
             return None
         return b"".join(json.dumps(one.as_plain(), ensure_ascii=False).encode() + b"\n" for one in self.prompts)

@@ -119,7 +119,7 @@ class RunFolder:
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def sweep(self) -> Sweep:
-        """The sweep of this folder, as it was resolved.
+        """Read the sweep of this folder, with nothing left to a default.
 
         Raises:
             InputError: there is none, or it cannot be read.
@@ -130,7 +130,7 @@ class RunFolder:
             raise InputError(f"{self} is no run folder: it has no {SWEEP}; `guidestack evaluate` makes one") from None
 
     def resolved(self, name: str) -> Sweep:
-        """A sweep that a file of this folder holds.
+        """Read a sweep from a file of this folder.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -149,7 +149,7 @@ class RunFolder:
             raise InputError(f"{error}; {advice}") from error
 
     def cells(self) -> dict[str, Any]:
-        """The sweep's cells, in its order, as plain values.
+        """Read the sweep's cells, in its order, as plain values.
 
         ``cells`` is a list of mappings with ``cell`` (the hash that records have), ``stack``, ``sampler``, ``steps``,
         ``size``, ``dtype``, ``batch``, ``template`` and ``axes``; ``baseline`` is the hash of the cell that others are
@@ -170,12 +170,12 @@ class RunFolder:
         return dict(told)
 
     def record_files(self) -> list[str]:
-        """The files with records, relative to the folder: the merged one first, then the parts."""
+        """List the files with records, relative to the folder: the merged one first, then the parts."""
         merged = [RECORDS] if self.location.exists(RECORDS) else []
         return merged + [f"{PARTS}/{name}" for name in self.location.names(PARTS) if name.endswith(".parquet")]
 
     def records(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The records, one row a sample, sorted by address: those merged and the parts that are not yet.
+        """Read all records, one row a sample, sorted by address: the merged ones, and the parts not merged yet.
 
         Args:
             columns: names; all by default. What no file has reads as null.
@@ -196,7 +196,7 @@ class RunFolder:
         return table if columns is None else table.select(names)
 
     def read_records(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """One of `record_files`, those of `columns` that it has.
+        """Read one of `record_files`, with those of `columns` that it has.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -214,7 +214,7 @@ class RunFolder:
             raise damaged(self, name, error) from error
 
     def values(self) -> pa.Table:
-        """The metrics of single images as `guidestack evaluate` wrote them last; its columns are `EACH`.
+        """Read the metrics of single images as `guidestack evaluate` wrote them last; the columns are `EACH`.
 
         Raises:
             InputError: nothing was measured yet, or the file is damaged.
@@ -222,7 +222,7 @@ class RunFolder:
         return self._measured(VALUES, EACH)
 
     def metrics(self) -> pa.Table:
-        """The metrics of each cell with their 95% intervals, as `guidestack evaluate` wrote them last.
+        """Read the metrics of each cell with their 95% intervals, as `guidestack evaluate` wrote them last.
 
         Columns: ``cell``, ``metric`` (the full name), ``text`` (as in the sweep), ``value``, ``low``, ``high``,
         ``level``, ``samples``, ``prompts``, ``better`` and ``note``.
@@ -247,7 +247,7 @@ class RunFolder:
             raise damaged(self, name, error) from error
 
     def summary(self) -> str:
-        """The metrics as a text: a line a cell, a column a metric, the full names and notes below.
+        """Return the metrics as a text: a line a cell, a column a metric, the full names and notes below.
 
         Raises:
             InputError: nothing was measured yet, or a file is damaged.
@@ -255,7 +255,7 @@ class RunFolder:
         return summary(self.metrics(), self.cells())
 
     def addresses(self) -> set[str]:
-        """The samples that have a record; reads that one column, and looks at no image."""
+        """Return the addresses of all samples that have a record; reads that one column and no image."""
         found: set[str] = set()
         for table in self._all_records(["address"]):
             found.update(table.column("address").to_pylist())
@@ -279,7 +279,7 @@ class RunFolder:
             seen.discard(RECORDS)  # it may be that the parts went into it
 
     def image(self, path: str) -> Image.Image:
-        """An image, by the `image` of its record.
+        """Open the image with this path, the `image` of its record.
 
         Raises:
             InputError: it is not there, leads out of the folder, or is no image.
@@ -296,7 +296,7 @@ class RunFolder:
             raise InputError(f"cannot read the image {shown(path)} of {self}: {error}") from error
 
     def features(self, extractor: str) -> tuple[list[str], NDArray[Any]]:
-        """The addresses of all samples that have features, and a row for each, shape ``(N, D)``."""
+        """Read the addresses of all samples that have features, and a row for each, shape ``(N, D)``."""
         found: dict[str, NDArray[Any]] = {}
         for addresses, rows in self.feature_shards(extractor):
             for address, row in zip(addresses, rows, strict=True):
@@ -305,7 +305,7 @@ class RunFolder:
         return list(found), rows
 
     def feature_shards(self, extractor: str) -> Iterator[tuple[list[str], NDArray[Any]]]:
-        """Addresses and features, file by file in bounded memory; an address may come twice, with the same row."""
+        """Iterate over addresses and features file by file, in bounded memory; an address may come twice."""
         width = None
         for shard in shards.read(self.location, feature_folder(extractor)):
             rows = shard.arrays.get("features", np.zeros(0))
@@ -315,7 +315,7 @@ class RunFolder:
             yield shard.addresses, rows
 
     def traces(self, addresses: Iterable[str]) -> dict[str, dict[str, NDArray[np.float64]]]:
-        """For each of these samples that has any, its traces by name, a number for each step, shape ``(steps,)``."""
+        """Read the traces of those samples that have any: by address and name, one number a step, ``(steps,)``."""
         wanted = set(addresses)
         found: dict[str, dict[str, NDArray[np.float64]]] = {}
         for shard in shards.read(self.location, TRACES):
@@ -335,7 +335,7 @@ class RunFolder:
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def write_bytes(self, relative: str, data: bytes) -> None:
-        """Write a file of the folder: it is there with these contents, or as it was before.
+        """Write a file of the folder atomically: an error leaves it as it was before.
 
         Raises:
             InputError: it cannot be written, or would lie outside of the folder.

@@ -47,7 +47,7 @@ class Settings:
         seed: of the proposals.
         each: seeds of a prompt.
         coefficients: of LinearAG around the reference, to be tried as well; None for none.
-        networks: further networks by name, as of a sweep.
+        networks: further networks by name, as in a sweep.
 
     Raises:
         InputError: a budget of 0, prompts that are in both sets, or a goal that is the reference itself.

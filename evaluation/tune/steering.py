@@ -169,7 +169,7 @@ class Search:
         budget: weights to try.
         each: seeds of a prompt.
         goal: how like the unsteered images the steered ones must stay; None for no bound.
-        networks: further networks by name, as of a sweep.
+        networks: further networks by name, as in a sweep.
         options: how to run.
         progress: told what happens.
         say: shows a line to the user.

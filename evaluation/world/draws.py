@@ -66,12 +66,12 @@ def draw(
         negatives: negative prompts, likewise.
         positives: positives beside the prompt, likewise.
         blur: factor on the widths of the components that the network knows: 1 for an exact network.
-        sampler: short name of a scheduler of diffusers, as of ``guidestack generate --sampler``.
+        sampler: short name of a scheduler of diffusers, as in ``guidestack generate --sampler``.
         steps: of the sampler.
         count: samples.
         seed: of the first sample; the others follow. Cells of the same seeds begin with the same noise.
         batch: samples in one call; the result does not depend on it but for rounding.
-        observe: told of every evaluation, as of `sample`.
+        observe: told of every evaluation, as in `sample`.
 
     Raises:
         InputError: the condition, the sampler, or a number out of range.

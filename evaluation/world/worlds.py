@@ -153,7 +153,7 @@ class GuidedLaw(Law):
 
     Args:
         mixture: the world's.
-        plane: as of `World`.
+        plane: as in `World`.
         weights: of the condition, shape ``(K,)``, sum 1.
         power: :math:`\gamma` from 1 on.
         cells: along a side of the square.

@@ -14,7 +14,7 @@ from .text import bounded
 
 
 def to_config(rule: Rule) -> dict[str, Any]:
-    """The mapping that `from_config` reads back: plain values only, ready for YAML or JSON.
+    """Return a rule or a stack as the mapping that `from_config` reads back: plain values, ready for YAML or JSON.
 
     >>> from guidestack import CFG
     >>> to_config(CFG(4))

@@ -55,10 +55,10 @@ def objectives(
     Args:
         by_name: those that the user gave: a function or an `Objective` for a name of his own, or for the name of a
             registered one what it takes.
-        decode: as of `Objectives`.
-        rows: as of `Objectives`.
-        size: as of `Objectives`.
-        encode: as of `Objectives`.
+        decode: as in `Objectives`.
+        rows: as in `Objectives`.
+        size: as in `Objectives`.
+        encode: as in `Objectives`.
 
     Raises:
         InputError: `by_name` is no mapping of names.
@@ -87,7 +87,7 @@ def objective(text: str, by_name: Mapping[str, Any]) -> Any:
 
     Args:
         text: of the objective.
-        by_name: as of `objectives`.
+        by_name: as in `objectives`.
 
     Raises:
         InputError: there is none of that name, or it lacks what it takes.

@@ -162,9 +162,9 @@ def read(text: str) -> Stack:
 
 
 def as_stack(stack: Rule | str | Mapping[str, Any]) -> Stack:
-    """A stack from whatever form of it a user has: a stack, one rule, text, ``"@PRESET"``, or a mapping.
+    """Convert any form of a stack to a stack: a stack, one rule, text, ``"@PRESET"``, or a mapping.
 
-    Text from elsewhere than a user, such as a file, goes through `parse` instead: it does not choose what is read.
+    Text that does not come from the user, such as a file's, goes through `parse` instead, which reads no files.
 
     Args:
         stack: the stack. Text that begins with ``@`` is a preset's name, or the path of a file ``.yaml``.

@@ -185,7 +185,7 @@ def filled(name: str, kind: type[T], positional: Sequence[Any], named: Mapping[s
 
 
 def citation(stack: Rule) -> str:
-    """The papers behind the rules of `stack`, as BibTeX, each once, in the order of the rules; "" for the empty stack.
+    """Return the papers behind the rules of `stack` as BibTeX, each once, in the rules' order; "" for the empty stack.
 
     >>> from guidestack import parse
     >>> print(citation(parse("cfg(4)")).splitlines()[0])

@@ -1,4 +1,4 @@
-"""Adaptive Guidance: stop guiding a sample once guidance has nothing more to say (Castillo et al. 2023)."""
+"""Adaptive Guidance: stop guiding a sample once conditional and unconditional agree (Castillo et al. 2023)."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
         return contrast if contrast in asked else next((one for one in asked if covered(one, {contrast})), None)
 
     def queries(self, step: Step, state: Stopping) -> Queries:
-        """The queries of the rule for the samples that are guided still."""
+        """Return the queries of the rule for the samples that are still guided."""
         return masked(self.rule.queries(step, state.inner), self._left(step, state))
 
     def _left(self, step: Step, state: Stopping) -> Tensor:
@@ -166,7 +166,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Stopping
     ) -> tuple[Estimate, Stopping]:
-        """The rule's update for the samples that are guided, nothing for the others."""
+        """Apply the rule to the samples that are guided, and leave the others as they are."""
         asked = self.rule.queries(step, state.inner)
         guiding, crossed, traces = self._guiding(step, state), state.crossed, {}
         contrast = self._contrast_of(asked)
@@ -189,7 +189,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
         return merged, Stopping(crossed, guiding, inner, sent, state.held if self.lag else Fetched(guiding))
 
     def away(self, predictions: Predictions, step: Step, state: Stopping) -> tuple[Prediction, RowMask | None] | None:
-        """What the wrapped rule leads away from, for the samples whose queries are evaluated still."""
+        """Return what the wrapped rule guides away from, for the samples whose queries are still evaluated."""
         led = self.rule.away(predictions, step, state.inner)
         if led is None:
             return None

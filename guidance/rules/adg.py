@@ -28,7 +28,7 @@ JIN_2025 = """@inproceedings{jin2025angle,
 @register("adg", references=(JIN_2025,), example="adg(3)")
 @dataclass(frozen=True)
 class ADG(Contrasting):
-    r"""Angle domain guidance: the prompt's clean sample is turned away from the contrast's and hardly grows.
+    r"""Angle domain guidance: rotate the prompt's clean sample away from the contrast's, with a bounded norm.
 
     With :math:`\theta` the angle between :math:`D_c` and :math:`D_u` and :math:`e` the part of :math:`D_c`
     perpendicular to :math:`D_u`:
@@ -42,12 +42,12 @@ class ADG(Contrasting):
     Args:
         scale: s, any number up to 1e6 in size; 1 is no guidance. Below 1 it turns towards the contrast.
         largest: :math:`\gamma_{max}`, the largest angle in either sense, in degrees from 0 to 180; the paper has 60.
-        against: the query that :math:`D_u` answers, as of `CFG`.
+        against: the query that :math:`D_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``scale=1``.
 
-    State: none. Space: denoised, as the paper has it. Trace ``adg_angle``: :math:`\gamma` in degrees. Where the two
-    have one direction there is none to turn to, and the estimate stays as it is.
+    State: none. Space: denoised, as in the paper. Trace ``adg_angle``: :math:`\gamma` in degrees. Where the two clean
+    samples are parallel the rotation is not defined, and the estimate stays as it is.
 
     References:
         Jin, Xiao, Liu & Gu, "Angle Domain Guidance: Latent Diffusion Requires Rotation Rather Than Extrapolation",
@@ -71,7 +71,7 @@ class ADG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """Turn the prompt's clean sample away from the contrast's, by scale - 1 times their angle or `largest`."""
+        """Rotate the prompt's clean sample away from the contrast's, by (scale - 1) angles but at most `largest`."""
         away, base = c.minus(u, "denoised"), norm(u.denoised)
         along = dot(away, u.denoised)
         # e: of D_u itself nothing is perpendicular

@@ -58,7 +58,7 @@ class APG(Contrasting):
             norm runs over, so that one value serves all sizes.
         axes: axes of the norms and of the projection, counted with the batch as axis 0; None for all but the batch.
             Sequence models take time only: each channel then has a norm, a clip and a parallel part of its own.
-        against: the query that :math:`D_u` answers, as of `CFG`.
+        against: the query that :math:`D_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``scale=1``.
 

@@ -1,4 +1,4 @@
-"""Autoguidance: a bad version of the network guides it (Karras et al. 2024)."""
+"""Autoguidance: guide a network away from a weaker version of itself (Karras et al. 2024)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KARRAS_2024 = """@inproceedings{karras2024guiding,
 )
 @dataclass(frozen=True)
 class Autoguidance(Contrasting):
-    r"""Autoguidance: away from a weak network's answer to the same prompt.
+    r"""Autoguidance: guide away from a weak network's prediction for the same prompt.
 
     .. math:: \tilde D = D_{weak}(c) + w\,\big(D(c) - D_{weak}(c)\big)
 
@@ -72,11 +72,11 @@ class Autoguidance(Contrasting):
 
     @property
     def contrast(self) -> Query:
-        """The weak network's answer to the prompt, which the rule leads away from."""
+        """The query that the rule guides away from: the prompt, on the weak network."""
         return Query("positive", model=self.network)
 
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The estimate moved away from the weak network's answer, by the scale."""
+        """Guide the estimate away from the weak network's prediction, by the scale."""
         return extrapolated(estimate, c, u, self.scale), state

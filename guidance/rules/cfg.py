@@ -31,7 +31,7 @@ def extrapolated(estimate: Estimate, c: Prediction, u: Prediction, scale: float)
 @register("cfg", references=(HO_SALIMANS_2022,), example=("cfg(3)", "cfg(3, against='null')"))
 @dataclass(frozen=True)
 class CFG(Contrasting):
-    r"""Classifier-free guidance: away from the contrast `u`, towards the prompt `c`.
+    r"""Classifier-free guidance: guide away from the contrast `u`, towards the prompt `c`.
 
     .. math:: \tilde D = D_u + s\,(D_c - D_u)
 
@@ -63,5 +63,5 @@ class CFG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The estimate moved away from `u` by the scale: ``u + scale*(c - u)`` of the prompt's own prediction."""
+        """Guide the estimate away from `u` by the scale: ``u + scale*(c - u)`` if no rule has changed it."""
         return extrapolated(estimate, c, u, self.scale), state

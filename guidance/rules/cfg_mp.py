@@ -42,11 +42,11 @@ class Projected(NamedTuple):
 @register("cfg_mp", references=(CAI_2026,), example="cfg(3) | cfg_mp()")
 @dataclass(frozen=True)
 class CFGMP(Move[Projected]):
-    r"""CFG-MP: before a step, x is brought nearer to the points at which the two conditions agree.
+    r"""CFG-MP: before a step, move x towards the points at which both conditions give the same velocity.
 
     In the coordinates of the flow, :math:`y = x/(\alpha + \sigma)` at the time :math:`t = \sigma/(\alpha + \sigma)`
     with the velocity :math:`v = \epsilon - D`, an iteration goes half a step back without the prompt and half a step
-    on with it, the network being told the level of x both times:
+    forwards with it; the network is given the level of x both times:
 
     .. math:: z = y - \tfrac{\Delta}{2}\, v_u(y), \qquad G(y) = z + \tfrac{\Delta}{2}\, v_c(z), \qquad \Delta = t' - t
 
@@ -97,34 +97,34 @@ class CFGMP(Move[Projected]):
         set_field(self, "against", Query.of(self.against))
 
     def init(self, run: Run) -> Projected:
-        """The state between two steps: nothing is kept."""
+        """Return the state before the first step, which holds no samples."""
         return Projected()
 
     @property
     def takes_turns(self) -> bool:
-        """Whether there are iterations."""
+        """Whether the rule iterates before steps: whether `times` is above 0."""
         return self.times > 0
 
     def asks(self) -> frozenset[Query]:
-        """The queries of an iteration: the prompt, and `against`."""
+        """Return the queries of an iteration: the prompt, and `against`."""
         return frozenset({POSITIVE, Query.of(self.against)}) if self.times else frozenset()
 
     def queries(self, step: Step, state: Projected) -> dict[Query, None]:
-        """Nothing at the sampler's own evaluation."""
+        """Return no queries: the rule asks in its turns, and not at the sampler's own evaluation."""
         return {}
 
     def turns(self, step: Step, state: Projected) -> int:
-        """Two for each iteration."""
+        """Return the number of turns before this step: two for each iteration."""
         return 2 * self.times
 
     def look(self, x: Tensor, step: Step, state: Projected) -> Look:
-        """The contrast at x, then the prompt half a step back."""
+        """Ask for the contrast at x in the first turn of an iteration, for the prompt half a step back in the next."""
         if state.half is None:
             return Look({Query.of(self.against): None})
         return Look({POSITIVE: None}, x=state.half)
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: Projected) -> tuple[Tensor, Projected]:
-        """Half a step back, or half a step on."""
+        """Take half a step back under the contrast, or half a step forwards under the prompt."""
         size = step.level.alpha + step.level.sigma
         half = (_time(step.after or Level(1.0, 0.0)) - _time(step.level)) / 2
         if state.half is None:

@@ -56,7 +56,7 @@ def matching_cfg_scale(scale: float) -> float:
 @register("cfgpp", references=(CHUNG_2024,), example="cfgpp(0.6)")
 @dataclass(frozen=True)
 class CFGPlusPlus(Rule):
-    r"""CFG++: jump to an interpolation between unconditional and conditional, re-noise with the unconditional noise.
+    r"""CFG++: step to an interpolation of both predictions, and re-noise with the unconditional noise.
 
     .. math::
         D_\lambda = D_u + \lambda\,(D_c - D_u),\qquad x' = \alpha' D_\lambda + \sigma' \epsilon_u
@@ -72,7 +72,7 @@ class CFGPlusPlus(Rule):
 
     Args:
         scale: :math:`\lambda` in [0, 1]. 0 is the unconditional model.
-        against: the query that u answers, as of `CFG`.
+        against: the query that u answers, as in `CFG`.
         second_order: the newest prediction in the difference by which DPM-Solver++ 2M is of the second order, whose
             older one is always unconditional. ``"renoise"``: the unconditional one, as in the paper's general form and
             the authors' code for SDXL. ``"guided"``: :math:`D_\lambda`, as in the authors' code for Stable Diffusion
@@ -121,12 +121,12 @@ class CFGPlusPlus(Rule):
 
     @property
     def renoises(self) -> bool:
-        """Whether the rule sets what the sampler re-noises with: it always does."""
+        """True: the rule sets the prediction that the sampler re-noises with."""
         return True
 
     @property
     def guides_history(self) -> bool:
-        """Whether `second_order` is "guided"."""
+        """Whether a second-order solver's difference takes the guided prediction, as `second_order` says."""
         return self.second_order == "guided"
 
     def cfg_scale(self, k_sigma: float, after: float) -> float:
@@ -157,12 +157,12 @@ class CFGPlusPlus(Rule):
 @register("renoise", references=(CHUNG_2024,), example="cfg(3) | renoise()")
 @dataclass(frozen=True)
 class Renoise(Rule):
-    r"""Re-noise with the prediction of one query, and jump where the rules before say: the second half of CFG++.
+    r"""Re-noise with the prediction of one query, and leave the estimate as it is: the second half of CFG++.
 
     .. math:: x' = \alpha' \hat D + \sigma' \epsilon_q
 
     so that ``cfg(0.6) | renoise("negative")`` is ``cfgpp(0.6)``, and ``perpneg(0.6) | renoise()`` its Perp-Neg form.
-    Other solvers as of `CFGPlusPlus`.
+    Other solvers as in `CFGPlusPlus`.
 
     Args:
         query: whose noise; ``"null"`` is the true empty prompt, ``"positive"`` the prompt.
@@ -186,12 +186,12 @@ class Renoise(Rule):
 
     @property
     def renoises(self) -> bool:
-        """Whether the rule sets what the sampler re-noises with: it always does."""
+        """True: the rule sets the prediction that the sampler re-noises with."""
         return True
 
     @property
     def guides(self) -> bool:
-        """Whether the rule changes where the sampler jumps: it never does."""
+        """False: the rule changes what the sampler re-noises with, and nothing else."""
         return False
 
     def asks(self) -> frozenset[Query]:

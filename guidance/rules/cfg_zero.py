@@ -28,7 +28,7 @@ FAN_2025 = """@article{fan2025cfgzero,
 @register("cfg_zero", references=(FAN_2025,), example="cfg_zero(3)")
 @dataclass(frozen=True)
 class CFGZero(Contrasting):
-    r"""CFG-Zero*: classifier-free guidance away from the contrast, scaled to fit the prompt's prediction best.
+    r"""CFG-Zero*: classifier-free guidance away from the contrast scaled to the least-squares fit of the prompt.
 
     On velocities, with a number :math:`a` for each sample:
 
@@ -43,7 +43,7 @@ class CFGZero(Contrasting):
         scale: s, any number up to 1e6 in size; 1 is no guidance.
         zero_steps: how many steps at the start of the schedule have velocity 0. The authors zero one step, or 4% of
             them, from text, and none or one from pictures. Only for flow models.
-        against: the query that :math:`v_u` answers, as of `CFG`.
+        against: the query that :math:`v_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``scale=1`` and in zeroed steps,
     in which pipelines evaluate the prompt all the same.
@@ -76,7 +76,7 @@ class CFGZero(Contrasting):
         whole(self, "zero_steps", 0)
 
     def init(self, run: Run) -> State:
-        """The rule remembers nothing; a run of a model that emits no flow is refused where steps are to be zeroed.
+        """Check that steps are zeroed for a flow model only; the rule has no state.
 
         Raises:
             RuleError: steps are to be zeroed, and the network is no flow model.
@@ -90,15 +90,15 @@ class CFGZero(Contrasting):
 
     @property
     def off(self) -> bool:
-        """Whether there is no guidance, with or without zeroed steps."""
+        """Whether the rule guides at no step: whether the scale is 1, with or without zeroed steps."""
         return self.scale == 1
 
     def queries(self, step: Step, state: State) -> Queries:
-        """The prompt and the contrast after the zeroed steps, nothing in them."""
+        """Return the prompt and the contrast after the zeroed steps, and no queries in them."""
         return {} if step.index < self.zero_steps else super().queries(step, state)
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """A velocity of 0 in the zeroed steps, the guided one in the others."""
+        """Set the velocity to 0 in the zeroed steps, and guide in the others."""
         if step.index < self.zero_steps:
             return estimate.replace("velocity", torch.zeros_like(estimate.read("velocity"))), state
         return super().update(estimate, predictions, step, state)

@@ -38,7 +38,7 @@ SOHL_DICKSTEIN_2015 = """@inproceedings{sohldickstein2015deep,
 )
 @dataclass(frozen=True)
 class ClassifierGuidance(Shifting):
-    r"""Classifier guidance: along the gradient of a log-probability, which does not go through the denoiser.
+    r"""Classifier guidance: move along the gradient of a log-probability that is not taken through the denoiser.
 
     .. math::
         \text{noise:}\quad \tilde\epsilon = \hat\epsilon - s\,\sigma\,\nabla_{x_t} \log p(y \mid x_t), \qquad
@@ -47,9 +47,9 @@ class ClassifierGuidance(Shifting):
 
     with the mean and the variance of a DDPM step's posterior,
     :math:`\Sigma_t = \frac{\sigma'^2}{\sigma^2}\big(1 - \frac{\bar\alpha_t}{\bar\alpha_{t-1}}\big)`.
-    The first changes the estimate, and a sampler is told of it; the others move the sample behind the step, as the
-    clean sample moved by :math:`s\,\Sigma_t\nabla\log p / \sqrt{\bar\alpha_{t-1}}` with its noise kept. They agree to
-    the order of a step; with few steps take the first.
+    The first form changes the estimate that the sampler steps with. The others move the sample after the step: the
+    clean sample moves by :math:`s\,\Sigma_t\nabla\log p / \sqrt{\bar\alpha_{t-1}}` and its noise stays. The forms agree
+    to first order in the step's length; with few steps take the first.
 
     With the exact classifier of all data it is CFG: on the unconditional model of scale s, on the prompt's of 1 + s.
 
@@ -97,11 +97,11 @@ class ClassifierGuidance(Shifting):
 
     @property
     def stands_last(self) -> bool:
-        """Whether no rule that changes the estimate may stand behind it: in the forms that move the sample."""
+        """Whether no rule that changes the estimate may follow: true of the forms that move the sample."""
         return self.form != "noise"
 
     def init(self, run: Run) -> State:
-        """Nothing is remembered; the objective is looked up.
+        """Look up the objective and check that the rule can use it; the rule has no state.
 
         Raises:
             InputError: there is no such objective.
@@ -113,7 +113,7 @@ class ClassifierGuidance(Shifting):
         return super().init(run)
 
     def steered(self, estimate: Estimate, objective: Bound, step: Step) -> Estimate:
-        """The estimate with its noise or its clean sample moved along the gradient."""
+        """Return the estimate with its noise, or its clean sample, moved along the gradient."""
         if self.form == "noise":
             value, slope = gradient_at(objective, estimate.prediction, step.level)
             return estimate.plus("noise", slope, -self.scale * preserving(step.level)[1], log_f=value)

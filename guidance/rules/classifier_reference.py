@@ -45,16 +45,16 @@ class Referred(NamedTuple):
 )
 @dataclass(frozen=True)
 class ClassifierReference(Rule[Referred]):
-    r"""Classifier-reference guidance: away from the class that the picture is most likely mistaken for.
+    r"""Classifier-reference guidance: guide away from the class that the picture is most likely mistaken for.
 
     .. math::
         \tilde D = D_r + w\,(D_c - D_r),\qquad w = 1 + (s - 1)\,(1 - p_c)^{q},\qquad
         p_k = \frac{f_k(D_c)}{f_c(D_c) + \sum_j f_j(D_c)}
 
     c is the prompt, and each of the negative prompts j is a reference, whose class has an objective :math:`f_j`. r is
-    the reference with the largest :math:`p_j` at the evaluation before. The surer the classifier is of the prompt's
-    class, the less is guided: where :math:`p_c = 1` nothing is. No gradient is taken of the objectives. On an estimate
-    that earlier rules improved it adds :math:`(w - 1)(D_c - D_r)`.
+    the reference with the largest :math:`p_j` at the evaluation before. The more probable the prompt's class, the
+    weaker the guidance; at :math:`p_c = 1` there is none. No gradient is taken of the objectives. On an estimate that
+    earlier rules improved it adds :math:`(w - 1)(D_c - D_r)`.
 
     It has the shape of GFCG, which also takes a reference class and a scale from a classifier at each step; which law
     its scale follows is not known here, and this is not that method. Another choice or law is a subclass with its own
@@ -111,16 +111,16 @@ class ClassifierReference(Rule[Referred]):
 
     @property
     def weight_counts(self) -> Mapping[str, int]:
-        """How many negative prompts there are, where there are several: the empty prompt will do for one."""
+        """How many negative prompts the rule needs, if it needs several; a single one may be the empty prompt."""
         return {"negative": len(self.named)} if len(self.named) > 1 else {}
 
     @property
     def guides(self) -> bool:
-        """Whether the rule changes where the sampler jumps."""
+        """Whether the rule changes the estimate: whether the scale is not 1."""
         return self.scale != 1
 
     def init(self, run: Run) -> Referred:
-        """Nothing is chosen yet.
+        """Look up the objectives, and return the state before the first step, in which no reference is chosen.
 
         Raises:
             InputError: there is no such objective.
@@ -186,7 +186,7 @@ class ClassifierReference(Rule[Referred]):
         return estimate.plus("native", away, 1.0, more, **traces), Referred(chosen, Fetched(chosen))
 
     def choose(self, likely: Tensor) -> Tensor:
-        """The number of each sample's reference, shape ``(B,)``.
+        """Choose the reference of each sample; returns its number, shape ``(B,)``.
 
         Args:
             likely: the log-probability of each reference, shape ``(B, references)``; minus infinity of one for which a
@@ -195,7 +195,7 @@ class ClassifierReference(Rule[Referred]):
         return likely.argmax(1)
 
     def weights(self, confidence: Tensor) -> Tensor:
-        """The scale w of each sample, shape ``(B,)``.
+        """Return the scale w of each sample, shape ``(B,)``.
 
         Args:
             confidence: the probability of the prompt's class, shape ``(B,)``.

@@ -29,7 +29,7 @@ KYNKAANNIEMI_2024 = """@inproceedings{kynkaanniemi2024applying,
 )
 @dataclass(frozen=True)
 class During(Wrapper):
-    r"""Apply `rule` inside a window only; outside, it asks for nothing and changes nothing.
+    r"""Apply `rule` inside a window of noise levels or of progress only; outside it costs and changes nothing.
 
     .. math:: w(\sigma) = w \ \text{if}\ \sigma_{lo} < \sigma \le \sigma_{hi},\ \text{else}\ 1
 
@@ -44,7 +44,7 @@ class During(Wrapper):
 
     Queries: those of `rule` inside; none outside.
 
-    State: that of `rule`; it stands still outside the window.
+    State: that of `rule`, which does not change outside the window.
 
     References:
         Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
@@ -75,7 +75,7 @@ class During(Wrapper):
             )
 
     def applies(self, step: Step, state: State) -> bool:
-        """Whether the rule is applied at `step`: whether that lies in the window."""
+        """Whether the rule is applied at `step`: whether `step` lies in the window."""
         return self.inside(step)
 
     def inside(self, step: Step) -> bool:

@@ -29,7 +29,7 @@ MA_2023 = """@inproceedings{ma2023elucidating,
 )
 @dataclass(frozen=True)
 class EluCD(Shifting):
-    r"""EluCD: guidance by a classifier of clean pictures, at the predicted clean sample, more in the middle of a run.
+    r"""EluCD: guidance by a classifier of clean pictures at the predicted clean sample, strongest mid-run.
 
     .. math::
         \tilde\mu = \hat\mu + k\,\Big(\Sigma_t + \gamma\, \max_{\tau \ge t} \Sigma_\tau\, \sin\frac{\pi t}{T}\Big)
@@ -79,7 +79,7 @@ class EluCD(Shifting):
         number(self, "sine", 0, LARGEST)
 
     def init(self, run: Run) -> State:
-        """Nothing is remembered; the objective is looked up.
+        """Look up the objective and check that the rule can use it; the rule has no state.
 
         Raises:
             InputError: there is no such objective.
@@ -90,13 +90,13 @@ class EluCD(Shifting):
         return super().init(run)
 
     def steered(self, estimate: Estimate, objective: Bound, step: Step) -> Estimate:
-        """The estimate with its clean sample moved along the gradient."""
+        """Return the estimate with its clean sample moved along the gradient."""
         value, slope = gradient_at(objective, estimate.prediction, step.level)
         after = step.run.levels[step.index + 1]
         return along(estimate, self.scale * self.weight(step) / preserving(after)[0] * slope, log_f=value)
 
     def weight(self, step: Step) -> float:
-        """What the gradient is multiplied by where a run stands, but for the scale."""
+        """Return the factor of the gradient at a step, without the scale."""
         steps = len(step.run.levels) - 1
         most = max(posterior_variance(step, index) for index in range(step.index + 1))
         return posterior_variance(step) + self.sine * most * math.sin(math.pi * (steps - 1 - step.index) / steps)

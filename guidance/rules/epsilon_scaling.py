@@ -59,7 +59,7 @@ class EpsilonScaling(Rule):
             raise RuleError(f"EpsilonScaling: divisor must be above 0, {SMALLEST:g} at least; got {self.divisor!r}")
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """Divide the estimate's noise by `divisor`; the estimate as it is at pure noise."""
+        """Divide the estimate's noise by `divisor`; at pure noise return the estimate as it is."""
         if self.divisor == 1 or step.level.alpha == 0:
             return estimate, state
         return estimate.replace("noise", estimate.read("noise") / self.divisor), state

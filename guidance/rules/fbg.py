@@ -56,7 +56,7 @@ class Posterior(NamedTuple):
 @register("fbg", references=(KOULISCHER_2025,), example="fbg(0.9, 0.5, -0.1)")
 @dataclass(frozen=True)
 class FBG(Contrasting):
-    r"""Feedback guidance: each sample's scale grows while its path does not look like one of the prompt's.
+    r"""Feedback guidance: a scale for each sample that grows while its path is improbable under the prompt.
 
     .. math:: \tilde D = D_u + w\,(D_c - D_u),\qquad w = \frac{p}{p - (1 - \pi)}
 
@@ -75,7 +75,7 @@ class FBG(Contrasting):
         temperature: :math:`\tau` >= 0.
         offset: :math:`\delta`, below 0 as a rule: what makes the scale grow where the path says nothing.
         largest: the largest w, above 1.
-        against: the query that :math:`D_u` answers, as of `CFG`.
+        against: the query that :math:`D_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``prior=1``.
 
@@ -117,7 +117,7 @@ class FBG(Contrasting):
         return math.log((1 - self.prior) * self.largest / (self.largest - 1))
 
     def init(self, run: Run) -> State:
-        """Nothing known of the path."""
+        """Return the state before the first step, in which nothing is known of the path."""
         if self.off:
             return ()
         shape = (run.batch, *[1] * (len(run.shape) - 1))

@@ -46,7 +46,7 @@ class FDG(Banded):
     Args:
         low: :math:`s_{low}`, any number up to 1e6 in size. Equal to `high` it is `CFG`; both 1 are no guidance.
         high: :math:`s_{high}`.
-        against: the query that :math:`D_u` answers, as of `CFG`.
+        against: the query that :math:`D_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own where both scales are 1.
 
@@ -79,5 +79,5 @@ class FDG(Banded):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equation above."""
+        """Add the low and the high band of the difference, each by its own scale."""
         return by_bands(estimate, c, u, self.low, self.high, pyramid_low), state

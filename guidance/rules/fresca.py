@@ -39,7 +39,7 @@ class FreSca(Banded):
         low: l, the factor of the low frequencies. With both factors 1 it is `CFG`.
         high: h, the factor of the high ones; the paper's pictures have 1.5.
         cutoff: :math:`r_0` in [0, 1], where low ends, as a share of half the smaller side: one value for all sizes.
-        against: the query that :math:`D_u` answers, as of `CFG`.
+        against: the query that :math:`D_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own where scale and factors are 1.
 
@@ -76,6 +76,6 @@ class FreSca(Banded):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equation above."""
+        """Add the difference with its low and high band multiplied by their factors, by `scale`."""
         low, high = self.scale * self.low, self.scale * self.high
         return by_bands(estimate, c, u, low, high, partial(disc_low, cutoff=self.cutoff)), state

@@ -40,7 +40,7 @@ class Foreseen(NamedTuple):
 @register("fsg", references=(WANG_2025,), example="cfgpp(1) | fsg(5.5)")
 @dataclass(frozen=True)
 class FSG(Move[Foreseen]):
-    r"""Foresight guidance: early in a run, x is iterated towards a point from where both conditions lead the same way.
+    r"""Foresight guidance: early in a run, iterate x towards a fixed point of a guided step and its unguided inverse.
 
     An iteration leads from x at the level :math:`(\alpha, \sigma)` in one DDIM step under guidance of scale w to the
     level :math:`(\alpha', \sigma')` several steps ahead, and back by DDIM inversion under scale s:
@@ -92,35 +92,35 @@ class FSG(Move[Foreseen]):
         set_field(self, "against", Query.of(self.against))
 
     def init(self, run: Run) -> Foreseen:
-        """The state outside of an iteration: no samples are kept."""
+        """Return the state before the first step, which holds no samples."""
         return Foreseen(None)
 
     @property
     def takes_turns(self) -> bool:
-        """Whether there are iterations."""
+        """Whether the rule iterates before some steps: whether `schedule` is not empty."""
         return bool(self.schedule)
 
     def asks(self) -> frozenset[Query]:
-        """What the two scales need."""
+        """Return the queries that the two scales need: the prompt, `against`, or both."""
         return frozenset({*self._asked(self.scale), *self._asked(self.inverse)}) if self.schedule else frozenset()
 
     def queries(self, step: Step, state: Foreseen) -> dict[Query, None]:
-        """Nothing at the sampler's own evaluation."""
+        """Return no queries: the rule asks in its turns, and not at the sampler's own evaluation."""
         return {}
 
     def turns(self, step: Step, state: Foreseen) -> int:
-        """Two for each iteration."""
+        """Return the number of turns before this step: two for each iteration."""
         ahead, times = self._here(step)
         return 2 * times if ahead else 0
 
     def look(self, x: Tensor, step: Step, state: Foreseen) -> Look:
-        """The conditions at x; then at the level ahead."""
+        """Ask for the predictions at x in the first turn of an iteration, and at the level ahead in the second."""
         if state.x is None:
             return Look(self._asked(self.scale))
         return Look(self._asked(self.inverse), x=state.x, ahead=self._here(step)[0])
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: Foreseen) -> tuple[Tensor, Foreseen]:
-        """Down under guidance, or back up."""
+        """Step to the level ahead under guidance, or back from it by DDIM inversion."""
         if state.x is None:
             return x, Foreseen(self._at(_level(step, self._here(step)[0]), sight, self.scale))
         return self._at(step.level, sight, self.inverse), Foreseen(None)

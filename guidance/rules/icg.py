@@ -30,7 +30,7 @@ SOURCES = ("tokens", "gaussian", "class")
 )
 @dataclass(frozen=True)
 class ICG(Contrasting):
-    r"""Independent condition guidance: away from a random condition, for networks trained without an empty one.
+    r"""Independent condition guidance: guide away from a random condition, for networks without an empty one.
 
     .. math:: \tilde D = D(x, t, \hat y) + s\,\big(D(x, t, y) - D(x, t, \hat y)\big),\qquad \hat y \perp x
 
@@ -65,11 +65,11 @@ class ICG(Contrasting):
 
     @property
     def contrast(self) -> Query:
-        """The query of the random condition, which the rule leads away from."""
+        """The query that the rule guides away from: a random condition."""
         return Query(f"independent:{self.source}")
 
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The estimate moved away from the answer to the random condition, by the scale."""
+        """Guide the estimate away from the prediction under the random condition, by the scale."""
         return extrapolated(estimate, c, u, self.scale), state

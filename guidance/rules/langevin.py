@@ -38,7 +38,7 @@ BRADLEY_2024 = """@article{bradley2024classifier,
 @register("langevin", references=(SONG_2021, BRADLEY_2024), example="cfg(3) | langevin(2)")
 @dataclass(frozen=True)
 class Langevin(Move):
-    r"""Langevin corrector: steps that move x towards a law at one noise level, before the sampler goes on.
+    r"""Langevin corrector: steps at one noise level, before the sampler's own, that move x towards a target law.
 
     With :math:`s(x)` the score of that law at the level and z fresh noise, each step is that of the Langevin equation
     over a time e,
@@ -103,29 +103,29 @@ class Langevin(Move):
 
     @property
     def takes_turns(self) -> bool:
-        """Whether there are Langevin steps."""
+        """Whether the rule takes Langevin steps: whether `steps` is above 0."""
         return self.steps > 0
 
     def asks(self) -> frozenset[Query]:
-        """What the power needs; nothing of its own without one."""
+        """Return the queries that the power needs; none without a power."""
         if not self.steps or self.power is None:
             return frozenset()
         return frozenset({POSITIVE}) if self.power == 1 else frozenset({POSITIVE, Query.of(self.against)})
 
     def queries(self, step: Step, state: State) -> dict[Query, None]:
-        """Nothing at the sampler's own evaluation."""
+        """Return no queries: the rule asks in its turns, and not at the sampler's own evaluation."""
         return {}
 
     def turns(self, step: Step, state: State) -> int:
-        """A turn for each Langevin step, between the first level of a run and the last."""
+        """Return the number of turns: one for each Langevin step, none at a run's first and last level."""
         return self.steps if step.before is not None and step.level.sigma > 0 else 0
 
     def look(self, x: Tensor, step: Step, state: State) -> Look:
-        """The stack's estimate at x, or the two predictions of the power."""
+        """Ask for the stack's estimate at x, or for the predictions that the power needs."""
         return Look(dict.fromkeys(self.asks()), guided=self.power is None)
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: State) -> tuple[Tensor, State]:
-        """One Langevin step."""
+        """Take one Langevin step at the level of `step`."""
         eps = self._noise(sight)
         z = sight.noise(x, "langevin")
         k = self._kept(step, eps, z)

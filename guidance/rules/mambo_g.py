@@ -27,7 +27,7 @@ ZHU_2025 = """@article{zhu2025mambog,
 @register("mambo_g", references=(ZHU_2025,), example="mambo_g(10, alpha=2)")
 @dataclass(frozen=True)
 class MamboG(Contrasting):
-    r"""MAMBO-G: a scale for each sample and step that falls as the difference grows beside the contrast.
+    r"""MAMBO-G: a scale for each sample and step that falls as the difference grows relative to the contrast.
 
     On velocities:
 
@@ -39,7 +39,7 @@ class MamboG(Contrasting):
     Args:
         scale: s, the largest scale; 1 is no guidance. The paper writes ``1 + w exp(...)``, with w = s - 1.
         alpha: how fast the scale falls, >= 0; 0 is `CFG`.
-        against: the query that :math:`v_u` answers, as of `CFG`.
+        against: the query that :math:`v_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``scale=1``.
 
@@ -69,7 +69,7 @@ class MamboG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """The equation above."""
+        """Guide by a scale that falls with the difference's relative norm. Trace ``mambo_scale``: that scale."""
         difference = c.minus(u, "velocity")
         factor = torch.exp(-self.alpha * ratio(norm(difference), norm(u.velocity)))
         scale = 1 + (self.scale - 1) * factor.flatten()

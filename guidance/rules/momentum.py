@@ -31,7 +31,7 @@ class Averaged(NamedTuple):
 @register("momentum", references=(MOMENTUM_2026,), example="momentum(0.5)")
 @dataclass(frozen=True)
 class Momentum(Rule):
-    r"""Momentum guidance: away from the average of the estimates of earlier steps. It needs no contrast.
+    r"""Momentum guidance: guide away from the average of earlier steps' estimates. It needs no contrast.
 
     .. math:: \tilde v = \hat v + m\,(\hat v - a),\qquad a_{next} = \beta a + (1 - \beta)\,\hat v
 
@@ -69,7 +69,7 @@ class Momentum(Rule):
             choice(self, "space", SPACES)
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """Lead away from the average of earlier estimates, and take this estimate into the average."""
+        """Guide away from the average of earlier estimates, and add this estimate to the average."""
         if self.amount == 0:
             return estimate, state
         space = self.space or ("velocity" if step.level.path == "flow" else "denoised")

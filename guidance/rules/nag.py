@@ -60,7 +60,7 @@ class NAG(OwnPass):
     rule beside it reads the prompt's answer with it: ``nag(3) | cfg(4)``.
 
     Args:
-        scale: s, any number up to 1e6 in size; 1 is off, as of `CFG`. The authors' code calls it ``nag_scale``, their
+        scale: s, any number up to 1e6 in size; 1 is off, as in `CFG`. The authors' code calls it ``nag_scale``, their
             paper has :math:`\phi = s - 1`.
         tau: :math:`\tau > 0`, how many times its size the output may grow; at 1e6 without a bound.
         alpha: :math:`\alpha` in [0, 1], the share of the guided output; 0 is off.
@@ -97,7 +97,7 @@ class NAG(OwnPass):
 
     @property
     def edit(self) -> PromptEdit | None:
-        """The negative prompt in the attention, unless the scale or the share turns it off."""
+        """The edit that puts the negative prompt into the attention; None where `scale` or `alpha` turns it off."""
         if self.scale == 1 or self.alpha == 0:
             return None
         return PromptEdit("nag", (self.scale, self.tau, self.alpha), self.blocks or "", "negative")

@@ -64,5 +64,5 @@ class NASA(OwnPass):
 
     @property
     def edit(self) -> PromptEdit | None:
-        """The negative prompt in the attention, unless the factor turns it off."""
+        """The edit that subtracts the negative prompt's attention output; None where `alpha` is 0."""
         return None if self.alpha == 0 else PromptEdit("nasa", (self.alpha,), self.blocks or "", "negative")

@@ -21,7 +21,7 @@ AHN_2024 = """@inproceedings{ahn2024self,
 @register("pag", references=(AHN_2024,), example="pag(3)")
 @dataclass(frozen=True)
 class PAG(Edited):
-    r"""Perturbed-attention guidance: away from the same network whose tokens attend to themselves alone.
+    r"""Perturbed-attention guidance: guide away from the network whose tokens attend to themselves alone.
 
     .. math:: \tilde D = D + s\,(D_c - D_{\mathrm{id}})
 
@@ -53,5 +53,5 @@ class PAG(Edited):
 
     @property
     def edit(self) -> Perturbation:
-        """The network in whose `blocks` each token of the picture attends to itself."""
+        """The edit by which each token of the picture attends to itself in `blocks`."""
         return Perturbation("identity", blocks=named(self.blocks))

@@ -31,7 +31,7 @@ ORIGIN = NULL  # the true empty prompt, never the negative one
 @register("perpneg", references=(ARMANDPOUR_2023,), example="perpneg(3)")
 @dataclass(frozen=True)
 class PerpNeg(Rule):
-    r"""Perp-Neg: away from the part of each negative prompt that is perpendicular to the prompt.
+    r"""Perp-Neg: guide away from the part of each negative prompt that is perpendicular to the prompt.
 
     .. math::
         \tilde\epsilon = \epsilon_u + s\,\Big[e_p + \sum_j w^+_j\, e_j^{\perp} - \sum_i w_i\, e_i^{\perp}\Big],\qquad
@@ -98,7 +98,7 @@ class PerpNeg(Rule):
         return named
 
     def init(self, run: Run) -> State:
-        """The rule remembers nothing; the number of weights is checked against the number of prompts.
+        """Check the number of weights against the number of prompts; the rule has no state.
 
         Samples with fewer prompts than there are weights use the first ones: a batch may mix them.
 
@@ -129,7 +129,7 @@ class PerpNeg(Rule):
         return frozenset({POSITIVE, ORIGIN, Query("negative:each"), Query("positive:each")})
 
     def queries(self, step: Step, state: State) -> Queries:
-        """Each further prompt for the samples that have it."""
+        """Return the prompt and the empty prompt for all samples, and each further prompt for those that have it."""
         if self._is_neutral():
             return {}
         asked: dict[Query, Tensor | None] = {POSITIVE: None, ORIGIN: None}
@@ -138,7 +138,7 @@ class PerpNeg(Rule):
         return asked
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The guided estimate. A sample without a negative reads the prompt there, whose perpendicular part is 0."""
+        """Return the guided estimate. Where a sample has no negative it reads the prompt, which changes nothing."""
         if self._is_neutral():
             return estimate, state
         p, u = predictions[POSITIVE], predictions[ORIGIN]

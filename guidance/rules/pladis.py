@@ -81,5 +81,5 @@ class PLADIS(OwnPass):
 
     @property
     def edit(self) -> PromptEdit | None:
-        """The weights of the attention, unless the scale turns it off."""
+        """The edit that makes the attention weights sparser; None where `scale` is 0."""
         return None if self.scale == 0 else PromptEdit("pladis", (self.scale,), self.blocks or "")

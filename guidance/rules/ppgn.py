@@ -28,7 +28,7 @@ NGUYEN_2017 = """@inproceedings{nguyen2017plug,
 @register("ppgn", references=(NGUYEN_2017,), example="cfg(3) | ppgn('blue', condition=0.01)")
 @dataclass(frozen=True)
 class PPGN(Move, Steering):
-    r"""PPGN: steps towards the denoised sample, along an objective, and with noise, before the sampler goes on.
+    r"""PPGN: before each sampler step, noisy steps towards the denoised sample and along an objective's gradient.
 
     .. math::
         x \leftarrow x + \epsilon_1\,(\alpha\hat x_0(x) - x) + \epsilon_2\,\sigma^2\,\nabla_x \log p(y \mid x)
@@ -38,10 +38,10 @@ class PPGN(Move, Steering):
     the level, which is the one whose score the stack's estimate is. With :math:`\epsilon_2 = \epsilon_1`,
     :math:`\epsilon_3 = \sqrt{2\epsilon_1}` small and exact networks the stationary law of these Langevin steps is the
     posterior :math:`p_\sigma(x)\,p(y \mid x)`; with :math:`\epsilon_2 = s\,\epsilon_1` it is
-    :math:`p_\sigma(x)\,p(y \mid x)^s`. What the condition is can be exchanged without a new generator: any objective.
+    :math:`p_\sigma(x)\,p(y \mid x)^s`. Any objective can be the condition, without another generator.
 
     Args:
-        objective: the text of the objective: the condition network. One that sees noisy samples is asked at x, any
+        objective: the text of the objective: the condition network. One that sees noisy samples is evaluated at x, any
             other at the predicted clean sample, as in `ClassifierGuidance`.
         steps: such steps before each step of the sampler but the first; 0 is off.
         prior: :math:`\epsilon_1`, above 0 and at most 1, in units of the level: 1 goes to the denoised sample at once.
@@ -89,19 +89,19 @@ class PPGN(Move, Steering):
 
     @property
     def takes_turns(self) -> bool:
-        """Whether there are such steps."""
+        """Whether the rule takes steps of its own: whether `steps` is above 0."""
         return not self.off
 
     def turns(self, step: Step, state: State) -> int:
-        """A turn for each of the steps, between the first level of a run and the last."""
+        """Return the number of turns: one for each of `steps`, none at a run's first and last level."""
         return self.steps if step.before is not None and step.level.sigma > 0 else 0
 
     def look(self, x: Tensor, step: Step, state: State) -> Look:
-        """The stack's estimate at x."""
+        """Ask for the stack's estimate at x."""
         return Look(guided=True)
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: State) -> tuple[Tensor, State]:
-        """The samples after one Langevin step towards the denoised sample and along the objective."""
+        """Take one Langevin step towards the denoised sample and along the objective's gradient."""
         if step.run.objectives is None:  # a plan, in which the samples are moved too: what follows is evaluated anew
             return x.clone(), state
         objective, sigma = step.run.objectives.find(self.objective), step.level.sigma

@@ -86,12 +86,12 @@ class Ramp(Wrapper):
     State: that of the rule.
 
     Raises:
-        CompositionError: nothing in the rule changes so.
-        RuleError: it does not take the largest of its scales.
+        CompositionError: the rule has no parameter that can change in this way.
+        RuleError: the rule refuses the largest of the scales.
 
     References:
-        Wang et al., "Analysis of Classifier-Free Guidance Weight Schedulers", arXiv:2404.13040. It goes by the training
-        time t where this goes by the step, and its weight is s - 1.
+        Wang et al., "Analysis of Classifier-Free Guidance Weight Schedulers", arXiv:2404.13040. Its shapes are
+        functions of the training time t, these are functions of the step; its weight is s - 1.
 
     >>> from guidestack import CFG, Ramp
     >>> [round(Ramp(CFG(3), "linear").at(index, 4).scale, 2) for index in range(4)]
@@ -124,17 +124,17 @@ class Ramp(Wrapper):
         return self._now(step).edits(step, state)
 
     def queries(self, step: Step, state: State) -> Queries:
-        """The queries of the rule with the scale of this step."""
+        """Return the queries of the rule with the scale of this step."""
         return self._now(step).queries(step, state)
 
     def unasked(self, step: Step, state: State) -> RowMask | None:
-        """The samples that the rule needs no prediction for."""
+        """Return the samples for which the rule needs no prediction."""
         return self._now(step).unasked(step, state)
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The update of the rule at this step's scale."""
+        """Apply the rule with the scale of this step."""
         return self._now(step).update(estimate, predictions, step, state)
 
     def away(self, predictions: Predictions, step: Step, state: State) -> tuple[Prediction, RowMask | None] | None:
-        """What the rule leads away from at this step's scale."""
+        """Return what the rule guides away from, with the scale of this step."""
         return self._now(step).away(predictions, step, state)

@@ -41,7 +41,7 @@ class Ahead(NamedTuple):
 @register("rectified_cfg", references=(SAINI_2025,), example="rectified_cfg(2)")
 @dataclass(frozen=True)
 class RectifiedCFG(Rule[Ahead]):
-    r"""Rectified-CFG++: the prompt's velocity at x, with the difference to the contrast where that velocity leads.
+    r"""Rectified-CFG++: the prompt's velocity at x plus the guidance difference at the point that it leads to.
 
     With :math:`\tilde x` the samples after the sampler's step under the prompt alone, or a share of it, at its level
     :math:`\sigma'`:
@@ -54,8 +54,8 @@ class RectifiedCFG(Rule[Ahead]):
         scale: s, the factor of the difference, any number up to 1e6 in size; 0 is off. The same difference at x would
             be CFG of scale 1 + s.
         against: the query that :math:`v_u` answers.
-        ahead: how far ahead of x the difference is looked at, as a share of the step, in (0, 1]: 1 as in the authors'
-            code, 0.5 as in the paper's algorithm. Below 1 the way there is straight, as of Euler's method.
+        ahead: how far ahead of x the difference is evaluated, as a share of the step, in (0, 1]: 1 as in the authors'
+            code, 0.5 as in the paper's algorithm. Below 1 the step there is one of Euler's method.
 
     Queries: in turns "positive" at x, then "positive" and `against` at :math:`\tilde x`; the prompt's answer at x is
     not evaluated again: 3 evaluations a step. The authors' code spends 4.
@@ -93,16 +93,16 @@ class RectifiedCFG(Rule[Ahead]):
 
     @property
     def contrast(self) -> Query:
-        """The query that the rule leads away from, ahead of x."""
+        """The query that the rule guides away from, at the point ahead of x."""
         return Query.of(self.against)
 
     @property
     def takes_turns(self) -> bool:
-        """Whether the rule looks ahead."""
+        """Whether the rule evaluates at a point ahead of x: whether the scale is not 0."""
         return self.scale != 0
 
     def init(self, run: Run) -> Ahead:
-        """Nothing seen yet.
+        """Check that the network is a flow model, and return the state before the first step, which holds nothing.
 
         Raises:
             RuleError: the network is no flow model.
@@ -112,25 +112,25 @@ class RectifiedCFG(Rule[Ahead]):
         return Ahead(None, None)
 
     def asks(self) -> frozenset[Query]:
-        """The prompt and the contrast."""
+        """Return the prompt and the contrast, which the rule asks for in its turns."""
         return frozenset({POSITIVE, self.contrast}) if self.scale else frozenset()
 
     def queries(self, step: Step, state: Ahead) -> dict[Query, None]:
-        """Nothing beside the prompt at x."""
+        """Return no queries: the rule asks in its turns, and reads nothing but the prompt at x."""
         return {}
 
     def turns(self, step: Step, state: Ahead) -> int:
-        """One to look where the prompt leads, one there."""
+        """Return the number of turns: one for the prompt's own step, one at the point that it leads to."""
         return 2 if self.scale else 0
 
     def look(self, x: Tensor, step: Step, state: Ahead) -> Look:
-        """The prompt at x, then both ahead."""
+        """Ask for the prompt at x in the first turn, and for prompt and contrast at the point ahead in the second."""
         if step.turn == 1:
             return Look({POSITIVE: None})
         return Look(dict.fromkeys((POSITIVE, self.contrast)), x=state.x, level=self._level(step))
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: Ahead) -> tuple[Tensor, Ahead]:
-        """X as it is, and what was seen."""
+        """Return x as it is, and the state with the point ahead or with the difference there."""
         if step.turn == 1:
             c = sight.predictions[POSITIVE]
             if self.ahead == 1:
@@ -140,7 +140,7 @@ class RectifiedCFG(Rule[Ahead]):
         return x, Ahead(None, c.minus(u, "velocity"))
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: Ahead) -> tuple[Estimate, Ahead]:
-        """The difference ahead, added to the estimate at x."""
+        """Add the difference at the point ahead to the estimate at x."""
         if not self.scale or state.difference is None:
             return estimate, state
         return estimate.plus("velocity", state.difference, self.scale), state

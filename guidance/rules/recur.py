@@ -55,7 +55,7 @@ class Descended(NamedTuple):
 @register("recur", references=(LUGMAYR_2022, YU_2023), example="cfg(3) | recur(2)")
 @dataclass(frozen=True)
 class Recur(Move[State]):
-    r"""Time travel: take each step of the sampler several times, back at the noise where it began in between.
+    r"""Time travel: take each sampler step several times, and re-noise to the level where it began in between.
 
     After a step from the level :math:`(\alpha, \sigma)` to :math:`(\alpha', \sigma')` that led to :math:`x'`, fresh
     noise leads back:
@@ -99,25 +99,25 @@ class Recur(Move[State]):
         whole(self, "length", 1)
 
     def init(self, run: Run) -> State:
-        """Nothing is remembered but on the way down a long jump."""
+        """Return the state before the first step; only a jump of several steps keeps samples."""
         return Descended(None) if self.length > 1 else ()
 
     @property
     def takes_turns(self) -> bool:
-        """Whether steps are taken more than once."""
+        """Whether steps are taken more than once: whether `times` is above 1."""
         return self.times > 1
 
     def turns(self, step: Step, state: State) -> int:
-        """A turn for each step of each time but the last, whose steps are the sampler's own."""
+        """Return the number of turns: one for each repeated step; the last repetition is the sampler's own."""
         return 0 if step.index % self.length else (self.times - 1) * self._steps(step)
 
     def look(self, x: Tensor, step: Step, state: State) -> Look:
-        """The stack's estimate at x, or on the way down."""
+        """Ask for the stack's estimate at x, or at the samples that the jump's steps have led to."""
         ahead = self._ahead(step)
         return Look(guided=True, x=state[0], ahead=ahead) if ahead else Look(guided=True)
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: State) -> tuple[Tensor, State]:
-        """The sampler's step, and back from the last one of a jump."""
+        """Take a step of the sampler; after the last one of a jump, re-noise to the level where the jump began."""
         reached = sight.steps(sight.estimate)
         if self._ahead(step) + 1 < self._steps(step):
             return x, Descended(reached)

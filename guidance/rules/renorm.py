@@ -60,11 +60,11 @@ class Renorm(Rule):
 
     @property
     def refines(self) -> bool:
-        """Whether the rule only reshapes what rules before it made: of the prompt's own prediction the ratio is 1."""
+        """True: the rule only reshapes the estimate of the rules before it."""
         return True
 
     def init(self, run: Run) -> State:
-        """The rule remembers nothing; its axes are checked against the shape of the samples.
+        """Check the axes against the shape of the samples; the rule has no state.
 
         Raises:
             RuleError: samples have no such axis.
@@ -77,7 +77,7 @@ class Renorm(Rule):
         return frozenset({POSITIVE})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The estimate times the ratio of the two norms."""
+        """Multiply the estimate by the ratio of the two norms."""
         guided, prompt = estimate.read(self.space), predictions[POSITIVE].read(self.space)
         over = self.axes or tuple(range(1, guided.ndim))
         norm = torch.linalg.vector_norm(guided, dim=over, keepdim=True)

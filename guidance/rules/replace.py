@@ -30,7 +30,7 @@ SONG_2021 = """@inproceedings{song2021score,
 @register("replace", references=(SONG_2021,), example="replace('border')")
 @dataclass(frozen=True)
 class Replace(Steering):
-    r"""Replacement: what is known of the picture takes the place of what the model makes of it; inpainting.
+    r"""Replacement: put the known pixels or measurements of a picture into the predicted clean sample (inpainting).
 
     Known are measurements :math:`y = A x_0`, with P = :math:`A^+ A` the orthogonal projection on what they determine
     and :math:`\hat y` a picture that has them, :math:`A \hat y = y`. The clean sample is made to have them,
@@ -84,26 +84,26 @@ class Replace(Steering):
 
     @property
     def off(self) -> bool:
-        """False: no parameter turns it off."""
+        """False: no parameter turns replacement off."""
         return False
 
     @property
     def stands_last(self) -> bool:
-        """True: it is the finished estimate that is made to have the measurements."""
+        """True: the measurements are put into the finished estimate, which no later rule may change."""
         return True
 
     @property
     def takes_turns(self) -> bool:
-        """Whether the known part is drawn anew between two steps: with `fresh`."""
+        """Whether the rule draws the known part's noise anew between two steps: whether `fresh` is set."""
         return self.fresh
 
     def init(self, run: Run) -> State:
-        """Nothing is remembered; the measurements are looked up, and made a sample.
+        """Look up the measurements and convert them to a sample; the rule has no state.
 
         Raises:
-            InputError: as of `Steering`, or the run's samples are of another form than the measurements.
+            InputError: as in `Steering`, or the run's samples are of another form than the measurements.
             RuleError: the objective does not say which part of the picture it determines.
-            UnsupportedError: as of `Steering`, or how this pipeline makes samples of pictures is not known.
+            UnsupportedError: as in `Steering`, or how this pipeline makes samples of pictures is not known.
         """
         super().init(run)
         if run.objectives is not None:
@@ -111,10 +111,10 @@ class Replace(Steering):
         return ()
 
     def check_objective(self, objective: Bound) -> None:
-        """Refuse an objective that does not say which part of the picture it determines.
+        """Check that an objective says which part of the picture it determines.
 
         Raises:
-            RuleError: it does not.
+            RuleError: it does not say so.
         """
         if not isinstance(objective.function, Determining):
             raise RuleError(
@@ -123,11 +123,11 @@ class Replace(Steering):
             )
 
     def turns(self, step: Step, state: State) -> int:
-        """With `fresh` a turn behind each step that leaves noise."""
+        """Return the number of turns: with `fresh` one after each step that leaves noise, else 0."""
         return int(self.fresh and step.before is not None and step.level.sigma > 0)
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: State) -> tuple[Tensor, State]:
-        """The samples whose known part is that of the measurements, at the level of the step, with fresh noise."""
+        """Replace the known part of the samples by the measurements with fresh noise of the step's level."""
         if step.run.objectives is None:  # a plan, in which the samples are moved too: what follows is evaluated anew
             return x.clone(), state
         objective = step.run.objectives.find(self.objective)
@@ -136,7 +136,7 @@ class Replace(Steering):
         return x + objective.function.determined(known - x), state
 
     def steered(self, estimate: Estimate, objective: Bound, step: Step) -> Estimate:
-        """The estimate with the measurements, both where it jumps and in what it is re-noised with."""
+        """Return the estimate with the measurements put in, also into what the sampler re-noises with."""
         renoise = estimate.renoise and _replaced(estimate.renoise, objective)
         return Estimate(_replaced(estimate.prediction, objective), renoise, estimate.traces)
 

@@ -61,10 +61,10 @@ class Weighted(NamedTuple):
 )
 @dataclass(frozen=True)
 class Resample(Move[Weighted]):
-    r"""Feynman-Kac corrector: guided samples as particles, of which those that fit the target law are multiplied.
+    r"""Feynman-Kac corrector: sample in groups of particles, resampled by their weights under a target law.
 
     The target is a product of laws at each noise level, :math:`\prod_i p_i(x)^{b_i}`: for guidance of scale w the
-    powered law :math:`p(x \mid c)^w\, p(x)^{1-w}`. The sampler is told the noise
+    powered law :math:`p(x \mid c)^w\, p(x)^{1-w}`. The sampler steps with the noise
 
     .. math:: \epsilon_S = \sum_i b_i \epsilon_i
 
@@ -184,36 +184,36 @@ class Resample(Move[Weighted]):
 
     @property
     def off(self) -> bool:
-        """Whether the target is the law of the prompt."""
+        """Whether the rule does nothing: whether the target is the law of the prompt."""
         return not (self.guides or self.objectives)
 
     @property
     def guides(self) -> bool:
-        """Whether the sampler is told something else than the prompt's prediction."""
+        """Whether the rule changes the sampler's prediction: whether the exponents are not those of the prompt."""
         return self.exponents != {POSITIVE: 1.0}
 
     @property
     def stands_last(self) -> bool:
-        """Whether it weighs the finished estimate of the rules before it."""
+        """Whether the rule weighs the finished estimate of the rules before it, which none may change after it."""
         return not self.guides
 
     @property
     def takes_turns(self) -> bool:
-        """Whether particles are ever drawn anew."""
+        """Whether the rule resamples particles: whether it is not off."""
         return not self.off
 
     @property
     def per_image(self) -> int:
-        """The particles of a group, of which one becomes an image."""
+        """How many samples are made for one image: the particles of a group, one of which is kept."""
         return 1 if self.off else self.particles
 
     @property
     def contrast(self) -> Query | None:
-        """The query that is p(x), where `power` is a number."""
+        """The query that is p(x) if `power` is a number, else None."""
         return None if isinstance(self.power, tuple) else Query.of(self.against)
 
     def init(self, run: Run) -> Weighted:
-        """Weights of 1.
+        """Return the state before the first step, in which all particles have weight 1.
 
         Raises:
             RuleError: the batch is no multiple of `particles`, or a group would mix prompts.
@@ -245,7 +245,7 @@ class Resample(Move[Weighted]):
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Weighted
     ) -> tuple[Estimate, Weighted]:
-        """The weighted sum of noises, and what the coming step does to the weights."""
+        """Return the weighted sum of noises as the estimate, and the weights after the coming step."""
         if self.off:
             return estimate, state
         change = torch.zeros_like(state.log_weights)
@@ -304,11 +304,11 @@ class Resample(Move[Weighted]):
         return 1 / shares.square().sum(1)
 
     def turns(self, step: Step, state: Weighted) -> int:
-        """One between two evaluations, which evaluates nothing."""
+        """Return the number of turns: one between two evaluations, in which nothing is evaluated."""
         return int(not self.off and step.before is not None and self._grouped(state.log_weights))
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: Weighted) -> tuple[Tensor, Weighted]:
-        """The particles drawn anew in each group, whose weights are 1 then."""
+        """Resample the particles of each group, and set their weights to 1."""
         groups = torch.arange(len(x), device=x.device).reshape(-1, self.particles)
         if self.draw == "jumps":
             chosen = jumps(state.log_weights.reshape(-1, self.particles), *self._uniform(x, sight, 1, 2).unbind(-1))

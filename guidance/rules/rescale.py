@@ -70,7 +70,7 @@ class Rescale(Rule):
 
     @property
     def refines(self) -> bool:
-        """Whether the rule only reshapes what rules before it made: of the prompt's own prediction the ratio is 1."""
+        """True: the rule only reshapes the estimate of the rules before it."""
         return True
 
     def asks(self) -> frozenset[Query]:
@@ -78,7 +78,7 @@ class Rescale(Rule):
         return frozenset() if self.phi == 0 else frozenset({POSITIVE})
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The estimate times the ratio of the two deviations, or a part of the way there."""
+        """Multiply the estimate by the ratio of the two deviations, or `phi` of the way there."""
         if self.phi == 0:
             return estimate, state
         guided, std_c = estimate.read(self.space), _std(predictions[POSITIVE].read(self.space))

@@ -21,7 +21,7 @@ CHEN_2025 = """@article{chen2025s2,
 @register("s2", references=(CHEN_2025,), example="s2(0.25)")
 @dataclass(frozen=True)
 class S2(Edited):
-    r"""Stochastic self-guidance: away from a random part of the network itself, another one at each evaluation.
+    r"""Stochastic self-guidance: guide away from the network without random blocks, drawn at each evaluation.
 
     .. math:: \tilde D = D + s\,(D_c - D_m),\qquad m \text{ blocks left out, drawn anew for each sample}
 
@@ -56,5 +56,5 @@ class S2(Edited):
 
     @property
     def edit(self) -> Perturbation:
-        """The network without a random share of `blocks`, drawn for each sample."""
+        """The edit that leaves out a random share of `blocks`, drawn for each sample."""
         return Perturbation("drop", self.share, named(self.blocks))

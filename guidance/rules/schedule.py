@@ -105,7 +105,7 @@ def written_plan(head: str, tail: str = "") -> str:
 )
 @dataclass(frozen=True)
 class Schedule(Wrapper[Remembered]):
-    r"""Apply `rule` at some steps and go by earlier answers at others: a letter for each step.
+    r"""Apply `rule` at some steps and reuse or extrapolate earlier predictions at others: a letter for each step.
 
     ======  ===================================================================  =====================
     letter  the step                                                             evaluations
@@ -128,7 +128,8 @@ class Schedule(Wrapper[Remembered]):
         rule: any rule, a stack included; what else is wanted goes in here: ``schedule(adaptive(cfg(4)), 'g6 r*')``.
         plan: letters, each with how often; several in brackets. ``*`` in a number's place repeats to the end of the
             run, whatever its length; without it the plan has a letter for each step. The steps are those of the
-            schedule: a run that begins mid-way begins there in the plan. A step r or s with nothing to go by is guided.
+            schedule: a run that begins mid-way begins there in the plan. A step r or s without an earlier answer is
+            guided.
         order: of the extrapolation at r: 0 holds the last difference, 1 goes on in a line through the last two.
         skip_order: likewise at s, of the estimates.
         space: in which differences and estimates are kept. The two branches' clean samples differ by about the same
@@ -144,8 +145,8 @@ class Schedule(Wrapper[Remembered]):
     of `rule`. Trace ``reused`` (1 at r and s, else 0).
 
     Raises:
-        RuleError: at construction, the plan cannot be read, or begins with what has nothing to go by; when a run
-            begins, the plan is for another number of steps.
+        RuleError: at construction, the plan cannot be read, or begins with a letter that needs an earlier answer; when
+            a run begins, the plan is for another number of steps.
 
     References:
         Castillo et al., "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models",
@@ -184,7 +185,7 @@ class Schedule(Wrapper[Remembered]):
 
     @cached_property
     def skips(self) -> bool:
-        """Whether a step may be answered without any prediction: whether the plan has an s."""
+        """Whether the rule may skip the network at a step: whether the plan has an s."""
         return SKIPPED in "".join(read_plan(self.plan))
 
     def letters(self, steps: int) -> str:
@@ -226,7 +227,7 @@ class Schedule(Wrapper[Remembered]):
         return letter
 
     def applies(self, step: Step, state: Remembered) -> bool:
-        """Whether the step is guided; at others the rule is not asked, and there is no answer to lead away from."""
+        """Return whether the step is guided; at others the inner rule asks for nothing."""
         return self._letter(step, state) == GUIDED
 
     def rule_state(self, state: Remembered) -> State:
@@ -234,7 +235,7 @@ class Schedule(Wrapper[Remembered]):
         return state.inner
 
     def unasked(self, step: Step, state: Remembered) -> RowMask | None:
-        """The samples that need no prediction at this step: all of them at a skipped one."""
+        """Return the samples that need no prediction at this step: all of them at a skipped one."""
         if self._letter(step, state) != SKIPPED:
             return None
         return torch.ones(step.run.batch, dtype=torch.bool)
@@ -242,7 +243,7 @@ class Schedule(Wrapper[Remembered]):
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Remembered
     ) -> tuple[Estimate, Remembered]:
-        """The update of the wrapped rule at guided steps; at others what the letter says, from what was kept."""
+        """Apply the wrapped rule at guided steps; at others reuse or extrapolate what was kept, as the letter says."""
         letter = self._letter(step, state)
         later = self.letters(step.run.steps)[step.index :]  # with this step: a solver may come to it again
         updates, estimates, inner = state

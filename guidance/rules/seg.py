@@ -23,7 +23,7 @@ HONG_2024 = """@inproceedings{hong2024smoothed,
 @register("seg", references=(HONG_2024,), example=("seg(3)", "seg(3, sigma=1)"))
 @dataclass(frozen=True)
 class SEG(Edited):
-    r"""Smoothed energy guidance: away from the same network whose self-attention has blurred queries.
+    r"""Smoothed energy guidance: guide away from the network whose self-attention has blurred queries.
 
     .. math:: \tilde D = D + s\,(D_c - D_{\sigma})
 
@@ -66,10 +66,10 @@ class SEG(Edited):
 
     @property
     def edit(self) -> Perturbation:
-        """The network whose self-attention in `blocks` has blurred queries."""
+        """The edit that blurs the queries of self-attention in `blocks`."""
         return Perturbation("blur", self.sigma, named(self.blocks))
 
     @property
     def off(self) -> bool:
-        """Whether the scale is 0, or nothing is blurred."""
+        """Whether the rule does nothing: whether the scale or the blur is 0."""
         return super().off or self.sigma == 0

@@ -20,7 +20,7 @@ LI_2024 = """@article{li2024self,
 @register("sg", references=(LI_2024,), example="sg(3)")
 @dataclass(frozen=True)
 class SelfGuidance(Edited):
-    r"""Self-guidance: away from what the same network answers when it is told that x is noisier than it is.
+    r"""Self-guidance: guide away from the same network's prediction at a time that is noisier than x.
 
     .. math:: \tilde D = D + s\,\big(D_c(x, t) - D_c(x, t + \Delta)\big)
 
@@ -55,10 +55,10 @@ class SelfGuidance(Edited):
 
     @property
     def edit(self) -> Perturbation:
-        """A later time."""
+        """The edit that shifts the time the network gets by `shift`, towards more noise."""
         return Perturbation("shift", self.shift)
 
     @property
     def off(self) -> bool:
-        """Whether the scale or the shift is 0."""
+        """Whether the rule does nothing: whether the scale or the shift is 0."""
         return super().off or self.shift == 0

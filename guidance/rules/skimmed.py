@@ -28,7 +28,7 @@ EXTRALTODEUS_2024 = """@misc{extraltodeus2024skimmed,
 @register("skimmed", references=(EXTRALTODEUS_2024,), example="skimmed(4, skim=3)")
 @dataclass(frozen=True)
 class Skimmed(Contrasting):
-    r"""Skimmed CFG: elements that guidance drives further out than they were get a smaller scale.
+    r"""Skimmed CFG: a smaller scale for elements that guidance moves further from 0 than the noisy sample.
 
     On denoised predictions, for each element by itself. With :math:`d = D_c - D_u`, and y = x/alpha the noisy sample:
 
@@ -44,7 +44,7 @@ class Skimmed(Contrasting):
     Args:
         scale: s >= 1; 1 is no guidance.
         skim: k, the scale of the elements that are skimmed. With ``skim=scale`` nothing is: it is `CFG`.
-        against: the query that :math:`D_u` answers, as of `CFG`.
+        against: the query that :math:`D_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``scale=1``.
 

@@ -20,7 +20,7 @@ HYUNG_2024 = """@article{hyung2024spatiotemporal,
 @register("slg", references=(HYUNG_2024,), example="slg(2.8, blocks='middle')")
 @dataclass(frozen=True)
 class SLG(Edited):
-    r"""Skip-layer guidance: away from the same network without some of its blocks.
+    r"""Skip-layer guidance: guide away from the network without some of its blocks.
 
     .. math:: \tilde D = D + s\,(D_c - D_{\mathrm{skip}})
 
@@ -57,5 +57,5 @@ class SLG(Edited):
 
     @property
     def edit(self) -> Perturbation:
-        """The network without `blocks`."""
+        """The edit that leaves out `blocks` of the network."""
         return Perturbation("skip", blocks=named(self.blocks))

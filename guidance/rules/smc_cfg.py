@@ -39,7 +39,7 @@ class Corrected(NamedTuple):
 )
 @dataclass(frozen=True)
 class SMCCFG(Contrasting):
-    r"""SMC-CFG: classifier-free guidance whose difference is pushed towards a line on which it decays.
+    r"""SMC-CFG: classifier-free guidance whose difference is driven towards a sliding line on which it decays.
 
     On velocities, with :math:`e = v_c - v_u` and the corrected :math:`\hat e` of the evaluation before (at the first
     one e itself):
@@ -55,7 +55,7 @@ class SMCCFG(Contrasting):
         gain: k >= 0, the size of the correction; 0 is `CFG`. In units of a velocity's elements with ``"sign"``.
         switching: ``"sign"``, that of each element, as the authors have it; ``"unit"``: :math:`z/\lVert z\rVert`, the
             same direction for the whole sample, as a widely used node has it. The gain is then a norm.
-        against: the query that :math:`v_u` answers, as of `CFG`.
+        against: the query that :math:`v_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at scale 1 and gain 0.
 

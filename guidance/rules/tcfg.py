@@ -26,7 +26,7 @@ KWON_2025 = """@inproceedings{kwon2025tcfg,
 @register("tcfg", references=(KWON_2025,), example="tcfg(3)")
 @dataclass(frozen=True)
 class TCFG(Contrasting):
-    r"""Tangential damping: of the contrast only what lies along the direction that both predictions share.
+    r"""TCFG, tangential damping: guide away from the contrast's part along the direction that both predictions share.
 
     With :math:`e_1` the first right singular vector of the two rows :math:`\epsilon_c, \epsilon_u` of each sample:
 
@@ -42,7 +42,7 @@ class TCFG(Contrasting):
 
     Args:
         scale: s, any number up to 1e6 in size; 1 is no guidance.
-        against: the query that :math:`\epsilon_u` answers, as of `CFG`.
+        against: the query that :math:`\epsilon_u` answers, as in `CFG`.
 
     Queries: "positive" and `against`, hence 2 evaluations a step; none of its own at ``scale=1``.
 
@@ -67,7 +67,7 @@ class TCFG(Contrasting):
     def guided(
         self, estimate: Estimate, c: Prediction, u: Prediction, step: Step, state: State
     ) -> tuple[Estimate, State]:
-        """Lead away from what of the contrast lies along the direction that both predictions share."""
+        """Guide away from the contrast's part along the direction that both predictions share."""
         if c.level.alpha == 0:
             difference = c.minus(u, "velocity")
             change = projected(difference, c.x.to(difference.dtype), keep=2).mul_(0.5)

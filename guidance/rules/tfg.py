@@ -41,7 +41,7 @@ CHUNG_2023 = """@inproceedings{chung2023diffusion,
 )
 @dataclass(frozen=True)
 class TFG(Shifting):
-    r"""Training-free guidance: along the gradient of an objective at the predicted clean sample.
+    r"""Training-free guidance: move along the gradient of an objective at the predicted clean sample.
 
     .. math::
         F(x_0) = \log \tfrac1n \textstyle\sum_j f(x_0 + \bar\gamma_t \delta_j), \quad
@@ -124,7 +124,7 @@ class TFG(Shifting):
         return self.rho != 0
 
     def check_objective(self, objective: Bound) -> None:
-        """Refuse an objective that the rule cannot use.
+        """Check that the rule can use an objective: that it has a gradient and is a function of clean samples.
 
         Raises:
             RuleError: it has no gradient, or sees noisy samples.
@@ -169,9 +169,9 @@ class TFG(Shifting):
 
     @classmethod
     def dps(cls, objective: str, rho: float) -> Self:
-        r"""DPS (Chung et al., arXiv:2209.14687): through the denoiser, without smoothing, at constant weight.
+        r"""Return TFG with the settings of DPS (arXiv:2209.14687): through the denoiser, unsmoothed, constant weight.
 
-        The paper's step :math:`\zeta' \nabla_{x_t} \|y - A\hat x_0\|^2 / \|y - A\hat x_0\|` is that of
+        Chung et al.'s step :math:`\zeta' \nabla_{x_t} \|y - A\hat x_0\|^2 / \|y - A\hat x_0\|` is that of
         :math:`\log f = -\|y - A\hat x_0\|` with :math:`\rho = 2\zeta'`; where it is subtracted behind the step, as
         there, it is :math:`\sqrt{\alpha_t}` times the one here.
         """
@@ -179,23 +179,24 @@ class TFG(Shifting):
 
     @classmethod
     def lgd(cls, objective: str, rho: float, samples: int = 10) -> Self:
-        r"""LGD (Song et al., ICML 2023): DPS, averaged over noise of size :math:`\sqrt{1 - \bar\alpha_t}`.
+        r"""Return TFG with the settings of LGD (ICML 2023): DPS averaged over noise of the level's size.
 
-        The authors' code divides the gradient by the number of draws once more, which is left out.
+        The noise has the deviation :math:`\sqrt{1 - \bar\alpha_t}`. The code of Song et al. divides the gradient by
+        the number of draws once more, which is left out.
         """
         return cls(objective, rho=rho, smoothing=1, samples=samples, over="constant")
 
     @classmethod
     def freedom(cls, objective: str, rho: float) -> Self:
-        r"""FreeDoM (Yu et al., arXiv:2303.09833): DPS; with time travel, ``TFG.freedom(...) | Recur(times)``."""
+        r"""Return the DPS step of FreeDoM (Yu et al., arXiv:2303.09833); its time travel is ``... | Recur(times)``."""
         return cls(objective, rho=rho, over="constant")
 
     @classmethod
     def mpgd(cls, objective: str, mu: float) -> Self:
-        """MPGD (He et al., arXiv:2311.16424): the clean sample is moved, the noise kept; not through the denoiser."""
+        """Return TFG with the settings of MPGD (He et al., arXiv:2311.16424): the clean sample's gradient alone."""
         return cls(objective, mu=mu, over="constant")
 
     @classmethod
     def ugd(cls, objective: str, rho: float, mu: float, inner: int = 1) -> Self:
-        """UGD (Bansal et al., arXiv:2302.07121): through the denoiser, and from the clean sample; with `Recur`."""
+        """Return TFG with the settings of UGD (Bansal et al., arXiv:2302.07121): both gradients; add `Recur` to it."""
         return cls(objective, rho=rho, mu=mu, inner=inner, over="constant")

@@ -38,7 +38,7 @@ PARTS = 8
 )
 @dataclass(frozen=True)
 class Threshold(Rule):
-    r"""Dynamic thresholding: what guidance drives out of range is brought back, by a quantile of each sample.
+    r"""Dynamic thresholding: clip each sample's guided clean prediction at a quantile, and scale it back into range.
 
     Of pixels in [-1, 1], with q a quantile of :math:`|\hat D|` over a whole sample:
 
@@ -55,7 +55,7 @@ class Threshold(Rule):
         quantile: q's share, above 0, at most 1.
         mimic: m, the scale whose range latents get; None is the form for pixels.
         ceiling: the largest r of pixels, >= 1; 1 is plain clipping.
-        against: the query that :math:`D_u` answers, as of `CFG`; it is asked for with `mimic` only.
+        against: the query that :math:`D_u` answers, as in `CFG`; it is asked for with `mimic` only.
 
     Queries: none of its own for pixels; with `mimic` "positive" and `against`, for which guidance before it asks, too.
 
@@ -92,11 +92,11 @@ class Threshold(Rule):
 
     @property
     def refines(self) -> bool:
-        """True: it clips what rules before it made."""
+        """True: the rule clips the estimate of the rules before it."""
         return True
 
     def init(self, run: Run) -> State:
-        """Nothing to remember.
+        """Check that the form for pixels is not used on latents; the rule has no state.
 
         Raises:
             RuleError: samples are latents, and the form is that for pixels.

@@ -210,11 +210,11 @@ class TokenMerge(Wrapper[Merging]):
 
     @property
     def own_pass(self) -> tuple[PromptEdit, ...]:
-        """The edits of the rule, and the merging unless the ratio turns it off."""
+        """The edits of the prompt's own pass: those of the inner rule, and the merging unless the ratio is 0."""
         return (*self.rule.own_pass, self._edit(True)) if self.ratio else self.rule.own_pass
 
     def init(self, run: Run) -> Merging:
-        """The state before the first step, without importance."""
+        """Return the state before the first step, in which no importance is known."""
         return Merging(_drawn(run, -1, 0), None, self.rule.init(run))
 
     def rule_state(self, state: Merging) -> State:
@@ -222,7 +222,7 @@ class TokenMerge(Wrapper[Merging]):
         return state.inner
 
     def edits(self, step: Step, state: Merging) -> Edits:
-        """The edits of the rule, and the merging with what it needs to know of each sample."""
+        """Return the inner rule's edits and the merging, with the random numbers and the importance of each place."""
         found = dict(self.rule.edits(step, state.inner))
         if self.ratio:
             early = step.index - (step.index if state.first is None else state.first) < self.prune
@@ -232,7 +232,7 @@ class TokenMerge(Wrapper[Merging]):
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Merging
     ) -> tuple[Estimate, Merging]:
-        """The update of the rule; what the next evaluation merges by is noted."""
+        """Apply the inner rule, and keep the importance that the next evaluation merges by."""
         asked = self.rule.queries(step, state.inner)
         led = self.rule.away(predictions, step, state.inner) if POSITIVE in asked else None
         maps = _drawn(step.run, step.index, step.evaluation)
@@ -249,7 +249,7 @@ class TokenMerge(Wrapper[Merging]):
         return estimate, Merging(maps, step.index if state.first is None else state.first, inner)
 
     def neutral(self) -> Self:
-        """A copy that merges nothing, around the neutral form of the rule."""
+        """Return a copy that merges nothing, around the inner rule's neutral form."""
         return dataclasses.replace(self, rule=self.rule.neutral(), ratio=0.0)
 
 

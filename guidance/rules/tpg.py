@@ -19,7 +19,7 @@ RAJABI_2025 = """@article{rajabi2025token,
 @register("tpg", references=(RAJABI_2025,), example="tpg(3)")
 @dataclass(frozen=True)
 class TPG(Edited):
-    r"""Token perturbation guidance: away from the same network whose blocks are handed shuffled tokens.
+    r"""Token perturbation guidance: guide away from the network whose blocks get shuffled tokens.
 
     .. math:: \tilde D = D + s\,(D_c - D_{\mathrm{shuffled}})
 
@@ -52,5 +52,5 @@ class TPG(Edited):
 
     @property
     def edit(self) -> Perturbation:
-        """The network whose `blocks` are handed the picture's tokens in a random order."""
+        """The edit that shuffles the picture's tokens before each of `blocks`."""
         return Perturbation("shuffle", blocks=named(self.blocks))

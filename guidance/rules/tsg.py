@@ -23,7 +23,7 @@ from .icg import SADAT_2024_ICG
 )
 @dataclass(frozen=True)
 class TSG(Rule):
-    r"""Time-step guidance: away from the same network with noise on its time embedding; needs no condition at all.
+    r"""Time-step guidance: guide away from the same network with noise on its time embedding; needs no condition.
 
     .. math::
         \tilde D = D(x, \tilde t, y) + w\,\big(D(x, t, y) - D(x, \tilde t, y)\big),\qquad
@@ -98,16 +98,16 @@ class TSG(Rule):
         return self._perturbed(amount) if lo <= step.time <= hi and amount > 0 else None
 
     def asks(self) -> frozenset[Query]:
-        """The prompt, and the prompt by the perturbed network; nothing at scale 1 or strength 0."""
+        """Return the prompt and the prompt on the perturbed network; nothing at scale 1 or strength 0."""
         return frozenset() if self.scale == 1 or self.strength == 0 else frozenset({POSITIVE, self.contrast})
 
     def queries(self, step: Step, state: State) -> Mapping[Query, None]:
-        """The prompt and the prompt perturbed inside the window, nothing outside."""
+        """Return the prompt and the prompt on the perturbed network inside the window; nothing outside."""
         weak = self._at(step)
         return {} if weak is None else {POSITIVE: None, weak: None}
 
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
-        """The estimate moved away from the answer of the perturbed network, by the scale."""
+        """Guide the estimate away from the perturbed network's prediction, by the scale."""
         weak = self._at(step)
         if weak is None:
             return estimate, state

@@ -39,7 +39,7 @@ class Below(NamedTuple):
 @register("zigzag", references=(BAI_2024,), example="cfg(3) | zigzag()")
 @dataclass(frozen=True)
 class ZSampling(Move[Below]):
-    r"""Zigzag sampling: each step is taken under guidance, undone under less of it, and taken again.
+    r"""Zigzag sampling: take each step under guidance, invert it under less guidance, and take it again.
 
     A step of the sampler under the stack leads from x at the level :math:`k = \sigma/\alpha` to :math:`x'` at
     :math:`k'`. It is undone as in DDIM inversion, with the noise of `scale` that the network answers at :math:`x'` when
@@ -86,37 +86,37 @@ class ZSampling(Move[Below]):
         set_field(self, "against", Query.of(self.against))
 
     def init(self, run: Run) -> Below:
-        """The state outside of a zigzag: no samples are kept."""
+        """Return the state before the first step, which holds no samples."""
         return Below(None)
 
     @property
     def takes_turns(self) -> bool:
-        """Whether there are zigzags."""
+        """Whether the rule zigzags before steps: whether `times` is above 0."""
         return self.times > 0
 
     def asks(self) -> frozenset[Query]:
-        """What the inversion's scale needs."""
+        """Return the queries that the inversion's scale needs: the prompt, `against`, or both."""
         if not self.times:
             return frozenset()
         both = {POSITIVE: self.scale != 0, Query.of(self.against): self.scale != 1}
         return frozenset(query for query, needed in both.items() if needed)
 
     def queries(self, step: Step, state: Below) -> dict[Query, None]:
-        """Nothing at the sampler's own evaluation."""
+        """Return no queries: the rule asks in its turns, and not at the sampler's own evaluation."""
         return {}
 
     def turns(self, step: Step, state: Below) -> int:
-        """Two for each zigzag."""
+        """Return the number of turns before this step: two for each zigzag."""
         return 2 * self.times
 
     def look(self, x: Tensor, step: Step, state: Below) -> Look:
-        """The stack's estimate at x; then the inversion's predictions at the samples below, told the level of x."""
+        """Ask for the stack's estimate at x; then for the inversion's predictions after the step, at the level of x."""
         if state.x is None:
             return Look(guided=True)
         return Look(dict.fromkeys(sorted(self.asks(), key=str)), x=placed(state.x, _after(step), step.level))
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: Below) -> tuple[Tensor, Below]:
-        """Down under the stack, or up again under `scale`."""
+        """Take the guided step in the first turn of a zigzag, and invert it under `scale` in the second."""
         if state.x is None:
             return x, Below(sight.steps(sight.estimate))
         level, after = step.level, _after(step)

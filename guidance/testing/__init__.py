@@ -1,4 +1,4 @@
-"""The oracle and the invariants that every rule passes; public, so that rules of third parties are tested alike."""
+"""The oracle and the invariants that every rule passes; public, so that third parties can check their rules."""
 
 from .checks import check_move, check_rule, guide_once, oracle_run
 from .mixture import Gaussian1D, GaussianMixture, MixtureDenoiser, gaussian_1d

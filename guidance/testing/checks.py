@@ -283,11 +283,11 @@ def check_rule(rule: Rule, reference: Reference | None = None, device: str = "cp
 
 
 def check_move(move: Rule, reference: MoveReference | None = None, device: str = "cpu") -> dict[str, str]:
-    """Check the invariants of a rule on one that takes turns: those of `check_rule`, where they make sense.
+    """Check the invariants of `check_rule` on a rule that takes turns, as far as they apply to it.
 
     Args:
         move: the rule, with parameters at which it does something.
-        reference: where each turn should lead, computed independently; without it that is not checked.
+        reference: the x after each turn, computed independently; without it the golden values are not checked.
         device: where to run.
 
     Returns:

@@ -213,7 +213,7 @@ class Gaussian1D:
     variances: ClassVar[dict[str, float]] = {"positive": 1.0, "null": 2.0, "negative": 2.0}
 
     def denoised(self, condition: Literal["positive", "null", "negative"], x: float, sigma: float) -> float:
-        """The posterior mean of one number."""
+        """Return the posterior mean of one number x at the noise level sigma (VE)."""
         variance = self.variances[condition]
         return variance * x / (variance + sigma**2)
 

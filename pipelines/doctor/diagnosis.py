@@ -55,7 +55,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `doctor` found.
+    """The result of `doctor`: its checks, the rules that it tried, and notes; ``str`` of it is a page.
 
     Args:
         pipeline: name of the pipeline's class.
@@ -73,7 +73,7 @@ class Diagnosis:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Names of the checks that failed."""
+        """The names of the checks that failed."""
         return tuple(check.name for check in self.checks if check.outcome == FAIL)
 
     @property
@@ -106,7 +106,7 @@ class Diagnosis:
 
     @property
     def summary(self) -> str:
-        """One line: how many checks hold, and the names of those that do not."""
+        """The result in one line: how many checks passed, and the names of those that failed."""
         named = {kind: [one.name for one in self.checks if one.outcome == kind] for kind in (PASS, FAIL, NOT_MADE)}
         parts = [f"{len(named[PASS])} of {len(self.checks)} checks hold"]
         if named[FAIL]:

@@ -33,17 +33,17 @@ def doctor(
     rules: bool = True,
     networks: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
-    """Check by running it that `guide` works on a pipeline: a self-test for a model, and for a family record.
+    """Check by small runs that `guide` works on a pipeline: a self-test of a model and of its family record.
 
-    The pipeline makes two samples in two steps, as small as it allows, without decoding. Compared and counted is what
-    its denoiser and its scheduler are really handed, with and without guidance, by itself and through `guide`.
+    The pipeline makes two samples in two steps, as small as it allows, without decoding. The checks compare and count
+    what its denoiser and its scheduler are given, with and without guidance, by itself and through `guide`.
 
     Args:
         pipe: a pipeline. It keeps its device and type, and is left as it was found.
         call: arguments to call it with in place of those made up: a picture of your own, embeddings for a pipeline
             without text encoders. No guidance arguments.
         rules: also run every rule of the registry, for the table of which run on it.
-        networks: further networks for these rules, as of `guide`; one that cannot be used is a failed check.
+        networks: further networks for these rules, as in `guide`; one that cannot be used is a failed check.
 
     Returns:
         The diagnosis; ``str`` of it is a page. A check that fails names the field of the record, or the rule, that is

@@ -33,7 +33,7 @@ def trials(
         pipe: the pipeline.
         family: its record.
         arguments: makes fresh arguments of a guided call.
-        networks: as of `guide`.
+        networks: as in `guide`.
     """
     for entry in registry.rules():
         if entry.name == FITTED:

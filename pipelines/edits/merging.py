@@ -50,7 +50,7 @@ def sites(call: Call, block: Block, edit: PromptEdit, maps: Tensor) -> Iterator[
         call: the call of the denoiser.
         block: the block.
         edit: its ratio, and whether the merged become means.
-        maps: as of `grouped`, at the places of the samples; a row for each row of the call.
+        maps: as in `grouped`, at the places of the samples; a row for each row of the call.
     """
     ratio, average = edit.values
     tokens: list[Tensor] = []

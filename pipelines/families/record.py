@@ -136,7 +136,7 @@ class Family:
 
     @property
     def scale(self) -> str:
-        """The argument with the scale of its own guidance, as `owned` tells it; "" where there is none."""
+        """The name of the argument with the scale of the pipeline's own guidance, from `owned`; "" if there is none."""
         return next((name for name in self.guided if self.owned.get(name, "").startswith("cfg(scale")), "")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -177,10 +177,10 @@ def _entered(name: str) -> Family:
 
 
 def register_family(record: Family) -> Family:
-    """Enter a record, so that `guide` takes its pipeline.
+    """Register a family record, so that `guide` supports its pipeline class.
 
     Args:
-        record: of a pipeline that has none which comes with guidestack; it replaces one that was entered before.
+        record: the record of a pipeline class that guidestack itself has none for; it replaces an earlier registration.
 
     Returns:
         The record.

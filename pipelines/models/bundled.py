@@ -11,14 +11,14 @@ EMOJI = Path(__file__).parents[1] / "emoji"
 
 
 def load_emoji(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Any:
-    """The bundled model as a stock ``StableDiffusionPipeline``; nothing is downloaded.
+    """Load the bundled text-to-emoji model as a stock ``StableDiffusionPipeline``, without a download.
 
     Args:
         dtype: type of the weights; they are stored in float16.
         device: where to put the model.
 
     Returns:
-        A pipeline for prompts such as ``"cat face, noto style, blue background"``; see its model card.
+        A pipeline of 64x64 pictures, for prompts such as ``"cat face, noto style, blue background"``; see its card.
     """
     from diffusers import StableDiffusionPipeline
 

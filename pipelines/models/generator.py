@@ -87,7 +87,7 @@ class Generator:
         device: where to run; None for the accelerator if there is one.
         allow_pickle: load weights that are not safetensors.
         offload: keep the model in the host's memory, and each part on the device only while it is needed.
-        networks: further networks by name, each a folder, a hub id or ``"bundled"``, as of `guide`.
+        networks: further networks by name, each a folder, a hub id or ``"bundled"``, as in `guide`.
         parts: what goes into the model's pipeline.
         pictures: what all images are made from; the pipeline is the one of this model that takes them.
         objectives: pictures that objectives take, by the name of the objective: a file each.
@@ -152,7 +152,7 @@ class Generator:
 
         Args:
             parts: LoRAs alone.
-            pictures: as of the class.
+            pictures: as in the class.
             objectives: pictures by the name of the objective.
 
         Raises:
@@ -241,8 +241,8 @@ class Generator:
             sampler: short name of the sampler.
             steps: steps of the sampler.
             negative: whether there is a negative prompt; both where some samples have one and others none.
-            strength: as of `make`.
-            weights: as of `make`.
+            strength: as in `make`.
+            weights: as in `make`.
 
         Returns:
             The schedule, as far as it is known before a call: some pipelines move its levels with the size.
@@ -344,7 +344,7 @@ class Generator:
             sampler: short name of the sampler.
             steps: steps of the sampler.
             size: height and width in pixels; None for the model's own.
-            observe: told of every evaluation, as of `guide`.
+            observe: told of every evaluation, as in `guide`.
             fill: images that the call has at least: a smaller batch is filled up with copies of its first image, so
                 that the network sees the same shapes. Rounding depends on them, and an image made again by itself is
                 then the same to the bit. The report counts the copies too.

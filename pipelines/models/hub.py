@@ -15,7 +15,7 @@ def reachable(name: str, token: str | bool | None = None) -> bool:
 
     Args:
         name: the id, ``owner/name``.
-        token: for private models, as of huggingface_hub.
+        token: for private models, as in huggingface_hub.
     """
     if not is_folder(name.partition("/")[0]):
         return True

@@ -253,8 +253,8 @@ def chosen_sampler(given: str | None, model: str | Path | None, wanted: Sequence
     """The short name of the sampler that is `given`; for None the first of `wanted` that the model can use, else own.
 
     Args:
-        given: as of `canonical`.
-        model: as of `scheduler_of`.
+        given: as in `canonical`.
+        model: as in `scheduler_of`.
         wanted: short names; the bundled model can use the first.
 
     Raises:

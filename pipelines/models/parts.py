@@ -121,7 +121,7 @@ class Parts:
 
         Args:
             pipe: a pipeline, on the CPU; its components are taken over, and its network is changed by LoRAs.
-            task: as of `Pictures.task`.
+            task: as in `Pictures.task`.
 
         Raises:
             InputError: a part is for another model, or cannot be loaded.

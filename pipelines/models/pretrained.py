@@ -33,8 +33,8 @@ def save_pretrained(stack: Rule | str | Mapping[str, Any], folder: str | Path) -
     Args:
         stack: a stack, a rule, or the text or mapping of one. Files of coefficients that it names are copied into
             ``guidance/`` and named by that path.
-        folder: the model's, such as a pipeline's ``save_pretrained`` wrote; made where there is none. A stack that was
-            there is replaced.
+        folder: the model's folder, such as a pipeline's ``save_pretrained`` wrote; it is made if it does not exist. A
+            stack in it is replaced.
 
     Returns:
         The path of the file.
@@ -77,19 +77,21 @@ def from_pretrained(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Stack:
-    """The stack stored beside a model.
+    """Load the stack that is stored beside a model, in its folder or on the hub.
 
     Args:
         name: the model's folder, or its id on the hub; what exists on the disk is a folder.
         revision: branch, tag or commit on the hub.
-        cache_dir: where downloads are kept, as of huggingface_hub.
+        cache_dir: where downloads are kept, as in huggingface_hub.
         local_files_only: read what was downloaded before, and nothing else.
-        token: for private models, as of huggingface_hub.
+        token: for private models, as in huggingface_hub.
 
     Raises:
-        InputError: there is no such folder, model or file, the file is no YAML, or a file of coefficients is none or
-            lies elsewhere.
-        StackSyntaxError, RuleError: the file holds no stack.
+        InputError: there is no such folder, model or file, the file is not YAML, or a file of coefficients cannot be
+            read or lies outside of the folder.
+        StackSyntaxError, RuleError: the file does not hold a stack.
+
+    Cost: on the hub, a download of the stack's files; no weights.
     """
     try:
         folder = Path(name).expanduser()

@@ -71,7 +71,7 @@ class Row(verdicts.Judged):
 
     Args:
         expected: in words.
-        be, matters: as of `verdicts`.
+        be, matters: as in `verdicts`.
         of, than: the number in the two cells.
         low, high: the interval of the difference, at 95%.
         prompts, samples: how many were compared.

@@ -107,7 +107,7 @@ def planned(
 
     Args:
         stack: the stack.
-        settings: as of `read`.
+        settings: as in `read`.
         model: folder or hub id; None for the bundled model.
         networks: the further networks that there are, by name.
         begins: whether images begin from a picture.

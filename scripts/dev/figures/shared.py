@@ -19,7 +19,7 @@ BEGIN, END = "<!-- numbers: {} -->\n", "<!-- /numbers -->"
 
 
 class OneLine(click.Command):
-    """A command whose expected errors are one line, as of ``guidestack``."""
+    """A command whose expected errors are one line, as in ``guidestack``."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

@@ -51,7 +51,7 @@ class Figure:
     Args:
         cases: the columns.
         rows: the rows.
-        sampler: short name, as of ``guidestack generate``.
+        sampler: short name, as in ``guidestack generate``.
         steps: of the sampler.
         under: what is written under each image: ``"evaluations"``, ``"looks"`` (saturation and contrast), or "".
         seed: of the first column; it goes up from column to column.
