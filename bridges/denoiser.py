@@ -187,9 +187,10 @@ class GuidedDenoiser:
             A tensor like x, in its type.
 
         Raises:
-            GuidanceNotAppliedError: sigma is not where the schedule is, the run is over, or the batch is another one.
-            NonFiniteError: no sample is finite any more. Of a single one that is lost a warning tells.
-            QueryError: there is no condition of a name that the stack asks for, or it has another number of rows.
+            GuidanceNotAppliedError: sigma is not the schedule's next level, the run is over, or the batch has another
+                size.
+            NonFiniteError: no sample is finite any more; if some are, a warning names the others.
+            QueryError: a condition that the stack asks for is missing, or has another number of rows.
         """
         if tensors := [name for name, value in extra.items() if isinstance(value, Tensor)]:
             raise InputError(
@@ -264,10 +265,10 @@ class GuidedDenoiser:
 
 
 def one_level(sigma: Tensor | float) -> float:
-    """The level that a sampler names for each sample, the same for all; waits for the device that holds it.
+    """Return the noise level of a batch from a number or from one for each sample; waits for the device with them.
 
     Raises:
-        InputError: it is not the same.
+        InputError: the samples have different levels.
     """
     values = set(sigma.flatten().tolist()) if isinstance(sigma, Tensor) else {float(sigma)}
     if len(values) != 1:
@@ -330,7 +331,7 @@ class _KNetwork(CallableNetwork):
 
 
 def _form(tree: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two conditions have in common that can stand in one batch."""
+    """Return the form of a condition's arguments; conditions of the same form can stand in one batch."""
     return tuple(
         (name, tuple(value.shape[1:]), value.dtype) if isinstance(value, Tensor) else (name,)
         for name, value in sorted(tree.items())

@@ -1,4 +1,4 @@
-"""Bounds of what users ask for at once, for the readers of files and of the command line (docs/limits.md)."""
+"""Upper bounds of what a user may ask for at once, for the readers of files and of command lines (docs/limits.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contrasting: what the rules have in common that lead away from one contrast, by a scale of which 1 is none."""
+"""Contrasting: the base class of rules that guide away from one contrast, by a scale of which 1 is no guidance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edited: what the rules have in common that lead away from the network's own answer under an edit."""
+"""Edited: the base class of rules that guide away from the network's own prediction under an edit."""
 
 from __future__ import annotations
 

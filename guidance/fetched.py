@@ -1,4 +1,4 @@
-"""A tensor on its way from a device to the host, for which nobody waits before it is needed."""
+"""Asynchronous copies of small tensors from a device to the host."""
 
 from __future__ import annotations
 

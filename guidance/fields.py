@@ -1,4 +1,4 @@
-"""Checks that rules make of their parameters, so that a wrong one is one clear line at construction."""
+"""Checks of rules' parameters, which refuse a wrong one at construction in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALLEST = 1e-9
 
 @dataclass(frozen=True)
 class Declared:
-    """What one of the checks below says of a parameter, for who shows or asks for it.
+    """The kind and the bounds of a parameter, as a rule's check declares them, for forms and help texts.
 
     Args:
         kind: of value, which the check names.
@@ -37,18 +37,18 @@ class Declared:
 
 
 _HEARD = "_heard"
-"""Where a rule that `declared` makes keeps what its checks say."""
+"""The attribute in which a rule that `declared` makes collects what its checks declare."""
 
 
 def declared(rule: Any, /, **changes: Any) -> Mapping[str, Declared]:
-    """What a rule checks of its parameters by the functions below, by the parameter's name.
+    """Return the kind and the bounds of a rule's parameters by name, as its checks declare them.
 
-    The checks are the only place that knows the bounds, and they run when a rule is made: so it is made again. What is
-    checked of a parameter may depend on its value: many are not checked where they are None.
+    Only the checks know the bounds, and they run when a rule is constructed, so the rule is constructed once more. The
+    check of a parameter may depend on its value: many are not checked if they are None.
 
     Args:
         rule: the rule.
-        changes: other values of parameters. A value that the rule refuses ends the checks, and is heard of before.
+        changes: other values of parameters. A value that the rule refuses ends the checks; its own is still declared.
 
     >>> from guidestack import Rescale
     >>> declared(Rescale(0.7))["phi"]
@@ -64,7 +64,7 @@ def declared(rule: Any, /, **changes: Any) -> Mapping[str, Declared]:
 
 
 def _declare(rule: object, name: str, *of: Any, **more: Any) -> None:
-    """Tell a `declared` that listens; the arguments are those of `Declared`, which is made for nobody else."""
+    """Add a `Declared` with these arguments to what `declared` collects, if it constructs this rule."""
     heard = getattr(rule, _HEARD, None)
     if heard is not None:
         heard[name] = Declared(*of, **more)
@@ -81,9 +81,9 @@ def set_field(rule: object, name: str, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` as Python has it: numbers and arrays of numpy and torch as numbers and lists, all else as it is.
+    """Convert numbers and arrays of numpy and torch to numbers and lists; return anything else as it is.
 
-    All else is also a tensor on the meta device, which holds no numbers.
+    A tensor on the meta device, which holds no numbers, is returned as it is too.
     """
     return (
         value.tolist() if callable(getattr(value, "tolist", None)) and not getattr(value, "is_meta", False) else value
@@ -91,7 +91,7 @@ def plain(value: Any) -> Any:
 
 
 def is_number(value: Any, largest: float = LARGEST) -> bool:
-    """Whether a plain value is a finite number, of a size that rules compute with unless told."""
+    """Return whether a plain value is a finite number of at most `largest` in size."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
 
 
@@ -190,7 +190,7 @@ def whole(rule: object, name: str, low: int, high: float = LARGEST) -> None:
 
 
 def count(name: str, value: Any, low: int = 1, high: float = LARGEST) -> int:
-    """`value` as an integer between `low` and `high`: of something that messages call `name`.
+    """Return `value` as an integer between `low` and `high`; messages call it `name`.
 
     Raises:
         InputError: it is no whole number, or out of these bounds.

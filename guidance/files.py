@@ -26,7 +26,7 @@ class RuleFile:
 
 @contextmanager
 def replacing(path: Path, make_folder: bool = True) -> Iterator[Path]:
-    """A name beside `path` to write under, renamed to `path` at the end; removed on an error.
+    """Write a file atomically: yield a temporary name beside `path`, renamed to `path` at the end, removed on an error.
 
     Args:
         path: the file.
@@ -44,7 +44,7 @@ def replacing(path: Path, make_folder: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` to fill, which takes the place of `path` at the end; removed on an error."""
+    """Write a folder atomically: yield an empty one beside `path` that replaces it at the end; removed on an error."""
     beside, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     for leftover in (beside, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Moves: rules that change x between two evaluations; and where there is no room for rules that take turns."""
+"""Moves: rules that change x between two evaluations; and the check of loops that do not support turns."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def turning(rule: Rule) -> Rule | None:
 
 
 def check_still(rule: Rule, where: str) -> None:
-    """Refuse rules that take turns where a loop has no room for them.
+    """Refuse rules that take turns, for a loop that does not support turns.
 
     Args:
         rule: a stack.

@@ -11,8 +11,7 @@ MAX_STEPS = 60  # steps that a table shows of a run
 def table(said: str, heads: Sequence[str], rows: Iterable[Sequence[str]], beneath: str = "") -> str:
     """A line and a table beneath it, as HTML for a notebook.
 
-    All of it is text, whatever it holds, and it has no colours of its own: a notebook's are readable in light and in
-    dark.
+    All text is escaped, and no colours are set: the notebook's own are readable in its light and in its dark theme.
 
     Args:
         said: the line above.

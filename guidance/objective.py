@@ -121,7 +121,7 @@ def check_text(text: object) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """An objective as a rule asks it in a run.
+    """An objective in a run, with the decoder that it needs to see pictures.
 
     Args:
         name: its text.
@@ -167,7 +167,7 @@ class Bound:
             self.function.check_size(*self.size)
 
     def sample(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Of an objective that is `Determining`, a picture that has its measurements as a clean sample, once made.
+        """Return a clean sample that has the measurements of a `Determining` objective; it is made once.
 
         Args:
             shape: of the run's samples, batch first.

@@ -1,4 +1,4 @@
-"""What an observer of a run is shown: every evaluation, with all that the rules saw of it."""
+"""The argument of a run's observer: each evaluation, with all answers, the estimate and the state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Seen:
         step: where the run stands.
         state: the stack's state before the update.
         predictions: all answers of this evaluation; rows that nobody asked for read as the prompt's.
-        estimate: what the sampler is told.
+        estimate: the estimate that the sampler steps with.
         after: level at the end of the sampler's step; None where it is not known.
     """
 

@@ -172,14 +172,14 @@ def level_before(schedule: Sequence[When], place: int, begin: int = 0) -> Level 
 
 
 class _Imagined(GuidedRun):
-    """A run of which nothing is evaluated. What its answers of 0 make of a sample is of no interest."""
+    """A run on predictions of 0, for what its stack asks for; its samples mean nothing."""
 
     def _watch(self, step: Step, done: Evaluation, estimate: Estimate) -> None:
-        """Nothing to look at."""
+        """Skip the check for NaN and Inf, which samples that mean nothing may have."""
 
 
 class _Zeros(Network):
-    """Answers everything with 0."""
+    """A network that answers every query with zeros."""
 
     parameterization = EPSILON
 
@@ -188,36 +188,36 @@ class _Zeros(Network):
         self.conditions: list[str] = ["positive"]
 
     def tracked(self, x: Tensor) -> Tensor:
-        """`x` as it is: no gradient is taken."""
+        """Return `x` as it is: no gradient is taken."""
         return x
 
     def resolve(self, query: Query) -> Query:
-        """The query as it is."""
+        """Return the query as it is; any condition is accepted."""
         if query.condition not in self.conditions:
             self.conditions.append(query.condition)
         return query
 
     def run(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Zeros for each request."""
+        """Return zeros for each request."""
         return [torch.zeros_like(self.x if one.rows is None else self.x[list(one.rows)]) for one in requests]
 
 
 class _Nowhere:
-    """A loop over a schedule in which nothing runs."""
+    """The loop of a plan: its network answers with zeros, and its steps leave samples as they are."""
 
     def __init__(self, schedule: Sequence[When]) -> None:
         self.schedule = schedule
 
     def network(self, x: Tensor, level: Level, keys: Keys) -> Network:
-        """Who answers with 0."""
+        """Return a network that answers with zeros."""
         return _Zeros(x)
 
     def stepped(self, x: Tensor, estimate: Estimate, keys: Keys, ahead: int = 0) -> Tensor:
-        """The samples as they are."""
+        """Return the samples as they are."""
         return x
 
     def later(self, step: Step, ahead: int) -> Step:
-        """Where the run stands so many steps later."""
+        """Return the position `ahead` steps later."""
         when = next(one for one in self.schedule if one.step == step.index + ahead)
         return replace(step, index=when.step, level=when.level, step_level=when.level, time=when.time)
 

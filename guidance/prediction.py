@@ -1,4 +1,4 @@
-"""Levels, and what a network's answer means at one: the only file that knows epsilon, x0, v and flow.
+"""Noise levels, and conversions between what networks emit: the only file that knows epsilon, x0, v and flow.
 
 A noisy sample is ``x = alpha*x0 + sigma*eps``. Whatever a network was trained to emit is some linear functional
 ``o = p*x0 + q*eps`` of the same two unknowns. Reading the answer in another form is therefore one 2x2 system,
@@ -32,7 +32,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Level:
-    """How noisy a sample is: ``x = alpha*x0 + sigma*eps``.
+    """A noise level: the two factors of ``x = alpha*x0 + sigma*eps``.
 
     Args:
         alpha: factor of the clean sample, >= 0.

@@ -1,4 +1,4 @@
-"""What rules ask of networks, and how it is answered: each question once, in as few calls as memory allows.
+"""Queries, the questions of rules to networks, and their evaluation: each once, in as few calls as memory allows.
 
 A rule never calls a network. It names *queries*; `evaluate` unites those of the whole stack, groups what one call of
 one network can answer, leaves out the samples that nobody asked for, and counts what it did.
@@ -164,7 +164,7 @@ ANY = ":each"
 
 
 def covered(query: Query, asked: Iterable[Query]) -> bool:
-    """Whether `asked`, what a rule says it may ask for, has `query`: whatever the number, and the amount perturbed."""
+    """Return whether a rule that declares `asked` may ask `query`, whatever its number and amount of perturbation."""
 
     def general(one: Query) -> Query:
         perturbation = replace(one.perturbation, amount=1.0) if one.perturbation else None
@@ -324,7 +324,7 @@ class Network(ABC):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` did: the answers, and their price.
+    """The result of `evaluate`: the answers, and what they cost.
 
     Attributes:
         predictions: every query, answered for all samples.
@@ -499,5 +499,5 @@ def _assembled(parts: list[tuple[tuple[int, ...] | None, Tensor]], base: Tensor 
 
 
 def sent(rows: Sequence[int], device: torch.device) -> Tensor:
-    """Row numbers on `device`, for which no step waits."""
+    """Copy row numbers to `device` without waiting for it."""
     return torch.tensor(rows).to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Files and values that anybody may have written: bounded, never waited for, and refused in one line."""
+"""Reading of untrusted files and values: bounded in size, never blocking, refused with a message of one line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BITS = 1024  # of a whole number: what a float holds
 
 
 def check_plain(value: Any, deepest: int = DEEPEST, bits: int = BITS) -> None:
-    """Check, of a value with lists and mappings in it, what no reader of values asks for.
+    """Check the bounds of a value with lists and mappings in it: its depth, its whole numbers, its texts.
 
     Args:
-        value: as YAML or JSON holds it, or of a Python program. What is no list, mapping, text or number passes.
-        deepest: lists and mappings that may stand inside one another.
-        bits: that a whole number may have.
+        value: a value from YAML, JSON or a Python program. Anything but lists, mappings, texts and numbers passes.
+        deepest: how deep lists and mappings may be nested.
+        bits: how many bits a whole number may have.
 
     Raises:
         ValueError: lists or mappings nested too deep, or inside themselves; a whole number beyond every float; half of
@@ -62,22 +62,22 @@ def check_text(text: str) -> None:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether there is such a folder; a path that no system has names none."""
+    """Return whether the folder exists; False for a path that the system cannot have."""
     return os.path.isdir(path)  # noqa: PTH112  # `Path.is_dir` raises for a name that is too long
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is such a file or folder; a path that no system has names none."""
+    """Return whether the file or folder exists; False for a path that the system cannot have."""
     return os.path.exists(path)  # noqa: PTH110  # as above
 
 
 def read_bytes(path: str | Path, what: str, largest: int) -> bytes:
-    """The contents of a file.
+    """Read a file of bounded size.
 
     Args:
-        path: of the file.
-        what: messages call it.
-        largest: bytes that it may have.
+        path: the file.
+        what: what messages call it.
+        largest: how many bytes it may have.
 
     Raises:
         InputError: it cannot be read, has more bytes, or is no plain file: a pipe may never end.
@@ -140,12 +140,12 @@ class _Loader(_Fast):  # type: ignore[misc]
 
 
 def yaml_of(data: bytes, name: str, what: str) -> Any:
-    """What YAML holds: the one loader of the project.
+    """Read YAML, without aliases and repeated keys; every YAML file of this project is read by this function.
 
     Args:
-        data: the YAML, which the caller bounds.
-        name: of the file, for messages.
-        what: it is to be, for messages: ``"a stack"``.
+        data: the YAML, whose length the caller bounds.
+        name: the file's name, for messages.
+        what: what the file should hold, for messages: ``"a stack"``.
 
     Raises:
         InputError: it is no YAML or not UTF-8; has anchors, a key twice, a value that is not what its tag says; or is
@@ -167,7 +167,7 @@ def yaml_of(data: bytes, name: str, what: str) -> Any:
 
 
 def json_of(data: bytes | str) -> Any:
-    """What JSON holds, by the bounds of `check_plain`.
+    """Read JSON within the bounds of `check_plain`.
 
     Raises:
         ValueError: it is no JSON, not UTF-8, or refused by `check_plain`.

@@ -1,4 +1,4 @@
-"""What a run did, by step and sample: what was asked, what it cost, what the rules had to say."""
+"""The report of a run, by step and sample: its queries, what they cost, and the traces of rules."""
 
 from __future__ import annotations
 

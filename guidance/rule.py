@@ -321,7 +321,7 @@ class Rule(Generic[StateT]):
 
 
 def _told(rule: Rule, depth: int) -> Iterator[tuple[str, str, str]]:
-    """A line for a rule and for each inside it, which is further to the right."""
+    """Return a line for a rule and, indented, a line for each rule nested in it."""
     if isinstance(rule, Stack):
         for one in rule.rules:
             yield from _told(one, depth)
@@ -562,7 +562,7 @@ class Stack(Rule):
 
 
 def _idle(rules: Sequence[Rule]) -> Rule | None:
-    """The first rule that reshapes what rules before it made and has none before it that made anything."""
+    """Return the first rule that only reshapes an estimate and has no rule before it that makes one; else None."""
     for rule in rules:
         if rule.refines:
             return rule
@@ -575,7 +575,7 @@ def _compatible(rules: Sequence[Rule]) -> None:
     """Refuse a sequence of rules of which one would be ignored or run on what it was not made for.
 
     Raises:
-        CompositionError: naming both parties.
+        CompositionError: naming both rules.
     """
     renoising = [rule for rule in rules if rule.renoises and not rule.stands_last]
     if len(renoising) > 1:

@@ -32,25 +32,25 @@ BLIND = (
 
 
 class Loop(Protocol):
-    """What turns need of the loop that they are taken in; see `GuidedRun.moved`."""
+    """What a sampling loop offers to the turns of rules; see `GuidedRun.moved`."""
 
     def network(self, x: Tensor, level: Level, keys: Keys) -> Network:
-        """Who answers at samples `x`, scaled as `level` says."""
+        """Return the network that answers at samples `x`, scaled as `level` says."""
         ...
 
     def stepped(self, x: Tensor, estimate: Estimate, keys: Keys, ahead: int = 0) -> Tensor:
-        """The samples after the sampler's step from `x`, which is not taken by this.
+        """Return the samples after the sampler's step from `x`; the loop itself stays where it is.
 
         Args:
             x: the samples, at the level of this evaluation or of one `ahead`.
-            estimate: what the sampler is told.
-            keys: where the noise comes from, of a sampler that draws some.
-            ahead: how many steps later in the schedule.
+            estimate: the estimate to step with.
+            keys: what the random numbers are made from, for a sampler that draws noise.
+            ahead: how many steps later in the schedule the step begins.
         """
         ...
 
     def later(self, step: Step, ahead: int) -> Step:
-        """Where the run stands so many steps after `step`; the schedule has so many."""
+        """Return the run's position `ahead` steps after `step`; the schedule must have that step."""
         ...
 
 
@@ -145,7 +145,7 @@ class GuidedRun:
         after: Level | None = None,
         before: Level | None = None,
     ) -> Step:
-        """Where the run stands; the arguments are those of `estimate`."""
+        """Return the position of the run at one evaluation; the arguments are those of `estimate`."""
         if evaluation == 0 or self._step_level is None:
             self._step_level = level
         return Step(self.run, index, level, evaluation, self._step_level, time, before, after)
@@ -186,7 +186,7 @@ class GuidedRun:
         )
 
     def _known(self, x: Tensor, level: Level) -> Mapping[Query, Prediction]:
-        """What was answered at this very place since the last step."""
+        """Return the answers at exactly this x and level since the last step."""
         return self._seen[2] if self._seen and self._seen[0] is x and self._seen[1] == level else {}
 
     def _account(
@@ -253,7 +253,7 @@ class GuidedRun:
         return moved.to(x.dtype), state
 
     def _watch(self, step: Step, done: Evaluation, estimate: Estimate) -> None:
-        """Look at the estimate; on an accelerator note what to look at when the run is over, in a few numbers."""
+        """Check the estimate for NaN and Inf; on an accelerator keep a few numbers to check when the run is over."""
         native = estimate.prediction.native
         if native.device.type == "cpu" and math.isfinite(native.detach().sum(dtype=wide(native.dtype))):
             return  # a sum is the cheapest pass; it is finite unless a number is not, or it overflows by itself
@@ -330,10 +330,10 @@ class GuidedRun:
         )
 
     def _check_shape(self, x: Tensor) -> None:
-        """Refuse samples that are no more those of the run, such as ones that a callback resized.
+        """Check that samples still have the run's shape, which a callback may have changed.
 
         Raises:
-            GuidanceNotAppliedError: they are.
+            GuidanceNotAppliedError: they have another.
         """
         before, now = self.run.shape, tuple(x.shape)
         if now == before:

@@ -1,4 +1,4 @@
-"""Steering: what the rules have in common that steer by the gradient of an objective."""
+"""Steering: the base class of rules that steer by the gradient of an objective."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conditions that a model is told, given by name: their order, the other names they answer to, and their number."""
+"""The conditions of a model by name: their order in a batch, their aliases, and how many each sample has."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class Conditions:
         Args:
             kind: ``"negative"`` or ``"positive"``.
             batch: number of samples.
-            given: what a user says, a number for each sample; None for all that there are.
+            given: the user's number for each sample; None for all that there are.
 
         Raises:
-            InputError: `given` has another length, or a number of conditions that there are not.
+            InputError: `given` has another length, or a number larger than the number of conditions.
         """
         here = sum(name.startswith(f"{kind}:") for name in self.rows)
         here = max(here, kind == "negative" and "negative" in self.rows)

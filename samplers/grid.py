@@ -1,4 +1,4 @@
-"""Where a sampler evaluates the network: the level of every entry of a scheduler's timesteps."""
+"""The grid of a run: the noise level of every evaluation, from the entries of a scheduler's timesteps."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ FIRST_ORDER = (
 
 
 def undone(estimate: Estimate, x: Tensor, level: Level) -> Tensor:
-    """Where the step came from that ends at `x`: the equations at the top of this module.
+    """Invert the step that ends at `x`, by the equations at the top of this module.
 
     Args:
         estimate: the stack's estimate at `placed` x, read at the noisier level that the step comes from.

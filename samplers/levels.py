@@ -1,4 +1,4 @@
-"""Levels of the diffusers schedulers: one record for each class says where its levels are to be found.
+"""Noise levels of the diffusers schedulers: a record for each class says where the scheduler keeps them.
 
 Three scalings of x are in use. DDIM and its kind, and the DPM-Solver family, keep x variance preserving; Euler, Heun
 and the other k-diffusion samplers keep ``x / alpha``; flow matching keeps ``(1 - s) x0 + s eps``. A record names the
@@ -110,7 +110,7 @@ def _orders(scheduler: Scheduler, index: int, begin: int) -> tuple[int, int]:
 
 
 def _following(scheduler: Scheduler, entries: list[int], index: int, begin: int) -> int:
-    """The timestep of the entry that follows; -1 behind the last one."""
+    """Return the timestep of the next entry, to which the scheduler steps; -1 after the last one."""
     return entries[index + 1] if index + 1 < len(entries) else -1
 
 
@@ -119,12 +119,19 @@ def _ratio(scheduler: Scheduler) -> int:
 
 
 def _by_ratio(scheduler: Scheduler, entries: list[int], index: int, begin: int) -> int:
-    """By T // n timesteps, which is not the next entry with linspace, or with trailing where n does not divide T."""
+    """Return the timestep T // n lower, to which the scheduler steps from an entry whatever the next entry is.
+
+    The two differ with the spacing linspace, and with trailing where n does not divide T.
+    """
     return entries[index] - _ratio(scheduler)
 
 
 def _pndm_target(scheduler: Scheduler, entries: list[int], index: int, begin: int) -> int:
-    """By half of T // n in the first evaluation of two of the warm-up; the second of all without one goes nowhere."""
+    """Return the timestep to which PNDM steps: T // n lower, but not at all evaluations of its warm-up.
+
+    In a warm-up by Runge-Kutta the first of two evaluations goes half as far and the second stays. Without that warm-up
+    the second evaluation of the run stays.
+    """
     evaluation = index - begin
     if evaluation < len(scheduler.prk_timesteps):
         return entries[index] - (0 if evaluation % 2 else _ratio(scheduler) // 2)

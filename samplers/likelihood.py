@@ -169,7 +169,7 @@ def joined(found: Sequence[Likelihood]) -> Likelihood:
 
 @dataclass(frozen=True)
 class Reach:
-    """Between which levels a flow is followed.
+    """The two noise levels between which a flow is integrated.
 
     Args:
         low: the noise level at the data, sigma/alpha, or the sigma of a flow.
@@ -295,14 +295,14 @@ def _refused(rule: Rule, why: str) -> CompositionError:
 
 
 class Anywhere(Step):
-    """A place between the levels of any schedule."""
+    """A noise level that belongs to no step of a sampler."""
 
     @property
     def index(self) -> int:
-        """Nothing.
+        """The index of the step, which a probability flow does not have.
 
         Raises:
-            CompositionError: always: no step of a sampler is here.
+            CompositionError: always; a rule that reads the index cannot be used.
         """
         raise CompositionError("a rule of the stack goes by the steps of a sampler, and a probability flow has none")
 
@@ -318,7 +318,7 @@ class Flow:
     Args:
         stack: one that `check_anywhere` admits.
         run: what is known of the run.
-        network: who answers, at samples and a level.
+        network: makes the network that answers at samples and a level.
     """
 
     stack: Stack
@@ -350,7 +350,7 @@ def signs(seed: int, probes: int, shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def followed(field: Field, x0: Tensor, reach: Reach, seed: int, probes: int, tolerance: float) -> Likelihood:
-    """The likelihood of one sample, along the flow from its data to noise.
+    """Compute the likelihood of one sample, along the flow from its data to noise.
 
     Args:
         field: the flow.

@@ -1,4 +1,4 @@
-"""Lists of noise levels or timesteps, written behind a sampler's name: published ones by name, and one's own."""
+"""Lists of noise levels or timesteps, written after a sampler's name: published ones by name, or the user's numbers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ FROM_0_TO_1 = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 @dataclass(frozen=True)
 class Levels:
-    """What stands behind a sampler's name.
+    """A list of noise levels or timesteps that is given after a sampler's name.
 
     Args:
         kind: what the numbers are.
         values: one for each step, falling.
-        name: of a published list; "" of one's own. Its numbers go between the steps of a run of any length.
+        name: the name of a published list, which is interpolated to any number of steps; "" for the user's own list.
     """
 
     kind: Literal["sigmas", "timesteps"]
@@ -50,10 +50,10 @@ class Levels:
         return self.name or f"{self.kind}={','.join(f'{value:.10g}' for value in self.values)}"
 
     def of(self, steps: int) -> tuple[float, ...]:
-        """The numbers of a run of so many steps.
+        """Return the numbers of a run of `steps` steps; those of a published list are interpolated in their logarithms.
 
         Raises:
-            InputError: there are as many numbers as another run has steps.
+            InputError: a user's own list has another number of steps.
         """
         if not self.name:
             if len(self.values) != steps:
@@ -72,7 +72,7 @@ class Levels:
 
 
 def read_levels(text: str) -> Levels:
-    """What stands behind the ``@`` of a sampler's name: the name of a list, ``sigmas=...`` or ``timesteps=...``.
+    """Read what follows the ``@`` in a sampler's name: the name of a list, ``sigmas=...`` or ``timesteps=...``.
 
     Raises:
         InputError: another text, or numbers that do not fall.
@@ -94,7 +94,7 @@ def read_levels(text: str) -> Levels:
 
 
 def checked(kind: str, values: Sequence[float], given: object = None) -> Levels:
-    """One's own list.
+    """Check a user's own list of numbers and return it.
 
     Raises:
         InputError: the numbers do not fall, are too many, or are no sigmas or timesteps.

@@ -227,13 +227,13 @@ class Setup:
         return CallableNetwork(self.models, x, level, told.rows, self.emits, told.aliases, keys)
 
     def keys(self, point: Point) -> Keys:
-        """Where the randomness of the evaluation at `point` comes from."""
+        """Return the keys from which the random numbers of the evaluation at `point` are made."""
         return Keys(self.seeds, point.step, point.evaluation)
 
 
 @dataclass(frozen=True)
 class _Turns:
-    """What turns need of `sample`, at one evaluation: a `Loop`."""
+    """The `Loop` of `sample` for the turns of rules, at one evaluation."""
 
     setup: Setup
     beside: Beside
@@ -248,7 +248,7 @@ class _Turns:
         return self.beside.step(x, estimate, self.position, keys, ahead)
 
     def later(self, step: Step, ahead: int) -> Step:
-        """Where the run stands so many steps later."""
+        """Return the run's position `ahead` steps later."""
         return later(step, self.beside.schedule, self.position + ahead)
 
 

@@ -1,4 +1,4 @@
-"""Rules that take turns, under a scheduler: which schedulers have room for them, and a step beside the run's own."""
+"""Rules that take turns, under a scheduler: which schedulers support them, and steps beside the run's own."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def given_room(pipe: Any, stack: Rule) -> Iterator[None]:
 
 
 def later(step: Step, schedule: Grid, position: int) -> Step:
-    """Where a run that stands at `step` will stand at the point `position` of its schedule."""
+    """Return the later position of a run that is now at `step`: that at point `position` of its schedule."""
     point = schedule.points[position]
     return replace(
         step,
@@ -90,7 +90,7 @@ def later(step: Step, schedule: Grid, position: int) -> Step:
 
 
 def advanced(scheduler: Any, ahead: int) -> Any:
-    """A copy of a scheduler of the first order that stands so many steps later than it does."""
+    """Return a copy of a first-order scheduler that is `ahead` steps further."""
     copied = unhooked(copy.copy(scheduler))  # it counts its steps, and changes nothing else
     for name in ("_step_index", "_begin_index"):
         if ahead and getattr(copied, name, None) is not None:
@@ -100,7 +100,7 @@ def advanced(scheduler: Any, ahead: int) -> Any:
 
 
 class Beside:
-    """Steps of a scheduler that its run does not take: the scheduler stays where it is.
+    """Steps of a scheduler beside those of its run, which leave the scheduler where it is.
 
     Args:
         scheduler: one that `check_room` admits, after ``set_timesteps``.
@@ -116,9 +116,9 @@ class Beside:
 
         Args:
             x: the samples, in the form in which the scheduler is handed them.
-            estimate: of them, likewise, in what the scheduler is told.
+            estimate: their estimate, in the same form.
             position: index of the schedule's point at which the scheduler stands.
-            keys: where the noise comes from, of a scheduler that draws some.
+            keys: what the random numbers are made from, for a scheduler that draws noise.
             ahead: how many steps later the step begins.
             **options: further arguments of the scheduler's ``step``.
         """

@@ -185,7 +185,7 @@ def _emitted(scheduler: Any) -> Parameterization | None:
 
 
 def _read(cls: Any, config: Mapping[str, Any], own: Mapping[str, Any]) -> Parameterization | None:
-    """What a scheduler would read that is made of these; None where its configuration contradicts itself."""
+    """Return what a scheduler of this class and configuration reads; None if its configuration contradicts itself."""
     defaults = {name: one.default for name, one in inspect.signature(cls.__init__).parameters.items()}
     try:
         return emission(cls, {**defaults, **config, **own})
@@ -206,7 +206,7 @@ def _missing(name: str) -> str | None:
 
 
 def _settings(name: str, replaced: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Of a sampler: its class, the configuration that it is made from, and what is set beside.
+    """Return a sampler's class, the configuration that it is made from, and the options that are set on top.
 
     Raises:
         InputError: the sampler does not have this spacing.

@@ -1,4 +1,4 @@
-"""The noise a run starts from: each sample's own, whatever its batch and its device."""
+"""The initial noise of a run: a function of each sample's own seed, whatever its batch and its device."""
 
 from __future__ import annotations
 

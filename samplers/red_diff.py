@@ -1,7 +1,7 @@
 r"""RED-diff (Mardani et al. 2023): an optimizer as a sampler, for inverse problems.
 
-One picture is optimized, by any optimizer of torch, to fit its measurements and to look to the network, at one noise
-level after the other, like a picture that has exactly the noise that was added to it.
+One picture is optimized, by any optimizer of torch, so that it fits its measurements and so that the network, at one
+noise level after the other, predicts exactly the noise that was added to it.
 """
 
 from __future__ import annotations

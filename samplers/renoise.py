@@ -1,18 +1,18 @@
 """Stepping with a separate re-noising prediction, for any scheduler as it is.
 
-A rule such as CFG++ says where to jump, D, and what to re-noise with, R. The scheduler runs on R, and what is between
-the two is added once a step:
+A rule such as CFG++ gives two predictions: D, to which to step, and R, to re-noise with. The scheduler runs on R, and
+the difference of the two is added once a step:
 
     x' = solver(R) + alpha' (D - R),    alpha' that of the level just reached.
 
 A solver that evaluates several times a step gets it with the last evaluation, and D and R are that evaluation's.
 
-Most schedulers may be handed x' as it is. Some remember samples, or noise that they derived from samples, over more
-than one step; a sample that was moved behind their back would not fit to these (UniPC's corrector even forgets it).
-They solve for ``y = x - offset`` instead, which nobody moves, told the x0 that R answers at x; the offset goes on as
-the solver itself would take it with a denoiser that always answers 0. What that does is seen on a copy of the scheduler
-that runs beside on two numbers, whose difference is free of the noise that a solver may add. For a solver that
-remembers nothing but x0, both ways are the same.
+Most schedulers can take x' as it is. Some remember samples, or noise that they derived from samples, over more than one
+step, and a changed sample would not fit these (UniPC's corrector even drops the change). They solve for
+``y = x - offset`` instead, which is never changed, with the x0 of R at x. The offset evolves as the solver would evolve
+it with a denoiser that always answers 0. That factor is measured on a copy of the scheduler that runs beside on two
+numbers, whose difference is free of the noise that a solver may add. For a solver that remembers nothing but x0, both
+ways are the same.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Renoising:
         self.added: Tensor | None = None
 
     def before(self, estimate: Estimate, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the scheduler is to be told: a network output, and a sample.
+        """Return the arguments of the scheduler's step: a network output, and a sample.
 
         Args:
             estimate: the guided estimate at `x`.
@@ -156,7 +156,7 @@ def _order(scheduler: Any) -> int:
 
 
 class _Homogeneous:
-    """A copy of a scheduler whose network always answers x0 = 0: how a step scales what is in the sample."""
+    """A copy of a scheduler whose network always answers x0 = 0, to measure how a step scales the sample."""
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler, self.emits = unhooked(copy.deepcopy(scheduler)), parameterization(scheduler)
@@ -174,7 +174,7 @@ class _Homogeneous:
         self.options = {"generator": [torch.Generator().manual_seed(0) for _ in range(2)]} if takes_generator else {}
 
     def step(self, position: int, level: Level) -> float:
-        """How one evaluation scales what is in the sample."""
+        """Return the factor by which one evaluation scales the sample."""
         timestep, before = self.timesteps[position], self.numbers
         if hasattr(self.scheduler, "scale_model_input"):
             self.scheduler.scale_model_input(before, timestep)

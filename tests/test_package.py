@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +47,37 @@ def test_the_public_names_are_the_contracts() -> None:
         assert isinstance(value, str) or (value.__doc__ or "").strip(), f"{name} has no docstring"
     with pytest.raises(AttributeError, match="nothing"):
         _ = gs.nothing
+
+
+def members(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """A public class or function of guidestack with its public methods and properties, inherited ones too, by name."""
+    yield name, value
+    for key, raw in inspect.getmembers_static(value) if inspect.isclass(value) else ():
+        member = getattr(raw, "__func__", getattr(raw, "func", raw))  # of a class method, of a cached property
+        code = getattr(member, "fget", member)
+        ours = inspect.isfunction(code) and code.__module__.startswith("guidestack")
+        if ours and not key.startswith("_") and code.__name__ != "<lambda>":  # a field's default
+            yield f"{name}.{key}", member
+
+
+@pytest.mark.parametrize("part", ["", ".guidance", ".samplers", ".pipelines", ".evaluation", ".bridges"])
+def test_summary_lines_stand_alone(part: str) -> None:
+    """A tooltip shows nothing but the first line: it is a sentence of its own and leans on no other text."""
+    package = importlib.import_module(f"guidestack{part}")
+    found = {
+        name: (inspect.getdoc(member) or "").partition("\n")[0]
+        for public in package.__all__
+        if getattr(value := getattr(package, public), "__module__", "").startswith("guidestack") and callable(value)
+        for name, member in members(value, public)
+    }
+    leaning = re.compile(r"(It|This|That|These|Nothing|Likewise|So)\b|.*\b(above|below|likewise)\.$")
+    bad = {
+        name: line
+        for name, line in found.items()
+        if not line.endswith(".") or len(line.split()) < 4 or leaning.match(line)
+    }
+    assert found
+    assert not bad
 
 
 @pytest.mark.parametrize("package", ["guidance.rules", "evaluation.metrics"])

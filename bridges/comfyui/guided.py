@@ -209,7 +209,7 @@ class StackWrapper:
         return samples
 
     def _check(self, guider: Any, plain: Any) -> None:
-        """Refuse what guides beside the stack, which would not be heard."""
+        """Refuse other guidance in the graph beside the stack, which would have no effect."""
         if type(guider).predict_noise is not plain.predict_noise:
             raise InputError(
                 f"{type(guider).__name__} has a guidance of its own, and its MODEL carries the stack {self.stack}; "
@@ -274,7 +274,7 @@ class _Sampling:
         return {}
 
     def _place(self, sigma: float) -> tuple[int, int]:
-        """Step and evaluation of a call: a step has all that is evaluated from its level on to the next one's."""
+        """Return the step and the evaluation of a call: a step has all calls from its level down to the next step's."""
         sign = 1 if self.sigmas[0] >= self.sigmas[-1] else -1  # -1: back to noise
         near = abs(sigma) * ROUNDING
         index = sum(sign * (one - sigma) >= -near for one in self.sigmas[1:-1])
@@ -310,10 +310,10 @@ class _Sampling:
         return guided
 
     def _event(self, estimate: Estimate, guided: Tensor) -> dict[str, Any]:
-        """What listeners are told beside the estimate: the prompt's prediction, and what the stack leads away from.
+        """Return what callbacks get beside the estimate: the prompt's prediction, and what the stack guides away from.
 
-        Under CFG++ the latter is what re-noises, so that samplers which take it from here re-noise as ComfyUI's own
-        guider has them do, and as the stack says where it says something. Where there is neither, it is the estimate.
+        Under CFG++ the latter is the prediction that re-noises: samplers that take it from here then re-noise as with
+        ComfyUI's own guider, and as the stack says if it says something. Without either it is the estimate.
         """
         seen, away = self.seen, estimate.renoise
         if away is None and (led := self.stack.away(seen.predictions, seen.step, seen.state)):

@@ -247,7 +247,7 @@ class RunFolder:
             raise damaged(self, name, error) from error
 
     def summary(self) -> str:
-        """Return the metrics as a text: a line a cell, a column a metric, the full names and notes below.
+        """Return the metrics as a text: a line for each cell, a column for each metric, then full names and notes.
 
         Raises:
             InputError: nothing was measured yet, or a file is damaged.

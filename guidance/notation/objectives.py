@@ -67,7 +67,7 @@ def objectives(
 
 
 def checked(by_name: object) -> Mapping[str, Any]:
-    """What ``objectives=`` is given, {} for None.
+    """Check the argument ``objectives=`` and return it as a mapping, {} for None.
 
     Raises:
         InputError: it is no mapping of names to objectives.

@@ -66,14 +66,14 @@ def load_preset(name: str | Path) -> Stack:
 
 
 def stack_in(mapping: Any, where: str) -> Stack:
-    """The stack of what a file holds.
+    """Read the stack in a file's mapping.
 
     Args:
         mapping: as `mapping_of` returns it.
-        where: it stands, for messages.
+        where: the file, for messages.
 
     Raises:
-        StackSyntaxError, RuleError: it is none.
+        StackSyntaxError, RuleError: the mapping is not that of a stack.
     """
     try:
         return from_config(mapping)
@@ -124,9 +124,9 @@ def tuned_for(name: str | Path) -> TunedFor | None:
 
 
 def mapping_of(path: Path, what: str) -> Any:
-    """What a YAML file of a stack holds, not yet checked to be one; messages call the file `what`.
+    """Read the mapping in a YAML file of a stack, without checking that it is a stack; messages call the file `what`.
 
-    What it was tuned for is left out.
+    The key ``tuned`` is left out.
 
     Raises:
         InputError: the file cannot be read, or is no YAML.
@@ -186,7 +186,7 @@ def as_stack(stack: Rule | str | Mapping[str, Any]) -> Stack:
 
 
 def _instead(given: Any) -> str:
-    """What was probably meant by something that is no stack, as it is written; "" where nobody can tell."""
+    """Return how to write what was probably meant by a value that is not a stack; "" if that is unclear."""
     if given is None:
         return "stack() for the unguided model"
     if is_number(given):

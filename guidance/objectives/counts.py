@@ -1,4 +1,4 @@
-"""Counts as objectives: what a counter says need not be derivable, a density beside it carries the gradient."""
+"""Counts as objectives: the counter need not be differentiable, since a density beside it gives the gradient."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Counted(Objective):
 
     .. math:: s = \frac{\sum_p d_p(x_0)}{c(x_0)}
 
-    The density d is derivable and says how much of what is counted is at a pixel; the counter c need not be. The scale
-    is a constant to the gradient, so that the value is the counter's own error, :math:`-|c(x_0) - n|`, and the gradient
-    that of the density: more of it where too few are counted, less where too many. It is 0 where the count is right.
+    The density d is differentiable and says how much of what is counted is at a pixel; the counter c need not be. The
+    scale is a constant to the gradient, so that the value is the counter's own error, :math:`-|c(x_0) - n|`, and the
+    gradient that of the density: it increases the density if too few are counted, decreases it if too many, and is 0 if
+    the count is right.
     Where nothing is counted, s is `unit`.
 
     A subclass is a frozen dataclass that declares `wanted` (n) and implements `density` and `counts`.
@@ -34,11 +35,11 @@ class Counted(Objective):
     wanted: int
 
     def density(self, x0: Tensor) -> Tensor:
-        """How much is at each pixel of pictures ``(B, 3, H, W)``, >= 0, shape ``(B, H, W)``."""
+        """Return the density at each pixel of pictures ``(B, 3, H, W)``: shape ``(B, H, W)``, >= 0."""
         raise NotImplementedError
 
     def counts(self, x0: Tensor) -> Tensor:
-        """How many there are in each picture, shape ``(B,)``; without a gradient."""
+        """Return the counter's number for each picture, shape ``(B,)``, without a gradient."""
         raise NotImplementedError
 
     def unit(self, x0: Tensor) -> float:

@@ -19,7 +19,7 @@ from .picture import NOTHING, Measured
 
 
 def cells(known: Tensor, like: Tensor) -> Tensor:
-    """Where `like`, pictures or latents of them, is known: in cells of which every pixel is.
+    """Return a mask of `like`, pictures or latents: 1 in the cells of which every pixel is known.
 
     Args:
         known: the pixels that are, booleans of shape ``(H, W)``.
@@ -86,12 +86,12 @@ class Known(Measured, Determining):
         return away if y.shape[1] == 3 else away * y[:, 3:].sqrt()
 
     def determined(self, x: Tensor) -> Tensor:
-        """What of pictures, or of latents, is where the picture is opaque; 0 elsewhere."""
+        """Keep the part of pictures, or of latents, where the given picture is opaque; 0 elsewhere."""
         y = self.target(x)[0]
         return x if len(y) == 3 else x * cells(y[3] == 1, x)
 
     def having(self, height: int, width: int) -> Tensor:
-        """The picture, what is not opaque in white.
+        """Return the given picture, with white where it is not opaque.
 
         Raises:
             InputError: it is of another size, or opaque nowhere.
@@ -128,7 +128,7 @@ class Border(Color, Determining):
             raise RuleError(f"Border: share is above 0 and below 0.5; got {self.share!r}")
 
     def determined(self, x: Tensor) -> Tensor:
-        """What of pictures, or of latents, is in the border; 0 elsewhere."""
+        """Keep the part of pictures, or of latents, that is in the border; 0 elsewhere."""
         height, width = x.shape[-2:]
         rows, columns = (max(1, int(self.share * side)) for side in (height, width))
         inside = torch.zeros_like(x, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Pictures that objectives are given, and what they have in common that compare with one."""
+"""Pictures that the user gives to objectives, and the base class of objectives that compare with one."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
         return state.inner
 
     def _guiding(self, step: Step, state: Stopping) -> Tensor:
-        """Who is guided at this evaluation, as far as is known before it."""
+        """Return which samples are guided at this evaluation, as far as that is known before it."""
         return state.guiding if step.evaluation else ~state.crossed
 
     def _contrast_of(self, asked: Queries) -> Query | None:
@@ -160,7 +160,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
         return masked(self.rule.queries(step, state.inner), self._left(step, state))
 
     def _left(self, step: Step, state: Stopping) -> Tensor:
-        """Whose queries are evaluated, on the host."""
+        """Return the samples whose queries are evaluated, as a mask on the host."""
         return state.held.value if step.evaluation and not self.lag else ~state.sent[0].value
 
     def update(

@@ -31,7 +31,7 @@ LARGEST_LOG = 3.0
 
 
 class Made(NamedTuple):
-    """A step that was made: what it says of the path is known where it has led to.
+    """A finished step, whose evidence about the path is known at the next evaluation.
 
     Attributes:
         level: of its noisy sample y.

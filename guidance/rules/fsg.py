@@ -159,7 +159,7 @@ def _places(value: Any) -> tuple[tuple[float, float, int], ...]:
     """The places of a schedule.
 
     Raises:
-        RuleError: they are none.
+        RuleError: `value` is not such a schedule.
     """
     value = plain(value)
     rows = [plain(one) for one in value] if isinstance(value, tuple | list) else None

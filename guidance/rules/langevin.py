@@ -143,7 +143,7 @@ class Langevin(Move):
         return u + self.power * (c - u)
 
     def _kept(self, step: Step, eps: Tensor, z: Tensor) -> float | Tensor:
-        """k, of the whole batch or of each sample."""
+        """Return k of the equation, for the whole batch or for each sample."""
         if self.snr is not None:
             # |z| / |s| = sigma |z| / |eps|, and e / (2 sigma^2) is free of sigma.
             return torch.exp(-2 * (self.snr * ratio(norm(z), norm(eps))) ** 2)

@@ -270,7 +270,7 @@ class Resample(Move[Weighted]):
         return traced, Weighted(weights, rewards)
 
     def _reward(self, estimate: Estimate, step: Step) -> Tensor:
-        """R of each sample, shape ``(B,)``."""
+        """Return the reward r of each sample, shape ``(B,)``."""
         assert step.run.objectives is not None  # else nobody asks
         reward = step.run.objectives.find(self.reward)
         if reward.space == "noisy":
@@ -283,7 +283,7 @@ class Resample(Move[Weighted]):
         return low < step.level.k_sigma <= high
 
     def _rate(self, step: Step) -> float:
-        """What the bracket is multiplied with."""
+        """Return the factor of the bracket in the change of the log weights."""
         here, after = step.level.k_sigma, step.after.k_sigma if step.after else 0.0
         return 0.5 * (1 - (after / here) ** 2) if self._counts(step) else 0.0
 

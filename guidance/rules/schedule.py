@@ -293,13 +293,13 @@ class Schedule(Wrapper[Remembered]):
 
 
 def _with(kept: Sequence[Kept], one: Kept, most: int) -> tuple[Kept, ...]:
-    """With one more, at most so many; of two at one level, as solvers with two evaluations have them, the later."""
+    """Append one and keep the last `most`; of two at one level, as in solvers of two evaluations, the later stays."""
     before = kept[:-1] if kept and kept[-1].level == one.level else kept
     return (*before, one)[-most:]
 
 
 def _extrapolated(kept: Sequence[Kept], level: Level, order: int) -> Kept:
-    """What the last one, or a line through the last two in log-SNR, has at `level`."""
+    """Return the last one kept, or the line through the last two in log-SNR, at `level`."""
     last = kept[-1]
     ahead = _ahead(kept[-2].level, last.level, level) if order and len(kept) > 1 else 0.0
     if not ahead:
@@ -316,7 +316,7 @@ def _extrapolated(kept: Sequence[Kept], level: Level, order: int) -> Kept:
 
 
 def _ahead(first: Level, second: Level, level: Level) -> float:
-    """Rho of the equation; 0 where it has no meaning."""
+    """Return rho of the equation, 0 where it is not defined."""
     ks = (first.k_sigma, second.k_sigma, level.k_sigma)
     if not all(0 < k < math.inf for k in ks) or ks[0] == ks[1]:
         return 0.0

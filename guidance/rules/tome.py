@@ -43,7 +43,7 @@ AT_ONCE = 4096
 
 
 class Groups(NamedTuple):
-    """Which tokens of a picture are made one.
+    """The groups of a picture's tokens, each of which is merged into one token.
 
     Attributes:
         group: the group of each token, shape ``(R, N)``.

@@ -350,7 +350,7 @@ def _updated(rule: Rule, estimate: Estimate, answers: Predictions, step: Step, s
 
 
 def _shown(rule: Rule, oracle: Oracle, x: Tensor, step: Step, state: State, reads: set[Query]) -> Sight:
-    """What `rule` is shown in a turn."""
+    """Return the `Sight` of the rule's turn at `step`; what it has evaluated is added to `reads`."""
     keys = Keys(oracle.seeds, step.index, step.evaluation, step.turn)
     sight = Sight({}, keys, lambda told: oracle.stepped(told, step.index))
     look = rule.look(x, step, state)
@@ -374,7 +374,7 @@ def _shown(rule: Rule, oracle: Oracle, x: Tensor, step: Step, state: State, read
 
 
 class _Unread(set[Query]):
-    """A note of what is read, which takes it out of what is not."""
+    """The set to which reads are added, which removes them from the set of what is still unread."""
 
     def __init__(self, unread: set[Query]) -> None:
         super().__init__()

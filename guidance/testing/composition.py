@@ -31,7 +31,7 @@ STACKS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a combination.
+    """The result of trying one combination of rules.
 
     Attributes:
         text: the stack.

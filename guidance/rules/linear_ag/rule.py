@@ -313,7 +313,7 @@ class LinearAG(Wrapper[Recording]):
         return state.inner
 
     def away(self, predictions: Predictions, step: Step, state: Recording) -> tuple[Prediction, RowMask | None] | None:
-        """What the wrapped rule leads away from; at an estimated step the estimate of it."""
+        """Return what the wrapped rule guides away from; at an estimated step the estimate of it."""
         letter = GUIDED if self._idle else self._letter(step, state)[0]
         if letter == CONDITIONAL:
             return None
