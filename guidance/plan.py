@@ -22,7 +22,7 @@ SHAPE = (2, 1, 1, 1)  # as many axes as a sample has anywhere, and two numbers, 
 
 
 @dataclass(frozen=True)
-class When:
+class SchedulePoint:
     """One evaluation of a schedule.
 
     Args:
@@ -49,7 +49,7 @@ class Planned:
         turn: 0 for the sampler's own evaluation, else which of the turns before it.
     """
 
-    when: When
+    when: SchedulePoint
     queries: tuple[Query, ...]
     asking: frozenset[int]
     turn: int = 0
@@ -114,7 +114,9 @@ class Plan(list[Planned]):
         return table(f"{self.stack}: {self.cost}; unguided: {self.unguided}", heads, rows, more)
 
 
-def plan(stack: Stack, schedule: Sequence[When], negatives: int = 1, positives: int = 0, batch: int = 1) -> Plan:
+def plan(
+    stack: Stack, schedule: Sequence[SchedulePoint], negatives: int = 1, positives: int = 0, batch: int = 1
+) -> Plan:
     """What `stack` asks for at each evaluation of `schedule`, in order, with the turns of its rules.
 
     Args:
@@ -160,7 +162,7 @@ def check_emission(stack: Stack, emits: Parameterization, steps: int) -> None:
     stack.init(Run((1, *SHAPE), steps=steps, seeds=(0,), negatives=(1,), identity=None, emits=emits))
 
 
-def level_before(schedule: Sequence[When], place: int, begin: int = 0) -> Level | None:
+def level_before(schedule: Sequence[SchedulePoint], place: int, begin: int = 0) -> Level | None:
     """The level at which the step before began, of an evaluation of a run; None in the run's first step.
 
     Args:
@@ -205,7 +207,7 @@ class _Zeros(Network):
 class _Nowhere:
     """The loop of a plan: its network answers with zeros, and its steps leave samples as they are."""
 
-    def __init__(self, schedule: Sequence[When]) -> None:
+    def __init__(self, schedule: Sequence[SchedulePoint]) -> None:
         self.schedule = schedule
 
     def network(self, x: Tensor, level: Level, keys: Keys) -> Network:

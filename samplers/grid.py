@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..guidance.plan import When
+from ..guidance.plan import SchedulePoint
 from ..guidance.prediction import Level
 
 
 @dataclass(frozen=True)
-class Point(When):
-    """One evaluation of the network, as `When`: one entry of ``scheduler.timesteps``.
+class Point(SchedulePoint):
+    """One evaluation of the network, a `SchedulePoint`: one entry of ``scheduler.timesteps``.
 
     Its level is that of the sample that the scheduler is handed there, in the scheduler's own scaling of x.
 

@@ -17,7 +17,7 @@ from ..guidance.notation.presets import load_preset, names, path_of
 from ..guidance.notation.registry import Entry
 from ..guidance.notation.registry import rules as registered
 from ..guidance.notation.text import parse
-from ..guidance.plan import When, plan
+from ..guidance.plan import SchedulePoint, plan
 from ..guidance.prediction import Level
 from ..guidance.rule import Stack
 from .as_json import echo_json, json_option
@@ -28,7 +28,7 @@ PICTURED = ("cat face, noto style, blue background", "rocket, flat style, black 
 """Prompts of the picture of a rule."""
 SAMPLER, STEPS = "dpm++2m", 15
 PICTURE = "Also make a picture of it with the bundled model, beside no guidance and cfg(4), from the same noise."
-SCHEDULE = [When(index, 0, Level.flow(1 - index / 20), 1 - index / 20) for index in range(20)]
+SCHEDULE = [SchedulePoint(index, 0, Level.flow(1 - index / 20), 1 - index / 20) for index in range(20)]
 """On which the examples of rules are counted."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...guidance.errors import InputError
 from ...guidance.notation.presets import TunedFor
-from ...guidance.plan import When
+from ...guidance.plan import SchedulePoint
 from ...guidance.rule import Stack
 from ...guidance.version import __version__
 from ...pipelines import guide
@@ -82,7 +82,7 @@ class Tuning:
     def _runs(self, stack: Stack) -> None:
         guide(self.generator.pipe, stack, networks=self.generator.asked(stack))
 
-    def _points(self) -> tuple[When, ...]:
+    def _points(self) -> tuple[SchedulePoint, ...]:
         self.generator.use(self.settings.fixed["sampler"])
         self._runs(self.settings.reference)
         self.generator.pipe.scheduler.set_timesteps(self.settings.fixed["steps"])

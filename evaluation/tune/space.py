@@ -9,7 +9,7 @@ from typing import Any
 
 from ...guidance.errors import CompositionError, GuidestackError, InputError, RuleError
 from ...guidance.move import check_still
-from ...guidance.plan import When, plan
+from ...guidance.plan import SchedulePoint, plan
 from ...guidance.rule import Stack
 from ...guidance.rules import AdaptiveGuidance, LinearAG, Schedule
 from ...guidance.rules.schedule import CONDITIONAL, GUIDED, REUSED, SKIPPED
@@ -37,12 +37,12 @@ class Space:
     """
 
     reference: Stack
-    points: tuple[When, ...]
+    points: tuple[SchedulePoint, ...]
     letters: tuple[str, ...]
     adaptive: bool
 
     @classmethod
-    def of(cls, reference: Stack, points: Sequence[When], runs: Callable[[Stack], None]) -> Space:
+    def of(cls, reference: Stack, points: Sequence[SchedulePoint], runs: Callable[[Stack], None]) -> Space:
         """The space around a reference.
 
         Args:

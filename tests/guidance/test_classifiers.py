@@ -17,7 +17,7 @@ from guidestack.guidance.keyed import Keys
 from guidestack.guidance.network import CallableNetwork
 from guidestack.guidance.notation.objectives import objectives
 from guidestack.guidance.observe import Seen
-from guidestack.guidance.plan import When, plan
+from guidestack.guidance.plan import SchedulePoint, plan
 from guidestack.guidance.prediction import EPSILON, Level, Prediction
 from guidestack.guidance.query import POSITIVE
 from guidestack.guidance.run import GuidedRun
@@ -318,7 +318,7 @@ def test_more_negatives_than_references_are_refused() -> None:
 
 
 def test_plans_count_what_runs_ask_for() -> None:
-    schedule = [When(index, 0, level) for index, level in enumerate(LEVELS)]
+    schedule = [SchedulePoint(index, 0, level) for index, level in enumerate(LEVELS)]
     rule = gs.parse("classifier_reference(3, 'a', ('b', 'c'))")
     planned = plan(rule, schedule, negatives=2)
     assert [len(one.queries) for one in planned] == [3, 2, 2, 2, 2, 2]

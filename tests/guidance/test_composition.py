@@ -16,7 +16,7 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance.errors import CompositionError
-from guidestack.guidance.plan import When, plan
+from guidestack.guidance.plan import SchedulePoint, plan
 from guidestack.guidance.testing import composition
 from guidestack.guidance.testing.checks import LEVELS, Oracle, oracle_run
 from guidestack.guidance.testing.mixture import MixtureDenoiser
@@ -25,7 +25,7 @@ from guidestack.scripts import compositions
 EVERY = list(dict.fromkeys(composition.every()))
 REFUSED = [text for text in EVERY if not composition.attempt(text).works]
 WORKING = [text for text in EVERY if text not in REFUSED]
-SCHEDULE = [When(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
+SCHEDULE = [SchedulePoint(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
 
 
 @cache

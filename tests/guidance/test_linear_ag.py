@@ -20,7 +20,7 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance.errors import CompositionError, GuidanceNotAppliedError, InputError, RuleError
-from guidestack.guidance.plan import When, plan
+from guidestack.guidance.plan import SchedulePoint, plan
 from guidestack.guidance.prediction import EPSILON, Level
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Network, Queries, Request
 from guidestack.guidance.rule import Rule
@@ -174,7 +174,7 @@ def test_twenty_steps_cost_25_evaluations(tmp_path: Path) -> None:
     triangle = torch.randn(40, 40, generator=generator, dtype=torch.float64).triu()
     fit = linear.Fit("cfg(4)", 20, {"model": "some", "levels": "some"}, triangle)
     linear.write(fit, path, [letter == "g" for letter in letters("paper", 20)])
-    schedule = [When(index, 0, Level.vp((index + 1) / 25)) for index in range(20)]
+    schedule = [SchedulePoint(index, 0, Level.vp((index + 1) / 25)) for index in range(20)]
     stack = gs.Stack(gs.LinearAG(gs.CFG(4), str(path)))
     counts = [len(one.queries) for one in plan(stack, schedule)]
     assert counts == [2, 1] * 5 + [1] * 10

@@ -14,7 +14,7 @@ from torch import Tensor
 import guidestack as gs
 from guidestack.guidance import NEGATIVE, POSITIVE, Look, Move, Sight, check_move
 from guidestack.guidance.errors import CompositionError, RuleCheckError, RuleError
-from guidestack.guidance.plan import When, plan
+from guidestack.guidance.plan import SchedulePoint, plan
 from guidestack.guidance.query import Query
 from guidestack.guidance.rule import Rule
 from guidestack.guidance.step import Run, Step
@@ -106,7 +106,7 @@ def test_two_equal_moves_are_one_of_twice_the_steps() -> None:
 def test_the_plan_the_report_and_the_network_agree() -> None:
     stack = gs.parse("during(cfg(3), progress=(0, 0.5)) | langevin(2, power=3) | langevin(1)")
     report = oracle_run(stack, Oracle()).run.report
-    planned = plan(stack, [When(index, 0, level) for index, level in enumerate(LEVELS)])
+    planned = plan(stack, [SchedulePoint(index, 0, level) for index, level in enumerate(LEVELS)])
     assert [(one.when.step, one.turn, set(one.queries)) for one in planned] == [
         (record.index, record.turn, set(record.queries)) for record in report.steps
     ]

@@ -11,7 +11,7 @@ import pytest
 import guidestack as gs
 from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.notebook import MAX_STEPS
-from guidestack.guidance.plan import When, plan
+from guidestack.guidance.plan import SchedulePoint, plan
 from guidestack.guidance.prediction import Level
 from guidestack.guidance.report import Report
 from guidestack.guidance.rule import FURTHER
@@ -22,8 +22,8 @@ def cells(shown: str) -> list[list[str]]:
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
 
 
-def schedule(steps: int) -> list[When]:
-    return [When(index, 0, Level.flow(1 - index / steps), 1 - index / steps) for index in range(steps)]
+def schedule(steps: int) -> list[SchedulePoint]:
+    return [SchedulePoint(index, 0, Level.flow(1 - index / steps), 1 - index / steps) for index in range(steps)]
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import re
 
 import guidestack as gs
 from guidestack.guidance.notation.registry import Entry, rules
-from guidestack.guidance.plan import When, never_asking, plan
+from guidestack.guidance.plan import SchedulePoint, never_asking, plan
 from guidestack.guidance.testing.checks import LEVELS, Oracle
 from guidestack.scripts.rules import cost
 
-SCHEDULE = [When(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
+SCHEDULE = [SchedulePoint(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
 
 
 def test_what_the_list_of_rules_says_of_their_costs() -> None:

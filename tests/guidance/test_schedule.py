@@ -14,7 +14,7 @@ from torch import Tensor
 
 import guidestack as gs
 from guidestack.guidance.errors import CompositionError, RuleError
-from guidestack.guidance.plan import When, plan
+from guidestack.guidance.plan import SchedulePoint, plan
 from guidestack.guidance.prediction import EPSILON, Level, Prediction
 from guidestack.guidance.query import POSITIVE, Predictions, evaluate
 from guidestack.guidance.rules.schedule import read_plan, written_plan
@@ -23,7 +23,7 @@ from guidestack.guidance.testing import composition
 from guidestack.guidance.testing.checks import LEVELS, Oracle, check_rule, oracle_run
 
 N = len(LEVELS)
-SCHEDULE = [When(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
+SCHEDULE = [SchedulePoint(index, 0, level, Oracle().time(index)) for index, level in enumerate(LEVELS)]
 
 
 def lam(level: Level) -> float:

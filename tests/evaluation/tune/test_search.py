@@ -15,12 +15,12 @@ from guidestack.evaluation.tune.preset import candidates, verdict_on
 from guidestack.evaluation.tune.search import search
 from guidestack.evaluation.tune.space import Space, possible, spaced
 from guidestack.guidance.errors import InputError, UnsupportedPipelineError
-from guidestack.guidance.plan import When
+from guidestack.guidance.plan import SchedulePoint
 from guidestack.guidance.rules import Schedule
 from guidestack.guidance.testing.checks import LEVELS
 
 STEPS = len(LEVELS)
-POINTS = [When(index, 0, level) for index, level in enumerate(LEVELS)]
+POINTS = [SchedulePoint(index, 0, level) for index, level in enumerate(LEVELS)]
 WEIGHTS = np.array([9.0, 1.0, 5.0, 0.5, 3.0, 8.0])  # what leaving a step out costs in likeness
 
 
