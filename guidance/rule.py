@@ -237,6 +237,20 @@ class Rule(Generic[StateT]):
         del sight, step
         return x, state
 
+    def ended(self, x: Tensor, step: Step, state: StateT) -> Tensor:
+        """The samples that a run ends with; by default those of the sampler.
+
+        `sample` and guided pipelines ask for it after the last step of the schedule. Some schedules end with a little
+        noise, which whoever reads the samples takes for a part of the clean ones.
+
+        Args:
+            x: the samples that the last step led to, shape ``(B, ...)``, at the level ``step.after``.
+            step: where the run stood at the last evaluation.
+            state: as for `update`, after it.
+        """
+        del step, state
+        return x
+
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT
     ) -> tuple[Estimate, StateT]:
@@ -521,6 +535,12 @@ class Stack(Rule):
         x, own = self.rules[place].turn(x, sight, its, state[place])
         return x, (*state[:place], own, *state[place + 1 :])
 
+    def ended(self, x: Tensor, step: Step, state: State) -> Tensor:
+        """The samples that a run ends with, by one rule after the other."""
+        for rule, own in zip(self.rules, state, strict=True):
+            x = rule.ended(x, step, own)
+        return x
+
     def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
         """Apply the rules in order; each sees the answers it asked for itself."""
         after, traces = [], dict(estimate.traces)
@@ -767,6 +787,10 @@ class Wrapper(Rule[StateT]):
     def turn(self, x: Tensor, sight: Sight, step: Step, state: StateT) -> tuple[Tensor, StateT]:
         """Take the inner rule's turn."""
         return self.rule.turn(x, sight, step, state)
+
+    def ended(self, x: Tensor, step: Step, state: StateT) -> Tensor:
+        """The samples that a run ends with, by the rule where it is applied at the last step."""
+        return self.rule.ended(x, step, self.rule_state(state)) if self.applies(step, state) else x
 
     def update(
         self, estimate: Estimate, predictions: Predictions, step: Step, state: StateT

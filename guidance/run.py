@@ -229,6 +229,15 @@ class GuidedRun:
             x, self.state = self._turn(loop, x, replace(step, turn=number))
         return x
 
+    def ended(self, x: Tensor, step: Step) -> Tensor:
+        """The samples that the run ends with, in their type.
+
+        Args:
+            x: those that the sampler's last step led to, shape ``(B, ...)``.
+            step: where the run stood at the last evaluation.
+        """
+        return self.stack.ended(x, step, self.state).to(x.dtype)
+
     def _turn(self, loop: Loop, x: Tensor, step: Step) -> tuple[Tensor, State]:
         """One turn: the samples, in their type, and the state after it."""
         keys = Keys(self.run.seeds, step.index, step.evaluation, step.turn)

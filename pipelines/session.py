@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -172,6 +173,7 @@ class Session:
         if self.stack.skips:  # others need neither, and it is memory
             self.calls.last, networks.whole = branch.output, network.whole
         steps.evaluated(estimate, branch.arguments)
+        steps.ended = functools.partial(run.ended, step=step)
         return network.completed((estimate.renoise or estimate.prediction).native)
 
     def _begin(self, branch: Branch, x: Tensor) -> GuidedRun:

@@ -48,6 +48,7 @@ class Steps:
         estimate: the last evaluation's, in the form in which the scheduler is handed samples.
         renoising: of a stack that re-noises, what its steps do; else None.
         moved: samples that the scheduler is to be handed at its next step in place of the pipeline's; None for those.
+        ended: from the samples that the last step of the schedule leads to to those that the run ends with.
     """
 
     def __init__(self, pipe: Pipeline, family: Family, stack: Stack, call: Call) -> None:
@@ -62,6 +63,7 @@ class Steps:
         self.estimate: Estimate | None = None
         self.renoising: Renoising | None = None
         self.moved: Tensor | None = None
+        self.ended: Callable[[Tensor], Tensor] | None = None
 
     @property
     def grid(self) -> Grid:
@@ -195,6 +197,8 @@ class Steps:
             else:
                 result = self._renoised(self.renoising, step, given)
             self.position += 1
+            if self.ended is not None and self.position == len(self.grid.points):
+                result = self._reached(result, self.ended)
             self.stepped += 1
             self.undisturbed.left()
             return result
@@ -210,9 +214,14 @@ class Steps:
         told, at = renoising.before(self.estimate, sample[:batch])
         if renoising.offset is not None:
             given = {**given, "model_output": torch.cat([told] * copies), "sample": torch.cat([at] * copies)}
-        result = step(**given)
+        return self._reached(step(**given), renoising.after)
+
+    def _reached(self, result: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """What a step returned, with a change of its samples."""
+        assert self.estimate is not None  # the denoiser was called before
+        batch = len(self.estimate.prediction.native)
         reached = result[0]
-        moved = torch.cat([renoising.after(reached[:batch])] * copies)
+        moved = torch.cat([change(reached[:batch])] * (len(reached) // batch))  # some pipelines hand over both halves
         if isinstance(result, tuple):
             return (moved, *result[1:])
         result.prev_sample = moved

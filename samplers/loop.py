@@ -165,7 +165,7 @@ def sample(
             told, handed = renoising.before(estimate, x) if renoising else (estimate.prediction.native, x)
             x = advance(told, timestep, handed, **options)
             x = renoising.after(x) if renoising else x
-    return finished(run, x)
+    return finished(run, run.ended(x, run.step(*at)))
 
 
 def _given(

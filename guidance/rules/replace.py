@@ -38,9 +38,10 @@ class Replace(Steering):
     .. math:: D \leftarrow D + P(\hat y - D),
 
     and the noise is what x leaves, so that a step of any solver keeps the known part on
-    :math:`P(\alpha \hat y + \sigma n)`, with n the noise that x has there. At a schedule's end without noise it is
-    :math:`P \hat y`, to rounding. With `fresh` that noise is, besides, drawn anew behind each step of the sampler and
-    the turns of the rules before this one, as in the paper:
+    :math:`P(\alpha \hat y + \sigma n)`, with n the noise that x has there. At the end it is :math:`P \hat y`, to
+    rounding: where a schedule ends with noise, `sample` and guided pipelines take it off the known part. With `fresh`
+    that noise is, besides, drawn anew behind each step of the sampler and the turns of the rules before this one, as in
+    the paper:
 
     .. math:: x \leftarrow x + P(\alpha \hat y + \sigma z - x),\qquad z \sim N(0, I).
 
@@ -134,6 +135,13 @@ class Replace(Steering):
         z = sight.noise(x, "replace")
         known = step.level.noised(objective.sample(x.shape, x.device).to(z.dtype), z)
         return x + objective.function.determined(known - x), state
+
+    def ended(self, x: Tensor, step: Step, state: State) -> Tensor:
+        """The samples with the measurements, where the schedule ends with noise, which the known part would keep."""
+        if step.run.objectives is None or step.after is None or step.after.sigma == 0:
+            return x
+        objective = step.run.objectives.find(self.objective)
+        return x + objective.function.determined(objective.sample(x.shape, x.device).to(x.dtype) - x)
 
     def steered(self, estimate: Estimate, objective: Bound, step: Step) -> Estimate:
         """Return the estimate with the measurements put in, also into what the sampler re-noises with."""

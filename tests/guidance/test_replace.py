@@ -54,6 +54,9 @@ SCHEDULERS = {
     "dpm++2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
     "flow-euler": FlowMatchEulerDiscreteScheduler,
+    # Both end with noise, the second after a step that remembers another one.
+    "ddim, noise": lambda: DDIMScheduler(**CLEAN, set_alpha_to_one=False),
+    "dpm++2m, noise": lambda: DPMSolverMultistepScheduler(final_sigmas_type="sigma_min", timestep_spacing="trailing"),
 }
 MEASURED = {"known": HALF, "gray(0.3, 0.6, 0.1)": GIVEN, "superres(4)": GIVEN[:, ::4, ::4], "border('teal')": None}
 
@@ -78,7 +81,7 @@ def test_known_pixels_are_exact_and_the_others_are_sampled(name: str, guidance: 
 
 
 @pytest.mark.parametrize("text", MEASURED)
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "flow-euler"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "flow-euler", "ddim, noise"])
 @pytest.mark.parametrize("fresh", [False, True])
 def test_measurements_are_exact(text: str, name: str, fresh: bool) -> None:
     x = sampled(gs.CFG(2) | gs.Replace(text, fresh), SCHEDULERS[name]())
@@ -297,6 +300,22 @@ def test_a_pipeline_of_pixels_has_what_is_known_exactly(text: str, name: str) ->
     clean = found[-1].prediction.denoised / 2 + 0.5
     assert float(objective(text, by_name)(clean).abs().max()) < 1e-8
     assert torch.allclose(torch.from_numpy(images).permute(0, 3, 1, 2), clean.clamp(0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", ["", "cfg(3) | ", "cfgpp(0.5) | "])
+@pytest.mark.parametrize("ends", [False, True])
+def test_latents_are_exact_where_the_schedule_ends_with_noise(ends: bool, guidance: str) -> None:
+    """Stable Diffusion's own DDIM ends at alpha_bar of the first timestep; a window ends before, and leaves it."""
+    pipe = make_stable_diffusion()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=False)
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    picture = torch.rand(3, side, side, generator=torch.Generator().manual_seed(1))
+    rule = "replace('known')" if ends else "during(replace('known'), progress=(0, 0.5))"
+    guided = gs.guide(pipe, guidance + rule, objectives={"known": picture})
+    generator = torch.Generator().manual_seed(0)
+    latents = guided("a cat", num_inference_steps=2, output_type="latent", generator=generator).images
+    mean = pipe.vae.encode(2 * picture[None] - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
+    assert torch.allclose(latents, mean, atol=1e-5) == ends
 
 
 def test_latents_that_are_packed_are_refused() -> None:
