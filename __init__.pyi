@@ -63,6 +63,7 @@ from .guidance.rules import Prefix as Prefix
 from .guidance.rules import Ramp as Ramp
 from .guidance.rules import RectifiedCFG as RectifiedCFG
 from .guidance.rules import Recur as Recur
+from .guidance.rules import REDDiff as REDDiff
 from .guidance.rules import Renoise as Renoise
 from .guidance.rules import Renorm as Renorm
 from .guidance.rules import Replace as Replace

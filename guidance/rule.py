@@ -49,6 +49,9 @@ class Rule(Generic[StateT]):
             the most evaluations that the rule may cost and a run may take fewer.
         couples: whether a sample's result depends on other samples of its batch. Only rules on particles do that, and
             they do it in turns: see `Resample`.
+        redraws: whether the rule draws the samples of each evaluation anew, from a clean sample of its own: see
+            `REDDiff`. No rule stands behind it, and none beside it takes turns or sets what the sampler re-noises with:
+            what they do would be lost.
     """
 
     space: ClassVar[Space | Literal["any"]] = "any"
@@ -57,6 +60,7 @@ class Rule(Generic[StateT]):
     needs_identity: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
     couples: ClassVar[bool] = False
+    redraws: ClassVar[bool] = False
     _name: ClassVar[str]  # in text; `register` gives it
 
     @property
@@ -123,6 +127,11 @@ class Rule(Generic[StateT]):
             RuleError: the rule needs an objective of another kind.
         """
         del objective
+
+    @property
+    def drifts(self) -> bool:
+        """Whether the rule goes by the noise that a step draws, which must be that of the reverse SDE."""
+        return False
 
     @property
     def differentiates(self) -> bool:
@@ -625,6 +634,17 @@ def _compatible(rules: Sequence[Rule]) -> None:
             one, other = editing[:2]
             both = f"{one} and {other} both edit {what}" if one is not other else f"{one} edits {what} twice"
             raise CompositionError(f"{both}; keep one of them")
+    for place, rule in enumerate(rules):
+        if any(part.redraws for part in rule.parts()):
+            losing = (one for one in rules if one.takes_turns or (one.renoises and not one.stands_last))
+            lost = next((one for one in losing if one is not rule), None)
+            if lost is None and rule is not rules[-1]:
+                lost = rules[place + 1]
+            if lost is not None:
+                raise CompositionError(
+                    f"{rule} draws the samples anew before each evaluation, from a clean sample of its own, and what "
+                    f"{lost} does to them would be lost; leave one of them out"
+                )
     for rule in rules:
         other = next((one for one in rules if one is not rule and (one.guides or not one.takes_turns)), None)
         if rule.couples and rule.guides and other is not None:

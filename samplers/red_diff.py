@@ -20,26 +20,20 @@ from ..guidance.notation.objectives import objectives as named_objectives
 from ..guidance.notation.presets import as_stack
 from ..guidance.objective import Decode, check_recording
 from ..guidance.plan import level_before
-from ..guidance.prediction import Level, Parameterization
+from ..guidance.prediction import Parameterization
 from ..guidance.rule import Rule
+from ..guidance.rules.red_diff import BETAS, WEIGHTS, omega
 from ..guidance.run import GuidedRun
 from ..guidance.step import Run
 from .levels import grid
 from .loop import Sampled, Setup, finished
 
 Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
-WEIGHTS: dict[str, Callable[[float], float]] = {
-    "linear": lambda k: k,
-    "sqrt": lambda k: k**0.5,
-    "square": lambda k: k * k,
-    "constant": lambda k: 1.0,
-}
-r""":math:`\omega(\sigma/\alpha)` by name."""
 
 
 def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
     """The authors' optimizer: Adam with a learning rate of 0.1 and betas of 0.9 and 0.99."""
-    return torch.optim.Adam(parameters, lr=0.1, betas=(0.9, 0.99))
+    return torch.optim.Adam(parameters, lr=0.1, betas=BETAS)
 
 
 @torch.no_grad()
@@ -139,7 +133,7 @@ def red_diff(
         between = schedule.reached(position), level_before(schedule.points, position)
         at = point.step, point.level, point.evaluation, point.time
         estimate = run.estimate(setup.network(x, point.level, keys), x, *at, *between)
-        pull = weight * WEIGHTS[over](_k(point.level)) * (estimate.prediction.noise - noise)
+        pull = weight * omega(over, point.level) * (estimate.prediction.noise - noise)
 
         for one, held, own in zip(means, torch.split(pull, 1), optimizers, strict=True):
 
@@ -158,11 +152,6 @@ def red_diff(
         error.output = Sampled(found, run.report)
         raise error
     return finished(run, found)
-
-
-def _k(level: Level) -> float:
-    """The noise level, where it is finite."""
-    return min(level.k_sigma, 1e6)
 
 
 def _noise(keys: Keys, like: Tensor) -> Tensor:

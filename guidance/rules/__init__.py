@@ -31,6 +31,7 @@ from .ppgn import PPGN
 from .ramp import Ramp
 from .rectified_cfg import RectifiedCFG
 from .recur import Recur
+from .red_diff import REDDiff
 from .renorm import Renorm
 from .replace import Replace
 from .resample import Resample
@@ -88,6 +89,7 @@ __all__ = [
     "Momentum",
     "PerpNeg",
     "Prefix",
+    "REDDiff",
     "Ramp",
     "RectifiedCFG",
     "Recur",

@@ -141,7 +141,8 @@ class Replace(Steering):
         if step.run.objectives is None or step.after is None or step.after.sigma == 0:
             return x
         objective = step.run.objectives.find(self.objective)
-        return x + objective.function.determined(objective.sample(x.shape, x.device).to(x.dtype) - x)
+        away: Tensor = objective.function.determined(objective.sample(x.shape, x.device).to(x.dtype) - x)
+        return x + away
 
     def steered(self, estimate: Estimate, objective: Bound, step: Step) -> Estimate:
         """Return the estimate with the measurements put in, also into what the sampler re-noises with."""

@@ -90,6 +90,7 @@ SIDES = (
     Side("TFG, mean", "cfg(4) | tfg('blue', mu=0.5)"),
     Side("TFG, variance", "cfg(4) | tfg('blue', rho=0.5)"),
     Side("replacement", "cfg(4) | replace('border')"),
+    Side("RED-diff", "cfg(4) | red_diff('border')"),
     Side("interval", "during(cfg(4), progress=(0.2, 0.7))"),
     Side("prefix", "prefix(cfg(4), 2)"),
     Side("Schedule", "schedule(cfg(4), 'g (rg) c*')"),

@@ -67,6 +67,7 @@ EXAMPLES: tuple[gs.Rule, ...] = (
     gs.ClassifierReference(3, "blue", ("red", "green")),
     gs.PPGN("blue", 2, prior=0.5, condition=2, noise=2),
     gs.Replace("border", fresh=True),
+    gs.REDDiff("border", 2, 1),
     gs.Langevin(2, power=3, snr=1),
     gs.Recur(2, length=2),
     gs.Resample(4, 3, sigma=(1, 2), clamp=2, below=1, reward="blue", strength=2),
@@ -137,7 +138,9 @@ def test_a_stack_of_one_rule_equals_the_rule(rule: gs.Rule) -> None:
     other = gs.CFG(2.5)
     assert gs.Stack(other) != rule
     assert rule != gs.Stack(other)
-    if not (rule.whole_stack or rule.renoises or isinstance(rule, gs.Resample | gs.Replace)):  # which stand alone
+    if not (
+        rule.whole_stack or rule.renoises or isinstance(rule, gs.Resample | gs.Replace | gs.REDDiff)
+    ):  # which stand alone
         assert gs.Stack(rule, gs.CFG(2.5)) != rule
     assert gs.Stack() != rule
     assert read != str(rule)

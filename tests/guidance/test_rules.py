@@ -318,6 +318,7 @@ def test_every_registered_rule_is_in_the_table() -> None:
         gs.CFGMP,
         gs.RectifiedCFG,
         gs.Replace,
+        gs.REDDiff,
     }
     assert {entry.rule for entry in rules()} <= tested
 

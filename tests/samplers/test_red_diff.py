@@ -82,6 +82,25 @@ def test_without_a_weight_it_is_least_squares_whatever_the_optimizer() -> None:
         torch.testing.assert_close(found, torch.full_like(start, Y), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("over", ["linear", "sqrt", "square", "constant"])
+def test_as_a_rule_it_follows_the_recursion_too(over: str) -> None:
+    """It begins with the estimate at the first x, and ends without the noise that the schedule ends with."""
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False, set_alpha_to_one=False)
+    found = gs.sample(
+        gaussian(MANY), f"red_diff('mine', weight=0.5, lr=0.1, over={over!r}, optimizer='sgd')", scheduler,
+        conditions={"positive": torch.ones(1, 1)}, shape=(MANY,), seeds=[0], steps=60, dtype=torch.float64,
+        objectives={"mine": measured},
+    ).x  # fmt: skip
+    power, mean = {"linear": 1.0, "sqrt": 0.5, "square": 2.0, "constant": 0.0}[over], None
+    for point in grid(scheduler).points:
+        a, s = point.level.alpha, point.level.sigma
+        k = s * s / (a * a * WIDTH**2 + s * s)
+        pull = 0.5 * (s / a) ** (power - 1)
+        mean = k * MEAN if mean is None else mean  # of x = N(0, 1): a WIDTH^2 x + s^2 MEAN over the same
+        mean -= 0.1 * (mean - Y + pull * k * (mean - MEAN)) if point.step else 0.1 * (mean - Y)
+    assert float(found.mean()) == pytest.approx(mean, abs=0.02)
+
+
 def test_a_step_is_the_formula_and_samples_do_not_meet() -> None:
     start = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
     both = solved(start=start, optimizer=sgd(0.1), steps=2, seeds=[5, 6], weight=0.7)

@@ -110,6 +110,7 @@ EVALUATIONS = {
     "TFG, mean": 1.0,
     "TFG, variance": 1.0,
     "replacement": 1.0,
+    "RED-diff": 1.0,
     "interval": 0.75,  # steps 1 and 2 of 4 are at 0.25 and 0.5 of the way
     "prefix": 0.75,  # two of four steps
     "Schedule": 0.75,  # g r g c

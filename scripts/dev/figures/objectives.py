@@ -1,4 +1,4 @@
-"""``python -m guidestack.scripts.dev.figures objectives``: inpainting and super-resolution under several settings."""
+"""``python -m guidestack.scripts.dev.figures objectives``: inpainting and super-resolution by several methods."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ ROWS = (
     ("known", "cfg(2) | tfg('known', rho=0.5, mu=0.5, inner=4)"),
     ("superres", f"cfg(4) | tfg('superres({FACTOR})', mu=3)"),
     ("superres", f"cfg(4) | tfg('superres({FACTOR})', rho=1)"),
+    ("known", "red_diff('known')"),
+    ("superres", f"red_diff('superres({FACTOR})', weight=0.05)"),
 )
 """What is given, and the stack. The first row is steered by nothing."""
 HEAD = "| stack | given | what is given | the whole picture | backward passes |\n|---|---|---|---|---|\n"
