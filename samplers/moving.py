@@ -59,6 +59,26 @@ def check_room(stack: Rule, scheduler: Any) -> None:
             f"{rule} multiplies samples, which {type(scheduler).__name__} would lead to one and the same end without "
             f"fresh noise; use {fresh}"
         )
+    if any(part.drifts for part in stack.parts()) and not _reverses(scheduler, names):
+        raise UnsupportedSchedulerError(
+            f"{rule} with a drift weighs samples by the noise of the reverse SDE, and {type(scheduler).__name__} draws "
+            "another one here, or clips; use EulerAncestralDiscreteScheduler (--sampler euler-a), or DDPMScheduler "
+            "with variance_type='fixed_small', clip_sample=False and thresholding=False"
+        )
+
+
+def _reverses(scheduler: Any, names: set[str]) -> bool:
+    """Whether the steps of a scheduler, one that draws noise, have the law of the reverse SDE given the clean sample.
+
+    Args:
+        scheduler: the scheduler.
+        names: of its class and those it is derived from.
+    """
+    if option(scheduler, "clip_sample") or option(scheduler, "thresholding"):
+        return False
+    if "DDPMScheduler" in names:
+        return option(scheduler, "variance_type") in (None, "fixed_small", "fixed_small_log")
+    return "EulerAncestralDiscreteScheduler" in names or option(scheduler, "algorithm_type") == "sde-dpmsolver++"
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from ..errors import RuleError, shown
 from ..fields import choice, interval, is_number, number, plain, set_field, whole
 from ..move import Move
 from ..notation.registry import register
-from ..objective import check_text
+from ..objective import Bound, check_text
 from ..per_sample import norm
+from ..prediction import wide
 from ..query import NEGATIVE, POSITIVE, Predictions, Query
 from ..steering import check_objectives
 from ..step import Estimate, Run, Step
@@ -42,16 +43,31 @@ DRAWS = ("systematic", "jumps")
 GRAIN = 2.0**-24  # of a uniform number in float32
 
 
+class Drift(NamedTuple):
+    r"""What a step with a drift adds to the samples, and what that weighs; in samples over :math:`\alpha`.
+
+    Attributes:
+        force: g, so that the samples are moved by its product with the variance of the noise that the step draws.
+        mean: of the samples after the step, without the drift.
+    """
+
+    force: Tensor
+    mean: Tensor
+
+
 class Weighted(NamedTuple):
     """What `Resample` remembers.
 
     Attributes:
         log_weights: of each sample since it was last resampled, shape ``(B,)``, float64.
-        rewards: what of each sample's reward is in the weights that it has had, shape ``(B,)``, float64; None without.
+        rewards: what of each sample's reward is in the weights that it has had, shape ``(B,)``, float64, less what the
+            last drift added to its log weight, which is counted with the reward that it led to; None without a reward.
+        drift: where the last evaluation leads the samples beside the sampler; None where it does not.
     """
 
     log_weights: Tensor
     rewards: Tensor | None = None
+    drift: Drift | None = None
 
 
 @register(
@@ -86,6 +102,20 @@ class Resample(Move[Weighted]):
     ``power=1`` the rule tells the sampler nothing by itself: in ``cfg(4) | resample(8, 1, reward=...)`` it weighs the
     samples of the rules before it.
 
+    With a `drift` d the samples are led along the gradient of the reward too, so that fewer of them are far from where
+    the target is. Of :math:`y = x/\alpha` a step that draws the noise of the reverse SDE has the law
+    :math:`N(m, s^2)`, with the clean sample :math:`\hat x_0` that the sampler is told of
+
+    .. math:: m = \hat x_0 + \frac{k'^2}{k^2}\,(y - \hat x_0),\qquad s^2 = k'^2\Big(1 - \frac{k'^2}{k^2}\Big),
+
+    and :math:`y' \sim N(m, s^2)` is moved by :math:`s^2 g`, with :math:`g = d\,\beta\,\nabla r(\hat x_0) / (1 + k^2)`;
+    :math:`1/(1 + k^2)` is the derivative of the clean sample by y of data of variance 1, and no gradient goes through
+    the denoiser. The log weight then changes by the ratio of both laws too,
+
+    .. math:: -\langle g,\ y' - m\rangle - \tfrac12 s^2 |g|^2
+
+    with :math:`y'` before it was moved: whatever d and however long the step, the target is the same.
+
     **Couples samples**: what becomes of one depends on the others of its group, the only case in guidestack. Sample i
     belongs to the group ``i // particles``, whose samples have one prompt: in a pipeline ``num_images_per_prompt`` is
     a multiple of `particles`. The samples of one group end as near relatives. What generates images, the command line
@@ -105,6 +135,10 @@ class Resample(Move[Weighted]):
             (0, 1]; 1 is always.
         reward: the text of an objective, ``log f``, which is r; "" for none. One that sees noisy samples is asked at x.
         strength: :math:`\beta`, any number up to 1e6 in size.
+        drift: d, any number up to 1e6 in size: how far samples are led along the gradient of the reward, which must
+            then have one; 0 for weights alone, 1 for about what the target itself has, 1/2 for the paper's. With a
+            drift, samplers whose noise is that of the reverse SDE and which do not clip: DDPM, Euler ancestral, and the
+            SDE form of DPM-Solver++ of order 1.
         draw: ``"systematic"`` for systematic resampling; ``"jumps"`` for birth and death: with :math:`c_k` the change
             of a log weight by the step less its mean over the group, a particle of :math:`c_k < 0` dies with
             probability :math:`1 - e^{c_k}` and a copy of particle j takes its place, j with probability in proportion
@@ -112,9 +146,9 @@ class Resample(Move[Weighted]):
             and lets most particles be.
 
     Queries: those of `power`: 2 evaluations a step under guidance, as `CFG`. None on top: turns evaluate nothing. The
-    reward is evaluated once a step, without a gradient.
+    reward is evaluated once a step, with its gradient if there is a drift.
 
-    State: log weights and rewards, two numbers for each sample.
+    State: log weights and rewards, two numbers for each sample; with a drift two samples more.
 
     Space: noise. Samplers that evaluate once a step, remember nothing and draw fresh noise in each step: what was
     multiplied would stay the same otherwise.
@@ -127,9 +161,9 @@ class Resample(Move[Weighted]):
 
     References:
         Skreta et al., arXiv:2503.02819, Propositions 3.1 to 3.3, of which the bracket is the general case, and their
-        resampling. Their image models clamp at 1 or 2. Proposition 3.4, for rewards, moves the samples along the
-        gradient of r too; here they are weighed alone, as in Singhal et al., arXiv:2501.06848, whose potential of
-        differences this is.
+        resampling. Their image models clamp at 1 or 2. Singhal et al., arXiv:2501.06848, whose potential of differences
+        the weights of a reward are. Proposition 3.4 has the drift in the limit of short steps, of a reward of x itself,
+        with weights for that limit; here they are ratios of the laws of a step, as in twisted diffusion samplers.
 
     >>> from guidestack import Resample
     >>> print(Resample(8, 4), sorted(map(str, Resample(8, 4).asks())))
@@ -149,6 +183,7 @@ class Resample(Move[Weighted]):
     reward: str = ""
     strength: float = 1.0
     draw: str = "systematic"
+    drift: float = 0.0
 
     def __post_init__(self) -> None:
         whole(self, "particles", 2)
@@ -165,6 +200,8 @@ class Resample(Move[Weighted]):
             set_field(self, "reward", check_text(self.reward))
         number(self, "strength")
         choice(self, "draw", DRAWS)
+        if number(self, "drift") and not self.reward:
+            raise RuleError("Resample: drift leads along the gradient of a reward; give one, such as reward='blue'")
         if self.draw == "jumps" and self.below < 1:
             raise RuleError("Resample: births and deaths, draw='jumps', happen at every step; leave below out")
 
@@ -181,6 +218,20 @@ class Resample(Move[Weighted]):
     def objectives(self) -> tuple[str, ...]:
         """The text of the reward, where there is one."""
         return (self.reward,) if self.reward and self.strength else ()
+
+    @property
+    def drifts(self) -> bool:
+        """Whether samples are led along the gradient of the reward, which weighs them by the law of the noise."""
+        return bool(self.drift and self.objectives)
+
+    def check_objective(self, objective: Bound) -> None:
+        """Refuse a reward without a gradient, where there is a drift.
+
+        Raises:
+            RuleError: it has none.
+        """
+        if self.drifts:
+            objective.need_gradient(self)
 
     @property
     def off(self) -> bool:
@@ -257,25 +308,41 @@ class Resample(Move[Weighted]):
             bracket = _square(total) - sum(b * _square(noise) for b, noise in noises)
             change = self._rate(step) * bracket
             estimate = estimate.replace("noise", total)
-        rewards, traces = state.rewards, {}
+        rewards, drift, traces = state.rewards, None, {}
         if rewards is not None and step.run.objectives is not None:
-            traces["log_f"] = self._reward(estimate, step)
+            traces["log_f"], slope = self._reward(estimate, step)
             gained = self.strength * traces["log_f"].double()
             if self._counts(step):
                 change, rewards = change + gained - rewards, gained
+                drift = None if slope is None else self._drift(estimate, slope, step)
         weights = state.log_weights + self._clamped(change)
         if self._grouped(weights):
             traces["ess"] = self._size(weights).repeat_interleave(self.particles)
         traced = Estimate(estimate.prediction, estimate.renoise, {**estimate.traces, **traces, "log_weight": weights})
-        return traced, Weighted(weights, rewards)
+        return traced, Weighted(weights, rewards, drift)
 
-    def _reward(self, estimate: Estimate, step: Step) -> Tensor:
-        """Return the reward r of each sample, shape ``(B,)``."""
+    def _reward(self, estimate: Estimate, step: Step) -> tuple[Tensor, Tensor | None]:
+        """Return the reward r of each sample, shape ``(B,)``, and with a drift its gradient by x over alpha."""
         assert step.run.objectives is not None  # else nobody asks
-        reward = step.run.objectives.find(self.reward)
-        if reward.space == "noisy":
-            return reward(estimate.prediction.x, step.level)
-        return reward(estimate.read("denoised"))
+        reward, level = step.run.objectives.find(self.reward), step.level
+        noisy = reward.space == "noisy"
+        seen = (estimate.prediction.x, level) if noisy else (estimate.read("denoised"),)
+        if not self.drifts:
+            return reward(*seen), None
+        value, slope = reward.gradient(*seen)
+        return value, slope * (level.alpha if noisy else 1 / (1 + level.k_sigma**2))
+
+    def _drift(self, estimate: Estimate, slope: Tensor, step: Step) -> Drift | None:
+        """Where the coming step leads samples beside the sampler; None at the last one, which draws no noise."""
+        if step.after is None or not step.after.sigma:
+            return None
+        told, level = estimate.prediction, step.level
+        kept = (step.after.k_sigma / level.k_sigma) ** 2
+        # Of samples x, not y = x / alpha, since a run may begin at alpha = 0.
+        held = step.after.k_sigma**2 * level.alpha / level.sigma**2 * told.x
+        noise = estimate.renoise or told
+        mean = told.denoised - kept * noise.denoised + held
+        return Drift((self.drift * self.strength * slope).to(mean.dtype), mean)
 
     def _counts(self, step: Step) -> bool:
         """Whether a step changes weights."""
@@ -308,7 +375,7 @@ class Resample(Move[Weighted]):
         return int(not self.off and step.before is not None and self._grouped(state.log_weights))
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: Weighted) -> tuple[Tensor, Weighted]:
-        """Resample the particles of each group, and set their weights to 1."""
+        """Resample the particles of each group, set their weights to 1, and move them along the reward's gradient."""
         groups = torch.arange(len(x), device=x.device).reshape(-1, self.particles)
         if self.draw == "jumps":
             chosen = jumps(state.log_weights.reshape(-1, self.particles), *self._uniform(x, sight, 1, 2).unbind(-1))
@@ -321,7 +388,14 @@ class Resample(Move[Weighted]):
             chosen = torch.where(drawn[:, None], chosen, groups - groups[:, :1])
             kept = state.log_weights.where(~drawn.repeat_interleave(self.particles), 0.0)
         rows = (chosen + groups[:, :1]).flatten()
-        return x[rows], Weighted(kept, None if state.rewards is None else state.rewards[rows])
+        x, rewards = x[rows], None if state.rewards is None else state.rewards[rows]
+        if state.drift is None or rewards is None:
+            return x, Weighted(kept, rewards)
+        assert step.before is not None  # a drift is of a step that was taken
+        force, mean = (one[rows].to(wide(x.dtype)) for one in state.drift)
+        variance = step.level.k_sigma**2 * (1 - (step.level.k_sigma / step.before.k_sigma) ** 2)
+        ratio = -(force * (x / step.level.alpha - mean)).flatten(1).double().sum(1) - variance / 2 * _square(force)
+        return x + step.level.alpha * variance * force, Weighted(kept, rewards - ratio)
 
     def _uniform(self, x: Tensor, sight: Sight, every: int, count: int) -> Tensor:
         """`count` uniform numbers in (0, 1) of each group's sample out of `every`, ``(G, particles/every, count)``."""
