@@ -17,6 +17,8 @@ from guidestack.samplers import grid
 from guidestack.samplers.affine import Affine, restore
 from guidestack.samplers.noise import generators, initial_noise
 
+from ..conftest import make_stable_diffusion
+
 IR = Affine.ir_sde()
 MU = torch.tensor([[0.6, -0.2, 0.1], [-0.4, 0.3, 0.8]], dtype=torch.float64)
 PLACE, WIDTH = 0.3, 0.5  # of Gaussian data
@@ -223,6 +225,34 @@ def test_the_process_of_sgmse_solves_its_equation() -> None:
     slope = (process.s[5001] ** 2 - process.s[4999] ** 2) / (2 * dt)
     wanted = 2 * 0.05**2 * math.exp(2 * log_k * t) * log_k - 2 * gamma * process.s[5000] ** 2
     assert slope == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_network_of_a_pipeline_with_its_own_texts_and_latents() -> None:
+    """Guided, with mu as further channels, against MR Sampler's first-order form in the noise."""
+    pipe = make_stable_diffusion(in_channels=8, out_channels=4)
+    words = {"positive": "a cat", "null": ""}
+    texts = {name: {"text": pipe.encode_prompt(one, "cpu", 1, False)[0]} for name, one in words.items()}
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    told: list[float] = []
+
+    def denoiser(x: Tensor, mu: Tensor, time: float, conditions: Any) -> Tensor:
+        told.append(time)
+        text = conditions["text"].expand(len(x), -1, -1)
+        return pipe.unet(torch.cat([x, mu], 1), torch.tensor(time), text).sample  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        mu = pipe.vae.encode(2 * picture - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
+        found = restore(denoiser, IR, mu, stack="cfg(3)", sampler="euler", conditions=texts, steps=4).x
+        times = sorted({round(one) for one in told}, reverse=True)
+        assert len(times) == 4
+        (a, s), *after = ((IR.a[time - 1], IR.s[time - 1]) for time in times)
+        x = mu + s * initial_noise((4, 8, 8), generators([0]))
+        for time, (a_next, s_next) in zip(times, [*after, (1.0, 0.0)], strict=True):
+            c, u = (denoiser(x, mu, time, texts[name]) for name in ("positive", "null"))
+            noise = u + 3 * (c - u)
+            x = mu + a_next * (x - mu - s * noise) / a + s_next * noise
+            a, s = a_next, s_next
+    torch.testing.assert_close(found, x, atol=1e-4, rtol=1e-3)
 
 
 def test_guidance_and_bad_input() -> None:
