@@ -77,8 +77,8 @@ class Langevin(Move):
     sampler's own noise, nor at the last, which has none.
 
     References:
-        Song et al., arXiv:2011.13456, Algorithms 4 and 5; r = 0.16 for their CIFAR-10 model. Bradley & Nakkiran,
-        "Classifier-Free Guidance is a Predictor-Corrector", arXiv:2408.09000, with their equivalence to CFG.
+        Song et al., arXiv:2011.13456, predictor-corrector samplers; r = 0.16 for their CIFAR-10 model. Bradley &
+        Nakkiran, "Classifier-Free Guidance is a Predictor-Corrector", arXiv:2408.09000, with their equivalence to CFG.
 
     >>> from guidestack import CFG, Langevin
     >>> print(CFG(3) | Langevin(2))

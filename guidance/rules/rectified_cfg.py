@@ -69,7 +69,7 @@ class RectifiedCFG(Rule[Ahead]):
     step's.
 
     References:
-        Saini, Gupta & Bovik, "Rectified-CFG++ for Flow Based Models", arXiv:2510.07631, Algorithm 1. Its factor is
+        Saini, Gupta & Bovik, "Rectified-CFG++ for Flow Based Models", arXiv:2510.07631. Its factor is
         :math:`\lambda_{max} (1 - t)^\gamma`; here, as in their code, it is constant. The small noise that both may add
         is left out. Their code tells the network ahead the time t + dt with t in thousandths and dt not, which is
         about t; here it is told the time of :math:`\tilde x`.
