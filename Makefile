@@ -66,7 +66,7 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.dev ## time and memory of guide() against the stock pipeline, and of a step's arithmetic
 	$(BIN)/guidestack bench
-	$(BIN)/guidestack bench --arithmetic
+	$(BIN)/guidestack bench arithmetic
 
 # Which build of torch is right depends on the GPU's driver: the one that PYTHON has is used, and the pin left out.
 $(GPU_VENV)/.installed: pyproject.toml constraints.txt

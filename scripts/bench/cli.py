@@ -27,6 +27,9 @@ from .pipelines import STEPS, Bench, Side, chosen
 from .table import HEAD, Measured, Row, line
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+PIPELINES = "pipelines"
+WITH_ROWS = ("arithmetic", "steering", "merging", "edits")
+PARTS = (PIPELINES, *WITH_ROWS, "install", "start", "caches")
 QUICK = 25.0
 """Seconds after which --quick begins no further round; it ends within a minute."""
 QUICK_STEPS = 3
@@ -162,6 +165,7 @@ def processor() -> str:
 
 
 @click.command()
+@click.argument("part", type=click.Choice(PARTS), default=PIPELINES, metavar="[PART]")
 @click.option("--quick", is_flag=True, help="The bundled model with one image, few steps and rounds: within a minute.")
 @click.option(
     "--model",
@@ -170,10 +174,10 @@ def processor() -> str:
     metavar="NAME",
     help=f"{BUNDLED}, {SHAPED} (a random UNet of Stable Diffusion 1.5's shape), or a model folder.  [default: both]",
 )
-@click.option("--guidance", "stacks", multiple=True, metavar="STACK", help="Only these.  [default: every rule]")
+@click.option("--guidance", "stacks", multiple=True, metavar="STACK", help="Measure these only.  [default: every rule]")
 @click.option("--batch", type=click.IntRange(1), multiple=True, help="Images of a run.  [default: 1, 4, 16; shaped: 1]")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a run.  [default: 20; shaped: 3]")
-@click.option("--repeats", type=click.IntRange(1), help="Rounds.  [default: 9; shaped: 3; --arithmetic: 100]")
+@click.option("--repeats", type=click.IntRange(1), help="Rounds.  [default: 9; shaped: 3; arithmetic: 100]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
 @click.option(
     "--clock",
@@ -181,49 +185,6 @@ def processor() -> str:
     default="wall",
     show_default=True,
     help="cpu: processor time, for a machine that others use too.",
-)
-@click.option(
-    "--arithmetic",
-    "only_step",
-    is_flag=True,
-    help="One step without the network instead, on large samples, against guiders of diffusers.",
-)
-@click.option(
-    "--install",
-    "only_install",
-    is_flag=True,
-    help="What guide() costs around the network instead, and its single calls against a Modular pipeline's.",
-)
-@click.option(
-    "--start",
-    "only_start",
-    is_flag=True,
-    help="What starting costs instead: the import over torch's, the first step over a script's.",
-)
-@click.option(
-    "--caches",
-    "only_caches",
-    is_flag=True,
-    help="Adaptive Guidance with a feature cache instead, on a random transformer: whether their savings multiply.",
-)
-@click.option(
-    "--steering",
-    "only_steering",
-    is_flag=True,
-    help="Steering by objectives instead: a step over its passes, one without gradients through the denoiser over CFG, "
-    "and the peak memory of gradients with and without checkpointing.",
-)
-@click.option(
-    "--merging",
-    "only_merging",
-    is_flag=True,
-    help="A pass of the network with tokens merged instead, over the plain pass, by ratio and size.",
-)
-@click.option(
-    "--edits",
-    "only_edits",
-    is_flag=True,
-    help="A perturbed pass of the network instead, over the plain pass, for each edit.",
 )
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Also write the rows here.")
 @click.option(
@@ -235,6 +196,7 @@ def processor() -> str:
 )
 @click.option("--page", "page_to", type=click.Path(path_type=Path), help="Also write the rows as a page, in Markdown.")
 def command(
+    part: str,
     quick: bool,
     only: tuple[str, ...],
     stacks: tuple[str, ...],
@@ -243,13 +205,6 @@ def command(
     repeats: int | None,
     threads: int,
     clock: str,
-    only_step: bool,
-    only_install: bool,
-    only_start: bool,
-    only_caches: bool,
-    only_steering: bool,
-    only_merging: bool,
-    only_edits: bool,
     to: Path | None,
     source: tuple[Path, ...],
     page_to: Path | None,
@@ -261,39 +216,27 @@ def command(
     time that guidance adds outside of the network for each step; its arithmetic over that of diffusers' guider, and a
     whole run over a Modular pipeline with it, for the rules that diffusers has.
 
-    All runs are in one process, interleaved; figures are medians.
+    All runs are in one process, interleaved; figures are medians. PART measures something else instead:
+
+    \b
+    arithmetic  one step of a rule without the network, on large samples, over diffusers' guiders
+    install     guide() around the network: its hooks, and single calls over a Modular pipeline's
+    start       starting: the import over torch's, the first step over a script's
+    caches      Adaptive Guidance with a feature cache: whether their savings multiply
+    steering    objectives: a steered step over its passes, and the memory of gradients
+    merging     a pass of the network with merged tokens over the plain pass, by ratio and size
+    edits       a perturbed pass of the network over the plain pass, for each edit
     """
     torch.set_num_threads(threads)
     began = time.monotonic()
     with notices():
-        if only_install:
-            install.report(bundled(), batch[0] if batch else 1, repeats or 15)
-            return
-        if only_start:
-            start.report(EMOJI, repeats or 5)
-            return
-        if only_caches:
-            caches.report(batch[0] if batch else 1, repeats or 5)
-            return
-        if only_steering:
-            steered = steering.report(batch[0] if batch else 4, steps or 5, repeats or 5, CLOCKS[clock])
+        if part != PIPELINES:
+            for option, given, parts in (("--page", page_to, ()), ("--from", source, ()), ("--json", to, WITH_ROWS)):
+                if given and part not in parts:
+                    raise InputError(f"bench {part} has no {option}; leave one of the two out")
+            others = _part(part, only, batch, steps, repeats, CLOCKS[clock])
             if to:
-                write([row.mapping() | machine() for row in steered], to)
-            return
-        if only_merging or only_edits:
-            passes = []
-            for name in only or (SHAPED,):
-                pipe, report = _named(name, batch, steps).make(), merging.report if only_merging else edits.report
-                passes += report(pipe, name, repeats or 3, CLOCKS[clock])
-            if to:
-                write([row.mapping() | machine() for row in passes], to)
-            return
-        if only_step:
-            if page_to:
-                raise InputError("--page is of whole pipelines; drop --arithmetic")
-            step_rows = _step(repeats or 100)
-            if to:
-                write([row.mapping() | machine() for row in step_rows], to)
+                write([row.mapping() | machine() for row in others], to)
             return
         if source:
             rows = [row for path in source for row in page.read(path)]
@@ -317,6 +260,32 @@ def command(
 def _named(name: str, batch: Sequence[int], steps: int | None) -> Model:
     known = {model.name: model for model in MODELS}
     return known.get(name) or of_folder(name, batch or (1,), steps or STEPS)
+
+
+def _part(
+    part: str,
+    only: Sequence[str],
+    batch: Sequence[int],
+    steps: int | None,
+    repeats: int | None,
+    clock: Callable[[], float],
+) -> list[Row]:
+    """Measure one of the parts beside whole pipelines; returns its rows, which some parts do not have."""
+    if part == "arithmetic":
+        return _step(repeats or 100)
+    if part == "steering":
+        return steering.report(batch[0] if batch else 4, steps or 5, repeats or 5, clock)
+    if part in ("merging", "edits"):
+        report = merging.report if part == "merging" else edits.report
+        names = only or (SHAPED,)
+        return [row for name in names for row in report(_named(name, batch, steps).make(), name, repeats or 3, clock)]
+    if part == "install":
+        install.report(bundled(), batch[0] if batch else 1, repeats or 15)
+    elif part == "start":
+        start.report(EMOJI, repeats or 5)
+    else:
+        caches.report(batch[0] if batch else 1, repeats or 5)
+    return []
 
 
 def _measure(

@@ -40,12 +40,12 @@ rows in a minute, of one image and few steps: `guidestack bench --quick`.
 * **added**: time that guidance spends outside of the network in each step, beyond what the stock pipeline spends there.
 * **guider**: time of the rule's arithmetic over that of diffusers' guider of the same rule, on samples of this size,
   where there is one. Of small samples both are some ten calls from Python, a few hundredths of a millisecond; of large
-  ones `guidestack bench --arithmetic` tells.
+  ones `guidestack bench arithmetic` tells.
 * **Modular**: time of a whole run over that of a Modular pipeline of diffusers with that guider, on a Stable Diffusion
   XL of the model's size.
 
-What does not depend on samples has commands of its own: `guidestack bench --start` (importing, and the command's first
-step), `guidestack bench --install` (hooks, and what a hundred calls leave behind), `guidestack bench --caches`
+What does not depend on samples has commands of its own: `guidestack bench start` (importing, and the command's first
+step), `guidestack bench install` (hooks, and what a hundred calls leave behind), `guidestack bench caches`
 (Adaptive Guidance with a feature cache on a random transformer: whether their savings multiply). Keys and values of the
 text are computed anew in each call, as the stock pipeline does: no network of diffusers takes them as an argument, and
 keeping them would cost more memory than the limit of a rule allows.
@@ -60,7 +60,7 @@ encoded once a run weighs as it would not in a run of usual length.
 PARTS = {
     "arithmetic over": """## One step without the network
 
-`guidestack bench --arithmetic`: all that a rule does once the network has answered, on float32 latents of eight
+`guidestack bench arithmetic`: all that a rule does once the network has answered, on float32 latents of eight
 pictures of 1024x1024 pixels, over the forward of a guider of diffusers, by the processor time of the thread. A rule
 makes a few passes over memory. Some cannot do with as few as `apg`:
 
@@ -71,7 +71,7 @@ makes a few passes over memory. Some cannot do with as few as `apg`:
 """,
     "a merged pass": """## Token merging
 
-`guidestack bench --merging --clock cpu`: one pass of the network for one sample, with that share of the tokens merged
+`guidestack bench merging --clock cpu`: one pass of the network for one sample, with that share of the tokens merged
 by importance, over the plain pass; finding which are alike is part of it. Latents of 32x32 are pictures of 256 pixels,
 those of 64x64 of 512. Below 1 merging pays.
 """,
@@ -86,7 +86,7 @@ quarter. A run ended by Ctrl-C, as that of these rows, keeps what it had and say
 """,
     "a perturbed pass": """## Edits of the network
 
-`guidestack bench --edits --model bundled --repeats 15 --clock cpu`: a pass of the network for one sample with the edit
+`guidestack bench edits --model bundled --repeats 15 --clock cpu`: a pass of the network for one sample with the edit
 that the second evaluation of a rule has, over the plain pass. It is one evaluation, and at most 1.01 is the bar; edits
 that leave blocks out take less. On a machine that others use too the ratios of single rounds spread by 10% and more, so
 that the medians are known to some 2%: a small network's pass of 30 ms does not tell 1% from none. `seg` misses the bar.

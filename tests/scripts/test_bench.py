@@ -324,7 +324,9 @@ def test_quick_stops_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch, tmp_
         (["--guidance", "linear_ag(cfg(4), 'nowhere.safetensors')"], "cannot read the coefficients"),
         (["--model", "./nowhere"], "no model at"),
         (["--from", "nowhere.json"], "cannot read the file of the bench 'nowhere.json'"),
-        (["--arithmetic", "--page", "x.md"], "--page is of whole pipelines"),
+        (["arithmetic", "--page", "x.md"], "bench arithmetic has no --page"),
+        (["caches", "--json", "x.json"], "bench caches has no --json"),
+        (["edits", "--from", "x.json"], "bench edits has no --from"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_line(options: list[str], message: str) -> None:
@@ -385,7 +387,7 @@ def test_the_documentation_is_what_its_rows_say() -> None:
 def test_the_arithmetic_is_shown_and_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(arithmetic, "SHAPE", SHAPE)
     to = tmp_path / "deep" / "rows.json"
-    done = CliRunner().invoke(bench.command, ["--arithmetic", "--repeats", "3", "--json", str(to)])
+    done = CliRunner().invoke(bench.command, ["arithmetic", "--repeats", "3", "--json", str(to)])
     assert done.exit_code == 0, done.output
     rows = json.loads(to.read_text())
     assert [row["name"] for row in rows] == [side.name for side in arithmetic.SIDES]

@@ -30,7 +30,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     flux = caches.flux
     monkeypatch.setattr(caches, "STEPS", 3)
     monkeypatch.setattr(caches, "flux", lambda: flux(**SMALL))
-    result = CliRunner().invoke(cli.command, ["--caches", "--repeats", "1"])
+    result = CliRunner().invoke(cli.command, ["caches", "--repeats", "1"])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert [line[:36].rstrip() for line in lines[-5:-1]] == [

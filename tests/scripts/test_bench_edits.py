@@ -31,7 +31,7 @@ def test_the_command(pipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(edits, "SIZE", 8)
     monkeypatch.setattr(cli, "_named", lambda *given: type("Model", (), {"make": staticmethod(lambda: pipe)}))
     file = tmp_path / "rows.json"
-    result = CliRunner().invoke(cli.command, ["--edits", "--repeats", "1", "--json", str(file)])
+    result = CliRunner().invoke(cli.command, ["edits", "--repeats", "1", "--json", str(file)])
     assert result.exit_code == 0, result.output
     rows = json.loads(file.read_text())
     assert [row["stack"] for row in rows] == list(edits.PERTURBATIONS)

@@ -66,7 +66,7 @@ def test_the_command_prints_all_of_it(pipe: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(install, "CALLS", 1)
     monkeypatch.setattr(install, "over_modular", lambda *given: {"CFG": Spread(0.5, 0.6, 0.7)})
     monkeypatch.setattr(install, "growth", lambda pipe: install.Growth(1, 2, 3))
-    result = CliRunner().invoke(bench.command, ["--install", "--repeats", "3"])
+    result = CliRunner().invoke(bench.command, ["install", "--repeats", "3"])
     assert result.exit_code == 0, result.output
     assert "hooks on and off: 0." in result.output
     assert "CFG of 20 steps over the stock pipeline, batch 1: " in result.output

@@ -29,7 +29,7 @@ def test_the_command(pipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(merging, "RATIOS", (0.5,))
     monkeypatch.setattr(cli, "_named", lambda *given: type("Model", (), {"make": staticmethod(lambda: pipe)}))
     file = tmp_path / "rows.json"
-    result = CliRunner().invoke(cli.command, ["--merging", "--repeats", "1", "--json", str(file)])
+    result = CliRunner().invoke(cli.command, ["merging", "--repeats", "1", "--json", str(file)])
     assert result.exit_code == 0, result.output
     (row,) = json.loads(file.read_text())
     assert row["what"].endswith("latents of 8x8, over the plain pass")

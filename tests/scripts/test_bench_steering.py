@@ -33,7 +33,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(steering, "bundled", make_stable_diffusion)
     monkeypatch.setattr(steering, "shaped", make_stable_diffusion)
     file = tmp_path / "rows.json"
-    arguments = ["--steering", "--batch", "1", "--steps", "1", "--repeats", "1", "--json", str(file)]
+    arguments = ["steering", "--batch", "1", "--steps", "1", "--repeats", "1", "--json", str(file)]
     result = CliRunner().invoke(cli.command, [*arguments, "--threads", str(torch.get_num_threads())])
     assert result.exit_code == 0, result.output
     rows = json.loads(file.read_text())
