@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     "--times",
     type=click.IntRange(1),
     default=1,
-    help="Take so many times as many seeds for each prompt, for narrower intervals.",
+    help="Multiply the seeds of each prompt by this, for narrower intervals.",
 )
-@click.option("--first", type=click.IntRange(1), help="The first so many prompts only, as a pilot; RUN may grow.")
+@click.option("--first", type=click.IntRange(1), help="Use the first N prompts only, as a pilot.")
 @click.option(
     "--plan",
     is_flag=True,
-    help="How many prompts each row of the sweep's claim needs, from the samples in RUN; make nothing.",
+    help="Print how many prompts each row of the sweep's claim needs, from the samples in RUN; make nothing.",
 )
 @click.option("--merge-only", is_flag=True, help="Merge the records of RUN; make nothing.")
 @device_option
@@ -42,7 +42,7 @@ def command(**options: Any) -> None:
     """Run a sweep: every cell of its axes, on every prompt, with every seed.
 
     SWEEP.yaml is a file, or the name of a sweep that comes with guidestack, such as smoke. Everything is checked before
-    the first network call. A run may be stopped at any moment: the same command goes on with it. Samples that exist in
+    the first network call. A run may be stopped at any moment: the same command continues it. Samples that exist in
     RUN are never made again, also when an axis gets a further value.
     """
     with notices():

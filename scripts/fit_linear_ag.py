@@ -72,7 +72,7 @@ def command(**options: Any) -> None:
 
     Run i has prompt i, counted round and round, and the seed --seed plus i. The coefficients are for this model, stack,
     sampler and number of steps, and for runs without a negative prompt. Finished runs are kept beside --out: the same
-    command goes on where it was stopped.
+    command continues where it was stopped.
     """
     with notices():
         click.echo(_fit(options))
@@ -162,7 +162,7 @@ def _runs(
         bar.close()
         done = fit.trajectories
         runs = counted(wanted, "run")
-        click.echo(f"{done} of {runs} done, {wanted - done} missing; the same command goes on", err=True)
+        click.echo(f"{done} of {runs} done, {wanted - done} missing; run it again to continue", err=True)
         raise
     bar.close()
     return fit

@@ -74,20 +74,20 @@ PICTURE = click.Path(path_type=Path)
     type=click.FloatRange(0, 1, min_open=True),
     help="How far the picture is noised first: 1 keeps nothing of it.  [default: the pipeline's own]",
 )
-@click.option("--mask", type=PICTURE, help="Paint in the picture where this one, of its size, is white.")
+@click.option("--mask", type=PICTURE, help="Mask of the picture's size: what is white in it is painted anew.")
 @click.option(
     "--controlnet",
     multiple=True,
     metavar="FOLDER[=SCALE]",
     help="ControlNet, a folder or hub id, for the picture of --control; several follow a picture each.",
 )
-@click.option("--control", multiple=True, type=PICTURE, help="Picture that a ControlNet follows, as it takes it.")
+@click.option("--control", multiple=True, type=PICTURE, help="Picture for a ControlNet, in the form it expects.")
 @click.option(
     "--ip-adapter",
     metavar="FILE[=SCALE]",
-    help="IP-Adapter, a .safetensors file; where the model has no image encoder, beside a folder image_encoder.",
+    help="IP-Adapter, a .safetensors file; for a model without image encoder, a folder image_encoder lies beside it.",
 )
-@click.option("--ip-image", type=PICTURE, help="Picture that the IP-Adapter is shown.")
+@click.option("--ip-image", type=PICTURE, help="Picture for the IP-Adapter.")
 @click.option("--vae", metavar="FOLDER", help="Another autoencoder, a folder or hub id.")
 @click.option(
     "--scheduler-config",
@@ -103,7 +103,7 @@ PICTURE = click.Path(path_type=Path)
     help="Noise levels of the steps: a list by name, such as ays (docs/index.md), or numbers with commas. "
     "The same as --sampler NAME@LIST and NAME@sigmas=..., which sweeps take too.",
 )
-@click.option("--timesteps", metavar="LIST", help="Training steps of the steps, likewise: numbers with commas.")
+@click.option("--timesteps", metavar="LIST", help="Training timesteps, one for each step: numbers with commas.")
 @click.option(
     "--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of the first image."
 )
@@ -130,7 +130,7 @@ PICTURE = click.Path(path_type=Path)
     "--like",
     type=click.Path(path_type=Path),
     help="Make this image again, from what is written in it; other options given beside it change that. Images of "
-    "A1111 and ComfyUI are read as far as they go.",
+    "A1111 and ComfyUI are read too, as far as they say how they were made.",
 )
 @click.option("--overwrite", is_flag=True, help="Also make the images that exist.")
 @click.option("--allow-pickle", is_flag=True, help="Load weights that are not safetensors: they can run code.")

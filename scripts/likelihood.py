@@ -58,7 +58,7 @@ PIXELS = 7.0
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=TOLERANCE,
     show_default=True,
-    help="Of the solver, relative and absolute.",
+    help="Tolerance of the solver, relative and absolute.",
 )
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @click.option("--seed", type=click.IntRange(0, LAST_SEED), default=0, show_default=True, help="Seed of the probes.")
@@ -74,7 +74,7 @@ def command(**options: Any) -> None:
     """Say how likely each IMAGE is under a model, a prompt and a stack.
 
     The probability flow of the model leads from the image to noise; its density is exact but for the random probes of a
-    trace, whose standard error is printed behind the ±. Bits are per dimension, and fewer are more likely. A model with
+    trace, whose standard error is printed after the ±. Bits are per dimension, and fewer are more likely. A model with
     an autoencoder has a density of latents, in their own unit, and none of pixels: it compares images, prompts and
     stacks of that one model, and may be below 0.
     """

@@ -68,7 +68,7 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 
 sampler_option = click.option(
     "--sampler",
-    help="Sampler, e.g. ddim, euler-a, dpm++2m-karras; other programs' names too, such as 'DPM++ 2M Karras'; behind an "
+    help="Sampler, e.g. ddim, euler-a, dpm++2m-karras; other programs' names too, such as 'DPM++ 2M Karras'; after an "
     "@ a list of noise levels, such as euler@ays; own is the model's own scheduler.  [default: dpm++2m, or own for a "
     "model that cannot use it, such as a flow]",
 )

@@ -29,7 +29,7 @@ from .options import needs, notices, rules_option
 def command(**options: Any) -> None:
     """Write RUN/report.html: one page with plots, tables, images, and what holds at matched strength.
 
-    It needs no server and asks nothing of the network. The plots are in RUN/plots as well, as SVG and CSV.
+    It needs no server and no network access. The plots are in RUN/plots as well, as SVG and CSV.
     """
     with notices():
         _report(options)

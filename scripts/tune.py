@@ -84,18 +84,19 @@ class Asked:
 @click.option("--model", metavar="PATH_OR_ID", help="Model folder or hub id.  [default: the bundled emoji model]")
 @network_option
 @click.option(
-    "--reference", default="cfg(4)", show_default=True, metavar="STACK", help="Stack whose images are wanted for less."
+    "--reference", default="cfg(4)", show_default=True, metavar="STACK", help="Stack whose images are to cost less."
 )
 @click.option(
     "--likeness",
     metavar="WANTED",
-    help="How like the reference's images must be: 'ssim>=0.97', 'feature_distance<=0.05', or as like as a STACK's.",
+    help="How similar images must be to the reference's: 'ssim>=0.97', 'feature_distance<=0.05', or a STACK, whose "
+    "images set the bar.",
 )
 @click.option(
     "--evaluations",
     type=float,
     metavar="N",
-    help="Evaluations that an image may cost at most; without --likeness the most alike is taken.",
+    help="The most evaluations that an image may cost; without --likeness the most similar schedule is taken.",
 )
 @click.option("--metric", help="Metric of likeness.  [default: that of --likeness, or feature_distance]")
 @click.option("--budget", type=int, default=64, show_default=True, help="How many stacks to try.")
@@ -124,10 +125,10 @@ def command(**options: Any) -> None:
     """Search the cheapest schedule of a stack: what to evaluate at which step.
 
     Tries schedules of the reference on the training prompts, takes the one that costs least of those that reach
-    --likeness (or is most alike at --evaluations), verifies it on held-out prompts, and writes OUT/GOAL/tuned.yaml, to
-    be used as --guidance @OUT/GOAL/tuned.yaml. GOAL is a name that says what was wanted, so that several goals share a
-    folder. OUT/GOAL/frontier.csv, .json and .svg have everything that was measured; OUT/training and OUT/held-out are
-    run folders for guidestack report. Stop it at any moment: the same command goes on.
+    --likeness (or is most similar at --evaluations), verifies it on held-out prompts, and writes OUT/GOAL/tuned.yaml,
+    to be used as --guidance @OUT/GOAL/tuned.yaml. GOAL is a name that says what was wanted, so that several goals share
+    a folder. OUT/GOAL/frontier.csv, .json and .svg have everything that was measured; OUT/training and OUT/held-out are
+    run folders for guidestack report. Stop it at any moment: the same command continues it.
 
     With --objective, search the weights rho, mu and smoothing of tfg that make the objective's value of the finished
     images largest, and write OUT/GOAL/steered.yaml, where GOAL begins with the objective; --likeness 'ssim>=0.5' then
@@ -141,7 +142,7 @@ def command(**options: Any) -> None:
         try:
             tuning, bar = _prepared(asked)
         except KeyboardInterrupt:
-            click.echo("stopped before the search began; the same command goes on", err=True)
+            click.echo("stopped before the search began; run the same command again to continue", err=True)
             raise
         _tune(tuning, bar)
 
@@ -180,14 +181,14 @@ def _prepared(asked: Asked) -> tuple[Tuning, Bar]:
 
 @contextmanager
 def _shown(bar: Bar, samples: int, stopped: Callable[[], str]) -> Iterator[None]:
-    """Show the bar of a search while the context lasts; on Ctrl-C what `stopped` says, and how to go on."""
+    """Show the bar of a search while the context lasts; on Ctrl-C what `stopped` says, and how to continue."""
     ended = False
     try:
         bar.start(samples)
         yield
         ended = True
     except KeyboardInterrupt:
-        bar.say(f"{stopped()}; the same command goes on")
+        bar.say(f"{stopped()}; run the same command again to continue")
         raise
     finally:
         bar.stop(ended)

@@ -1,7 +1,7 @@
 """``python -m guidestack.scripts.dev.evidence``: make anew everything that was made from the bundled weights.
 
 Each step calls the commands that make it. What a step made, and of which weights, is written into ``docs/made.json``: a
-step whose weights are the present ones is skipped, so that the same command goes on where it was stopped, on another
+step whose weights are the present ones is skipped, so that the same command continues where it was stopped, on another
 machine too. The steps themselves go on within: claims by claim, the tuning by stack. Samples lie in
 ``out/evidence/WEIGHTS``, since a run folder is of one model.
 """
@@ -57,7 +57,7 @@ def called(*command: str | Path) -> None:
     how = ["-c", COMMAND_LINE] if module == "cli" else ["-m", f"guidestack.scripts.{module}"]
     status = subprocess.run([sys.executable, *how, *rest], check=False).returncode
     if status:
-        raise StepFailedError(f"{module} {' '.join(rest)} ended with status {status}; the same command goes on")
+        raise StepFailedError(f"{module} {' '.join(rest)} ended with status {status}; run it again to continue")
 
 
 def _card(out: Path) -> None:

@@ -2,7 +2,7 @@
 
 A task hides a picture of the bundled model's training set, and tells the run something of it, which an objective
 measures. Methods are settings of `TFG`: five at the weight where the search begins, and the one that the search finds
-on other pictures. Each cell is kept when it is made; the same command goes on where it was stopped.
+on other pictures. Each cell is kept when it is made; the same command continues where it was stopped.
 """
 
 from __future__ import annotations

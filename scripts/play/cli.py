@@ -36,9 +36,9 @@ from .addresses import check_port
 @click.option("--browser/--no-browser", default=True, help="Open the page in the browser.  [default: browser]")
 @rules_option
 def command(**options: Any) -> None:
-    """Open a page to play on: stacks side by side from the same noise, as text and by controls.
+    """Open a page in the browser to compare stacks: their images side by side, from the same noise.
 
-    The page is served to this computer only, and asks nobody else for anything. It shows what a stack will cost before
+    The page is served to this computer only, and loads nothing from elsewhere. It shows what a stack will cost before
     it runs, the effective scale of every step, and grids over one or two parameters. Each image is a file that
     `guidestack generate --like` makes again. Ctrl-C ends it.
     """

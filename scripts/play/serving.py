@@ -1,4 +1,4 @@
-"""The server of the page: for this computer unless told, and the page asks nobody else."""
+"""The server of the page: for this computer only by default; the page loads nothing from elsewhere."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_being_stopped_and_going_on_is_the_same(fit: Any, tmp_path: Path, monkey
         patch.setattr(fit_linear_ag, "_histories", failing(2, KeyboardInterrupt()))
         status, _, err = fit(stopped)
     assert status == 130
-    assert "4 of 6 runs done, 2 missing; the same command goes on" in err
+    assert "4 of 6 runs done, 2 missing; run it again to continue" in err
     assert not stopped.exists()
     part = stopped.with_name("stopped.safetensors.part")
     assert linear.read(part).trajectories == 4

@@ -54,11 +54,11 @@ def tokenizer(work: Path) -> None:
 @click.option("--rate", type=float, default=1.5e-3, show_default=True, help="Learning rate.")
 @click.pass_obj
 def autoencoder(work: Path, steps: int, decay_from: int, batch: int, rate: float) -> None:
-    """Train the autoencoder; the same command goes on after a stop, kill -9 included."""
+    """Train the autoencoder; run it again to continue after a stop, kill -9 included."""
     from .autoencoder import autoencoder as run
 
     decibels = run(work, steps, decay_from, batch, rate)
-    click.echo("stopped; the same command goes on" if decibels is None else f"{decibels:.1f} dB in {work / 'vae'}")
+    click.echo("stopped; run it again to continue" if decibels is None else f"{decibels:.1f} dB in {work / 'vae'}")
 
 
 @main.command()
@@ -99,11 +99,11 @@ def denoiser(
     init: Path | None,
     flow: bool,
 ) -> None:
-    """Train the denoiser; the same command goes on after a stop, kill -9 included."""
+    """Train the denoiser; run it again to continue after a stop, kill -9 included."""
     from .denoiser import denoiser as run
 
     done = run(work, steps, decay_from, init, warmup, batch, rate, save_every, focus, flow)
-    click.echo("done" if done else "stopped; the same command goes on")
+    click.echo("done" if done else "stopped; run it again to continue")
 
 
 @main.command()
@@ -190,7 +190,7 @@ def classifier(work: Path, folder: Path, steps: int, decay_from: int, batch: int
     from .classifier import classifier as run
 
     click.echo(
-        str(to) if run(work, folder, steps, decay_from, batch, rate, to) else "stopped; the same command goes on"
+        str(to) if run(work, folder, steps, decay_from, batch, rate, to) else "stopped; run it again to continue"
     )
 
 

@@ -326,7 +326,7 @@ def test_ctrl_c_at_the_start_says_that_the_same_command_goes_on(
 
     monkeypatch.setattr("guidestack.evaluation.tune.session.generator_of", stopped)
     result = CliRunner().invoke(group, ["tune", "--evaluations", "9", "--out", str(tmp_path / "out")])
-    assert "stopped before the search began; the same command goes on" in result.output
+    assert "stopped before the search began; run the same command again to continue" in result.output
     assert result.exit_code != 0
     assert not (tmp_path / "out").exists()
 
