@@ -209,8 +209,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         self._next = step + 1, num_inference_steps
         if self.scheduler is None:
             raise InputError(
-                "StackGuider was not told the scheduler, which knows the noise levels; set guider.scheduler = "
-                "pipe.scheduler"
+                "StackGuider has no scheduler to read noise levels from; set guider.scheduler = pipe.scheduler"
             )
         if self._grid is None:
             begin = getattr(self.scheduler, "begin_index", None)
@@ -460,7 +459,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
 
 
 def input_scale(scheduler: Any, level: Level) -> float:
-    """Return the factor by which ``scheduler.scale_model_input`` multiplies samples at `level`."""
+    """Return the factor by which ``scheduler.scale_model_input`` duplicates samples at `level`."""
     data = getattr(scheduler.config, "sigma_data", None)
     if data is not None:
         return 1 / math.hypot(level.sigma, data)

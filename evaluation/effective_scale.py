@@ -1,6 +1,6 @@
 r"""How hard a run was guided: the effective scale of every sample at every step, at no cost in network evaluations.
 
-With D the clean sample that an answer implies, c the prompt's answer, u what the rule leads away from, and
+With D the clean sample that an answer implies, c the prompt's answer, u what the rule guides away from, and
 :math:`\tilde D` what the sampler is told, a step's guided update and its direction are
 
 .. math::

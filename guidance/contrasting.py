@@ -35,7 +35,7 @@ class Contrasting(Rule[StateT]):
 
     @property
     def contrast(self) -> Query:
-        """The query that the rule leads away from: its parameter `against`."""
+        """The query that the rule guides away from: its parameter `against`."""
         return Query.of(self.against)
 
     def asks(self) -> frozenset[Query]:

@@ -49,6 +49,6 @@ def check_still(rule: Rule, where: str) -> None:
     """
     if found := turning(rule):
         raise CompositionError(
-            f"{found} evaluates and moves samples between two steps of a sampler, and {where} leaves no room for that; "
+            f"{found} evaluates and moves samples between two steps of a sampler, and {where} does not support that; "
             "run it with guidestack.sample or guidestack.guide"
         )

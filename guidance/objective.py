@@ -184,7 +184,7 @@ class Bound:
             if self.decode is not None and self.encode is None:
                 raise InputError(
                     f"the objective {self.name!r} takes the place of a part of the samples, which are no pictures "
-                    "here, and what makes them of pictures is not known; give encode= beside decode="
+                    "here, and no encoder from pictures to samples is known; give encode= beside decode="
                 )
             height, width = self.size or tuple(shape[-2:])
             made: Tensor = self.function.having(height, width).to(device)[None]

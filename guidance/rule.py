@@ -649,11 +649,11 @@ def _compatible(rules: Sequence[Rule]) -> None:
         other = next((one for one in rules if one is not rule and (one.guides or not one.takes_turns)), None)
         if rule.couples and rule.guides and other is not None:
             raise CompositionError(
-                f"{rule} guides by itself and multiplies samples, of which {other} knows nothing; leave {other} out, "
+                f"{rule} guides by itself and duplicates samples, of which {other} knows nothing; leave {other} out, "
                 "or put its query into power"
             )
         if rule.couples and any(one.couples for one in rules if one is not rule):
-            raise CompositionError(f"several rules multiply samples, {rule} among them; keep one of them")
+            raise CompositionError(f"several rules duplicate samples, {rule} among them; keep one of them")
         if len(rules) > 1 and rule.whole_stack:
             other = next(one for one in rules if one is not rule)
             raise CompositionError(

@@ -88,7 +88,7 @@ def importance(
 
     Raises:
         UnsupportedPipelineError: the network has no cross-attention, or is offloaded.
-        GuidanceNotAppliedError: it did not come by its cross-attention.
+        GuidanceNotAppliedError: it did not reach its cross-attention.
         InputError: `part` is neither of the two, or under ``torch.inference_mode()``.
 
     Cost: a forward pass of `copies` rows of each sample, and backward passes of ``C * h * w / every**2`` rows.
@@ -105,7 +105,7 @@ def importance(
         z = call(copies)
     if not leaves:
         raise GuidanceNotAppliedError(
-            f"a pass of {type(found.denoiser).__name__} did not come by its cross-attention; was its forward compiled "
+            f"a pass of {type(found.denoiser).__name__} did not reach its cross-attention; was its forward compiled "
             "or replaced?"
         )
     batch, (channels, height, width) = len(tokens), z.shape[1:]
@@ -280,7 +280,7 @@ class KeepOutside:
             return {}
         points = grid(pipe.scheduler).points
         if index + 1 >= len(points):
-            raise InputError(f"at={self.at}: step {index} is the last one, behind which the network is asked no more")
+            raise InputError(f"at={self.at}: step {index} is the last one, after which the network is not evaluated")
         x = given["latents"]
         prompts = [self.prompt] * len(x) if isinstance(self.prompt, str) else list(self.prompt)
         if len(prompts) != len(x):

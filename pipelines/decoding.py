@@ -72,7 +72,7 @@ def sampled(pipe: Pipeline, pictures: Tensor) -> Tensor:
         return 2 * pictures - 1
     if reason := encodes(pipe)[1]:
         raise UnsupportedPipelineError(
-            f"{type(pipe).__name__}: {reason}, and what makes latents of a picture is not known here; steer towards "
+            f"{type(pipe).__name__}: {reason}, and how to encode a picture to latents is not known here; steer towards "
             "what is known with tfg, mu=0.3, or take the family's own pipeline for inpainting"
         )
     return latents_of(pipe, pictures, torch.float32)

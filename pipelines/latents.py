@@ -34,7 +34,7 @@ def latents_of(pipe: Pipeline, image: Any, dtype: torch.dtype) -> Tensor:
         return image.to(pipe._execution_device)
     if reason:
         raise UnsupportedPipelineError(
-            f"{type(pipe).__name__}: {reason}, and what makes latents of a picture is not known; give the latents "
+            f"{type(pipe).__name__}: {reason}, and how to encode a picture to latents is not known; give the latents "
             "themselves as image="
         )
     return encoded(pipe, pixels(image, multiple(pipe))).to(dtype)

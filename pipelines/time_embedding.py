@@ -186,7 +186,7 @@ def perturbed(
         yield
     if not noise.draws:
         raise GuidanceNotAppliedError(
-            f"a pass of {type(denoiser).__name__} did not come by its time embedding, so that {perturbation} did "
+            f"a pass of {type(denoiser).__name__} did not reach its time embedding, so that {perturbation} did "
             "nothing; was its forward compiled or replaced?"
         )
 

@@ -101,7 +101,7 @@ class Turns:
         if isinstance(told, Tensor) and told.ndim > 1:
             raise UnsupportedPipelineError(
                 f"{self.steps.stack} asks the network at another noise level than the step's, and "
-                f"{type(pipe).__name__} tells its network a time for each token; run it in guidestack.sample"
+                f"{type(pipe).__name__} gives its network a time for each token; run it in guidestack.sample"
             )
         if level.path == "flow" and self.steps.x is None and abs(time(point.level) - point.timestep) < 1:
             return (time(level) - point.timestep) / unit, None
@@ -112,7 +112,7 @@ class Turns:
                 return round(later) if whole else later, position
         raise UnsupportedPipelineError(
             f"{self.steps.stack} asks the network at a noise level that is none of the sampler's, and what "
-            f"{type(pipe).__name__} tells its network there is not known; run it in guidestack.sample"
+            f"{type(pipe).__name__} gives its network there is not known; run it in guidestack.sample"
         )
 
     def _at(self, branch: Branch, given: Tensor, later: float) -> Branch:

@@ -252,7 +252,7 @@ def clock(scheduler: Any) -> Callable[[Level], float]:
         turned = bool(option(scheduler, "invert_sigmas"))
         return lambda level: count * (1 - level.sigma if turned else level.sigma)
     if option(scheduler, "sigma_data") is not None:
-        raise UnsupportedSchedulerError(f"what {type(scheduler).__name__} tells its network is no training timestep")
+        raise UnsupportedSchedulerError(f"what {type(scheduler).__name__} gives its network is not a training timestep")
     logs = [math.log(k) for k in _trained(scheduler)]
     return lambda level: float(np.interp(math.log(level.k_sigma), logs, range(len(logs))))
 
@@ -289,8 +289,8 @@ REMEMBERS = "remembers earlier steps of a run"
 
 def _refused(rule: Rule, why: str) -> CompositionError:
     return CompositionError(
-        f"{rule} {why}, and a probability flow has none of that: its density is that of a rule that goes by the sample "
-        "and its noise level alone, such as cfg(scale) or during(cfg(scale), sigma=(lo, hi))"
+        f"{rule} {why}, which a probability flow does not allow: a rule there is a function of the sample and of its "
+        "noise level alone, such as cfg(scale) or during(cfg(scale), sigma=(lo, hi))"
     )
 
 
@@ -304,7 +304,7 @@ class Anywhere(Step):
         Raises:
             CompositionError: always; a rule that reads the index cannot be used.
         """
-        raise CompositionError("a rule of the stack goes by the steps of a sampler, and a probability flow has none")
+        raise CompositionError("a rule of the stack depends on the steps of a sampler, and a probability flow has none")
 
     @index.setter
     def index(self, value: int) -> None:

@@ -56,7 +56,7 @@ def check_room(stack: Rule, scheduler: Any) -> None:
     sde = str(option(scheduler, "algorithm_type")).startswith("sde-") or option(scheduler, "stochastic_sampling")
     if couples and not (names & NOISY or sde):
         raise UnsupportedSchedulerError(
-            f"{rule} multiplies samples, which {type(scheduler).__name__} would lead to one and the same end without "
+            f"{rule} duplicates samples, which {type(scheduler).__name__} keeps identical without "
             f"fresh noise; use {fresh}"
         )
     if any(part.drifts for part in stack.parts()) and not _reverses(scheduler, names):

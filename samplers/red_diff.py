@@ -116,7 +116,7 @@ def red_diff(
     bound.need_gradient("red_diff")
     if bound.space == "noisy":
         raise UnsupportedError(
-            f"red_diff: the objective {objective!r} sees noisy samples, and this shows it clean ones"
+            f"red_diff: the objective {objective!r} sees noisy samples, and this gives it clean ones"
         )
     bound(start)  # refuses measurements of another size before the network is asked
     scheduler.set_timesteps(steps)

@@ -70,8 +70,8 @@ class Renoising:
     def __init__(self, scheduler: Any, schedule: Grid, begin: int = 0, guides_history: bool = False) -> None:
         if option(scheduler, "thresholding"):
             raise UnsupportedSchedulerError(
-                f"{type(scheduler).__name__} with thresholding=True changes what it is told; a rule that re-noises "
-                "needs thresholding=False"
+                f"{type(scheduler).__name__} with thresholding=True changes the prediction that it gets; a rule that "
+                "re-noises needs thresholding=False"
             )
         self.schedule, self.position, self.begin = schedule, begin, begin
         self.second_order = guides_history and _order(scheduler) == 2

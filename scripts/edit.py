@@ -120,7 +120,7 @@ def described(path: Path, source: str | None) -> str:
     except InputError:
         found = None
     if not isinstance(found, str):
-        raise InputError(f"{path} does not say what it shows; say it with --source")
+        raise InputError(f"{path} does not hold the prompt that describes it; give it with --source")
     check_text(found, f"what {path} says of itself")
     return found
 

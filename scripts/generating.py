@@ -264,7 +264,7 @@ def pictures_of(wanted: Wanted) -> Pictures:
             f"{len(wanted.control)}"
         )
     if (wanted.ip_image is None) != (wanted.ip_adapter is None):
-        raise InputError("--ip-adapter and --ip-image, the picture that it is shown, go together; give both")
+        raise InputError("--ip-adapter and --ip-image, the picture for it, go together; give both")
     check_strength(wanted.strength, wanted.image)
     return Pictures.read(wanted.image, wanted.mask, wanted.control, wanted.ip_image)
 

@@ -33,7 +33,7 @@ class Space:
         reference: the stack whose images are wanted for less.
         points: the evaluations of the sampler.
         letters: what a step may be.
-        adaptive: whether the reference leads away from something that a cosine can be taken with.
+        adaptive: whether the reference guides away from something that a cosine can be taken with.
     """
 
     reference: Stack

@@ -69,7 +69,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
     evaluated. Each sample decides for itself.
 
     Args:
-        rule: any rule that leads away from a query, a stack included.
+        rule: any rule that guides away from a query, a stack included.
         threshold: :math:`\bar\gamma` in [-1, 1]; at 1 a sample stops where the two predictions have the same direction
             to the last bit, above 1 never. It means something in one `space` only; the
             paper's 0.991 to 0.996 are of noise predictions.
@@ -77,7 +77,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
             network whose schedule begins there (SNR below 1e-3 or so) take ``"denoised"``, with a threshold of its own.
         crossing: what the step gets in which a sample reaches the threshold and whose evaluations are paid:
             ``"conditional"``, as the paper's formula has it, or ``"guided"``, as a widely used implementation does.
-        against: the query that u answers; None for the one that `rule` leads away from.
+        against: the query that u answers; None for the one that `rule` guides away from.
         lag: 0, or 1 to decide which samples are evaluated by what was known a step before, so that no step waits for
             the device. The images are the same; each sample that stops costs the evaluations of one more step.
 
@@ -115,7 +115,7 @@ class AdaptiveGuidance(Wrapper[Stopping]):
             set_field(self, "against", Query.of(self.against))
         if self.contrast is None:
             raise CompositionError(
-                f"adaptive compares the prompt with what its rule leads away from, and {self.rule} leads away from "
+                f"adaptive compares the prompt with what its rule guides away from, and {self.rule} guides away from "
                 f"nothing; put it behind: adaptive(...) | {self.rule}"
             )
         asked = self.rule.asks()

@@ -116,7 +116,7 @@ class CFGPlusPlus(Rule):
 
     @property
     def contrast(self) -> Query:
-        """The query that the rule leads away from: its parameter `against`."""
+        """The query that the rule guides away from: its parameter `against`."""
         return Query.of(self.against)
 
     @property

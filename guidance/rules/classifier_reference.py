@@ -95,7 +95,9 @@ class ClassifierReference(Rule[Referred]):
         several = isinstance(self.references, tuple | list)
         found = tuple(check_text(one) for one in (self.references if several else (self.references,)))
         if not found:
-            raise RuleError("ClassifierReference: references are one objective at least, for each negative prompt one")
+            raise RuleError(
+                "ClassifierReference: references must be one objective at least, one for each negative prompt"
+            )
         set_field(self, "references", found if len(found) > 1 else found[0])
         number(self, "power", 0)
 

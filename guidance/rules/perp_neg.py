@@ -75,7 +75,7 @@ class PerpNeg(Rule):
 
     @property
     def contrast(self) -> Query:
-        """The query that the rule leads away from: the empty prompt."""
+        """The query that the rule guides away from: the empty prompt."""
         return ORIGIN
 
     @property

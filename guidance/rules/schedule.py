@@ -179,7 +179,7 @@ class Schedule(Wrapper[Remembered]):
             before = (head + tail).partition(letter)
             if before[1] and not set(needs) & set(before[0]):
                 raise RuleError(
-                    f"Schedule: {self.plan!r} begins with {letter}, which goes by an earlier step: put "
+                    f"Schedule: {self.plan!r} begins with {letter}, which needs an earlier step: put "
                     f"{' or '.join(needs)} before it"
                 )
 

@@ -132,7 +132,7 @@ class TFG(Shifting):
         super().check_objective(objective)
         if objective.space == "noisy":
             raise RuleError(
-                f"{self}: the objective {objective.name!r} sees noisy samples, and this rule shows it clean ones; take "
+                f"{self}: the objective {objective.name!r} sees noisy samples, and this rule gives it clean ones; take "
                 f"classifier(scale, {objective.name!r})"
             )
 

@@ -159,18 +159,18 @@ class TokenMerge(Wrapper[Merging]):
 
     .. math:: I = \operatorname{mean}_{\mathrm{channels}} \lvert\epsilon_c - \epsilon_u\rvert
 
-    with what `rule` leads away from as :math:`\epsilon_u`; any form of the network's output orders the places alike. Of
-    N tokens :math:`r = \lfloor\rho N\rfloor` are merged. The :math:`\min(N, 1.4\,(N - r))` most important ones are the
-    pool. N/4 of the pool, drawn at random, are the destinations. Every other token has the destination to which it is
-    most alike, by the cosine of the hidden states; the r that are merged are first those outside of the pool, then the
-    most alike. A destination becomes the mean of what is merged into it, and after attention each token has what its
-    destination has.
+    with what `rule` guides away from as :math:`\epsilon_u`; any form of the network's output orders the places alike.
+    Of N tokens :math:`r = \lfloor\rho N\rfloor` are merged. The :math:`\min(N, 1.4\,(N - r))` most important ones are
+    the pool. N/4 of the pool, drawn at random, are the destinations. Every other token has the destination to which it
+    is most alike, by the cosine of the hidden states; the r that are merged are first those outside of the pool, then
+    the most alike. A destination becomes the mean of what is merged into it, and after attention each token has what
+    its destination has.
 
     The passes of all conditions are edited. They have the same pool and destinations; which tokens are alike, each
     pass says by itself.
 
     Args:
-        rule: any rule, a stack included. Where it leads away from nothing, destinations are drawn as in the plain
+        rule: any rule, a stack included. Where it guides away from nothing, destinations are drawn as in the plain
             method: one of each two by two tokens.
         ratio: :math:`\rho` in [0, 0.75], the share of the tokens that is merged; 0 is off. The paper takes 0.7.
         prune: so many first steps of a run have no importance yet: there destinations are drawn as in the plain method,

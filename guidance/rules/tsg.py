@@ -76,7 +76,7 @@ class TSG(Rule):
 
     @property
     def contrast(self) -> Query:
-        """The query that the rule leads away from: the prompt, perturbed at full strength."""
+        """The query that the rule guides away from: the prompt, perturbed at full strength."""
         return self._perturbed(self.strength)
 
     def _perturbed(self, amount: float) -> Query:
@@ -91,7 +91,7 @@ class TSG(Rule):
             if self.power == 0 and (lo, hi) == (0, 1):
                 return self.contrast  # at every time the same
             raise RuleError(
-                f"{self} goes by the time t/T of the training schedule, which this sampler's timesteps do not tell; "
+                f"{self} depends on the time t/T of the training schedule, which this sampler's timesteps do not give; "
                 "power=0 without a window needs none"
             )
         amount = self.strength * step.time**self.power

@@ -1,4 +1,4 @@
-"""Edits of a denoiser for one call: `edit` for those that rules lead away from, `own_pass` for the prompt's own."""
+"""Edits of a denoiser for one call: `edit` for those that rules guide away from, `own_pass` for the prompt's own."""
 
 from .architecture import Architecture, Block, architecture
 from .edit import KINDS, PERTURBATIONS, SHIFT, Call, Kind, check, edited, time_argument

@@ -243,7 +243,7 @@ def time_argument(denoiser: nn.Module) -> str:
     names = parameters(denoiser)
     found = next((name for name in ("timestep", "timesteps", "t") if name in names), None)
     if found is None:
-        raise UnsupportedPipelineError(f"{type(denoiser).__name__} is told no time that could be shifted")
+        raise UnsupportedPipelineError(f"{type(denoiser).__name__} has no time argument that could be shifted")
     return found
 
 
@@ -286,7 +286,7 @@ def edited(
         yield
     if not call.touched and not remembers:
         raise GuidanceNotAppliedError(
-            f"a pass of {type(found.denoiser).__name__} did not come by what {perturbation} edits, so that it did "
+            f"a pass of {type(found.denoiser).__name__} did not reach what {perturbation} edits, so that it did "
             "nothing; was its forward compiled or replaced?"
         )
 

@@ -91,7 +91,8 @@ def _chosen(found: Architecture, edit: PromptEdit) -> list[Block]:
         )
     if edit.text and any(type(block.module).__name__ in ONE_BY_ONE for block in texts):
         raise UnsupportedPipelineError(
-            f"{network} makes its attention for each row by itself, and an edit that carries a text sees two at once"
+            f"{network} computes its attention for each row separately, and an edit that carries a text needs "
+            "two rows at once"
         )
     if beside and edit.kind in WEIGHTS:
         raise UnsupportedPipelineError(
@@ -115,7 +116,7 @@ def carried(found: Architecture, call: Callable[[], Any]) -> Carried:
         call: calls it with that text; it is stopped at its first cross-attention.
 
     Raises:
-        GuidanceNotAppliedError: it did not come by it.
+        GuidanceNotAppliedError: it did not reach it.
     """
     cross = next(block.cross for block in found.blocks if block.cross is not None)
     seen: list[Carried] = []
@@ -132,7 +133,7 @@ def carried(found: Architecture, call: Callable[[], Any]) -> Carried:
             call()
     if not seen:
         raise GuidanceNotAppliedError(
-            f"a pass of {type(found.denoiser).__name__} did not come by its cross-attention; was its forward compiled "
+            f"a pass of {type(found.denoiser).__name__} did not reach its cross-attention; was its forward compiled "
             "or replaced?"
         )
     return seen[0]
@@ -183,7 +184,7 @@ def own_pass(
         yield
     if expected and not call.touched and not remembers:
         raise GuidanceNotAppliedError(
-            f"a pass of {type(found.denoiser).__name__} did not come by the attention that {edits[0].kind} changes, so "
+            f"a pass of {type(found.denoiser).__name__} did not reach the attention that {edits[0].kind} changes, so "
             "that it did nothing; was its forward compiled or replaced?"
         )
 

@@ -156,7 +156,9 @@ class Recipe:
                         "make it again with its prompt, seed and --guidance"
                     )
         if (asked := models_of(stack)) != set(networks):
-            raise InputError(f"{path} says of other networks how it was made than its stack asks: {', '.join(asked)}")
+            raise InputError(
+                f"{path} was made with other networks than those that its stack asks for: {', '.join(asked)}"
+            )
         beside = {"networks": networks, "parts": parts, "pictures": pictures}
         beside |= {"strength": strength, "weights": weights}
         return cls(**{**mapping, "size": tuple(size) if size else None, **beside})

@@ -66,6 +66,6 @@ def weighted(pipe: Pipeline, prompts: Sequence[str], negatives: Sequence[str]) -
             rows.append({name: value for name, value in values.items() if value is not None})
     if len({value.shape for row in rows for name, value in row.items() if "pooled" not in name}) > 1:
         raise InputError(
-            "weighted prompts that take more room than the text encoder has are made alone; give --batch 1"
+            "weighted prompts that are longer than the text encoder reads cannot share a batch; give --batch 1"
         )
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

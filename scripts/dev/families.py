@@ -45,7 +45,7 @@ reason for which it is refused. What wraps or reshapes other rules runs where th
 {others}.
 [Moves](moves.md) run on all of these pipelines, under schedulers that evaluate once a step and remember nothing:
 {moves}. Of them `fsg`, and `recur` with a length, look at other
-levels of the sampler, and not where a pipeline tells its network a time for each token (LTX-Video from pictures,
+levels of the sampler, and not where a pipeline gives its network a time for each token (LTX-Video from pictures,
 Wan 2.2 5B); `recur` and `zigzag` take steps of the sampler, and not where it is handed other samples than the
 network (both, from pictures).
 """

@@ -320,7 +320,7 @@ def new(name: str) -> Rule:
     entry = find(name)
     assert entry is not None  # the page lists those that are registered
     if (example := _example(entry)) is None:
-        raise InputError(f"{name} says no example to begin with; write it into the text: {entry.signature}")
+        raise InputError(f"{name} has no example to begin with; write it into the text: {entry.signature}")
     return example
 
 

@@ -218,7 +218,7 @@ def test_the_lever_at_the_ends() -> None:
 
 @dataclass(frozen=True)
 class Pushed(Rule):
-    """Adds to the estimate, and leads away from nothing."""
+    """Adds to the estimate, and guides away from nothing."""
 
     def __str__(self) -> str:
         return "pushed"

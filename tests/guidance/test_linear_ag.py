@@ -277,7 +277,7 @@ def test_a_rule_without_a_contrast_to_evaluate_reads_no_file() -> None:
         (lambda: gs.LinearAG(gs.CFG(3), "x", "gex"), "a letter for each step"),
         (lambda: gs.LinearAG(gs.CFG(3), "x", ""), "a letter for each step"),
         (lambda: gs.LinearAG(gs.CFG(3), "x", None), "got None"),
-        (lambda: gs.LinearAG(gs.Rescale(0.5), "x"), "rescale(0.5) leads away from nothing"),
+        (lambda: gs.LinearAG(gs.Rescale(0.5), "x"), "rescale(0.5) guides away from nothing"),
         (lambda: gs.LinearAG(gs.ICG(3), "x"), "'independent:tokens', a condition drawn anew at every step"),
         (lambda: gs.LinearAG(gs.TSG(3), "x"), "a perturbed network"),
         (lambda: gs.LinearAG(gs.CFG(3, against="positive@weak"), "x"), "'positive@weak', another network"),

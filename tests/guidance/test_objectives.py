@@ -274,7 +274,7 @@ def test_the_forms_agree_to_the_order_of_a_step(other: str) -> None:
 
 
 def test_a_noisy_objective_is_for_the_rule_that_asks_it_so() -> None:
-    with pytest.raises(RuleError, match=r"sees noisy samples, and this rule shows it clean ones; take classifier"):
+    with pytest.raises(RuleError, match=r"sees noisy samples, and this rule gives it clean ones; take classifier"):
         sampled(gs.TFG("mine", mu=1), objective=Classifier())
 
 

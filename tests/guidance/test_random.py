@@ -49,7 +49,7 @@ def mean_of_class(x: Tensor, alpha: float, sigma: float, k: int) -> Tensor:
 
 
 Weak = Callable[[Tensor, float, float, int, int], Tensor | None]
-"""``weak(x, alpha, sigma, sample, step)``: the answer to lead away from, or None."""
+"""``weak(x, alpha, sigma, sample, step)``: the answer to guide away from, or None."""
 
 
 def by_hand(scale: float, weak: Weak) -> Tensor:

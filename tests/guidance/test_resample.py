@@ -304,7 +304,7 @@ def test_a_reward_weighs_what_other_rules_make() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("resample(3, 4) | resample(3, 1, reward='blue')", "several rules multiply samples"),
+        ("resample(3, 4) | resample(3, 1, reward='blue')", "several rules duplicate samples"),
         ("resample(3, 1, reward='blue') | cfg(3)", "write cfg(3) | resample"),
         ("cfg(3) | resample(3, 4, reward='blue')", "guides by itself"),
         ("resample(3, 4, draw='roulette')", "unknown draw 'roulette'"),

@@ -194,7 +194,7 @@ def test_what_cannot_be_is_one_line(pipe: Any) -> None:
         importance(pipe.unet, asked(pipe, x, text), TOKENS, "square")
     with torch.inference_mode(), pytest.raises(InputError, match="gradients cannot be taken"):
         importance(pipe.unet, asked(pipe, x, text), TOKENS)
-    with pytest.raises(GuidanceNotAppliedError, match="did not come by its cross-attention"):
+    with pytest.raises(GuidanceNotAppliedError, match="did not reach its cross-attention"):
         importance(pipe.unet, lambda copies: x, TOKENS)
     for at, message in (((3,), "is the last one"), ((0,), "give a picture of the size")):
         keep = KeepOutside(torch.zeros(1, 4, 4, 4), PROMPT, ["cat"], at=at, every=8)

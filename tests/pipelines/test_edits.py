@@ -215,7 +215,7 @@ def test_a_pass_that_fails_leaves_nothing_behind(name: str, edit: Perturbation) 
 def test_a_pass_that_did_not_come_by_is_an_error() -> None:
     for edit in (Perturbation("skip"), Perturbation("shift", 20)):
         with (
-            pytest.raises(GuidanceNotAppliedError, match=r"UNet2DConditionModel did not come by what .* edits"),
+            pytest.raises(GuidanceNotAppliedError, match=r"UNet2DConditionModel did not reach what .* edits"),
             edited(network("StableDiffusionXLPipeline"), edit, seeds()),
         ):
             pass

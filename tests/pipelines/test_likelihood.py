@@ -79,5 +79,5 @@ def test_what_is_refused(pipe: Any) -> None:
         finding("a cat", image=torch.full((1, 4, 8, 8), torch.nan), **HOW)
     assert pipe("a cat", num_inference_steps=1, output_type="latent").images.isfinite().all()  # and left as it was
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)  # which has no room for moves
-    with pytest.raises(CompositionError, match=r"langevin\(\) .* moves samples .* a probability flow has none of that"):
+    with pytest.raises(CompositionError, match=r"langevin\(\) .* moves samples .* flow does not allow"):
         gs.likelihood(pipe, "cfg(3) | langevin(1)")

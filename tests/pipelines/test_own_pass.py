@@ -153,7 +153,7 @@ def test_the_limits(pipe: Any) -> None:
     seen = call(pipe, "nag(3, tau=1e6, alpha=1)", negative_prompt=NEGATIVES)
     with by_hand(pipe, lambda z, away: 3 * z - 2 * away, NEGATIVES):
         assert close(seen, call(pipe, "stack()"))
-    # Without a negative prompt it leads away from the empty one.
+    # Without a negative prompt it guides away from the empty one.
     with by_hand(pipe, nag(5), [""] * 3):
         wanted = call(pipe, "stack()")
     assert close(call(pipe, "nag(5)"), wanted)

@@ -494,9 +494,7 @@ def test_a_compiled_network_runs_its_weak_pass_uncompiled(new_pipe: Any, how: st
 def test_a_pass_that_did_not_come_by_its_embedding_is_an_error() -> None:
     model = Videos(1)
     with (
-        pytest.raises(
-            GuidanceNotAppliedError, match=r"pass of Videos did not come by its time embedding.*time\(0\.5\)"
-        ),
+        pytest.raises(GuidanceNotAppliedError, match=r"pass of Videos did not reach its time embedding.*time\(0\.5\)"),
         perturbed(model, Perturbation("time", 0.5), seeds()),
     ):
         model.frames += 1  # anything but a pass

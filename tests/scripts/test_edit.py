@@ -159,8 +159,8 @@ def test_images_of_others_are_untrusted(run: Any, model_folder: Path, tmp_path: 
         (tmp_path / "nothing.png", "cannot read the image"),
         (text, "cannot read"),
         (cut, "cannot read"),
-        (plain, "does not say what it shows; say it with --source"),
-        (odd, "does not say what it shows; say it with --source"),
+        (plain, "does not hold the prompt that describes it; give it with --source"),
+        (odd, "does not hold the prompt that describes it; give it with --source"),
         (long, "says of itself has 10001 characters; at most 10000"),
     ):
         status, _, err = run(path, "red", *rest)

@@ -78,7 +78,7 @@ def plain_contrast(rule: Rule) -> Query:
     """
     contrast = rule.contrast
     if contrast is None:
-        raise RuleError(f"LinearAG estimates what its rule leads away from, and {rule} leads away from nothing")
+        raise RuleError(f"LinearAG estimates what its rule guides away from, and {rule} guides away from nothing")
     reasons = {
         "a perturbed network": contrast.perturbation is not None,
         "another network": contrast.model != "main",
@@ -89,7 +89,7 @@ def plain_contrast(rule: Rule) -> Query:
     for reason, wrong in reasons.items():
         if wrong:
             raise RuleError(
-                f"LinearAG: {rule} leads away from {str(contrast)!r}, {reason}; it takes rules against a fixed "
+                f"LinearAG: {rule} guides away from {str(contrast)!r}, {reason}; it takes rules against a fixed "
                 "condition of the main network, such as cfg(4)"
             )
     for part in rule.parts():
@@ -136,7 +136,7 @@ class LinearAG(Wrapper[Recording]):
     estimates among the regressors would add nothing.
 
     Args:
-        rule: any rule that leads away from a fixed condition of the main network, a stack included. What LinearAG is
+        rule: any rule that guides away from a fixed condition of the main network, a stack included. What LinearAG is
             combined with goes in here: coefficients are true of the runs they were fitted on.
         coefficients: name of a fit that comes with guidestack, or a path that ends in ``.safetensors``;
             ``guidestack fit-linear-ag`` makes these. Read when a run begins. It is good for one model, scheduler with
