@@ -20,7 +20,7 @@ ASKED, PIPELINES = "asked", "pipeline"
 
 
 def check_rows(family: Family, stack: Stack, max_rows: int | None, rows: str) -> None:
-    """Refuse `rows` where it cannot be kept.
+    """Check that the argument `rows` of `guide` is valid and that the stack can run under it.
 
     Raises:
         InputError: it is unknown, or contradicts `max_rows`.
@@ -42,7 +42,7 @@ def check_rows(family: Family, stack: Stack, max_rows: int | None, rows: str) ->
 
 
 def beyond(family: Family, stack: Stack) -> list[str]:
-    """What a stack asks for that the pipeline does not evaluate by itself, which is more than ``rows="pipeline"``."""
+    """Return the queries of a stack that the pipeline does not evaluate itself, which ``rows="pipeline"`` excludes."""
     own = {*family.halves, "null", "negative"}
     return [str(edit) for edit in stack.own_pass] + sorted(
         str(query)

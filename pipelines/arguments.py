@@ -1,4 +1,4 @@
-"""Arguments of a call that no pipeline can use, refused in words before they end in an error from deep inside one."""
+"""Checks of a call's arguments, which refuse in one line what would otherwise fail deep inside a pipeline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILLED = re.compile(r"prompt(_\d)?|timesteps|sigmas|class_labels")
 
 
 def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, with numbers of other libraries as Python's.
+    """Check the arguments of a call by name, and return them with numbers of other libraries converted to Python's.
 
     Raises:
         InputError: a count or size is no whole number above 0, a list is empty, a prompt is no text, or a generator or

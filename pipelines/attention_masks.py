@@ -80,7 +80,7 @@ def importance(
             ``(B * copies, C, h, w)``.
         tokens: of each sample the places of the subject's tokens.
         part: ``"abs"`` or ``"relu"``.
-        every: only each so-manyth number across and down is looked at, and stands for its neighbours.
+        every: evaluate every n-th number across and down only, which stands for its neighbours.
         copies: numbers that one backward pass looks at. Memory is that of the graph of so many rows of each sample.
 
     Returns:
@@ -175,7 +175,7 @@ def _leaves(
 
 
 def latent_mask(subjects: Sequence[Mapping[str, Tensor]], deviations: float = 0.5, grown: int = 3) -> Tensor:
-    """Where the latents are the subjects': what is important for one of them, in every block.
+    """Return the mask of the latents that belong to the subjects: those important for one of them, in every block.
 
     An importance is grown over 3 x 3 neighbours, `grown` times. Of each sample and channel what is above its mean by
     more than `deviations` standard deviations is the subject's. Subjects are united, and blocks intersected.

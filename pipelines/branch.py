@@ -1,4 +1,4 @@
-"""One call that a pipeline makes of its denoiser, which guidance answers."""
+"""A pipeline's call of its denoiser, which a guided call answers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Branch:
         self.output: Any = last
 
     def track(self, place: tuple[slice, ...], zero: Tensor, batch: int) -> None:
-        """Have the samples lead to a leaf.
+        """Connect the samples of this call to a leaf of autograd, so that gradients reach it.
 
         Args:
             place: where x is in the samples that the denoiser is given.

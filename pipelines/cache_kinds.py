@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Kind:
-    """How one cache works.
+    """How one feature cache of diffusers counts and reuses.
 
     Args:
         name: of the cache, as users know it.

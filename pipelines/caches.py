@@ -1,9 +1,9 @@
-"""Feature caches on a denoiser: each question that is put to it has a memory of its own, or it is refused.
+"""Feature caches on a denoiser: each query gets a cache context of its own, or the stack is refused.
 
 diffusers' caches keep what a network computed and leave out parts of its next call. Most of them keep a state for each
-*context*, a name that the pipeline gives to a call ("cond", "uncond"). A guided call puts further questions to the same
-network, for which these contexts would hold the wrong features. `Caches` gives every further question a context, begins
-it anew where it cannot go on, and refuses what a cache without contexts cannot hold apart.
+*context*, a name that the pipeline gives to a call ("cond", "uncond"). A guided call asks the same network further
+queries, for which these contexts would hold the wrong features. `Caches` gives every further query a context, resets it
+where it cannot be continued, and refuses what a cache without contexts cannot keep apart.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Caches:
 
     @contextmanager
     def asking(self, requests: Sequence[Request], rows: int, own: bool, drawn: bool = False) -> Iterator[None]:
-        """While the context lasts, the denoiser is called once.
+        """Set the caches' contexts for one call of the denoiser, which is made while the context lasts.
 
         Args:
             requests: what it is asked.
@@ -198,7 +198,7 @@ class Caches:
         )
 
     def _one_memory(self, now: _Context) -> None:
-        """Begin anew the caches without contexts where the question or its rows changed or a step was left out."""
+        """Reset the caches without contexts if the query or its rows changed or a step was left out."""
         if not self.single:
             return
         if self._calls > 1:
@@ -216,18 +216,18 @@ class Caches:
             hook.reset_state(part)
 
     def _named(self, asked: str) -> str:
-        """The name of a question; of the pieces of one that is asked in pieces, each its own."""
+        """Return the name of a query's context; pieces of a query that is asked in pieces have one each."""
         self._asked[asked] += 1
         return f"guidestack: {asked} ({self._asked[asked]})"
 
     def _drop(self, name: str, counting: bool = False) -> None:
-        """Begin a context anew; of the caches that count calls only, with `counting`."""
+        """Reset a context; with `counting` only that of caches that count calls."""
         for kind, _, managers in self.keyed:
             for manager in managers if kind.counts or not counting else ():
                 manager._state_cache.pop(name, None)
 
     def _count_on(self, name: str) -> None:
-        """MagCache looks up by a step's number what may be left out, which a context that begins late must be told."""
+        """Set MagCache's step number in a context that begins late, by which it looks up what to leave out."""
         for kind, hook, managers in self.keyed:
             if kind is KINDS[MAG] and name not in managers[0]._state_cache:
                 managers[0].get_state().step_index = self.evaluation % hook.config.num_inference_steps

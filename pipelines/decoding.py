@@ -1,4 +1,4 @@
-"""Clean samples to pictures, with gradients: what objectives that see pixels are given."""
+"""Decoding of clean samples to pictures, with gradients, for objectives that see pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AT_ONCE = 2**20
 
 
 def cannot_decode(pipe: Pipeline) -> str:
-    """Why pictures cannot be made of this pipeline's clean samples; "" where they can."""
+    """Return why this pipeline's clean samples cannot be decoded to pictures; "" if they can."""
     vae: Any = getattr(pipe, "vae", None)
     if vae is None:
         other = next((name for name in ("vqvae", "vqgan", "movq", "first_stage") if hasattr(pipe, name)), "")

@@ -1,4 +1,4 @@
-"""The pipeline's calls of its denoisers during a guided call: their feature caches, and those calls that wait."""
+"""The pipeline's calls of its denoisers during a guided call: feature caches, and calls that await the estimate."""
 
 from __future__ import annotations
 

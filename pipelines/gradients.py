@@ -8,7 +8,7 @@ from ..guidance.errors import UnsupportedPipelineError
 
 
 def check_backward(module: Any) -> None:
-    """Refuse a network whose weights are not where they were when a backward pass needs them.
+    """Refuse a network whose weights are moved away before a backward pass needs them.
 
     Raises:
         UnsupportedPipelineError: it is offloaded, or quantized in a way that has no backward pass.

@@ -120,7 +120,7 @@ def _same_batch(family: Family, arguments: Mapping[str, Any]) -> None:
 
 
 def _half(family: Family, stack: Stack, name: str, value: Any, guided: bool) -> Any:
-    """What is meant by an argument with a row for each half, where the prompt's alone may be evaluated.
+    """Return the rows to use of an argument with a row for each half, if only the prompt's half may be evaluated.
 
     Args:
         family: the pipeline's record.

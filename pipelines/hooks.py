@@ -1,11 +1,11 @@
-"""Hooks on a denoiser and a scheduler that one call has and nobody else, and nothing left behind.
+"""Hooks on a denoiser and a scheduler that act on one pipeline call only, and are removed when it ends.
 
 Components are never replaced, and keep their classes: `pipe.components`, `save_pretrained`, offload, LoRA and compiled
 graphs see the objects they know. A module's call is taken over where torch itself looks for a compiled one: outside of
 ``forward``, so that hooks which others put there (accelerate's offload, a compiled graph) run inside, call after call.
 
-Whose call it is, the stack of frames tells: a module or a scheduler that somebody else uses meanwhile, in another
-thread, in a callback or in a hook, answers as without guidance. Copies and pickles made meanwhile have no hooks.
+The stack of frames shows whose call it is: a module or a scheduler that other code uses meanwhile, in another thread,
+in a callback or in a hook, works as without guidance. Copies and pickles made meanwhile have no hooks.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def exclusively(*components: object) -> Iterator[None]:
 
 
 class Caller:
-    """The code of one call of a pipeline, to be told from everybody else's.
+    """The code of one call of a pipeline, by which its frames are distinguished from all others.
 
     Args:
         pipe: the pipeline.
@@ -123,7 +123,7 @@ def _of_torch(frame: FrameType) -> bool:
 
 
 def in_this_thread() -> Mine:
-    """For a hook on all calls that this thread makes."""
+    """Return a test that accepts all calls of this thread, for a hook."""
     thread = threading.get_ident()
     return lambda frame: threading.get_ident() == thread
 
@@ -189,7 +189,7 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def arguments(module: Any, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call of a module is given, by name."""
+    """Return the arguments of a call of a module by name."""
     return dict(zip(parameters(module), args, strict=False)) | dict(kwargs)
 
 

@@ -120,7 +120,7 @@ class Inverted:
 
 
 class InvertingPipeline(GuidedPipeline):
-    """A pipeline that runs backwards under a stack; made by `invert`."""
+    """A pipeline that runs backwards under a stack, from an image to its noise; `invert` makes it."""
 
     def __repr__(self) -> str:
         return f"invert({type(self.pipe).__name__}, {str(self.stack)!r})"
@@ -174,7 +174,7 @@ class InvertingPipeline(GuidedPipeline):
 
 
 class ResumingPipeline(GuidedPipeline):
-    """A guided pipeline that goes on from latents in the middle of a run: the second half of an edit."""
+    """A guided pipeline that continues from latents in the middle of a run: the second half of an edit."""
 
     def __call__(self, *args: Any, strength: float = 1.0, **kwargs: Any) -> Any:
         """Call the pipeline for the last part of its schedule.
@@ -199,7 +199,7 @@ class ResumingPipeline(GuidedPipeline):
 
 
 class EditingPipeline(Surface):
-    """A pipeline that changes images; made by `edit`. It has all attributes of its pipeline, as `GuidedPipeline` has.
+    """A pipeline that changes images; `edit` makes it. It has all attributes of its pipeline, like `GuidedPipeline`.
 
     Attributes:
         pipe: the pipeline, unchanged.
@@ -220,7 +220,7 @@ class EditingPipeline(Surface):
         Args:
             image: as in an inversion; several are changed at once.
             source: the prompt that describes it; one for all, or a list of one for each.
-            prompt: what it is to become, likewise.
+            prompt: the prompt of the changed image, likewise.
             strength: share of the steps to undo and take again, in (0, 1]: the less, the more of the image stays.
             **kwargs: the pipeline's own arguments, for both halves (`num_inference_steps`, `negative_prompt`, ...) or,
                 like `output_type`, for the second.

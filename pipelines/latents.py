@@ -1,4 +1,4 @@
-"""Pictures to latents: the mean that a pipeline's own autoencoder answers."""
+"""Encoding of pictures to latents: the mean of the pipeline's own autoencoder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def latents_of(pipe: Pipeline, image: Any, dtype: torch.dtype) -> Tensor:
 
 
 def encodes(pipe: Pipeline) -> tuple[int, str]:
-    """The channels of the latents of a picture, or why a picture cannot be encoded."""
+    """Return the channels of a picture's latents, or as a text why pictures cannot be encoded."""
     vae: Any = getattr(pipe, "vae", None)
     if type(vae).__name__ != "AutoencoderKL":
         return 0, f"its autoencoder is {type(vae).__name__}" if vae is not None else "it has no autoencoder"
@@ -80,7 +80,7 @@ def pixels(image: Any, factor: int) -> Tensor:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """The picture in RGB, what is transparent in white."""
+    """Return the picture in RGB, with white where it is transparent."""
     if image.mode == "RGB":
         return image
     rgba = image.convert("RGBA")

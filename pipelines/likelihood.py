@@ -78,7 +78,7 @@ def likelihood(
 
 
 class LikelihoodPipeline(GuidedPipeline):
-    """A pipeline that says how likely pictures are; made by `likelihood`."""
+    """A pipeline that computes the log densities of pictures; `likelihood` makes it."""
 
     def __repr__(self) -> str:
         return f"likelihood({type(self.pipe).__name__}, {str(self.stack)!r})"
@@ -93,7 +93,7 @@ class LikelihoodPipeline(GuidedPipeline):
         seeds: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Likelihood:
-        """The log densities of pictures.
+        """Compute the log densities of pictures.
 
         Args:
             *args: the pipeline's own arguments.
@@ -155,7 +155,7 @@ class LikelihoodPipeline(GuidedPipeline):
 
 
 class _Found(BaseException):
-    """Leaves the pipeline with what was found in the middle of its call; nothing of the pipeline's may catch it."""
+    """Raised to leave the pipeline in the middle of its call with the result; the pipeline must not catch it."""
 
     def __init__(self, likelihood: Likelihood) -> None:
         self.likelihood = likelihood

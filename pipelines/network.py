@@ -42,7 +42,7 @@ class PipelineNetwork(Network):
         aliases: other names for some conditions.
         parameterization: what the denoiser emits.
         part: where the samples are in an answer, on the axes behind the batch; the rest of it is kept in `whole`.
-        keys: where randomness comes from.
+        keys: what random numbers are made from.
         random: conditions that are drawn anew at each evaluation: ``draw(rows, generators)`` makes row arguments, one
             row a sample, given those of the prompt.
         perturb: a context in which a network answers perturbed, given the network, the perturbation and a generator for
@@ -129,7 +129,7 @@ class PipelineNetwork(Network):
         return found
 
     def elsewhere(self, query: Query) -> bool:
-        """Whether another module answers a query than the pipeline's denoiser."""
+        """Return whether a query is answered by another module than the pipeline's denoiser."""
         second, denoiser = self.seconds.get(query.model), self._branch(query).module
         return second is not None and second.of(denoiser) is not denoiser
 
@@ -301,7 +301,7 @@ class PipelineNetwork(Network):
             return self._called(requests, own=False, beside=beside)
 
     def _words(self, text: str) -> dict[str, Any]:
-        """The row arguments of a carried text but for what is pooled of it, which is the prompt's."""
+        """Return the row arguments of a carried text; its pooled embedding is the prompt's."""
         condition = self.aliases.get(text, text)
         if condition in self.branches:
             names = [name for name in self.family.embeds.values() if name]
@@ -328,7 +328,7 @@ class PipelineNetwork(Network):
         return found
 
     def _carried(self, text: str, branch: Branch, found: Architecture) -> Carried:
-        """What the cross-attention is handed for a carried text; looked up once a run."""
+        """Return the cross-attention's inputs for a carried text, which are found once a run."""
         key = branch.module, text
         if key not in self.prepared.carried:
             condition = self.aliases.get(text, text)
@@ -352,7 +352,7 @@ class PipelineNetwork(Network):
         return "positive"
 
     def _sources(self, request: Request) -> tuple[str, Mapping[str, Any]]:
-        """Where the rows of a request come from: the evaluated condition, and what another prompt has in its place."""
+        """Return the sources of a request's rows: the evaluated condition, and another prompt's rows in its place."""
         condition = request.query.condition
         if condition in self.branches:
             return condition, {}
@@ -399,7 +399,7 @@ class PipelineNetwork(Network):
 
 
 def _at(whole: Carried, rows: tuple[int, ...] | None) -> Carried:
-    """Some rows of what a cross-attention is handed."""
+    """Take some rows of a cross-attention's inputs."""
 
     def taken(value: Any) -> Any:
         if isinstance(value, list | tuple):

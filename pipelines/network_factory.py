@@ -1,4 +1,4 @@
-"""Makes the network that answers the stack, for each evaluation of a guided call."""
+"""The factory of the networks that answer a stack's queries, one for each evaluation of a guided call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a guided call stands that runs a part of its schedule: its last steps, or all of them backwards."""
+"""The position of a guided call that runs a part of its schedule: its last steps, or all of them backwards."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class BackwardSteps(PartialSteps):
         return undo
 
     def finish(self) -> None:
-        """Check that the whole way was gone.
+        """Check that all steps were made.
 
         Raises:
             GuidanceNotAppliedError: the pipeline stopped before.

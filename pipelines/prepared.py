@@ -1,4 +1,4 @@
-"""What a run's calls of the denoiser have in common, made once: random conditions, row numbers, blocks."""
+"""Values that the denoiser's calls of a run share, made once: random conditions, row numbers, blocks."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def per_prompt(value: Any, call: Call, name: str) -> list[list[str]]:
 
 
 def _trimmed(texts: Sequence[str]) -> list[str]:
-    """Without the empty texts at the end; those between others keep their place, which is that of a weight."""
+    """Drop the empty texts at the end; those between others keep their place, which is that of a weight."""
     kept = list(texts)
     while kept and not kept[-1]:
         kept.pop()
@@ -73,7 +73,7 @@ def _trimmed(texts: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a call evaluates beside its prompt.
+    """The conditions of a call beside its prompts: negatives, further positives, and given embeddings.
 
     Args:
         negatives: for each prompt, its negatives; the first is the pipeline's own. A prompt has one if any of the

@@ -1,6 +1,6 @@
-"""Second networks of a guided pipeline: who answers a query such as ``"positive@weak"``.
+"""Second networks of a guided pipeline, which answer queries such as ``"positive@weak"``.
 
-A rule asks a network by name. What has that name is given to `guide`: another network of the same class, such as an
+A rule asks a network by name, and `guide` gets the networks by name: another network of the same class, such as an
 earlier checkpoint, or the pipeline's own network in another state: with other adapters, or perturbed.
 """
 
@@ -111,7 +111,7 @@ def adapted(module: nn.Module) -> list[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Second:
-    """A second network, ready to be asked.
+    """A second network that is ready to answer queries.
 
     Attributes:
         identity: what tells its weights apart from others.

@@ -49,10 +49,10 @@ class Session:
         call: the arguments that the pipeline is called with.
         prompts: what is evaluated beside the prompt.
         max_rows: at most this many rows in one call of the denoiser.
-        observe: told of every evaluation.
+        observe: called after every evaluation.
         rows: as in `guide`.
         seconds: the networks beside the denoiser, by name.
-        objectives: what rules steer by, as in `guide`.
+        objectives: the objectives that rules steer by, as in `guide`.
         steps: where the call stands in its schedule; None for a call that runs its schedule as the pipeline does.
 
     Attributes:
@@ -146,7 +146,7 @@ class Session:
     def _evaluated(
         self, branches: Mapping[str, Branch], branch: Branch, batch: int, answered: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """The stack's estimate, as the scheduler is to be told it."""
+        """Evaluate the stack and return its estimate, in the form in which the scheduler takes it."""
         part = self.family.part(self.pipe, branch.arguments) if self.part is None else self.part
         x = branch.sample[(slice(batch), *part)] if self.steps.x is None else self.steps.x[:batch]
         self.part = part or (slice(x.shape[1]),)  # learned variances are behind
@@ -217,7 +217,7 @@ class Session:
         return tuple(known.index(one) for one in known for _ in range(repeats))
 
     def _look_ahead(self, run: GuidedRun, network: PipelineNetwork) -> None:
-        """Refuse at the first step what would go wrong there or later.
+        """Refuse at the first step what would fail there or later.
 
         Raises:
             InputError: the denoiser is given rows that are nobody's.
@@ -269,7 +269,7 @@ def _seeds(pipe: Pipeline, call: Call) -> tuple[int, ...]:
 
 
 def nothing_guided(report: Report) -> str:
-    """What a user should know of a run that stopped guiding at its first step; "" of any other."""
+    """Return a warning about a run that stopped guiding at its first step; "" for any other run."""
     for name, guiding in report.steps[0].traces.items():
         if name.startswith("guiding") and not guiding.any():
             return (

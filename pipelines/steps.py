@@ -1,4 +1,4 @@
-"""The scheduler's side of a guided call: where the call stands in its schedule, and the hooks that tell it."""
+"""The scheduler's side of a guided call: the position in its schedule, and the hooks that follow it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Steps:
         self.estimate = estimate if self.renoising is None else self._handed(estimate, arguments)
 
     def where(self, run: GuidedRun) -> Step:
-        """Where a run stands at its next evaluation."""
+        """Return the position of a run at its next evaluation."""
         point, before = self.point, level_before(self.grid.points, self.position, self.begin_at)
         after = self.grid.reached(self.position)
         return run.step(point.step, point.level, point.evaluation, point.time, after, before)
@@ -157,7 +157,7 @@ class Steps:
         )
 
     def check(self) -> None:
-        """Refuse to go on where somebody changed meanwhile what the estimate or the step depends on.
+        """Refuse to continue if other code has changed what the estimate or the step depends on.
 
         Raises:
             GuidanceNotAppliedError: the scheduler was replaced or used, or the pipeline's own guidance was changed.
@@ -206,7 +206,7 @@ class Steps:
         return counted
 
     def _renoised(self, renoising: Renoising, step: Callable[..., Any], given: dict[str, Any]) -> Any:
-        """A step whose re-noising prediction is not where it jumps."""
+        """Take a step whose re-noising prediction is another than the estimate's."""
         assert self.estimate is not None  # the denoiser was called before
         sample = given["sample"]
         batch = len(self.estimate.prediction.native)
@@ -230,7 +230,7 @@ class Steps:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def explain_none(self) -> None:
-        """Say why image-to-image ran no step.
+        """Raise the error for image-to-image that ran no step.
 
         Raises:
             InputError: `strength` of the steps is less than one.

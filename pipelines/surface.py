@@ -42,5 +42,5 @@ class Surface:
 
 
 def bare(pipe: Pipeline) -> Pipeline:
-    """The pipeline itself, of one that is guided already."""
+    """Return the pipeline itself, out of one that is guided already."""
     return pipe.pipe if isinstance(pipe, Surface) else pipe

@@ -36,7 +36,7 @@ _SUMS = frozenset(
 
 @dataclass(frozen=True)
 class Places:
-    """Where a denoiser has the embedding of its time.
+    """The modules of a denoiser that make, add to, or take the embedding of its time.
 
     Args:
         embedders: the networks that make it.
@@ -58,7 +58,7 @@ class Places:
 
 
 def places(denoiser: nn.Module) -> Places:
-    """Where `denoiser` has the embedding of its time: looks at every module of it, hence once a run."""
+    """Find where a denoiser has the embedding of its time; it looks at every module, so it is called once a run."""
     named = [(name.rsplit(".", 1)[-1], module) for name, module in denoiser.named_modules()]
     encoder = list(getattr(denoiser, "down_blocks", None) or ())
     decoder = list(getattr(denoiser, "up_blocks", None) or ())

@@ -113,7 +113,7 @@ class Learned:
 
 
 def first_embedding(pipe: Pipeline, word: str | Tensor, cross: bool = False) -> Tensor:
-    """Where a learned token begins: the embedding of a word, or what the text encoder makes of it.
+    """Return the embedding that a learned token begins at: that of a word, or the text encoder's output for it.
 
     Args:
         pipe: a pipeline with one CLIP text encoder.

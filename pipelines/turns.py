@@ -1,4 +1,4 @@
-"""Turns in a guided call: what rules evaluate, and where they move the samples, between two steps of a pipeline.
+"""Turns in a guided call: the evaluations of rules, and their changes of the samples, between a pipeline's steps.
 
 The pipeline has made the arguments of its denoiser for the samples that its scheduler returned. A turn asks the
 denoiser with other samples in their place, everything else as it is: what the pipeline computed from its samples
@@ -84,8 +84,9 @@ class Turns:
         return Asked(branches, moved[id(self.asked.last)])
 
     def _later(self, level: Level) -> tuple[float, int | None]:
-        """By how much the denoiser is told another time at `level`, in the unit of what it is told; and which point of
-        the schedule that is, if it is one of a scheduler that scales what the denoiser is handed.
+        """Return the change of the denoiser's time argument at `level`, in its own unit, and the point of the schedule.
+
+        The point is that of `level` if the scheduler scales the samples for the denoiser.
 
         Raises:
             UnsupportedPipelineError: it is not known.
@@ -122,7 +123,7 @@ class Turns:
 
     @property
     def output(self) -> tuple[Any, Tensor | None]:
-        """What the denoiser returned last in a turn, and its whole answer to the prompt where that is more."""
+        """Return the denoiser's last output in a turn, and its whole answer to the prompt if that is more."""
         asked = [(asked.last.output, network.whole) for network, asked in self.made if asked.last.output is not None]
         return asked[-1] if asked else (None, None)
 
@@ -131,5 +132,5 @@ class Turns:
         return self.steps.beside(x, estimate, keys, self.asked.last.arguments, ahead)
 
     def later(self, step: Step, ahead: int) -> Step:
-        """Where the run stands so many steps later."""
+        """Return the run's position `ahead` steps later."""
         return later(step, self.steps.grid, self.steps.position + ahead)

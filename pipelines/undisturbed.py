@@ -1,4 +1,4 @@
-"""What must not change in the middle of a guided call: the scheduler, and the pipeline's own guidance."""
+"""Checks that nothing else changes the scheduler or the pipeline's own guidance in the middle of a guided call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .families.record import Family, Pipeline
 
 
 class Undisturbed:
-    """Tells whether somebody else changed what a guided call depends on.
+    """Detects changes by other code of what a guided call depends on.
 
     Args:
         pipe: the pipeline.
@@ -26,11 +26,11 @@ class Undisturbed:
         self._guiding: dict[str, Any] | None = None
 
     def left(self) -> None:
-        """Remember where the scheduler stands after a step of this call."""
+        """Store the scheduler's position after a step of this call."""
         self._left = self._standing()
 
     def _standing(self) -> tuple[Any, ...]:
-        """The scheduler's schedule, and how it counts its steps."""
+        """Return the scheduler's schedule and its step counters."""
         return self.scheduler.timesteps, *(getattr(self.scheduler, name, None) for name in ("_step_index", "counter"))
 
     def check(self, schedule: Grid | None, position: int, began: int) -> None:
@@ -67,7 +67,7 @@ class Undisturbed:
                 raise GuidanceNotAppliedError(self._changed(one, changed, step, schedule.steps, step - began))
 
     def _changed(self, name: str, value: Any, step: int, steps: int, guided: int) -> str:
-        """What to do instead of a change of the pipeline's own guidance before a step, after so many guided ones."""
+        """Return the advice for a change of the pipeline's own guidance: the stack that does the same."""
         share = math.floor(1000 * step / steps) / 1000
         return (
             f"{name} of {type(self.pipe).__name__} was set to {value!r} in the middle of a guided call, before step "

@@ -1,4 +1,4 @@
-"""What the self-test found: a frozen value that reads as a page of text."""
+"""The result of the self-test: a frozen value that prints as a page of text."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def doctor(
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the log lines of diffusers, which would come with every call."""
+    """Silence the log lines that diffusers writes at every call, while the context lasts."""
     if "diffusers" not in sys.modules:
         yield
         return

@@ -1,4 +1,4 @@
-"""What a pipeline really does in a call: its denoiser's calls and its scheduler's steps, seen without guide()."""
+"""A record of what a pipeline does in a call: its denoiser's calls and its scheduler's steps, without guide()."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Called:
 
 @dataclass
 class Seen:
-    """One call of the pipeline.
+    """The record of one call of the pipeline.
 
     Attributes:
-        calls: those of the denoiser.
-        told: what the scheduler was told at each step.
-        times: and for which of its timesteps.
-        reached: what it answered.
-        timesteps: all that it has.
+        calls: the calls of the denoiser.
+        told: the network output that the scheduler was given at each step.
+        times: the timestep that it was given at each step.
+        reached: the samples that it returned at each step.
+        timesteps: all of its timesteps.
         parted: whether the denoiser answers for more than the samples: what the scheduler makes of the rest goes
             nowhere, and guide() leaves it as it is for the prompt.
         left: what was in the place of our own hooks at the end.
@@ -185,11 +185,11 @@ def watching(pipe: Pipeline, family: Family, call: Mapping[str, Any] | None = No
 
 
 class RecordError(Exception):
-    """The record does not fit to what the pipeline hands its denoiser."""
+    """The family record does not fit the arguments that the pipeline gives its denoiser."""
 
 
 class OnPurpose(Exception):
-    """Raised in the middle of a call."""
+    """The error that the self-test raises in the middle of a call."""
 
 
 @contextmanager

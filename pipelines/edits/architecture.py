@@ -22,7 +22,7 @@ MID = "mid"
 
 @dataclass(frozen=True)
 class Form:
-    """What a class of blocks does with the tokens of a text.
+    """How a class of transformer blocks handles the tokens of a text.
 
     Args:
         text: where these stand in its self-attention: nowhere, ``"before"`` or ``"behind"`` those of the picture, or
@@ -86,7 +86,7 @@ class Block:
     form: Form
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What a call of the block is given, by name; what it calls its hidden states is first."""
+        """Return the arguments of a call of the block by name; its hidden states come first."""
         return arguments(self.module, args, kwargs)
 
     @property
@@ -113,7 +113,7 @@ class Architecture:
 
     @property
     def is_unet(self) -> bool:
-        """Whether it goes down and up again."""
+        """Whether the denoiser is a UNet, with an encoder and a decoder."""
         return hasattr(self.denoiser, "down_blocks")
 
     @property

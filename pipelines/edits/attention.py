@@ -1,8 +1,8 @@
-"""Attention, taken over where it multiplies: whatever the module's processor does before and behind stays as it is.
+"""Replacement of the product inside attention; what the module's processor does before and after it stays as it is.
 
 A module's queries, keys and values are made by its own layers (with LoRA), normalized, rotated and joined with the
-text's by its own processor (also the user's); only the product itself is answered by somebody else, in this thread's
-calls, while a context lasts.
+text's by its own processor (also the user's). Only the product itself is computed by an edit, in this thread's calls,
+while a context lasts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale
 
 
 class Multiplying(TorchFunctionMode):
-    """While it is entered, products of attention in this thread are answered by `answer`.
+    """A context in which the products of attention in this thread are computed by `answer`.
 
     Args:
         answer: see `Answer`; products that it makes itself are plain ones.
@@ -69,7 +69,7 @@ class Multiplying(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Every function of torch, in place of itself."""
+        """Intercept every function of torch in this thread, and replace the product of attention."""
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:
             given = dict(zip(_NAMES, args, strict=False)) | kwargs
@@ -110,7 +110,7 @@ def multiplying(module: nn.Module, answer: Answer) -> Hook:
 
 
 def scores(product: Product) -> Tensor:
-    """What the softmax of a product is taken of, in float32 or better, ``(B, heads, N, M)``; -inf where masked."""
+    """Return the scores of a product before the softmax, in float32 or better, ``(B, heads, N, M)``; -inf if masked."""
     scale = product.options.get("scale") or product.query.shape[-1] ** -0.5
     found: Tensor = (product.query @ product.key.mT).float() * scale
     mask = product.mask

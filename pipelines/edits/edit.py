@@ -53,7 +53,7 @@ class Call:
 
     @property
     def blocks(self) -> list[Block]:
-        """The blocks that it names, or means."""
+        """The blocks that the edit names, or its default blocks."""
         return self.found.chosen(self.edit.blocks or KINDS[self.edit.kind].where(self.found))
 
     def each(self, rows: int) -> int:
@@ -133,7 +133,7 @@ def _blur(call: Call, block: Block, product: Product, picture: slice | Tensor) -
 
 
 def _left_out(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a block returns that does nothing."""
+    """Return what a block returns if it is left out: its inputs."""
     given = block.arguments(args, kwargs)
     streams = {"hidden": given[block.hidden], "encoder": given.get("encoder_hidden_states")}
     names = block.form.returns if streams["encoder"] is not None else ("hidden",)
@@ -235,7 +235,7 @@ def check(denoiser: nn.Module, perturbation: Perturbation) -> None:
 
 
 def time_argument(denoiser: nn.Module) -> str:
-    """The name of the argument in which a denoiser is told the time.
+    """Return the name of a denoiser's time argument.
 
     Raises:
         UnsupportedPipelineError: it has none.
@@ -263,7 +263,7 @@ def edited(
         perturbation: what is edited, how much and where.
         generators: one for each row of the batch that is about to be run.
         found: its `architecture`, if it was looked at before.
-        clock: the time in steps of 1000, 0 of no noise, of what the denoiser is told as time; affine.
+        clock: converts the denoiser's time argument to a time in steps of 1000, 0 of no noise; an affine function.
 
     Raises:
         GuidanceNotAppliedError: the denoiser ran and nothing was edited, as of a graph compiled before.
@@ -292,7 +292,7 @@ def edited(
 
 
 def beginning(call: Call) -> Callable[..., Any]:
-    """A hook that notes what the denoiser is called with."""
+    """Return a hook that stores the denoiser's arguments in the call."""
 
     def begun(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call.tokens = Tokens(call.found, arguments(call.found.denoiser, args, kwargs))
@@ -301,7 +301,7 @@ def beginning(call: Call) -> Callable[..., Any]:
 
 
 def _shifting(call: Call, clock: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A hook that shifts the time that the denoiser is told, not beyond what it knows."""
+    """Return a hook that shifts the denoiser's time argument, within the times that it was trained on."""
     denoiser = call.found.denoiser
     name = time_argument(denoiser)
 

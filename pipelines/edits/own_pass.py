@@ -42,7 +42,7 @@ TEXT, MASK = "encoder_hidden_states", "attention_mask"
 
 @dataclass(frozen=True)
 class Carried:
-    """What a network's cross-attention is handed for another text: a row for each sample.
+    """The inputs of a network's cross-attention for another text, one row for each sample.
 
     Args:
         text: the text, as its attention takes it.
@@ -105,11 +105,11 @@ def _chosen(found: Architecture, edit: PromptEdit) -> list[Block]:
 
 
 class _Found(Exception):
-    """The first cross-attention was reached: there is no need to go on."""
+    """Raised to end a pass when its first cross-attention was reached."""
 
 
 def carried(found: Architecture, call: Callable[[], Any]) -> Carried:
-    """What the cross-attention of a denoiser is handed for a text.
+    """Find the inputs of a denoiser's cross-attention for a text.
 
     Args:
         found: the denoiser.

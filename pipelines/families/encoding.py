@@ -1,4 +1,4 @@
-"""What the records' encoders have in common: how a pipeline encodes texts other than its prompt."""
+"""Shared code of the records' encoders, which encode texts other than the pipeline's prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes of users that only hand their call on: what holds for the class above holds for them."""
+"""Subclasses of users that only forward their call, to which the family record of the base class applies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ABOVE = re.compile(r"super\((\w+, \w+)?\)\.__call__")
 
 
 def forwards(cls: type, base: type) -> bool:
-    """Whether a call of `cls` is one of `base`: inherited, or overridden by methods that only hand it on.
+    """Return whether a call of `cls` is one of `base`: inherited, or overridden by methods that only forward it.
 
     Args:
         cls: a class.
@@ -32,7 +32,7 @@ def call_of(cls: type) -> Callable[..., Any]:
 
 
 def _hands_on(function: Callable[..., Any], takes: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether all that a method does is to return what the class above returns for the same arguments.
+    """Return whether a method only returns what the base class returns for the same arguments.
 
     Args:
         function: the method.

@@ -34,7 +34,7 @@ PLAIN_SPACINGS = ("normal", "automatic", "uniform")
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What an image of another program says.
+    """The settings that another program wrote into an image.
 
     Args:
         program: its name.
@@ -121,7 +121,7 @@ class _Reader:
             self.take(name, text, name)
 
     def read(self, program: str, model: str) -> Elsewhere:
-        """What was collected."""
+        """Return the collected options, and what could not be converted."""
         return Elsewhere(program, self.options, model[:LONGEST], tuple(dict.fromkeys(self.left)))
 
 

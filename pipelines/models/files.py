@@ -1,4 +1,4 @@
-"""Image files: written whole or not at all, each with what it takes to make it again; and labelled grids."""
+"""Image files, written atomically and with the recipe that makes each again; and labelled grids."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def contents(image: Image.Image, kind: str, recipe: dict[str, Any] | None = None
 
 
 def _png_info(recipe: dict[str, Any] | None) -> PngImagePlugin.PngInfo:
-    """What a PNG says of how it was made."""
+    """Return the PNG metadata that says how an image was made."""
     text = PngImagePlugin.PngInfo()
     if recipe is not None:
         text.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False))
@@ -164,7 +164,7 @@ def opened(path: str | Path, formats: tuple[str, ...] = ("PNG",)) -> Image.Image
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """What `write` stored in an image.
+    """Read the recipe that `write` stored in an image.
 
     Raises:
         InputError: no such file, no picture, or one that guidestack did not make.
@@ -188,7 +188,7 @@ def grid(
     columns: Sequence[str],
     captions: Sequence[Sequence[str]] | None = None,
 ) -> Image.Image:
-    """A picture of pictures with a label for each row and column.
+    """Draw a grid of images with a label for each row and column.
 
     Args:
         images: rows of images; all are enlarged by one whole factor, to `WIDE` at least; None leaves a place empty.

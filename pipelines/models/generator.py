@@ -1,4 +1,4 @@
-"""A model that makes images, one batch after the other: what the command line and sweeps make them with."""
+"""The generator of images that the command line and sweeps use: a model that makes one batch after the other."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from .weights import encoder_of, weighted
 
 @dataclass(frozen=True)
 class Asked:
-    """What one image of a batch is made from; stack, sampler, steps and size are those of the batch.
+    """The inputs of one image of a batch: prompts and seed; stack, sampler, steps and size are those of the batch.
 
     Args:
         prompt: the prompt.
@@ -344,7 +344,7 @@ class Generator:
             sampler: short name of the sampler.
             steps: steps of the sampler.
             size: height and width in pixels; None for the model's own.
-            observe: told of every evaluation, as in `guide`.
+            observe: called after every evaluation, as in `guide`.
             fill: images that the call has at least: a smaller batch is filled up with copies of its first image, so
                 that the network sees the same shapes. Rounding depends on them, and an image made again by itself is
                 then the same to the bit. The report counts the copies too.
@@ -410,7 +410,7 @@ class Generator:
         return given
 
     def _conditions(self, asked: Sequence[Asked], several: bool, weights: bool) -> dict[str, Any]:
-        """The arguments of the pipeline that say what is to be seen."""
+        """Return the pipeline's arguments for prompts, negative prompts and classes."""
         if "class_labels" in self.takes:
             return {"class_labels": [one.label for one in asked]}
         if "prompt" not in self.takes:
@@ -427,7 +427,7 @@ class Generator:
 
     @contextmanager
     def running(self, seeds: Sequence[int]) -> Iterator[None]:
-        """What a call of the pipeline stands in: noise that a scheduler draws is of the samples' seeds.
+        """Wrap a call of the pipeline: scheduler noise is drawn from the samples' seeds, memory errors are one line.
 
         Raises:
             InputError: memory ran out.

@@ -1,4 +1,4 @@
-"""Names that may be a folder here or a model on the hub, and what is said where they are neither."""
+"""Names that may be a folder or a model on the hub, and the message for those that are neither."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def why(error: BaseException, asked: bool = True) -> str:
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and what it came of."""
+    """Iterate over an error and its causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)

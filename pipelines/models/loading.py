@@ -57,7 +57,7 @@ def check_device(device: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, whose further ones are its insides; and the second under a heading."""
+    """Return the first line of a library's error, and the second if the first is a heading."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     return cut(f"{first} {others[0].strip()}" if others and first.endswith(":") else first, 300)
 
@@ -119,7 +119,7 @@ def chosen_dtype(given: str | None, device: str, model: str | None) -> str:
 
 
 def made_with(device: str) -> dict[str, str]:
-    """What decides the last bit of an image beside its recipe: the libraries' versions, and where the network ran."""
+    """Return what an image's last bit depends on beside its recipe: the libraries' versions, and the device."""
     import diffusers
     import torch
     import transformers
@@ -133,7 +133,7 @@ def made_with(device: str) -> dict[str, str]:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    """What a model folder says it has; ``_class_name`` is a string.
+    """Read the model index of a folder, ``model_index.json``, whose ``_class_name`` is a string.
 
     Raises:
         InputError: it is no model folder.

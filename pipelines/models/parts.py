@@ -1,4 +1,4 @@
-"""What a user puts into a model's pipeline: LoRAs, ControlNets, an IP-Adapter, another autoencoder or scheduler.
+"""Parts that a user adds to a model's pipeline: LoRAs, ControlNets, an IP-Adapter, another autoencoder or scheduler.
 
 Weights are safetensors; nothing else is opened. A part that is for another model is refused before anything is made.
 """
@@ -46,7 +46,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Part:
-    """One part.
+    """One part that a user adds to a pipeline: a file or a folder, and its scale.
 
     Args:
         name: a file or folder; of a ControlNet or an autoencoder also the id of a model on the hub.
@@ -84,7 +84,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a user's.
+    """All parts that a user adds to a model's pipeline.
 
     Args:
         lora: LoRAs, each a .safetensors file or a folder with one.

@@ -1,4 +1,4 @@
-"""Pictures that a user gives to a call: what to begin from, where to paint, what to follow, what to look like."""
+"""Pictures that a user gives to a call: the initial image, its mask, and those for ControlNets and IP-Adapters."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ class Pictures:
     """The pictures that every image of a run is made from.
 
     Args:
-        image: what to begin from, upright and in RGB; None to begin from noise.
-        mask: where to paint, in grey: white is painted anew, black is kept. Of the size of `image`.
-        control: what to follow, one for each ControlNet.
-        ip_image: what an IP-Adapter is shown.
+        image: the initial image, upright and in RGB; None to begin from noise.
+        mask: the mask in grey, of the size of `image`: white is painted anew, black is kept.
+        control: the pictures for ControlNets, one for each.
+        ip_image: the picture for an IP-Adapter.
         paths: where each came from, by the names of `digests`.
     """
 

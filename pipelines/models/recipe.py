@@ -1,4 +1,4 @@
-"""What it takes to make one image: written into it, and read back from it."""
+"""The recipe of an image: all settings that make it again, written into the image and read back from it."""
 
 from __future__ import annotations
 
