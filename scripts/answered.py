@@ -1,8 +1,8 @@
-"""What ``guidestack generate`` has answered in a folder before: the same question again is answered without torch.
+"""Results of ``guidestack generate`` in a folder: the same command again ends at once, without importing torch.
 
-``OUT/.answered.json`` has for each question the names of its images. A question is all that decides them: the options,
-the files and folders that these name, guidestack itself, and the machine, which chooses the device. Whatever is
-different makes another question, which takes the long way; what the file says is never more than that images are there.
+``OUT/.answered.json`` has the names of the images for each question. A question is everything that the images depend
+on: the options, the files and folders that these name, guidestack itself, and the machine, which chooses the device. If
+anything differs it is another question, for which the command runs. The file records only that images exist.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NOWHERE = ("out", "overwrite", "batch", "given", "allow_pickle", "offload")
 
 
 def question(wanted: Wanted) -> str | None:
-    """What is asked for, as a digest; None where the answer is more than images in a folder."""
+    """Return a digest of everything that the images depend on; None if the command's result is more than images."""
     if wanted.overwrite or wanted.grid or wanted.axis or wanted.like or wanted.prompts_from == "-":
         return None
     options = {name: value for name, value in dataclasses.asdict(wanted).items() if name not in NOWHERE}
@@ -63,7 +63,7 @@ def question(wanted: Wanted) -> str | None:
 
 
 def answer(wanted: Wanted, asked: str | None) -> int | None:
-    """How many images answer a question, if all of them are there; None where they are not."""
+    """Return how many images a question has, if all of them exist; None if one is missing."""
     names = _read(wanted.out).get(asked) if asked else None
     if not names or not all((wanted.out / name).is_file() for name in names):
         return None
@@ -109,7 +109,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _stamps(text: str) -> Iterator[tuple[str, int, int]]:
-    """The stamps of what a text names: a path, ``@PATH`` of a preset, ``PATH=SCALE`` of a part."""
+    """Return the stamps of the files that a text names: a path, ``@PATH`` of a preset, ``PATH=SCALE`` of a part."""
     for path in sorted({text, text.removeprefix("@"), text.rpartition("=")[0]}):
         if path and len(path) < 4096 and "\0" not in path:
             yield from _stamp(Path(path))

@@ -30,7 +30,7 @@ class Reasons:
         self.letters: dict[str, str] = {}
 
     def cell(self, outcome: Outcome, row: str, column: str) -> str:
-        """What the table says of an outcome of these two."""
+        """Return the table's entry for an outcome: the evaluations, or the letter of the reason."""
         if outcome.works:
             counts = dict.fromkeys(outcome.evaluations)
             return ", ".join(map(str, outcome.evaluations if len(counts) > 1 else counts))

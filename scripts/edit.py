@@ -108,7 +108,7 @@ class Edit:
 
 
 def described(path: Path, source: str | None) -> str:
-    """The prompt that describes the image: the one given, else what the image says of itself.
+    """Return the prompt that describes the image: the one given, else the one that is written in the image.
 
     Raises:
         InputError: neither is there.

@@ -1,4 +1,4 @@
-"""What ``guidestack generate`` does: from its options to recipes, and from recipes to images in a folder."""
+"""The work of ``guidestack generate``: from its options to recipes, and from recipes to images in a folder."""
 
 from __future__ import annotations
 

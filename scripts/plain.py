@@ -1,4 +1,4 @@
-r"""What a docstring says, as plain text for a terminal or a tooltip: its LaTeX in symbols, without other marks.
+r"""Docstrings as plain text for a terminal or a tooltip: LaTeX becomes symbols, other marks are dropped.
 
 >>> print(plain(r"The share :math:`\tfrac12\, \hat D_{t-1}` of ``x``."))
 The share 1/2 D̂_(t-1) of `x`.

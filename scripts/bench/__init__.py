@@ -1,3 +1,3 @@
-"""What guidance costs beside the network: whole pipelines, and the arithmetic of one step."""
+"""Benchmarks of what guidance costs beside the network: whole pipelines, and the arithmetic of one step."""
 
 from .cli import command as command

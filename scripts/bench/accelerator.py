@@ -1,4 +1,4 @@
-"""What accelerators have each in a way of its own: a name, a queue of work, memory, and what makes the host wait."""
+"""Functions that differ between accelerators: their name, queue of work, memory, and waits of the host."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def clock(device: torch.device) -> Callable[[], float]:
 
 
 def free(device: torch.device) -> int | None:
-    """Bytes of the device's memory that nobody has; None where it does not say."""
+    """Return the free bytes of the device's memory; None if the device does not tell."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def release(device: torch.device) -> None:
-    """Give back the memory of pipelines that nobody has any more, which only the garbage collector finds."""
+    """Free the memory of pipelines that are no longer referenced, which only the garbage collector finds."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -92,7 +92,7 @@ class Answers:
 
 
 def of_stack(side: Side, answers: Answers) -> Callable[[], Tensor]:
-    """One step of a side's stack, from the network's answers to what the scheduler is told.
+    """Return one step of a side's stack as a function: from the network's answers to the scheduler's input.
 
     Of a stack that re-noises, also what is added to the sample after the scheduler's step.
     """

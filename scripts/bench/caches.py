@@ -45,7 +45,7 @@ def flux(**options: Any) -> Any:
 
 
 class Bench:
-    """The same prompts and seeds for everybody.
+    """Runs of one pipeline with the same prompts and seeds.
 
     Args:
         pipe: of `flux`.
@@ -79,7 +79,7 @@ class Bench:
         return found
 
     def stopping(self) -> str:
-        """Adaptive Guidance with the threshold at which it stops half-way, which on random weights no paper knows."""
+        """Return Adaptive Guidance with a threshold that stops it half-way, which depends on the random weights."""
         never = self.guided(f"adaptive(cfg({SCALE:g}), threshold=2, space='denoised')").report
         assert never is not None  # a run leaves one
         cosines = [min(each) for each in never.trace("cosine")]

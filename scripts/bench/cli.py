@@ -69,7 +69,7 @@ def rows_of(
     strict: bool = False,
     modular: bool = False,
 ) -> Iterator[Measured]:
-    """What each stack costs on one model at one batch size.
+    """Measure what each stack costs on one model at one batch size.
 
     Args:
         model: what is measured.
@@ -142,7 +142,7 @@ def _over_modular(pipe: Any, batch: int, steps: int, rounds: int) -> dict[str, f
 
 
 def machine() -> dict[str, Any]:
-    """A line that says on which machine and with which versions it was measured."""
+    """Return the machine and the versions that a row was measured with, as columns of the row."""
     import diffusers
 
     return {

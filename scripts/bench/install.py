@@ -44,7 +44,7 @@ def hooks(pipe: Any, repeats: int) -> Spread:
 
 
 def objects() -> tuple[int, int]:
-    """Tensors that are alive, and their bytes."""
+    """Return the number of live tensors, and their bytes."""
     gc.collect()
     tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
     return len(tensors), sum({one.data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
@@ -52,7 +52,7 @@ def objects() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Growth:
-    """What so many guided calls leave behind.
+    """What guided calls leave behind: tensors, their bytes, and peak memory.
 
     Args:
         tensors: tensors alive after the calls less those before.

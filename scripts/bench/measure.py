@@ -153,7 +153,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of one stack.
+    """The measurements of one stack.
 
     Args:
         time_ratio: time over the stock pipeline's.

@@ -103,7 +103,7 @@ SIDES = (
 
 
 class Bench:
-    """A pipeline with the same prompts and seeds for everybody.
+    """Runs of one pipeline, stock and guided, with the same prompts and seeds.
 
     Args:
         pipe: a pipeline with prompts.

@@ -1,4 +1,4 @@
-"""What starting costs: the package over torch, and the command's first step over that of a script of ten lines.
+"""Benchmarks of starting: importing the package over torch, and the command's first step over a script of ten lines.
 
 Each is a process of its own, in turn with the one that it is compared with. Both first steps are told by the same hook
 on every module's call, in the same runner; the first call of the denoiser ends the process.
@@ -87,7 +87,7 @@ def first_steps(model: Path, repeats: int) -> Spread:
 
 
 def report(model: Path, repeats: int) -> None:
-    """Print both ratios."""
+    """Print the ratios of the import and of the first step."""
     found = imports(repeats), first_steps(model, repeats)
     for what, ratio, limit in (
         ("importing guidestack beside torch, over torch alone", found[0], IMPORT_LIMIT),

@@ -181,7 +181,7 @@ class Begun(Progress):
     """Stops where the first batch would begin."""
 
     def begin(self, total: int, existing: int) -> None:
-        """Say how long the process took to its first batch, and end it."""
+        """Print how long the process took to its first batch, and end the process."""
         wall = time.time() - psutil.Process().create_time()
         click.echo(f"{wall:.2f} {time.process_time():.2f} {existing} {total}")
         raise KeyboardInterrupt
@@ -265,7 +265,7 @@ def main(
     start_of: tuple[str, str] | None,
     merge_of: str | None,
 ) -> None:
-    """Print the figures."""
+    """Measure speed, start-up and merging of sweeps, and print the figures."""
     torch.set_num_threads(1)
     with notices():
         if start_of:

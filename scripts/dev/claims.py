@@ -254,7 +254,7 @@ def main(chosen: tuple[str, ...], out: Path, results: Path, to: Path, page_only:
 
 
 def piloted(one: Current, count: int, out: Path) -> str:
-    """How many prompts the rows of a claim need, by a pilot of so many, which a test goes on from."""
+    """Return how many prompts the rows of a claim need, by a pilot of `count` prompts, which a test then extends."""
     if (other := beside.CLAIMS.get(one.name)) is None:
         return str(plan(one.sweep, run(one.sweep.first(count), out / one.name, device="cpu")))
     began = time.monotonic()

@@ -151,7 +151,7 @@ def left(steps: Sequence[Step], before: dict[str, dict[str, Any]]) -> str:
 @click.option("--again", is_flag=True, help="Also what is of the present weights already.")
 @click.option("--list", "listed", is_flag=True, help="Say what there is to make; make nothing.")
 def main(chosen: tuple[str, ...], again: bool, listed: bool) -> None:
-    """Make what was made of other weights: the steps CHOSEN, all by default. The same command goes on after a stop."""
+    """Make what was made of other weights: the steps CHOSEN, all by default. The same command continues it."""
     with notices():
         now = weights()
         steps = [one for one in STEPS if not chosen or one.name in chosen]

@@ -114,7 +114,7 @@ def model(kind: str, network: Planner) -> Callable[[Tensor, Level, Tensor], Tens
 
 @dataclass(frozen=True)
 class Judged:
-    """What plans are like.
+    """The qualities of a set of plans.
 
     Attributes:
         achieved: their return, the mean.

@@ -38,7 +38,7 @@ def with_table(page: str, table: str) -> str:
 
 
 def main() -> None:
-    """Write the pages."""
+    """Write the tables and pages of docs/ that are made from the code."""
     for name, table in (("rules.md", rules()), ("metrics.md", metrics())):
         page = DOCS / name
         page.write_text(with_table(page.read_text(), table))

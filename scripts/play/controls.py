@@ -204,7 +204,7 @@ def _example_value(entry: Entry, name: str) -> Any:
 
 @cache
 def _hints(entry: Entry) -> dict[str, Declared]:
-    """What the rule says of its parameters where they are something else than in the stack at hand.
+    """Return what the rule's checks declare of parameters that have other values than in the current stack.
 
     A check hears of a value before it refuses it: so any number tells what a parameter should be that is None.
     """

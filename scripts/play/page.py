@@ -44,7 +44,7 @@ CSS = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
 
 @dataclass(frozen=True)
 class Model:
-    """What the command was told of the model.
+    """The options of the command that concern the model.
 
     Args:
         name: folder or hub id; None for the bundled model.

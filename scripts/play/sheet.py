@@ -18,7 +18,7 @@ PIXELATED = 128  # pixels: narrower pictures are enlarged as they are
 
 
 class Around(Protocol):
-    """What the grid asks of the page that it is on."""
+    """The functions of the page that its grid needs."""
 
     columns: list[Any]
     maker: Maker

@@ -1,4 +1,4 @@
-"""What the two training scripts share: a loop that can be killed at any moment and goes on as if it had not been.
+"""The loop of the training scripts, which can be killed at any moment and continues as if it had not been.
 
 Everything random at a step is derived from (seed, step), so that a checkpoint needs no generator's state, and an
 interrupted run makes the very same weights as one that was not.

@@ -30,7 +30,7 @@ PROBED = 64  # values of a weight that tell what the difference is from
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """The account of a written difference.
 
     Attributes:
         size: bytes of the file.

@@ -114,7 +114,7 @@ HEAD = "| sampled under | inverted under | brought back | evaluations |\n|---|--
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--model", metavar="PATH", help="Model folder.  [default: the bundled emoji model]")
 def main(out: Path, steps: int, model: str | None) -> None:
-    """Write the figure."""
+    """Draw the figure of docs/editing.md and fill in its table."""
     with notices():
         pipe, _ = load(model, torch.float32, "cpu")
         picture, rows = draw(pipe, steps)

@@ -125,7 +125,7 @@ def draw(
 @click.option("--to", type=click.Path(path_type=Path), default=Path("docs/methods"), show_default=True, help="Folder.")
 @click.option("--model", metavar="PATH", help="Model folder.  [default: the bundled emoji model]")
 def main(only: tuple[str, ...], to: Path, model: str | None) -> None:
-    """Write the figures."""
+    """Draw the figures of docs/methods.md and fill in its tables."""
     for name in only:
         if name not in FIGURES:
             raise InputError(f"no figure {name!r}{nearest(name, FIGURES)}")

@@ -111,7 +111,7 @@ def draw(pipe: Any, steps: int) -> tuple[Image.Image, list[Made]]:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/objectives.png"), show_default=True)
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
 def main(out: Path, steps: int) -> None:
-    """Write the figure."""
+    """Draw the figure of docs/objectives.md and fill in its table."""
     with notices():
         pipe, _ = load(None, torch.float32, "cpu")
         picture, rows = draw(pipe, steps)

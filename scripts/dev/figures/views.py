@@ -66,7 +66,7 @@ def figure() -> Image.Image:
 @click.command(cls=OneLine, help="Plot the view-dependent weights of Perp-Neg (view_weights.py) over the azimuth.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/perp-neg-views.png"), show_default=True)
 def main(out: Path) -> None:
-    """Write the figure."""
+    """Draw the figure of view-dependent weights."""
     make_folder(out.parent)
     write(figure(), out)
     click.echo(f"{out}: {out.stat().st_size / 1024:.0f} KB")
