@@ -23,11 +23,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from scipy.special import ndtri
 
 from ..guidance.words import counted
+from .statistics import GROUPS, student
 
 Be = Literal["lower", "higher", "not lower", "not higher", "same"]
 HOLDS, CONTRARY, NOTHING, UNDECIDED = "holds", "does not hold", "no difference", "undecided"
@@ -62,26 +64,78 @@ def said(found: str, matters: float) -> str:
     return f"{NOTHING} larger than {matters:g}" if found == NOTHING else found
 
 
-class Judged:
-    """A row of a claim with what was found: a base class, which has the verdict."""
+def expected(number: str, of: str, be: str, than: str) -> str:
+    """What a row expects, in words: ``saturation of apg is lower than that of cfg``."""
+    return f"{number} of {of} is {be} {'as' if be == 'same' else 'than'} that of {than}"
 
-    @property
-    def judged(self) -> tuple[float, float, str, float]:
-        """What the verdict is made of: low, high, be and matters, as `verdict` takes them."""
-        raise NotImplementedError
+
+@dataclass(frozen=True)
+class Finding:
+    """A row of a claim with what was found.
+
+    Args:
+        expected: in words.
+        be, matters: as of `verdict`.
+        of, than: the number in the two cells.
+        low, high: interval of the difference ``of - than`` at 95%.
+        prompts: how many were compared.
+        samples: pairs of samples.
+        note: what is to be said of so few.
+        where: it was found, where there are several places; else "".
+        deviation: about that of the difference of one prompt, where the interval does not tell it; NaN where it does.
+    """
+
+    expected: str
+    be: str
+    matters: float
+    of: float
+    than: float
+    low: float
+    high: float
+    prompts: int = 0
+    samples: int = 0
+    note: str = ""
+    where: str = ""
+    deviation: float = math.nan
 
     @property
     def verdict(self) -> str:
         """`HOLDS`, `CONTRARY`, `NOTHING` or `UNDECIDED`."""
-        return verdict(*self.judged)
+        return verdict(self.low, self.high, self.be, self.matters)
 
     @property
     def said(self) -> str:
         """The verdict in words, as the function `said` has it."""
-        return said(self.verdict, self.judged[-1])
+        return said(self.verdict, self.matters)
+
+    @property
+    def difference(self) -> str:
+        """The difference with its interval, as text."""
+        return f"{self.of - self.than:+.4g} [{self.low:+.4g}, {self.high:+.4g}]"
+
+    @property
+    def told(self) -> str:
+        """The verdict, what was expected, and both numbers and their difference, as text."""
+        numbers = f"{self.of:.4g} and {self.than:.4g}, difference {self.difference}"
+        return ": ".join(filter(None, [self.said, self.where, self.expected, numbers]))
+
+    @property
+    def spread(self) -> float:
+        """About the deviation of the difference of one prompt: what `wanted` counts prompts by."""
+        if not math.isnan(self.deviation):
+            return self.deviation
+        return (self.high - self.low) / 2 / student(min(self.prompts, GROUPS) - 1) * math.sqrt(self.prompts)
+
+    def wanted(self, power: float = POWER) -> int:
+        """How many prompts the row needs, as the function `wanted` counts them; 0 where so few cannot say."""
+        return wanted(self.spread, self.be, self.matters, power) if math.isfinite(self.spread) else 0
+
+    def plain(self) -> dict[str, Any]:
+        """What was found, for JSON."""
+        return {name: value for name, value in asdict(self).items() if name not in ("where", "deviation")}
 
 
-def overall(found: Sequence[Judged]) -> str:
+def overall(found: Sequence[Finding]) -> str:
     """The verdict on a claim, by its rows: ``holds in 4 of 5 rows; row 5: no difference larger than 0.05``."""
     counts = Counter(one.verdict for one in found)
     rows = counted(len(found), "row")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,57 +18,11 @@ from numpy.typing import NDArray
 from ...guidance.errors import InputError
 from ...guidance.words import counted
 from .. import statistics as intervals
-from .. import verdicts
 from ..metrics import SampleMetric, SetMetric, parse_metric
 from ..spec.claim import Claim, Expectation, named
 from ..store.folder import RunFolder
+from ..verdicts import Finding, overall
 from .measure import Cells, singly
-
-
-@dataclass(frozen=True)
-class Finding(verdicts.Judged):
-    """A metric in the two cells that an expectation compares, with the interval of the difference.
-
-    Args:
-        expectation: that.
-        of: the metric in its one cell.
-        than: in the other.
-        low, high: interval of the difference ``of - than`` at 95%.
-        prompts: that both cells have.
-        samples: pairs of samples.
-        spread: about the deviation of the difference of one prompt: what `plan` counts prompts by.
-        note: what is to be said of so few.
-    """
-
-    expectation: Expectation
-    of: float
-    than: float
-    low: float
-    high: float
-    prompts: int
-    samples: int
-    spread: float
-    note: str = ""
-
-    @property
-    def told(self) -> str:
-        """Both values and their difference with its interval, as text."""
-        return (
-            f"{self.of:.4g} and {self.than:.4g}, difference {self.of - self.than:+.4g} "
-            f"[{self.low:+.4g}, {self.high:+.4g}], {counted(self.samples, 'pair')} of "
-            f"{counted(self.prompts, 'prompt')}" + (f" ({self.note})" if self.note else "")
-        )
-
-    @property
-    def judged(self) -> tuple[float, float, str, float]:
-        """The interval of the difference, and what was expected of it."""
-        return self.low, self.high, self.expectation.be, self.expectation.matters
-
-    def plain(self) -> dict[str, Any]:
-        """What was found, for JSON."""
-        numbers = ("of", "than", "low", "high", "prompts", "samples", "note")
-        asked = {"expected": str(self.expectation), "be": self.expectation.be, "matters": self.expectation.matters}
-        return asked | {name: getattr(self, name) for name in numbers}
 
 
 def findings(run: RunFolder, claim: Claim, cells: Cells | None = None) -> list[Finding]:
@@ -96,16 +49,27 @@ def _finding(cells: Cells, expectation: Expectation) -> Finding:
         return of(rows) - than(rows)
 
     everything = np.arange(len(prompts))
-    units, note = len(np.unique(prompts)), metric.note(len(prompts))
+    deviation = math.nan
     if isinstance(metric, SampleMetric | SetMetric) and metric.share:
         values = singly(of, everything), singly(than, everything)
         known = ~np.isnan(values[0]) & ~np.isnan(values[1])
         low, high = intervals.paired_share(values[0][known], values[1][known], prompts[known])
-        spread = intervals.spread_of_shares(values[0][known] - values[1][known], prompts[known])
+        deviation = intervals.spread_of_shares(values[0][known] - values[1][known], prompts[known])
     else:
         low, high = intervals.jackknife(difference, prompts, difference(everything))
-        spread = (high - low) / 2 / intervals.student(min(units, intervals.GROUPS) - 1) * math.sqrt(units)
-    return Finding(expectation, of(everything), than(everything), low, high, units, len(prompts), spread, note)
+    return Finding(
+        str(expectation),
+        expectation.be,
+        expectation.matters,
+        of(everything),
+        than(everything),
+        low,
+        high,
+        len(np.unique(prompts)),
+        len(prompts),
+        metric.note(len(prompts)),
+        deviation=deviation,
+    )
 
 
 def cell_meant(cells: Sequence[Mapping[str, Any]], wanted: Mapping[str, str]) -> str:
@@ -134,5 +98,6 @@ def table(claim: Claim, found: Sequence[Finding]) -> str:
     """The claim, what was found, and the verdict: for a terminal."""
     lines = [f"claim (arXiv:{claim.paper}): {claim.words}"]
     for one in found:
-        lines.append(f"  {one.said}: {one.expectation}: {one.told}")
-    return "\n".join([*lines, f"on this model it {verdicts.overall(found)}"])
+        note = f" ({one.note})" * bool(one.note)
+        lines.append(f"  {one.told}, {counted(one.samples, 'pair')} of {counted(one.prompts, 'prompt')}{note}")
+    return "\n".join([*lines, f"on this model it {overall(found)}"])

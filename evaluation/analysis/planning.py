@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ...guidance.errors import InputError
 from ...guidance.words import counted
-from .. import verdicts
 from ..spec.sweep import Sweep
 from ..store.folder import RunFolder
-from .findings import Finding, findings
+from ..verdicts import POWER, Finding
+from .findings import findings
 from .measure import Cells
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """What one row needs.
-
-    Args:
-        finding: of the pilot.
-        prompts: as `verdicts.wanted` counts them; 0 where the pilot cannot say.
-    """
-
-    finding: Finding
-    prompts: int
-
-    def __str__(self) -> str:
-        expectation, spread = self.finding.expectation, self.finding.spread
-        needs = f"{counted(self.prompts, 'prompt')}" if self.prompts else "unknown: the pilot is too small"
-        return f"{expectation}: matters from {expectation.matters:g}, deviation of a prompt {spread:.3g}: {needs}"
 
 
 @dataclass(frozen=True)
@@ -37,14 +18,14 @@ class ClaimPlan:
     """What a claim needs.
 
     Args:
-        rows: in the order of the claim.
+        rows: in the order of the claim, as the pilot found them.
         pilot: prompts of the pilot.
         given: prompts of the sweep.
         seconds: that a prompt takes in all cells, as measured in the pilot, by one process.
         power: with which each row is decided.
     """
 
-    rows: tuple[RowPlan, ...]
+    rows: tuple[Finding, ...]
     pilot: int
     given: int
     seconds: float
@@ -53,25 +34,30 @@ class ClaimPlan:
     @property
     def prompts(self) -> int:
         """What the row needs that needs most."""
-        return max(row.prompts for row in self.rows)
+        return max(row.wanted(self.power) for row in self.rows)
 
     def hours(self, prompts: int) -> float:
         """What so many prompts take, in hours of one process as the pilot was."""
         return prompts * self.seconds / 3600
+
+    def _row(self, row: Finding) -> str:
+        prompts = row.wanted(self.power)
+        needs = counted(prompts, "prompt") if prompts else "unknown: the pilot is too small"
+        return f"{row.expected}: matters from {row.matters:g}, deviation of a prompt {row.spread:.3g}: {needs}"
 
     def __str__(self) -> str:
         each = f"{self.seconds:.3g} s a prompt"
         return "\n".join(
             [
                 f"from {counted(self.pilot, 'prompt')}, for a power of {self.power:.0%} at 95%; {each} in all cells:",
-                *(f"  {row}" for row in self.rows),
+                *(f"  {self._row(row)}" for row in self.rows),
                 f"all rows: {counted(self.prompts, 'prompt')}, {self.hours(self.prompts):.2f} h; "
                 f"the sweep has {self.given}, {self.hours(self.given):.2f} h",
             ]
         )
 
 
-def plan(sweep: Sweep, pilot: RunFolder, power: float = verdicts.POWER) -> ClaimPlan:
+def plan(sweep: Sweep, pilot: RunFolder, power: float = POWER) -> ClaimPlan:
     """Count the prompts that each row of a sweep's claim needs. Nothing is made.
 
     The deviation of a prompt's difference is that of the pilot, as the interval of its rows knows it: some dozens of
@@ -90,12 +76,5 @@ def plan(sweep: Sweep, pilot: RunFolder, power: float = verdicts.POWER) -> Claim
     cells = Cells(pilot)
     found = findings(pilot, sweep.claim, cells)
     seconds = sum(float(cell.numbers("seconds").mean()) * sweep.seeds.count for cell in cells.by_name.values())
-    rows = tuple(RowPlan(one, _wanted(one, power)) for one in found)
     prompts = {int(one) for cell in cells.by_name.values() for one in cell.prompts}
-    return ClaimPlan(rows, len(prompts), len(sweep.prompts), seconds, power)
-
-
-def _wanted(found: Finding, power: float) -> int:
-    if not math.isfinite(found.spread):
-        return 0
-    return verdicts.wanted(found.spread, found.expectation.be, found.expectation.matters, power)
+    return ClaimPlan(tuple(found), len(prompts), len(sweep.prompts), seconds, power)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..analysis.findings import Finding
 from ..analysis.measure import Cells, Number
 from ..analysis.methods import MethodCells, setting
 from ..metrics import Metric, PairMetric, summary
 from ..spec.claim import Claim
+from ..verdicts import Finding
 from .plot import Plot
 from .words import ComparisonRow, Kind, number, small
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from ..metrics.registry import metric_located
 from ..values import Checked, Text, check_keys, read_by, value_text
-from ..verdicts import Be
+from ..verdicts import Be, expected
 
 MAX_EXPECTATIONS = 100  # expectations of a claim
 
@@ -49,8 +49,7 @@ class Expectation(Checked):
         return self
 
     def __str__(self) -> str:
-        than = "as" if self.be == "same" else "than"
-        return f"{self.metric} of {named(self.of)} is {self.be} {than} that of {named(self.than)}"
+        return expected(self.metric, named(self.of), self.be, named(self.than))
 
 
 class Claim(Checked):

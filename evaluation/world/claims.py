@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -111,9 +112,7 @@ class Row(Checked):
 
     def __str__(self) -> str:
         to = f" to {self.law}" * bool(self.law) + f" from {self.baseline}" * bool(self.baseline)
-        return (
-            f"{self.measure}{to} of {self.of} is {self.be} {'as' if self.be == 'same' else 'than'} that of {self.than}"
-        )
+        return verdicts.expected(f"{self.measure}{to}", self.of, self.be, self.than)
 
 
 class Claim(Checked):
@@ -230,41 +229,19 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Finding(verdicts.Judged):
+class Finding(verdicts.Finding):
     """What the samples of a world say of a row.
 
     Args:
-        row: that.
-        world: where.
-        of: the measure in its one cell.
-        than: in the other.
-        difference: of the two, batch by batch.
+        numbers: the measure in both cells and their difference batch by batch, with intervals, by name.
     """
 
-    row: Row
-    world: str
-    of: Number
-    than: Number
-    difference: Number
-
-    @property
-    def judged(self) -> tuple[float, float, str, float]:
-        """The interval of the difference, and what was expected of it."""
-        return self.difference.low, self.difference.high, self.row.be, self.row.matters
-
-    @property
-    def told(self) -> str:
-        """The verdict, and both values and the difference with its interval."""
-        low, high = self.difference.low, self.difference.high
-        return (
-            f"{self.said}: {self.world}: {self.row}: {self.of.value:.4g} and {self.than.value:.4g}, difference "
-            f"{self.difference.value:+.4g} [{low:+.4g}, {high:+.4g}]"
-        )
+    numbers: Mapping[str, Number] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """What was found, for JSON."""
-        numbers = {key: getattr(self, key)._asdict() for key in ("of", "than", "difference")}
-        return {"expected": str(self.row), "world": self.world, "matters": self.row.matters, **numbers}
+        numbers = {name: one._asdict() for name, one in self.numbers.items()}
+        return {"expected": self.expected, "world": self.where, "matters": self.matters, **numbers}
 
 
 def findings(claim: Claim, store: Store) -> list[Finding]:
@@ -293,4 +270,7 @@ def _finding(claim: Claim, row: Row, world: World, store: Store) -> Finding:
         return batched(drawn, row.measure, to, store.size)
 
     of, than = each(row.of), each(row.than)
-    return Finding(row, world.name, interval(of), interval(than), interval(of - than))
+    found = {"of": interval(of), "than": interval(than), "difference": interval(of - than)}
+    low, high = found["difference"][1:]
+    values = found["of"].value, found["than"].value
+    return Finding(str(row), row.be, row.matters, *values, low, high, where=world.name, numbers=found)

@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...evaluation import references, statistics, verdicts
+from ...evaluation import references, statistics
 from ...evaluation.effective_scale import gathered, strength
 from ...evaluation.emoji.pictures import on_background
 from ...evaluation.emoji.vocabulary import BACKGROUNDS, Request, drawn_requests, labels
 from ...evaluation.interpolation import istd, path
+from ...evaluation.verdicts import Finding, expected
 from ...pipelines import guide, invert
 from ...pipelines.models.bundled import load_emoji
 from ...samplers import by_name
@@ -51,7 +52,7 @@ class Row:
     matters: float
 
     def __str__(self) -> str:
-        return f"{self.number} of {self.of} is {self.be} {'as' if self.be == 'same' else 'than'} that of {self.than}"
+        return expected(self.number, self.of, self.be, self.than)
 
 
 @dataclass(frozen=True)
@@ -74,29 +75,18 @@ class Beside:
     seed: int
     remark: str = ""
 
-    def found(self, count: int | None = None) -> list[dict[str, Any]]:
-        """The rows with what was found, as `Finding.plain` has them; of the first `count` prompts, or of all."""
+    def found(self, count: int | None = None) -> list[Finding]:
+        """The rows with what was found, of the first `count` prompts, or of all."""
         asked = drawn_requests(labels(), count or self.count, self.seed)
         values = self.measured(asked, self.seed)
         return [told(row, values[row.number, row.of], values[row.number, row.than]) for row in self.rows]
 
 
-def told(row: Row, of: Values, than: Values) -> dict[str, Any]:
+def told(row: Row, of: Values, than: Values) -> Finding:
     """What a row shows, from the numbers of the same prompts in two cells."""
-    prompts = np.arange(len(of))
-    away = of - than
-    low, high = statistics.jackknife(lambda rows: float(away[rows].mean()), prompts, float(away.mean()))
-    numbers = {"of": float(of.mean()), "than": float(than.mean()), "low": low, "high": high}
-    asked = {"expected": str(row), "be": row.be, "matters": row.matters}
-    return {**asked, **numbers, "prompts": len(of), "samples": len(of), "note": ""}
-
-
-def plans(claim: Beside, rows: Sequence[dict[str, Any]]) -> list[int]:
-    """The prompts that each row needs, from what a pilot found."""
-    spreads = [
-        (row["high"] - row["low"]) / 2 / statistics.student(row["prompts"] - 1) * row["prompts"] ** 0.5 for row in rows
-    ]
-    return [verdicts.wanted(max(spread, 1e-12), row.be, row.matters) for spread, row in zip(spreads, claim.rows)]
+    prompts, away = np.arange(len(of)), of - than
+    ends = statistics.jackknife(lambda rows: float(away[rows].mean()), prompts, float(away.mean()))
+    return Finding(str(row), row.be, row.matters, float(of.mean()), float(than.mean()), *ends, len(of), len(of))
 
 
 @functools.cache

@@ -22,11 +22,12 @@ from typing import Any
 
 import click
 
-from ...evaluation import run, verdicts
+from ...evaluation import run
 from ...evaluation.analysis.findings import findings
 from ...evaluation.analysis.planning import plan
 from ...evaluation.spec.cells import expand
 from ...evaluation.spec.sweep import FOLDERS, Sweep, load_sweep
+from ...evaluation.verdicts import Finding, overall
 from ...guidance.files import replacing
 from ...guidance.words import counted
 from ...pipelines.models.bundled import EMOJI
@@ -63,36 +64,6 @@ python -m guidestack.scripts.dev.claims                       # all that are not
 def names() -> list[str]:
     """The claims that come with guidestack: sweeps, and what is no sweep."""
     return sorted([path.stem for path in FOLDERS[1].glob("*.yaml")] + list(beside.CLAIMS))
-
-
-@dataclass(frozen=True)
-class Row(verdicts.Judged):
-    """A row as the file of a claim has it.
-
-    Args:
-        expected: in words.
-        be, matters: as in `verdicts`.
-        of, than: the number in the two cells.
-        low, high: the interval of the difference, at 95%.
-        prompts, samples: how many were compared.
-        note: what is to be said of so few, or "".
-    """
-
-    expected: str
-    be: str
-    matters: float
-    of: float
-    than: float
-    low: float
-    high: float
-    prompts: int
-    samples: int
-    note: str = ""
-
-    @property
-    def judged(self) -> tuple[float, float, str, float]:
-        """The interval of the difference, and what was expected of it."""
-        return self.low, self.high, self.be, self.matters
 
 
 @functools.cache
@@ -140,7 +111,7 @@ class Current:
             rows = other.found()
         else:
             assert self.sweep.claim is not None  # as above
-            rows = [one.plain() for one in findings(run(self.sweep, out / self.name, device="cpu"), self.sweep.claim)]
+            rows = findings(run(self.sweep, out / self.name, device="cpu"), self.sweep.claim)
         return {
             "weights": weights(),
             "form": self.form,
@@ -148,7 +119,7 @@ class Current:
             "hours": round((time.monotonic() - began) / 3600, 3),
             "machine": platform.machine(),
             "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-            "rows": rows,
+            "rows": [one.plain() for one in rows],
         }
 
 
@@ -161,13 +132,12 @@ def known(name: str, results: Path) -> dict[str, Any] | None:
     return found if found["form"] == Current(name).form else None
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Finding]) -> str:
     """The rows of a claim, in Markdown."""
     lines = ["| expected | here | difference, 95% | matters from | |", "|---|---|---|---|---|"]
     for one in rows:
-        difference = f"{one.of - one.than:+.4g} [{one.low:+.4g}, {one.high:+.4g}]"
         lines.append(
-            f"| {one.expected} | {one.of:.4g} and {one.than:.4g} | {difference} | {one.matters:g} | {one.said} |"
+            f"| {one.expected} | {one.of:.4g} and {one.than:.4g} | {one.difference} | {one.matters:g} | {one.said} |"
         )
     return "\n".join(lines)
 
@@ -193,15 +163,15 @@ def page(results: Path) -> str:
         lines += ["| claim | paper | on this model |", "|---|---|---|"]
     bodies: list[str] = []
     for name, one in found.items():
-        claim, rows = Current(name).of, [Row(**row) for row in one["rows"]]
+        claim, rows = Current(name).of, [Finding(**row) for row in one["rows"]]
         paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.paper})"
         mark = " (earlier weights)" if older(one, weights()) else ""
-        lines.append(f"| [{claim.words}](#{name}) | {paper} | {verdicts.overall(rows)}{mark} |")
+        lines.append(f"| [{claim.words}](#{name}) | {paper} | {overall(rows)}{mark} |")
         versions = ", ".join(f"{package} {number}" for package, number in one["versions"].items())
         made = (
             f"{rows[0].samples} pairs of samples from {counted(rows[0].prompts, 'prompt')}; {one['made']}, {versions}."
         )
-        bodies += ["", f"## {name}", "", f"{claim.words} *{verdicts.overall(rows)}*: {made}", ""]
+        bodies += ["", f"## {name}", "", f"{claim.words} *{overall(rows)}*: {made}", ""]
         bodies += [line, ""] if (line := older(one, weights())) else []
         bodies += [table(rows)]
         bodies += ["", claim.remark] if claim.remark else []
@@ -244,8 +214,8 @@ def main(chosen: tuple[str, ...], out: Path, results: Path, to: Path, page_only:
             results.mkdir(parents=True, exist_ok=True)
             with replacing(results / f"{name}.json") as path:
                 path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-            rows = [Row(**row) for row in told["rows"]]
-            click.echo(f"{name}: {verdicts.overall(rows)}")
+            rows = [Finding(**row) for row in told["rows"]]
+            click.echo(f"{name}: {overall(rows)}")
             click.echo("".join(f"  {row.said}: {row.expected}: {row.of:.4g} and {row.than:.4g}\n" for row in rows))
             write_page(results, to)
         if not pilot:
@@ -260,8 +230,7 @@ def piloted(one: Current, count: int, out: Path) -> str:
     began = time.monotonic()
     rows = other.found(count)
     each = (time.monotonic() - began) / count
-    needs = zip(other.rows, beside.plans(other, rows), strict=True)
-    lines = [f"  {row}: matters from {row.matters:g}: {counted(needed, 'prompt')}" for row, needed in needs]
+    lines = [f"  {one.expected}: matters from {one.matters:g}: {counted(one.wanted(), 'prompt')}" for one in rows]
     return "\n".join([f"{each:.3g} s a prompt; {other.count} are asked, {other.count * each / 3600:.2f} h:", *lines])
 
 

@@ -23,10 +23,9 @@ def rows(found: Sequence[Finding]) -> str:
     """The table of a claim."""
     lines = ["| expected | world | here | difference, 95% | matters from | |", "|---|---|---|---|---|---|"]
     for one in found:
-        low, high = one.difference.low, one.difference.high
         lines.append(
-            f"| {one.row} | {one.world} | {one.of.value:.4g} and {one.than.value:.4g} | {one.difference.value:+.4g} "
-            f"[{low:+.4g}, {high:+.4g}] | {one.row.matters:g} | {one.said} |"
+            f"| {one.expected} | {one.where} | {one.of:.4g} and {one.than:.4g} | {one.difference} | {one.matters:g} | "
+            f"{one.said} |"
         )
     return "\n".join(lines)
 

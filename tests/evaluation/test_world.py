@@ -294,7 +294,7 @@ def test_a_claim_is_tested_and_its_samples_are_kept(
     first = findings(claim, Store(tmp_path, batches=4, size=100))
     assert [one.verdict for one in first] == [HOLDS, HOLDS, CONTRARY]
     assert overall(first) == "holds in 2 of 3 rows; row 3: does not hold"
-    assert first[0].of.value == 8
+    assert first[0].of == 8
     monkeypatch.setattr(of_worlds, "draw", None)
     assert findings(claim, Store(tmp_path, batches=4, size=100)) == first
     with pytest.raises(TypeError):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from guidestack.evaluation import statistics
-from guidestack.scripts.dev import beside, claims
+from guidestack.evaluation.verdicts import Finding
+from guidestack.scripts.dev import beside
 from guidestack.scripts.dev.beside import Beside, Row
 
 
@@ -17,12 +18,12 @@ def test_a_row_has_the_interval_of_the_paired_difference() -> None:
     row = Row("number", "one", "higher", "two", 0.2)
     claim = Beside("Words.", "0000.00000", (row,), lambda asked, seed: values, 40, 1)
     (found,) = claim.found()
-    assert found["expected"] == "number of one is higher than that of two"
+    assert found.expected == "number of one is higher than that of two"
     away = values["number", "one"] - common
     reach = statistics.student(39) * away.std(ddof=1) / np.sqrt(40)
-    assert (found["low"], found["high"]) == pytest.approx((away.mean() - reach, away.mean() + reach))
-    assert claims.Row(**found).verdict == "holds"
-    assert beside.plans(claim, [found]) == [int(np.ceil((2.8016 * away.std(ddof=1) / 0.2) ** 2))]
+    assert (found.low, found.high) == pytest.approx((away.mean() - reach, away.mean() + reach))
+    assert Finding(**found.plain()).verdict == "holds"
+    assert found.wanted() == int(np.ceil((2.8016 * away.std(ddof=1) / 0.2) ** 2))
 
 
 @pytest.mark.parametrize("name", beside.CLAIMS)
