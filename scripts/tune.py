@@ -154,29 +154,19 @@ def _prepared(asked: Asked) -> tuple[Tuning, Bar]:
         GuidestackError: it cannot be; nothing is written then.
     """
     with needs("tune", "tune"):
-        from ..evaluation.run.runner import Options
         from ..evaluation.tune.goal import read_goal
         from ..evaluation.tune.progress import Bar
         from ..evaluation.tune.session import Tuning
         from ..evaluation.tune.settings import Settings
-    goal = read_goal(asked.likeness, asked.evaluations, asked.metric)
-    training, held_out = prompt_sets(asked.prompts, asked.held_out, asked.model, asked.seed)
     settings = Settings(
-        model=asked.model,
+        **_setup(asked),
         reference=presets.read(asked.reference),
-        goal=goal,
-        training=training,
-        held_out=held_out,
-        fixed=_fixed(asked),
-        budget=asked.budget,
+        goal=read_goal(asked.likeness, asked.evaluations, asked.metric),
         seed=asked.seed,
-        each=asked.seeds,
         coefficients=asked.linear_ag,
-        networks=asked.networks,
     )
-    device = chosen_device(asked.device)
     bar = Bar()
-    return Tuning(settings, asked.out, Options(device, asked.allow_pickle), bar, bar.say), bar
+    return Tuning(settings, asked.out, _options(asked), bar, bar.say), bar
 
 
 @contextmanager
@@ -206,15 +196,25 @@ def _tune(tuning: Tuning, bar: Bar) -> None:
     click.echo(f"{verdict.advice(tuning.preset_file)}\nmeasured: {tuning.preset_file.with_name('frontier.csv')}")
 
 
-def _fixed(asked: Asked) -> dict[str, Any]:
-    """What all images have in common."""
-    return {
+def _setup(asked: Asked) -> dict[str, Any]:
+    """What images are made of: the arguments of a `Setup`."""
+    training, held_out = prompt_sets(asked.prompts, asked.held_out, asked.model, asked.seed)
+    fixed = {
         "steps": asked.steps,
         "dtype": asked.dtype,
         "batch": asked.batch,
         "sampler": chosen_sampler(asked.sampler, asked.model),
         "size": read_size(asked.size),
     }
+    prompts = {"training": training, "held_out": held_out}
+    how = {"budget": asked.budget, "each": asked.seeds, "networks": asked.networks}
+    return {"model": asked.model, **prompts, "fixed": fixed, **how}
+
+
+def _options(asked: Asked) -> Any:
+    from ..evaluation.run.runner import Options
+
+    return Options(chosen_device(asked.device), asked.allow_pickle)
 
 
 def _steer(asked: Asked) -> None:
@@ -235,9 +235,9 @@ def _prepared_search(asked: Asked) -> tuple[Search, Bar]:
         GuidestackError: it cannot be; nothing is written then.
     """
     with needs("tune", "tune"):
-        from ..evaluation.run.runner import Options
         from ..evaluation.tune.goal import read_goal
         from ..evaluation.tune.progress import Bar
+        from ..evaluation.tune.settings import Setup
         from ..evaluation.tune.steering import Search, Steered, unsteered_goal
     for name in ("evaluations", "metric", "linear_ag"):
         if getattr(asked, name) is not None:
@@ -252,24 +252,9 @@ def _prepared_search(asked: Asked) -> tuple[Search, Bar]:
         )
     file = told["file"]
     steered = Steered(presets.read(asked.reference), told["text"], None if file is None else Path(file))
-    training, held_out = prompt_sets(asked.prompts, asked.held_out, asked.model, asked.seed)
+    setup = Setup(**_setup(asked), objectives=steered.pictures)
     bar = Bar()
-    search = Search(
-        steered=steered,
-        training=training,
-        held_out=held_out,
-        fixed=_fixed(asked),
-        out=asked.out,
-        model=asked.model,
-        budget=asked.budget,
-        each=asked.seeds,
-        goal=goal,
-        networks=asked.networks,
-        options=Options(chosen_device(asked.device), asked.allow_pickle),
-        progress=bar,
-        say=bar.say,
-    )
-    return search, bar
+    return Search(steered, setup, asked.out, goal, _options(asked), bar, bar.say), bar
 
 
 def prompt_sets(training: str, held_out: str, model: str | None, seed: int) -> tuple[Prompts, Prompts]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -17,10 +18,11 @@ from ..analysis.measure import Cells
 from ..run.history import differs
 from ..run.progress import Progress
 from ..run.runner import Options, Prepared, refuse_lost, run_sweep
+from ..spec.sweep import Sweep
 from ..store.folder import SWEEP, RunFolder
 from .frontier import Point
 from .goal import likeness
-from .settings import Prompts, Settings
+from .settings import Prompts, Settings, Setup
 
 MEASURED = "measured.json"
 _VALUES: TypeAdapter[dict[str, dict[str, list[float]]]] = TypeAdapter(dict[str, dict[str, list[float]]])
@@ -28,44 +30,80 @@ _VALUES: TypeAdapter[dict[str, dict[str, list[float]]]] = TypeAdapter(dict[str, 
 
 
 @dataclass
-class Pool:
-    """Stacks whose images on some prompts are made and measured in one run folder.
+class Grown:
+    """Stacks whose images on some prompts are made in one run folder.
 
     Args:
         location: of the folder.
-        settings: of the tuning.
+        settings: what images are made.
         prompts: of the samples.
         generator: the model.
         options: how to run.
         progress: told what happens.
-        against: the pool that has the reference's images; None for this one, which then begins with them.
 
     Raises:
         InputError: the folder holds something else.
     """
 
     location: str
-    settings: Settings
+    settings: Setup
     prompts: Prompts
     generator: Generator
     options: Options
     progress: Progress = field(default_factory=Progress)
-    against: Pool | None = None
+    what: ClassVar[str] = "search"
 
     def __post_init__(self) -> None:
-        self.run, self.reference = RunFolder(self.location), str(self.settings.reference)
-        self.points: dict[str, Point] = {}
-        there: list[str] = []
+        self.run, self.stacks = RunFolder(self.location), list[str]()
         if self.run.location.exists(SWEEP):
             before = self.run.sweep()
-            there = list(before.stacks)
-            difference = differs(before, self.settings.sweep(self.prompts, there))
-            if before.baseline != self.reference:
-                difference = f"the reference is {before.baseline} there and {self.reference} here"
-            if difference:
-                raise InputError(f"{self.run} is of another tuning: {difference}; choose another --out")
-        self.stacks = there or ([self.reference] if self.against is None else [])
+            self.stacks = list(before.stacks)
+            if difference := self.differs(before):
+                raise InputError(f"{self.run} is of another {self.what}: {difference}; choose another --out")
+
+    def differs(self, before: Sweep) -> str:
+        """What the sweep of the folder has that this one has not; "" for nothing."""
+        return differs(before, self.settings.sweep(self.prompts, self.stacks))
+
+    def made(self, stacks: Sequence[str]) -> dict[str, Images]:
+        """Make what is missing of some stacks and of all before them; returns the images of each.
+
+        Raises:
+            GuidestackError: the model cannot run one of them, loses samples to NaN, or the folder cannot be written.
+            KeyboardInterrupt: Ctrl-C; what was finished stays.
+        """
+        self.stacks += [stack for stack in dict.fromkeys(stacks) if stack not in self.stacks]
+        prepared = Prepared(self.settings.sweep(self.prompts, self.stacks), self.options, self.generator)
+        refuse_lost(run_sweep(prepared, self.run, self.progress))
+        cells = Cells(self.run)
+        return {cell.stack: cells.by_name[prepared.addresses.cell(cell)] for cell in prepared.cells}
+
+
+@dataclass
+class Pool(Grown):
+    """Stacks whose images are compared with those of the reference.
+
+    Args:
+        against: the pool that has the reference's images; None for this one, which then begins with them.
+    """
+
+    settings: Settings
+    against: Pool | None = None
+    what: ClassVar[str] = "tuning"
+
+    def __post_init__(self) -> None:
+        self.reference = str(self.settings.reference)
+        super().__post_init__()
+        self.points: dict[str, Point] = {}
+        if not self.stacks and self.against is None:
+            self.stacks = [self.reference]
         self._values: dict[str, dict[str, list[float]]] = self._read()
+
+    def differs(self, before: Sweep) -> str:
+        """What the sweep of the folder has that this one has not, such as another reference."""
+        if before.baseline != self.reference:
+            return f"the reference is {before.baseline} there and {self.reference} here"
+        return super().differs(before)
 
     def _read(self) -> dict[str, dict[str, list[float]]]:
         try:
@@ -79,32 +117,25 @@ class Pool:
         return len(self.prompts.prompts) * self.settings.each
 
     def measure(self, stacks: Sequence[str]) -> list[Point]:
-        """Make what is missing of some stacks and of all before them, and measure.
+        """Make what is missing, and measure.
 
         Raises:
-            GuidestackError: the model cannot run one of them, loses samples to NaN, or the folder cannot be written.
-            KeyboardInterrupt: Ctrl-C; what was finished stays.
+            GuidestackError, KeyboardInterrupt: as `made`.
         """
-        new = [stack for stack in dict.fromkeys(stacks) if stack not in self.stacks]
-        if new or any(stack not in self.points for stack in stacks):
-            self.stacks += new
-            prepared = Prepared(self.settings.sweep(self.prompts, self.stacks), self.options, self.generator)
-            refuse_lost(run_sweep(prepared, self.run, self.progress))
-            self._points(prepared)
+        if any(stack not in self.points for stack in stacks):
+            self._points(self.made(stacks))
         return [self.points[stack] for stack in stacks]
 
-    def _points(self, prepared: Prepared) -> None:
+    def _points(self, made: Mapping[str, Images]) -> None:
         """Measure the stacks that are not yet."""
-        cells = Cells(self.run)
-        name_of = {cell.stack: prepared.addresses.cell(cell) for cell in prepared.cells}
-        baseline = cells.by_name[name_of[self.reference]] if self.against is None else self.against.images()
+        baseline = made[self.reference] if self.against is None else self.against.images()
         fresh = False
-        for stack in self.stacks:
+        for stack, images in made.items():
             if stack in self.points:
                 continue
-            images = cells.by_name[name_of[stack]]
-            fresh |= self._measured(name_of[stack], images, baseline)
-            values = self._values[name_of[stack]]
+            name = images.told["cell"]
+            fresh |= self._measured(name, images, baseline)
+            values = self._values[name]
             self.points[stack] = Point(
                 stack,
                 int(self.settings.fixed["steps"]),

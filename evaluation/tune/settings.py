@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...guidance.errors import InputError
@@ -32,41 +32,71 @@ class Prompts:
     drawn: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a tuning searches, for which goal, on which prompts.
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a search makes images of, on which prompts.
 
     Args:
         model: folder or hub id; None for the bundled model.
+        training: prompts that the search looks at.
+        held_out: others, which say what came of it.
+        fixed: sampler, steps, size, dtype, batch.
+        budget: how many stacks to try.
+        each: seeds of a prompt.
+        networks: further networks by name, as in a sweep.
+        objectives: pictures of objectives by name, likewise.
+
+    Raises:
+        InputError: a budget of 0.
+    """
+
+    model: str | None = None
+    training: Prompts
+    held_out: Prompts
+    fixed: Mapping[str, Any]
+    budget: int = 64
+    each: int = 1
+    networks: Mapping[str, str] = field(default_factory=dict)
+    objectives: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+
+    def sweep(self, prompts: Prompts, stacks: Sequence[str]) -> Sweep:
+        """The sweep of some stacks on prompts."""
+        return Sweep(
+            model=self.model,
+            prompts=prompts.prompts,
+            drawn=prompts.drawn,
+            seeds=Seeds(each=self.each, start=prompts.start),
+            stacks={stack: stack for stack in stacks},
+            fixed=self.fixed,
+            networks=self.networks,
+            objectives=self.objectives,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Setup):
+    """What a tuning searches, for which goal.
+
+    Args:
         reference: the stack whose images are wanted for less.
         goal: what is wanted.
-        training: prompts that the search looks at.
-        held_out: prompts that verify what it found.
-        fixed: sampler, steps, size, dtype, batch.
-        budget: stacks to try.
         seed: of the proposals.
-        each: seeds of a prompt.
         coefficients: of LinearAG around the reference, to be tried as well; None for none.
-        networks: further networks by name, as in a sweep.
 
     Raises:
         InputError: a budget of 0, prompts that are in both sets, or a goal that is the reference itself.
     """
 
-    model: str | None
     reference: Stack
     goal: Goal
-    training: Prompts
-    held_out: Prompts
-    fixed: Mapping[str, Any]
-    budget: int = 64
     seed: int = 0
-    each: int = 1
     coefficients: str | None = None
-    networks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        super().__post_init__()
         if self.goal.than == str(self.reference):
             raise InputError(
                 f"--likeness {self.goal.than!r} is the reference itself, than which only equal images are no worse; "
@@ -89,15 +119,5 @@ class Settings:
 
     def sweep(self, prompts: Prompts, stacks: Sequence[str]) -> Sweep:
         """The sweep of some stacks on prompts; the reference is its baseline if it is one of the stacks."""
-        reference = str(self.reference)
-        return Sweep(
-            model=self.model,
-            prompts=prompts.prompts,
-            drawn=prompts.drawn,
-            seeds=Seeds(each=self.each, start=prompts.start),
-            stacks={stack: stack for stack in stacks},
-            fixed=self.fixed,
-            metrics=self.metrics if reference in stacks else (),
-            baseline=reference if reference in stacks else None,
-            networks=self.networks,
-        )
+        found, reference = super().sweep(prompts, stacks), str(self.reference)
+        return replace(found, metrics=self.metrics, baseline=reference) if reference in stacks else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,15 @@ from ...guidance.rules import TFG
 from ...guidance.words import counted
 from ...pipelines.models.files import check_writable
 from .. import statistics as intervals
-from ..analysis.measure import Cells
 from ..csvs import written_csv
-from ..run.history import differs
 from ..run.progress import Progress
-from ..run.runner import Options, Prepared, generator_of, refuse_lost, run_sweep
-from ..spec.sweep import Seeds, Sweep
-from ..store.folder import SWEEP, RunFolder
+from ..run.runner import Options, generator_of
+from ..spec.sweep import Sweep
+from ..store.folder import RunFolder
 from .goal import Goal, likeness, path_name
+from .pool import Grown
 from .preset import keep, preset_bytes
-from .search import check_budget
-from .settings import Prompts
+from .settings import Setup
 from .weights import Weights, beam
 
 TRAINING, HELD_OUT, PRESET, TABLE = "training", "held-out", "steered.yaml", "weights.csv"
@@ -103,53 +101,45 @@ class Found:
 Values = NDArray[np.float64]
 
 
-@dataclass
-class Pool:
-    """Stacks whose images on some prompts are made in one run folder, and what the objective says of them."""
+@dataclass(kw_only=True)
+class Looked(Grown):
+    """Stacks whose images an objective looks at.
 
-    search: Search
-    name: str
-    prompts: Prompts
-    stacks: list[str] = field(default_factory=list)
-    values: dict[str, Values] = field(default_factory=dict)
-    alike: dict[str, Values] = field(default_factory=dict)
+    Args:
+        bound: the objective.
+        unsteered: text of the stack that is not steered.
+        goal: how like the unsteered images the others must stay; None for no bound.
+    """
+
+    bound: Bound
+    unsteered: str
+    goal: Goal | None
 
     def __post_init__(self) -> None:
-        self.run = RunFolder(str(self.search.out / self.name))
-        if self.run.location.exists(SWEEP):
-            before = self.run.sweep()
-            self.stacks = list(before.stacks)
-            if others := sorted(set(before.objectives) - set(self.search.steered.pictures)):
-                raise InputError(
-                    f"{self.run} is of another search: it steers to the picture of {', '.join(map(repr, others))}; "
-                    "choose another --out"
-                )
-            if difference := differs(before, self.search.sweep(self.prompts, self.stacks)):
-                raise InputError(f"{self.run} is of another search: {difference}; choose another --out")
+        super().__post_init__()
+        self.values: dict[str, Values] = {}
+        self.alike: dict[str, Values] = {}
+
+    def differs(self, before: Sweep) -> str:
+        """What the sweep of the folder has that this one has not, such as a picture of another objective."""
+        others = sorted(set(before.objectives) - set(self.settings.objectives))
+        return f"it steers to the picture of {', '.join(map(repr, others))}" if others else super().differs(before)
 
     def measure(self, stacks: Sequence[Stack]) -> list[Values]:
         """Make what is missing, and ask the objective: its value of each image, stack by stack.
 
         Raises:
-            GuidestackError: the model cannot run one of them, loses samples to NaN, or the folder cannot be written.
+            GuidestackError, KeyboardInterrupt: as `made`.
         """
-        texts = [str(self.search.steered.unsteered), *map(str, stacks)]
-        self.stacks += [text for text in dict.fromkeys(texts) if text not in self.stacks]
-        if any(text not in self.values for text in texts):
-            prepared = Prepared(
-                self.search.sweep(self.prompts, self.stacks), self.search.options, self.search.generator
-            )
-            refuse_lost(run_sweep(prepared, self.run, self.search.progress))
-            cells = Cells(self.run)
-            found = {cell.stack: cells.by_name[prepared.addresses.cell(cell)] for cell in prepared.cells}
-            for text, images in found.items():
-                if text not in self.values:
-                    pictures = torch.from_numpy(images.images(range(len(images)))).permute(0, 3, 1, 2).float() / 255
-                    with torch.no_grad():
-                        self.values[text] = self.search.bound(pictures).double().numpy()
-                    if self.search.goal is not None:
-                        base = found[str(self.search.steered.unsteered)]
-                        self.alike[text] = images.values(likeness(self.search.goal.metric), base)
+        texts = [self.unsteered, *map(str, stacks)]
+        found = self.made(texts) if any(text not in self.values for text in texts) else {}
+        for text, images in found.items():
+            if text not in self.values:
+                pictures = torch.from_numpy(images.images(range(len(images)))).permute(0, 3, 1, 2).float() / 255
+                with torch.no_grad():
+                    self.values[text] = self.bound(pictures).double().numpy()
+                if self.goal is not None:
+                    self.alike[text] = images.values(likeness(self.goal.metric), found[self.unsteered])
         return [self.values[text] for text in texts[1:]]
 
 
@@ -161,66 +151,42 @@ class Search:
 
     Args:
         steered: what is searched.
-        training: prompts that the search looks at.
-        held_out: others, which say what came of it.
-        fixed: sampler, steps, size, dtype, batch.
+        setup: what images are made, with the picture of the objective.
         out: the folder. Nothing is written to it before `run`.
-        model: folder or hub id; None for the bundled model.
-        budget: weights to try.
-        each: seeds of a prompt.
         goal: how like the unsteered images the steered ones must stay; None for no bound.
-        networks: further networks by name, as in a sweep.
         options: how to run.
         progress: told what happens.
         say: shows a line to the user.
 
     Raises:
-        InputError: a budget of 0, an objective that sees no pictures, or a folder that is of another search.
+        InputError: an objective that sees no pictures, or a folder that is of another search.
         GuidestackError: the model cannot be loaded, or cannot run the stack.
     """
 
     steered: Steered
-    training: Prompts
-    held_out: Prompts
-    fixed: Mapping[str, Any]
+    setup: Setup
     out: Path
-    model: str | None = None
-    budget: int = 64
-    each: int = 1
     goal: Goal | None = None
-    networks: Mapping[str, str] = field(default_factory=dict)
     options: Options = field(default_factory=Options)
     progress: Progress = field(default_factory=Progress)
     say: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
         check_writable(self.out)
-        steered = self.steered
-        dtype = self.fixed["dtype"]
-        self.generator = generator_of(self.model, dtype, self.options, self.networks, steered.pictures)
-        given = self.generator.objectives
-        self.bound = Bound(steered.objective, objective(steered.objective, given))
-        if self.bound.space != "pixels":
+        setup, text, fixed = self.setup, self.steered.objective, self.setup.fixed
+        self.generator = generator_of(setup.model, fixed["dtype"], self.options, setup.networks, setup.objectives)
+        bound = Bound(text, objective(text, self.generator.objectives))
+        if bound.space != "pixels":
             raise InputError(
-                f"weights are searched by what the objective says of finished pictures, and {steered.objective!r} sees "
-                f"{self.bound.space}"
+                f"weights are searched by what the objective says of finished pictures, and {text!r} sees {bound.space}"
             )
-        self.generator.check(steered.steered(Weights()), self.fixed["sampler"], self.fixed["steps"])
+        self.generator.check(self.steered.steered(Weights()), fixed["sampler"], fixed["steps"])
         self.files = RunFolder(self.preset_file.parent)
-        self.pools = Pool(self, TRAINING, self.training), Pool(self, HELD_OUT, self.held_out)
-
-    def sweep(self, prompts: Prompts, stacks: Sequence[str]) -> Sweep:
-        """The sweep of some stacks on prompts."""
-        return Sweep(
-            model=self.model,
-            prompts=prompts.prompts,
-            drawn=prompts.drawn,
-            seeds=Seeds(each=self.each, start=prompts.start),
-            stacks={stack: stack for stack in stacks},
-            fixed=self.fixed,
-            networks=self.networks,
-            objectives=self.steered.pictures,
+        about: dict[str, Any] = {"bound": bound, "unsteered": str(self.steered.unsteered), "goal": self.goal}
+        how = self.generator, self.options, self.progress
+        self.pools = (
+            Looked(str(self.out / TRAINING), setup, setup.training, *how, **about),
+            Looked(str(self.out / HELD_OUT), setup, setup.held_out, *how, **about),
         )
 
     @property
@@ -232,8 +198,8 @@ class Search:
     @property
     def samples(self) -> int:
         """How many images a whole search makes at most."""
-        training, held_out = (len(pool.prompts.prompts) * self.each for pool in self.pools)
-        return (self.budget + 1) * training + 3 * held_out
+        training, held_out = (len(pool.prompts.prompts) * self.setup.each for pool in self.pools)
+        return (self.setup.budget + 1) * training + 3 * held_out
 
     def run(self) -> Found:
         """Search, look at the held-out prompts, and write the preset.
@@ -254,14 +220,14 @@ class Search:
             good = (self._alike(training, stack) for stack in stacks)
             return [float(one.mean()) if fit else np.nan for one, fit in zip(values, good, strict=True)]
 
-        best, value = beam(score, self.budget)[0]
+        best, value = beam(score, self.setup.budget)[0]
         if not np.isfinite(value):
             raise InputError(
                 f"none of {len(tried)} weights keeps the images as like the unsteered ones as {self.goal}; ask for less"
             )
         chosen, first, without = self.steered.steered(best), self.steered.steered(Weights()), self.steered.unsteered
         held_out.measure([chosen, first])
-        on = counted(len(self.held_out.prompts), "held-out prompt")
+        on = counted(len(self.setup.held_out.prompts), "held-out prompt")
         told = [f"{LOG_F} {_mean(held_out.values[str(chosen)])} on {on}"]
         for other, words in ((first, "where the search began"), (without, "unsteered")):
             if other != chosen:
@@ -273,13 +239,13 @@ class Search:
         self._preset(chosen, told, len(tried))
         return Found(chosen, "; ".join(told), self.preset_file)
 
-    def _alike(self, pool: Pool, stack: Stack) -> bool:
+    def _alike(self, pool: Looked, stack: Stack) -> bool:
         """Whether the images of a stack stay as like the unsteered ones as is wanted."""
         if self.goal is None or self.goal.bound is None:
             return True
         return self.goal.sign * float(pool.alike[str(stack)].mean()) >= self.goal.sign * self.goal.bound
 
-    def _difference(self, pool: Pool, chosen: Stack, other: Stack) -> str:
+    def _difference(self, pool: Looked, chosen: Stack, other: Stack) -> str:
         away = pool.values[str(chosen)] - pool.values[str(other)]
         mean = f"{away.mean():+.4g}"
         if len(pool.prompts.prompts) < 2:
@@ -289,9 +255,9 @@ class Search:
         return f"the found weights {told} by {mean} [{low:+.4g}, {high:+.4g}]"
 
     def _places(self, values: Values) -> NDArray[np.int64]:
-        return np.arange(len(values)) // self.each
+        return np.arange(len(values)) // self.setup.each
 
-    def _write(self, pool: Pool, tried: Sequence[Weights]) -> None:
+    def _write(self, pool: Looked, tried: Sequence[Weights]) -> None:
         alike = [] if self.goal is None else [self.goal.metric]
         rows: list[list[Any]] = [["rho", "mu", "smoothing", LOG_F, "low", "high", *alike]]
         for one in tried:
@@ -303,17 +269,16 @@ class Search:
         self.files.write_bytes(TABLE, written_csv(rows))
 
     def _preset(self, chosen: Stack, told: Sequence[str], tried: int) -> None:
-        identity = self.generator.identity
+        identity, fixed = self.generator.identity, self.setup.fixed
         header = [
             f"Weights of tfg searched for {self.steered.objective}: the largest log f of the finished images.",
-            f"For the model {' '.join(identity.values())}, sampler {self.fixed['sampler']}, "
-            f"{self.fixed['steps']} steps.",
+            f"For the model {' '.join(identity.values())}, sampler {fixed['sampler']}, {fixed['steps']} steps.",
         ]
         numbers = {"verified": "; ".join(told)}
-        numbers["search"] = f"{tried} weights on {counted(len(self.training.prompts), 'other prompt')}" + (
+        numbers["search"] = f"{tried} weights on {counted(len(self.setup.training.prompts), 'other prompt')}" + (
             f", with {self.goal}" if self.goal is not None else ""
         )
-        tuned = TunedFor(identity["name"], self.fixed["sampler"], self.fixed["steps"], identity.get("fingerprint"))
+        tuned = TunedFor(identity["name"], fixed["sampler"], fixed["steps"], identity.get("fingerprint"))
         keep(self.preset_file, str(chosen), self.say)
         self.files.write_bytes(PRESET, preset_bytes(str(chosen), header, numbers, tuned))
 
