@@ -25,6 +25,7 @@ from ..guidance.rule import Rule, Stack
 from ..guidance.run import GuidedRun
 from ..guidance.step import Run
 from ..samplers.conditions import Conditions
+from ..samplers.noise import one_each
 
 Model = Callable[..., Tensor]
 """``model(x, sigma, **extra)``: the clean samples, shaped like x; sigma has shape ``(B,)``."""
@@ -248,9 +249,7 @@ class GuidedDenoiser:
 
     def _about(self, x: Tensor) -> Run:
         batch = len(x)
-        seeds = tuple(range(batch)) if self.seeds is None else tuple(self.seeds)
-        if len(seeds) != batch:
-            raise InputError(f"seeds has {len(seeds)} entries for {batch} samples; give one each")
+        seeds = one_each(self.seeds, batch)
         negatives, positives = (self.conditions.count(kind, batch) for kind in ("negative", "positive"))
         return Run(tuple(x.shape), x.dtype, x.device, len(self.sigmas) - 1, seeds, negatives, positives)
 

@@ -33,6 +33,7 @@ from ..guidance.step import Run, Step
 from ..pipelines import edits
 from ..pipelines.hooks import below, calling
 from ..samplers import Grid, entry, grid, parameterization
+from ..samplers.noise import one_each
 from .answered import ALIASES, Answered, ordered
 from .ended import remark
 
@@ -306,9 +307,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
     def _about(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None) -> Run:
         assert self._grid is not None  # a step was begun
         batch = shape[0]
-        seeds = tuple(range(batch)) if self.seeds is None else tuple(self.seeds)
-        if len(seeds) != batch:
-            raise InputError(f"guider.seeds has {len(seeds)} entries for {batch} samples; give one each")
+        seeds = one_each(self.seeds, batch, given="guider.")
         return Run(
             shape,
             dtype,

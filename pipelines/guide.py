@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -107,7 +107,10 @@ class GuidedPipeline(Surface):
         networks: the networks beside the pipeline's own, by name.
         objectives: the objectives that rules steer by, by name.
         run: the run of the last call, with its state; None before the first evaluation.
+        made_by: name of the function that makes this.
     """
+
+    made_by: ClassVar[str] = "guide"
 
     def __init__(
         self,
@@ -134,7 +137,7 @@ class GuidedPipeline(Surface):
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        return f"guide({type(self.pipe).__name__}, {str(self.stack)!r})"
+        return f"{self.made_by}({type(self.pipe).__name__}, {str(self.stack)!r})"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline under the stack.

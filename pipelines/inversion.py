@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..guidance.errors import InputError, NonFiniteError, UnsupportedPipelineError
+from ..guidance.errors import InputError, NonFiniteError
 from ..guidance.notation.presets import as_stack
 from ..guidance.report import Report
 from ..guidance.rule import Rule
@@ -17,7 +17,7 @@ from ..samplers.inversion import reversible, undoable
 from .families.lookup import denoisers_of, signature_of
 from .families.record import Pipeline
 from .guide import GuidedPipeline, guide
-from .latents import latents_of
+from .latents import check_latents, latents_of
 from .partial_steps import BackwardSteps, PartialSteps
 from .surface import Surface
 
@@ -60,10 +60,7 @@ def invert(
     """
     guided = guide(pipe, stack, max_rows=max_rows, networks=networks, objectives=objectives)
     pipe = guided.pipe
-    takes = signature_of(pipe).parameters
-    if "latents" not in takes or "image" in takes:
-        what = "takes an image itself" if "image" in takes else "takes no latents"
-        raise UnsupportedPipelineError(f"{type(pipe).__name__} {what}: it cannot be run backwards from an image")
+    check_latents(pipe, "it cannot be run backwards from an image")
     undoable(pipe.scheduler)
     reversible(guided.stack)
     about: dict[str, Any] = {"networks": guided.networks, "objectives": guided.objectives}
@@ -122,8 +119,7 @@ class Inverted:
 class InvertingPipeline(GuidedPipeline):
     """A pipeline that runs backwards under a stack, from an image to its noise; `invert` makes it."""
 
-    def __repr__(self) -> str:
-        return f"invert({type(self.pipe).__name__}, {str(self.stack)!r})"
+    made_by: ClassVar[str] = "invert"
 
     def __call__(self, *args: Any, image: Any = None, strength: float = 1.0, **kwargs: Any) -> Inverted:
         """Run the pipeline from an image to its noise.

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..guidance.errors import InputError, UnsupportedPipelineError
+from .families.lookup import signature_of
 from .families.record import Pipeline
 from .size import check_sides, multiple
 
@@ -38,6 +39,22 @@ def latents_of(pipe: Pipeline, image: Any, dtype: torch.dtype) -> Tensor:
             "themselves as image="
         )
     return encoded(pipe, pixels(image, multiple(pipe))).to(dtype)
+
+
+def check_latents(pipe: Pipeline, otherwise: str) -> None:
+    """Refuse a pipeline that begins from pictures, or takes no latents.
+
+    Args:
+        pipe: a pipeline.
+        otherwise: what follows from it, for the message.
+
+    Raises:
+        UnsupportedPipelineError: it does.
+    """
+    takes = signature_of(pipe).parameters
+    if "latents" not in takes or "image" in takes:
+        what = "takes an image itself" if "image" in takes else "takes no latents"
+        raise UnsupportedPipelineError(f"{type(pipe).__name__} {what}: {otherwise}")
 
 
 def encodes(pipe: Pipeline) -> tuple[int, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..guidance.errors import InputError, NonFiniteError, UnsupportedPipelineError
+from ..guidance.errors import InputError, NonFiniteError
 from ..guidance.keyed import Keys
 from ..guidance.notation.presets import as_stack
 from ..guidance.prediction import Level
@@ -24,13 +24,14 @@ from ..samplers.likelihood import (
     joined,
     reach,
 )
+from ..samplers.noise import one_each
 from .branch import Branch
 from .families.lookup import denoisers_of, signature_of
 from .families.record import Pipeline
 from .gradients import check_backward
 from .guide import GuidedPipeline, guide
 from .inversion import for_batch, sides_of
-from .latents import latents_of
+from .latents import check_latents, latents_of
 from .network import PipelineNetwork
 from .session import Session
 
@@ -67,10 +68,7 @@ def likelihood(
     check_anywhere(stack)  # before what `guide` says of samplers, which a flow has none of
     guided = guide(pipe, stack, networks=networks)
     pipe = guided.pipe
-    takes = signature_of(pipe).parameters
-    if "latents" not in takes or "image" in takes:
-        what = "takes an image itself" if "image" in takes else "takes no latents"
-        raise UnsupportedPipelineError(f"{type(pipe).__name__} {what}: no likelihood of a picture is known of it")
+    check_latents(pipe, "no likelihood of a picture is known of it")
     clock(pipe.scheduler)
     for module in denoisers_of(pipe, guided.family):
         check_backward(module)
@@ -80,8 +78,7 @@ def likelihood(
 class LikelihoodPipeline(GuidedPipeline):
     """A pipeline that computes the log densities of pictures; `likelihood` makes it."""
 
-    def __repr__(self) -> str:
-        return f"likelihood({type(self.pipe).__name__}, {str(self.stack)!r})"
+    made_by: ClassVar[str] = "likelihood"
 
     def __call__(
         self,
@@ -116,9 +113,7 @@ class LikelihoodPipeline(GuidedPipeline):
             raise InputError(f"{wrong[0]} was given to a likelihood, which decides it; leave it out")
         denoiser: Any = denoisers_of(self.pipe, self.family)[0]
         latents = latents_of(self.pipe, image, denoiser.dtype)
-        seeds = tuple(range(len(latents)) if seeds is None else seeds)
-        if len(seeds) != len(latents):
-            raise InputError(f"{len(seeds)} seeds for {len(latents)} pictures; give one for each")
+        seeds = one_each(seeds, len(latents), "pictures")
         levels = reach(self.pipe.scheduler, sigmas)
         given = for_batch(self.pipe, len(latents), (), given) | sides_of(self.pipe, latents, given)
         found = []

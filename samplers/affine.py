@@ -29,7 +29,7 @@ from ..guidance.rule import Rule
 from .levels import grid
 from .loop import Sampled, sample
 from .names import by_name
-from .noise import generators, initial_noise
+from .noise import generators, initial_noise, one_each
 
 EMITS = {"noise": "epsilon", "data": "sample", "velocity": "sample"}
 """What a network may emit, and what the scheduler is told of it."""
@@ -222,9 +222,7 @@ def restore(
 
     Cost: that of `sample`; one network evaluation a step without guidance, under a first-order or multistep sampler.
     """
-    seeds = tuple(range(len(mu)) if seeds is None else seeds)
-    if len(seeds) != len(mu):
-        raise InputError(f"{len(seeds)} seeds for {len(mu)} signals; give one for each")
+    seeds = one_each(seeds, len(mu), "signals")
     config = process.config(emits)
     scheduler = by_name(sampler, config) if isinstance(sampler, str) else sampler
     scheduler.set_timesteps(steps)

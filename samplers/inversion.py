@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.errors import CompositionError, InputError, UnsupportedSchedulerError
+from ..guidance.errors import CompositionError, UnsupportedSchedulerError
 from ..guidance.fields import count
 from ..guidance.move import check_still
 from ..guidance.network import Denoiser
@@ -37,6 +37,7 @@ from ..guidance.run import GuidedRun
 from ..guidance.step import Estimate, Run
 from .levels import grid, option
 from .loop import Sampled, Setup, finished
+from .noise import one_each
 
 FIRST_ORDER = (
     "CogVideoXDDIMScheduler",
@@ -179,9 +180,7 @@ def invert(
     stack, steps = as_stack(stack), count("steps", steps)
     undoable(scheduler)
     reversible(stack)
-    seeds = tuple(range(len(x0)) if seeds is None else seeds)
-    if len(seeds) != len(x0):
-        raise InputError(f"{len(seeds)} seeds for {len(x0)} samples; give one for each")
+    seeds = one_each(seeds, len(x0))
     setup = Setup(model, scheduler, conditions, seeds, emits, negatives, positives)
 
     scheduler.set_timesteps(steps, device=x0.device)

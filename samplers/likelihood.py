@@ -46,6 +46,7 @@ from ..guidance.rule import Rule, Stack
 from ..guidance.step import Estimate, Run, Step
 from .levels import option, parameterization
 from .loop import Setup
+from .noise import one_each
 
 EXACT = 0
 """As many probes stand for the exact trace."""
@@ -136,9 +137,7 @@ def likelihood(
     """
     stack = as_stack(stack)
     check_anywhere(stack)
-    seeds = tuple(range(len(x0)) if seeds is None else seeds)
-    if len(seeds) != len(x0):
-        raise InputError(f"{len(seeds)} seeds for {len(x0)} samples; give one for each")
+    seeds = one_each(seeds, len(x0))
     found = []
     for place, seed in enumerate(seeds):
         one = {name: _row(value, place) for name, value in conditions.items()}

@@ -9,10 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guidance.errors import InputError
+
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One generator a sample, on the CPU: its numbers are the same for every device."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def one_each(seeds: Sequence[int] | None, count: int, of: str = "samples", given: str = "") -> tuple[int, ...]:
+    """A seed for each of so many: those that are given, else 0, 1, ...
+
+    Args:
+        seeds: that were given; None for none.
+        count: how many there are to be.
+        of: what they are of, for messages.
+        given: as what they were given, likewise: ``"guider."``.
+
+    Raises:
+        InputError: as many are not given.
+    """
+    found = tuple(range(count) if seeds is None else seeds)
+    if len(found) != count:
+        raise InputError(f"{given}seeds has {len(found)} entries for {count} {of}; give one each")
+    return found
 
 
 def initial_noise(

@@ -27,6 +27,7 @@ from ..guidance.run import GuidedRun
 from ..guidance.step import Run
 from .levels import grid
 from .loop import Sampled, Setup, finished
+from .noise import one_each
 
 Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -102,9 +103,7 @@ def red_diff(
     References:
         Mardani et al., "A Variational Perspective on Solving Inverse Problems with Diffusion Models", arXiv:2305.04391.
     """
-    stack, seeds = as_stack(stack), tuple(range(len(start)) if seeds is None else seeds)
-    if len(seeds) != len(start):
-        raise InputError(f"{len(seeds)} seeds for {len(start)} samples; give one for each")
+    stack, seeds = as_stack(stack), one_each(seeds, len(start))
     if not is_number(weight) or weight < 0:
         raise InputError(f"weight must be a number from 0; got {shown(weight)}")
     if over not in WEIGHTS:

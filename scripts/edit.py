@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +21,7 @@ from ..pipelines.models.files import check_out, make_folder, read_recipe, write
 from ..pipelines.models.generator import Generator
 from ..pipelines.models.loading import chosen_device, chosen_dtype, chosen_sampler, scheduler_of
 from ..pipelines.models.pictures import digest_of, read_image, sized
-from ..pipelines.models.recipe import check_text, note_bars, split, with_rules
+from ..pipelines.models.recipe import check_text, file_name, note_bars, split, with_rules
 from ..pipelines.size import own_size
 from ..samplers import by_name, canonical
 from ..samplers.inversion import FIRST_ORDER
@@ -93,10 +90,7 @@ class Edit:
     @property
     def filename(self) -> str:
         """Words of the prompt, and a digest of everything that decides the picture."""
-        decisive = {name: value for name, value in self.as_json().items() if name != "versions"}
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
-        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:48].rstrip("-") or "image"
-        return f"{words}-edit-{digest}.png"
+        return file_name(self.prompt, "edit", self.as_json())
 
     def as_json(self) -> dict[str, Any]:
         """The mapping to write into the image."""

@@ -78,10 +78,7 @@ class Recipe:
     @property
     def filename(self) -> str:
         """Words of the prompt, the seed, and a digest of everything that decides the picture."""
-        decisive = {k: v for k, v in self.as_json().items() if k not in {"batch", "versions"}}
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
-        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:48].rstrip("-") or "image"
-        return f"{words}-{self.seed}-{digest}.png"
+        return file_name(self.prompt, self.seed, self.as_json())
 
     def as_json(self) -> dict[str, Any]:
         """The mapping to write into the image."""
@@ -209,6 +206,14 @@ def _are_parts(given: Any) -> bool:
         )
         for parts in given.values()
     )
+
+
+def file_name(prompt: str, what: object, told: Mapping[str, Any]) -> str:
+    """A picture's file: words of its prompt, `what` it is, and a digest of all of `told` that decides the picture."""
+    decisive = {name: value for name, value in told.items() if name not in ("batch", "versions")}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "image"
+    return f"{words}-{what}-{digest}.png"
 
 
 def with_rules(recipe: dict[str, Any], *stacks: str) -> dict[str, Any]:

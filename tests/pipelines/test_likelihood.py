@@ -66,7 +66,7 @@ def test_what_is_refused(pipe: Any) -> None:
     for given, words in (
         ({"image": torch.zeros(1, 4, 8, 8), "latents": 1}, "latents was given to a likelihood"),
         ({"image": torch.zeros(1, 3, 17, 16)}, "multiples of 8 pixels; got 17x16"),
-        ({"image": torch.zeros(2, 4, 8, 8), "seeds": [1]}, "1 seeds for 2 pictures"),
+        ({"image": torch.zeros(2, 4, 8, 8), "seeds": [1]}, "seeds has 1 entries for 2 pictures"),
         ({}, "image= takes"),
     ):
         with pytest.raises(InputError, match=words):

@@ -130,7 +130,7 @@ def test_rules_that_are_no_function_of_the_place_are_refused(stack: str, words: 
         ({"probes": -1}, "probes must be"),
         ({"tolerance": 0}, "tolerance must be"),
         ({"sigmas": (2, 1)}, "0 < low < high"),
-        ({"seeds": [1, 2]}, "2 seeds for 1"),
+        ({"seeds": [1, 2]}, "seeds has 2 entries for 1 samples"),
     ],
 )
 def test_bad_numbers_are_refused_in_one_line(options: dict[str, Any], words: str) -> None:
