@@ -21,7 +21,8 @@ The interval is of the number that so many samples are expected to give: it does
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ DRAWS, GROUPS = 1000, 50
 FEWEST = 4  # prompts, below which a deviation is not worth the name
 CHUNK = 1 << 22  # numbers that are drawn at a time
 
+T = TypeVar("T")
 Values = NDArray[np.float64]
 Prompts = NDArray[np.int64]
 Rows = NDArray[np.int64]
@@ -180,6 +182,28 @@ def spread_of_shares(away: Values, prompts: Prompts) -> float:
     """
     sums, counts = _sums(away, prompts)
     return math.sqrt(max(float(np.var(sums / counts)), 1 / len(sums))) if len(sums) else math.nan
+
+
+def undominated(items: Iterable[T], of: Callable[[T], Interval]) -> list[T]:
+    """Items that no other is at least as good as in both of two numbers, and better in one; of equal ones the first.
+
+    Args:
+        items: in any order.
+        of: both numbers of an item, the larger the better.
+
+    Returns:
+        Those with the best first number first.
+
+    >>> undominated([(1, 1), (2, 3), (3, 2)], lambda one: one)
+    [(3, 2), (2, 3)]
+    """
+    found: list[T] = []
+    best = -math.inf
+    for (_, second), item in sorted(((of(item), item) for item in items), key=lambda one: (-one[0][0], -one[0][1])):
+        if second > best:
+            best = second
+            found.append(item)
+    return found
 
 
 def dealt(prompts: int, groups: int = GROUPS, seed: int = 0) -> Rows:

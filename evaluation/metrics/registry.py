@@ -8,13 +8,13 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
-from ...guidance.errors import InputError, RuleError, StackSyntaxError, reason, shown, warn
+from ...guidance.errors import InputError, RuleError, StackSyntaxError, shown
 from ...guidance.fields import parameters
 from ...guidance.notation import registry as notation
+from ...guidance.notation.plugins import imported
 from ...guidance.notation.text import parse_call
 from .. import extractors, references
 from ..paths import located
@@ -81,18 +81,7 @@ def plugins() -> dict[str, str]:
     Returns:
         Those that cannot, by the name of their entry point, with why.
     """
-    failed: dict[str, str] = {}
-    for point in entry_points(group=GROUP):
-        before = dict(_METRICS)
-        try:
-            point.load()
-        except (Exception, SystemExit) as error:  # of whatever kind: the package is not ours
-            _METRICS.clear()
-            _METRICS.update(before)
-            failed[point.name] = f"importing {point.value} raises {type(error).__name__}: {reason(error)}"
-            package = point.dist.name if point.dist else point.name
-            warn(f"the metrics of the package {package} are left out: {failed[point.name]}; update or remove it")
-    return failed
+    return imported(GROUP, "metrics", _METRICS)
 
 
 def metrics() -> dict[str, type[Metric]]:

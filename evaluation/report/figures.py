@@ -12,6 +12,7 @@ import numpy as np
 from ..analysis.matched import GRID, Comparison, Floats, Method
 from ..analysis.measure import mean
 from ..analysis.methods import Matched
+from ..statistics import undominated
 from .found import Column, Found
 from .plot import NEUTRAL, Mark, Plot, Series
 from .words import number, parts
@@ -198,13 +199,7 @@ def front(points: Sequence[tuple[float, float]], across: str, up: str) -> list[t
     [(1, 1), (2, 3)]
     """
     signs = (1 if across == "up" else -1, 1 if up == "up" else -1)
-    kept: list[tuple[float, float]] = []
-    best = -math.inf
-    for x, y in sorted(set(points), key=lambda point: (-signs[0] * point[0], -signs[1] * point[1])):
-        if signs[1] * y > best:
-            best = signs[1] * y
-            kept.append((x, y))
-    return sorted(kept)
+    return sorted(undominated(points, lambda point: (signs[0] * point[0], signs[1] * point[1])))
 
 
 def _front(points: Sequence[tuple[float, float]], across: str, up: str) -> tuple[Floats, Floats] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,14 +69,7 @@ def pareto(points: Iterable[Point], metric: str, sign: int) -> list[Point]:
         metric: the likeness.
         sign: 1 where more is more alike, -1 where less is.
     """
-    ordered = sorted(points, key=lambda point: (point.cost, -sign * point.mean(metric)))
-    found: list[Point] = []
-    best = -math.inf
-    for point in ordered:
-        if sign * point.mean(metric) > best:
-            best = sign * point.mean(metric)
-            found.append(point)
-    return found
+    return intervals.undominated(points, lambda point: (-point.cost, sign * point.mean(metric)))
 
 
 def told(about: Mapping[str, Any], groups: Mapping[str, Sequence[Point]]) -> dict[str, Any]:

@@ -18,12 +18,14 @@ import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..errors import GuidestackError, InputError, cut, reason, warn
 from ..reading import read_bytes
 from ..rule import Rule
-from .registry import _ENTRIES, OTHERS, RUNNING, Entry, Source, rules
+from .registry import _ENTRIES, OTHERS, RUNNING, Source, rules
 
+T = TypeVar("T")
 GROUP = "guidestack.rules"
 """The entry-point group of installed packages; each entry point names a module whose import registers rules."""
 MAX_BYTES = 1_000_000  # bytes of a rules file
@@ -58,7 +60,7 @@ def load_rules(path: str | Path) -> Source:
             return same
         if _module_name(file) in OTHERS:
             return file
-        with _undone_on_error() as before:
+        with _undone_on_error(_ENTRIES) as before:
             for name, entry in before.items():
                 if entry.source is not None and entry.source.path == file.path:
                     del _ENTRIES[name]
@@ -90,27 +92,41 @@ def load_installed() -> None:
         if _looked:
             return
         _looked = True  # before the first import: a module that lists the rules comes here again
-        for point in importlib.metadata.entry_points(group=GROUP):
-            try:
-                with _undone_on_error():
-                    point.load()
-            except (Exception, SystemExit) as error:  # of whatever kind: the package is not ours
-                package = point.dist.name if point.dist else point.name
-                warn(
-                    f"the rules of the package {package} are left out, since importing {point.value} raises "
-                    f"{_message_of(error)}; update or remove the package"
-                )
+        imported(GROUP, "rules", _ENTRIES)
+
+
+def imported(group: str, what: str, registered: dict[str, Any]) -> dict[str, str]:
+    """Import what installed packages bring; one that cannot be imported is a warning.
+
+    Args:
+        group: of entry points.
+        what: they bring, for messages.
+        registered: where what is imported registers itself by name.
+
+    Returns:
+        Those that cannot, by the name of their entry point, with why.
+    """
+    failed: dict[str, str] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        try:
+            with _undone_on_error(registered):
+                point.load()
+        except (Exception, SystemExit) as error:  # of whatever kind: the package is not ours
+            failed[point.name] = f"importing {point.value} raises {_message_of(error)}"
+            package = point.dist.name if point.dist else point.name
+            warn(f"the {what} of the package {package} are left out, since {failed[point.name]}; update or remove it")
+    return failed
 
 
 @contextmanager
-def _undone_on_error() -> Iterator[Mapping[str, Entry]]:
-    """The rules as they are before the block, and again after an error in it."""
-    before = dict(_ENTRIES)
+def _undone_on_error(registered: dict[str, T]) -> Iterator[Mapping[str, T]]:
+    """What is registered before the block, and again after an error in it."""
+    before = dict(registered)
     try:
         yield before
     except BaseException:
-        _ENTRIES.clear()
-        _ENTRIES.update(before)
+        registered.clear()
+        registered.update(before)
         raise
 
 
