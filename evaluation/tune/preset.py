@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,6 +17,7 @@ from ...guidance.errors import GuidestackError, InputError
 from ...guidance.notation.config import to_config
 from ...guidance.notation.presets import TUNED, TunedFor, load_preset
 from ...guidance.notation.text import parse
+from ...pipelines.models.generator import Generator
 from ..store.folder import RunFolder
 from .frontier import Point, pareto
 from .goal import Goal
@@ -142,15 +144,34 @@ def preset_bytes(chosen: str, header: Sequence[str], numbers: Mapping[str, str],
     ).encode()
 
 
-def keep(path: Path, chosen: str, say: Callable[[str], None]) -> None:
-    """Keep a preset with another stack, as an earlier search has left it, under another name.
+def write(
+    path: Path,
+    chosen: str,
+    header: Sequence[str],
+    numbers: Mapping[str, str],
+    made_for: tuple[Generator, Mapping[str, Any]],
+    say: Callable[[str], None],
+) -> None:
+    """Write a preset. One with another stack, as an earlier search has left it, is kept under another name.
 
     Args:
-        path: of the preset that is to be written.
+        path: of the preset.
         chosen: the text of its stack.
+        header: sentences; behind the first comes what the preset is for.
+        numbers: lines with a name each.
+        made_for: the model, and what was fixed: sampler and steps.
         say: told where the one before is kept.
     """
-    files = RunFolder(path.parent)
+    (generator, fixed), files = made_for, RunFolder(path.parent)
+    model = " ".join(generator.identity.values())
+    sentences = [header[0], f"For the model {model}, sampler {fixed['sampler']}, {fixed['steps']} steps.", *header[1:]]
+    identity = generator.identity
+    tuned = TunedFor(identity["name"], fixed["sampler"], fixed["steps"], identity.get("fingerprint"))
+    _keep(files, path, chosen, say)
+    files.write_bytes(path.name, preset_bytes(chosen, sentences, numbers, tuned))
+
+
+def _keep(files: RunFolder, path: Path, chosen: str, say: Callable[[str], None]) -> None:
     try:
         before = files.location.read(path.name)
     except FileNotFoundError:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ...guidance.errors import InputError
-from ...guidance.notation.presets import TunedFor
 from ...guidance.plan import SchedulePoint
 from ...guidance.rule import Stack
 from ...guidance.version import __version__
@@ -237,11 +236,9 @@ class Tuning:
         settings, point = self.settings, verdict.point
         seeds = f"seeds {settings.held_out.start} and on"
         held = f"{len(settings.held_out.prompts)} held-out prompts, {seeds}"
-        model = " ".join(self.generator.identity.values())
         whole = self.space.cost(settings.reference)
         header = [
             f"Tuned: {point.cost:.4g} network evaluations an image instead of the {whole} of {settings.reference}.",
-            f"For the model {model}, sampler {settings.fixed['sampler']}, {self.space.steps} steps.",
             f"Wanted: {settings.goal}. Verified on {held}, with 95% intervals over prompts:",
         ]
         numbers = {}
@@ -258,12 +255,7 @@ class Tuning:
         )
         versions = ", ".join(f"{name} {number}" for name, number in self.told["versions"].items())
         numbers["made"] = f"{datetime.now(UTC):%Y-%m-%d} by guidestack tune, {versions}"
-        identity = self.generator.identity
-        tuned = TunedFor(
-            identity["name"], settings.fixed["sampler"], settings.fixed["steps"], identity.get("fingerprint")
-        )
-        preset.keep(self.preset_file, point.stack, self.say)
-        self.files.write_bytes(PRESET, preset.preset_bytes(point.stack, header, numbers, tuned))
+        preset.write(self.preset_file, point.stack, header, numbers, (self.generator, settings.fixed), self.say)
 
 
 def _ordinal(number: int) -> str:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ...guidance.errors import InputError
 from ...guidance.notation.objectives import objective
-from ...guidance.notation.presets import TunedFor
 from ...guidance.objective import Bound, name_of
 from ...guidance.rule import Rule, Stack
 from ...guidance.rules import TFG
@@ -27,7 +26,7 @@ from ..spec.sweep import Sweep
 from ..store.folder import RunFolder
 from .goal import Goal, likeness, path_name
 from .pool import Grown
-from .preset import keep, preset_bytes
+from .preset import write
 from .settings import Setup
 from .weights import Weights, beam
 
@@ -269,18 +268,12 @@ class Search:
         self.files.write_bytes(TABLE, written_csv(rows))
 
     def _preset(self, chosen: Stack, told: Sequence[str], tried: int) -> None:
-        identity, fixed = self.generator.identity, self.setup.fixed
-        header = [
-            f"Weights of tfg searched for {self.steered.objective}: the largest log f of the finished images.",
-            f"For the model {' '.join(identity.values())}, sampler {fixed['sampler']}, {fixed['steps']} steps.",
-        ]
+        header = [f"Weights of tfg searched for {self.steered.objective}: the largest log f of the finished images."]
         numbers = {"verified": "; ".join(told)}
         numbers["search"] = f"{tried} weights on {counted(len(self.setup.training.prompts), 'other prompt')}" + (
             f", with {self.goal}" if self.goal is not None else ""
         )
-        tuned = TunedFor(identity["name"], fixed["sampler"], fixed["steps"], identity.get("fingerprint"))
-        keep(self.preset_file, str(chosen), self.say)
-        self.files.write_bytes(PRESET, preset_bytes(str(chosen), header, numbers, tuned))
+        write(self.preset_file, str(chosen), header, numbers, (self.generator, self.setup.fixed), self.say)
 
 
 def _mean(values: Values) -> str:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -221,29 +222,22 @@ class GuidedLaw(Law):
         )
 
 
-@dataclass(frozen=True)
-class _Pinwheel:
-    """Places, widths and weights of the components of three arms, from the centre outwards."""
+# Places, widths and weights of the components of three arms, from the centre outwards.
+RADII = (0.25, 0.5, 0.75, 1.0, 1.5, 1.75, 2.0, 2.25)
+WIDTHS = (0.22, 0.2, 0.18, 0.15, 0.13, 0.11, 0.1, 0.09)
+SHARES = (0.2, 0.17, 0.14, 0.11, 0.13, 0.1, 0.08, 0.07)
+TURN = 40.0  # degrees an arm winds for each unit of its radius
 
-    radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 1.75, 2.0, 2.25)
-    widths: tuple[float, ...] = (0.22, 0.2, 0.18, 0.15, 0.13, 0.11, 0.1, 0.09)
-    shares: tuple[float, ...] = (0.2, 0.17, 0.14, 0.11, 0.13, 0.1, 0.08, 0.07)
-    turn: float = 40.0  # degrees an arm winds for each unit of its radius
-    arms: tuple[str, ...] = field(default=("a", "b", "c"))
 
-    def means(self) -> Tensor:
-        angles = [math.radians(90 + 120 * arm + self.turn * radius) for arm in range(3) for radius in self.radii]
-        radii = torch.tensor(self.radii * 3, dtype=torch.float64)
-        angle = torch.tensor(angles, dtype=torch.float64)
-        return torch.stack([radii * angle.cos(), radii * angle.sin()], 1)
-
-    def world(self, name: str, plane: Tensor, widths: tuple[float, ...]) -> World:
-        half = len(self.radii) // 2
-        labels = [{arm, "inner" if place < half else "outer"} for arm in self.arms for place in range(2 * half)]
-        shares = torch.tensor(self.shares * 3, dtype=torch.float64)
-        stds = torch.tensor(widths * 3, dtype=torch.float64)
-        mixture = GaussianMixture(self.means() @ plane, stds, shares / shares.sum())
-        return World(name, mixture, tuple(map(frozenset, labels)), plane)
+def _pinwheel(name: str, plane: Tensor, widths: Sequence[float]) -> World:
+    """A world of three arms in a plane."""
+    angles = [math.radians(90 + 120 * arm + TURN * radius) for arm in range(3) for radius in RADII]
+    angle, radii, shares, stds = (
+        torch.tensor(one, dtype=torch.float64) for one in (angles, RADII * 3, SHARES * 3, [*widths] * 3)
+    )
+    means = torch.stack([radii * angle.cos(), radii * angle.sin()], 1)
+    labels = [frozenset({arm, half}) for arm in "abc" for half in ("inner", "outer") for _ in range(len(RADII) // 2)]
+    return World(name, GaussianMixture(means @ plane, stds, shares / shares.sum()), tuple(labels), plane)
 
 
 def _askew(dimensions: int) -> Tensor:
@@ -252,9 +246,8 @@ def _askew(dimensions: int) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()]) * math.sqrt(2 / dimensions)
 
 
-_PINWHEEL = _Pinwheel()
 WORLDS: dict[str, World] = {
-    "plane": _PINWHEEL.world("plane", torch.eye(2, dtype=torch.float64), _PINWHEEL.widths),
-    "space": _PINWHEEL.world("space", _askew(64), (0.15,) * 8),
+    "plane": _pinwheel("plane", torch.eye(2, dtype=torch.float64), WIDTHS),
+    "space": _pinwheel("space", _askew(64), (0.15,) * 8),
 }
 """``plane``: 2 dimensions, components of different widths. ``space``: 64 dimensions, components of one width."""
