@@ -215,6 +215,6 @@ def report(fit: Fit, rule: Rule, path: Path, guided: GuidedPipeline) -> str:
     if guided.run is not None:  # else all runs were there already, and the levels were not asked for
         schedule = grid(guided.pipe.scheduler).points
         wrapped = LinearAG(rule, str(path))
-        costs = [sum(len(one.queries) for one in plan(Stack(one), schedule)) for one in (wrapped, rule)]
+        costs = [plan(Stack(one), schedule).evaluations for one in (wrapped, rule)]
         lines += ["", f"{wrapped}: {costs[0]} evaluations a sample instead of {costs[1]}"]
     return "\n".join(lines)

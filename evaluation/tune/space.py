@@ -60,9 +60,8 @@ class Space:
                 raise InputError(
                     f"the reference {reference} is a schedule of its own; give what it stands around, such as cfg(4)"
                 )
-        evaluations = sum(len(one.queries) for one in plan(reference, points))
         letters = [GUIDED]
-        if evaluations > len(points):
+        if plan(reference, points).evaluations > len(points):
             letters += [CONDITIONAL, REUSED]
         reason = ""
         try:
@@ -112,7 +111,7 @@ class Space:
 
     def cost(self, stack: Stack) -> int:
         """Evaluations of a sample; at most so many where a rule decides as it goes."""
-        return sum(len(one.queries) for one in plan(stack, self.points))
+        return plan(stack, self.points).evaluations
 
     @property
     def least(self) -> int:
