@@ -26,11 +26,11 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 LEVEL = 0.95
 DRAWS, GROUPS = 1000, 50
+EQUAL = 0.02  # relative difference of costs that counts as none
 FEWEST = 4  # prompts, below which a deviation is not worth the name
 CHUNK = 1 << 22  # numbers that are drawn at a time
 
@@ -150,6 +150,8 @@ def paired_share(one: Values, other: Values, prompts: Prompts) -> Interval:
     Returns:
         Its ends; NaN for fewer than four prompts.
     """
+    from scipy.optimize import brentq  # which takes its time to import
+
     if len(np.unique(prompts)) < FEWEST:
         return UNKNOWN
     away = one - other

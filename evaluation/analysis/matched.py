@@ -39,9 +39,8 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 from scipy.special import ndtr
 
-from ..statistics import FEWEST, GROUPS, LEVEL, dealt, student
+from ..statistics import EQUAL, FEWEST, GROUPS, LEVEL, dealt, student
 
-EQUAL = 0.02  # relative difference of costs that counts as none
 GRID = 41  # effective scales at which two curves are compared
 DRAWS = 1000
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...guidance.words import counted
 from ..metrics import Metric
-from .matched import EQUAL
+from ..statistics import EQUAL
 from .measure import Cells
 
 BESIDE = ("saturation", "contrast", "effective_scale")

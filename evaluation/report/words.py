@@ -11,7 +11,8 @@ from enum import StrEnum
 import numpy as np
 
 from ...guidance.words import counted
-from ..analysis.matched import EQUAL, Comparison, Floats
+from ..analysis.matched import Comparison, Floats
+from ..statistics import EQUAL
 
 ROUNDING = 1e-4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from ...pipelines.models.recipe import check_several, split
 from ...pipelines.prompts import uses_negative
 from ..spec.cells import Cell
 from ..spec.prompts import Prompt
+from ..spec.sweep import MOST_STEPS, STACK, Partners, Sweep
+from ..statistics import EQUAL
 
 
 @dataclass(frozen=True)
@@ -100,3 +103,49 @@ def _checked(generator: Generator, cell: Cell, prompts: Sequence[Prompt]) -> Cos
     evaluations = {kind: cell.parsed.per_image * one.evaluations for kind, one in plans.items()}
     mean = sum(evaluations[kind] * count for kind, count in of.items()) / of.total()
     return Cost(evaluations, mean, any(one.at_most for one in plans.values()))
+
+
+def partnered(generator: Generator, sweep: Sweep, costs: Mapping[Cell, Cost]) -> tuple[Sweep, list[str]]:
+    """Count the steps at which the partner template costs what the cells of the other templates cost.
+
+    Args:
+        generator: the model.
+        sweep: with `partners`, whose steps are not known.
+        costs: of its cells.
+
+    Returns:
+        The sweep with these steps, and a line for each cell that has no partner.
+
+    Raises:
+        InputError: what the partner template costs is not known before it runs, or differs between its cells.
+    """
+    assert sweep.partners is not None
+    own: dict[tuple[str, int], Cell] = {}
+    for cell, cost in costs.items():
+        if dict(cell.axes)[STACK] == sweep.partners.stack:
+            first = own.setdefault((cell.sampler, cell.steps), cell)
+            if cost.bound or cost.mean != costs[first].mean:
+                text = f"{'at most ' * cost.bound}{cost.mean:g}"
+                raise InputError(f"partners are cells of equal evaluations, known before they run; {cell} has {text}")
+    by_sampler = {sampler: cell for (sampler, _), cell in own.items()}
+    found: set[int] = set()
+    notes = []
+    for cell, cost in costs.items():
+        if dict(cell.axes)[STACK] == sweep.partners.stack:
+            continue
+        if cost.bound:
+            notes.append(f"{cell} has no partner: how many evaluations it takes is known when it has run")
+            continue
+        partner = by_sampler[cell.sampler]
+        near = round(partner.steps * cost.mean / costs[partner].mean)
+        steps = [one for one in range(near - 2, near + 3) if 1 <= one <= MOST_STEPS]
+        beside = [dataclasses.replace(partner, steps=one) for one in steps]
+        away = {one.steps: abs(each.mean - cost.mean) for one, each in check(generator, beside, sweep.prompts).items()}
+        best = min(away, key=away.__getitem__, default=0)
+        if not away or away[best] > EQUAL * cost.mean:
+            notes.append(
+                f"{cell} has no partner: no number of steps of {partner.stack} has its {cost.mean:g} evaluations"
+            )
+        else:
+            found.add(best)
+    return dataclasses.replace(sweep, partners=Partners(stack=sweep.partners.stack, steps=sorted(found))), notes

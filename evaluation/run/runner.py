@@ -21,10 +21,9 @@ from ..spec.cells import Addresses, Cell, baseline_of, expand
 from ..spec.sweep import Sweep
 from ..store.folder import RunFolder
 from ..store.lock import Launch, Lock, held
-from ..store.merge import merge
 from . import history
 from .batches import Batch, Place, Plan
-from .check import Cost, check, notes
+from .check import Cost, check, notes, partnered
 from .progress import Outcome, Progress
 from .records import Keeper
 from .writer import Writer
@@ -79,8 +78,6 @@ class Prepared:
         self.costs: dict[Cell, Cost] = check(self.generator, self.cells, sweep.prompts)
         alone: list[str] = []
         if sweep.partners and sweep.partners.steps is None:
-            from .partners import partnered  # and with it scipy
-
             sweep, alone = partnered(self.generator, sweep, self.costs)
             self.cells = expand(sweep)
             self.costs = check(self.generator, self.cells, sweep.prompts)
@@ -182,7 +179,7 @@ def run_sweep(prepared: Prepared, run: RunFolder, progress: Progress | None = No
                 outcome.others, outcome.others_evaluations = len(others), sum(others)
             lock.check()
         outcome.seconds = time.monotonic() - began
-        outcome.records = merge(run) if launch.rank == 0 else 0
+        outcome.records = run.merge() if launch.rank == 0 else 0
         return outcome
 
 
@@ -206,7 +203,7 @@ def merge_only(run: RunFolder, launch: Launch) -> int:
     """
     run.sweep()  # says so where there is none
     with held(run.location, launch):
-        return merge(run)
+        return run.merge()
 
 
 def _make(

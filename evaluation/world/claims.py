@@ -19,20 +19,25 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
+from torch import Tensor
 
 from ...guidance.errors import InputError, shown
 from ...guidance.files import replacing
 from ...guidance.notation.presets import read
+from ...guidance.observe import Seen
+from ...guidance.query import POSITIVE
 from ...guidance.reading import read_bytes, yaml_of
+from ...guidance.rules.linear_ag import fit as linear
+from ...guidance.rules.linear_ag.rule import GUIDED, PAPER, Recorded, letters
 from ...samplers import canonical
 from .. import verdicts
 from ..values import Checked, Text, checked, meant, read_by
 from ..verdicts import Be
 from .draws import SAMPLER, STEPS, Drawn, draw
-from .fitting import fitted
 from .measures import AWAY, MEASURES, OTHERS, Against, Number, batched, interval
 from .worlds import WORLDS, World
 
+RUNS, FIRST = 400, 1 << 41  # runs that coefficients are fitted on, of seeds that no cell has
 FOLDER = Path(__file__).parents[2] / "configs" / "world"
 EXACT = "exact"  # the cell of exact draws of a row's law
 FIT = "{fit}"  # in a stack: the file of coefficients that the claim has fitted
@@ -177,6 +182,34 @@ def load_claim(source: str) -> Claim:
             f"no claim {shown(source)}, neither a YAML file nor one that comes with guidestack{meant(source, names())}"
         )
     return checked(_CLAIM, yaml_of(read_bytes(path, "claim", MAX_BYTES), path.name, "a claim"), path.name)
+
+
+def fitted(world: World, cell: Mapping[str, Any], path: Path) -> None:
+    """Fit the coefficients on runs of a cell, and write them.
+
+    Args:
+        world: where.
+        cell: the arguments of `draw`; its stack is the one that LinearAG is to wrap.
+        path: the file.
+    """
+    c: list[Tensor] = []
+    u: list[Tensor] = []
+    identity: dict[str, str] = {}
+
+    def seen(one: Seen) -> dict[str, Tensor]:
+        contrast = one.stack.contrast
+        assert contrast is not None  # a stack that LinearAG can wrap
+        c.append(one.predictions[POSITIVE].noise)
+        u.append(one.predictions[contrast].noise)
+        known = one.step.run.identity or {}
+        identity.update({name: value for name, value in known.items() if value is not None})
+        return {}
+
+    recorded = Recorded(read(cell["stack"]))
+    draw(world, **{**cell, "stack": recorded, "count": RUNS, "batch": RUNS, "seed": FIRST}, observe=seen)
+    fit = linear.Fit.empty(str(recorded), len(c), identity).with_runs(c, u)
+    fit = dataclasses.replace(fit, made={"runs": str(RUNS)})
+    linear.write(fit, path, [letter == GUIDED for letter in letters(PAPER, len(c))])
 
 
 @dataclass

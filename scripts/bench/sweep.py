@@ -32,7 +32,6 @@ from ...evaluation.run.progress import Progress
 from ...evaluation.run.runner import Options, Prepared, run_sweep
 from ...evaluation.spec.sweep import Sweep, parse_sweep
 from ...evaluation.store.folder import COLUMNS, RunFolder, column_type
-from ...evaluation.store.merge import merge
 from ...pipelines.models.generator import Made
 from ..options import notices
 from .cli import CLOCKS, machine, write
@@ -272,7 +271,7 @@ def main(
             start(int(start_of[0]), start_of[1])
         elif merge_of:
             began = time.monotonic()
-            merged = merge(RunFolder(Path(merge_of)))
+            merged = RunFolder(Path(merge_of)).merge()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             click.echo(f"{time.monotonic() - began:.1f} {peak} {merged}")
         else:

@@ -16,7 +16,6 @@ import pytest
 
 from guidestack.evaluation.run import writer
 from guidestack.evaluation.run.writer import Finished, Writer
-from guidestack.evaluation.store import merge
 from guidestack.evaluation.store.folder import COLUMNS, RunFolder, column_type, parquet_bytes
 from guidestack.evaluation.store.location import Location
 from guidestack.guidance.errors import InputError
@@ -39,7 +38,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_parts_and_merged_records_are_one_table(folder: RunFolder) -> None:
     folder.add_records(table([3, 1]))
     folder.add_records(table([2, 5]))
-    assert merge.merge(folder) == 4
+    assert folder.merge() == 4
     assert folder.record_files() == ["records.parquet"]
     folder.add_records(table([5, 4]))  # 5 comes twice
     found = folder.records(["seed"])
@@ -48,13 +47,13 @@ def test_parts_and_merged_records_are_one_table(folder: RunFolder) -> None:
     whole = folder.records()
     assert whole.column("address").to_pylist() == sorted(whole.column("address").to_pylist())
     assert set(COLUMNS) <= set(whole.column_names)
-    assert merge.merge(folder) == 5
+    assert folder.merge() == 5
     assert folder.records().to_pylist() == whole.to_pylist()
-    assert merge.merge(folder) == 5
+    assert folder.merge() == 5
 
 
 def test_nothing_to_merge(folder: RunFolder) -> None:
-    assert merge.merge(folder) == 0
+    assert folder.merge() == 0
     assert folder.records().num_rows == 0
     assert folder.addresses() == set()
 
@@ -81,7 +80,7 @@ def test_records_of_another_version_still_load(folder: RunFolder) -> None:
             {"seed": 3, "mood": None, "metric.saturation": 0.5, "axis.w": "4"} | dict.fromkeys(found.column_names[4:]),
         ]
         assert {row["prompt"] for row in folder.records().to_pylist()} == {"a", "b", None}
-        merge.merge(folder)
+        folder.merge()
 
 
 def test_a_merge_is_sorted_and_has_each_address_once(folder: RunFolder) -> None:
@@ -89,7 +88,7 @@ def test_a_merge_is_sorted_and_has_each_address_once(folder: RunFolder) -> None:
     np.random.default_rng(0).shuffle(numbers)
     for start in range(0, 500, 40):
         folder.add_records(table(numbers[start : start + 60]))
-    assert merge.merge(folder) == 500
+    assert folder.merge() == 500
     found = folder.read_records("records.parquet")
     assert found.column("address").to_pylist() == sorted(map(address, range(500)))
     assert sorted(found.column("seed").to_pylist()) == list(range(500))
@@ -100,7 +99,7 @@ def test_a_damaged_file_is_named(folder: RunFolder) -> None:
     name = folder.add_records(table([1]))
     data = folder.location.read(name)
     folder.location.write(name, data[: len(data) // 2])
-    for read in (folder.records, folder.addresses, lambda: merge.merge(folder)):
+    for read in (folder.records, folder.addresses, folder.merge):
         with pytest.raises(InputError, match=rf"{name} of .* is damaged: .*remove it"):
             read()
     folder.location.write(name, parquet_bytes(pa.table({"seed": [1]})))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from guidestack.evaluation.analysis.matched import (
-    EQUAL,
     Comparison,
     Curve,
     Method,
@@ -18,6 +17,7 @@ from guidestack.evaluation.analysis.matched import (
     simultaneous,
     widest,
 )
+from guidestack.evaluation.statistics import EQUAL
 
 SCALES = np.array([1.5, 2.5, 4.0, 6.0, 9.0])
 
