@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ...guidance.errors import InputError, reason
+from ...guidance.errors import InputError
 from ...guidance.reading import exists, is_folder, read_bytes
 from ..families.lookup import denoisers_of
 from ..families.record import Family, Pipeline
 from ..second import BUNDLED, Adapters, adapted, loaders
+from .differences import LARGEST, twin
 from .loading import fingerprint, folder_of, loaded
 from .parts import Part, add_lora, digest_of
 
@@ -22,9 +21,6 @@ LORA = "lora:"
 """Before a file's name, in a network's place: the pipeline's own network with that LoRA."""
 TWIN = Path(__file__).parents[1] / "emoji-weak.safetensors"
 """The weak twin of the bundled model, as a difference from its denoiser."""
-LARGEST_TWIN = 20_000_000  # bytes
-PROBE, CLOSE = "probe:", 0.02
-"""Of a difference's file: the first values of some weights that it is for, and how near these have to be."""
 
 
 def network_identity(name: str) -> dict[str, str]:
@@ -36,7 +32,7 @@ def network_identity(name: str) -> dict[str, str]:
     if name.startswith(LORA):
         return {"name": name, "fingerprint": _adapter(_lora(name)).rpartition("_")[2]}
     if name == BUNDLED:
-        digest = hashlib.sha256(read_bytes(TWIN, "weak twin", LARGEST_TWIN)).hexdigest()
+        digest = hashlib.sha256(read_bytes(TWIN, "weak twin", LARGEST)).hexdigest()
         return {"name": BUNDLED, "fingerprint": digest[:16]}
     folder = folder_of(name)
     if folder is None:
@@ -115,7 +111,7 @@ def load_network(name: str, pipe: Pipeline, family: Family, what: str) -> tuple[
     folder = folder_of(name)
     own = [getattr(denoiser, "_orig_mod", denoiser) for denoiser in denoisers_of(pipe, family)]
     if name == BUNDLED:
-        return [twin(denoiser) for denoiser in own], identity
+        return [twin(denoiser, TWIN) for denoiser in own], identity
     names = [one for one in (family.denoiser, *family.others) if getattr(pipe, one, None) is not None]
     if folder is not None and not exists(folder / "model_index.json"):
         return [loaded(type(own[0]), folder, "", what)], identity
@@ -128,58 +124,3 @@ def load_network(name: str, pipe: Pipeline, family: Family, what: str) -> tuple[
 
 
 loaders.append(load_network)
-
-
-def twin(network: nn.Module, path: Path = TWIN) -> nn.Module:
-    """The weak twin of a network, from the file of their difference.
-
-    Args:
-        network: the network that the difference is from, in any type and on any device; left as it is.
-        path: of the file; that of the bundled model by default.
-
-    Returns:
-        A network of the same class.
-
-    Raises:
-        InputError: the file cannot be read, or is for another network.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        difference = load(read_bytes(path, "weak twin", LARGEST_TWIN))
-    except SafetensorError as error:
-        raise InputError(f"{str(path)!r} is no difference of networks: {reason(error)}") from error
-    own: Any = network
-    weak = type(own).from_config(own.config)
-    weights = {name: value.detach() for name, value in network.state_dict().items() if name in weak.state_dict()}
-    if not _is_for(difference, weights):
-        raise InputError(
-            f"{BUNDLED!r} as a network is the weak twin of the bundled model, and this pipeline's network is another; "
-            "give the folder of an earlier checkpoint of it"
-        )
-    weak.load_state_dict({name: changed(value, difference, name) for name, value in weights.items()})
-    device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
-    return weak.to(device, dtype).requires_grad_(False).eval()  # type: ignore[no-any-return]
-
-
-def _is_for(difference: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
-    """Whether a difference is from these weights; types may differ."""
-    probes = {name.removeprefix(PROBE): value for name, value in difference.items() if name.startswith(PROBE)}
-    changes = {name.rpartition(".")[0] for name in difference if not name.startswith(PROBE)}
-    if not probes or not {*probes, *changes} <= set(weights):
-        return False
-    for name, value in probes.items():
-        here, there = weights[name].reshape(-1)[: len(value)].float().cpu(), value.float()
-        if len(here) != len(there) or not (here - there).abs().max() <= CLOSE * there.abs().max():
-            return False
-    return True
-
-
-def changed(weight: Tensor, difference: Mapping[str, Tensor], name: str) -> Tensor:
-    """A weight with its part of a difference added: ``left @ right``, each in 8 bits with a scale for each rank."""
-    if f"{name}.left" not in difference:
-        return weight.float()
-    left, right = difference[f"{name}.left"].float(), difference[f"{name}.right"].float()
-    change = (left * difference[f"{name}.scale"].float()) @ right
-    return weight.float() + change.reshape(weight.shape).to(weight.device)

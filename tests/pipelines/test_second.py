@@ -304,7 +304,7 @@ def test_another_shape_is_one_line_at_construction(pipe: Any, new_pipe: Callable
         (tmp_path / "pickled", "has no weights in safetensors"),
         (tmp_path / "dit", "is a 'DiTTransformer2DModel'"),
         (tmp_path / "flux", "has no unet"),
-        ("bundled", "is the weak twin of the bundled model, and this pipeline's network is another"),
+        ("bundled", "from the bundled model's network, and this pipeline's network is another"),
         (gs.Adapters(), "no such adapter; it has none"),
         (Perturbation("time", 1.0, 9), "got blocks=9"),
     ):

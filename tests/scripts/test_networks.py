@@ -17,8 +17,9 @@ from guidestack.evaluation import load_sweep, run
 from guidestack.evaluation.spec.cells import Addresses, expand
 from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.pipelines.models import manifest
+from guidestack.pipelines.models.differences import twin
 from guidestack.pipelines.models.files import opened, read_recipe
-from guidestack.pipelines.models.networks import TWIN, network_identity, twin
+from guidestack.pipelines.models.networks import TWIN, network_identity
 from guidestack.pipelines.models.recipe import Recipe
 from guidestack.scripts.dev.emoji.twin import write_twin
 
@@ -85,7 +86,7 @@ def test_generate_and_make_again(command: Any, model_folder: Path, weak_folder: 
         ("main=x", "got 'main=x'"),
         ("weak=", "got 'weak='"),
         ("weak=./nowhere", "no network at 'nowhere': there is no such folder here"),
-        ("weak=bundled", "is the weak twin of the bundled model, and this pipeline's network is another"),
+        ("weak=bundled", "from the bundled model's network, and this pipeline's network is another"),
     ],
 )
 def test_what_is_no_network(command: Any, model_folder: Path, tmp_path: Path, network: str, message: str) -> None:
@@ -226,14 +227,14 @@ def test_the_bundled_twin_is_a_small_file_for_the_bundled_network() -> None:
     assert TWIN.stat().st_size < 600_000
     pipe = gs.load_emoji()
     own = copy.deepcopy(pipe.unet.state_dict())
-    weak = twin(pipe.unet)
+    weak = twin(pipe.unet, TWIN)
     assert type(weak) is type(pipe.unet)
     assert weak.dtype == pipe.unet.dtype
     assert all(torch.equal(one, own[name]) for name, one in pipe.unet.state_dict().items())  # left as it is
     change = sum(float(((one - own[name]) ** 2).sum()) for name, one in weak.state_dict().items())
     whole = sum(float((one**2).sum()) for one in own.values())
     assert 0.05 < (change / whole) ** 0.5 < 1
-    half = twin(pipe.unet.to(torch.bfloat16))
+    half = twin(pipe.unet.to(torch.bfloat16), TWIN)
     assert half.dtype == torch.bfloat16
     assert (
         gs.guide(pipe, "autoguidance(2)", networks={"weak": "bundled"}).networks["weak"].identity.startswith("bundled ")

@@ -1,6 +1,6 @@
 """The weak twin of the bundled model: an earlier checkpoint's denoiser, as far as a small file says it.
 
-The file has the difference of the two denoisers, in the form of `guidestack.pipelines.models.networks.twin`: of each
+The file has the difference of the two denoisers, in the form of `guidestack.pipelines.models.differences.twin`: of each
 weight's difference the largest singular parts, in 8 bits. Of all singular parts of the chosen modules those come in
 first that explain most for their size. What is left out makes the twin stronger than the checkpoint.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ....guidance.errors import InputError
 from ....guidance.files import replacing
-from ....pipelines.models.networks import PROBE
+from ....pipelines.models.differences import PROBE
 
 LEVELS = 127  # of 8 bits with a sign
 CHOSEN = ("down_blocks.1", "mid_block", "up_blocks.0")
