@@ -25,7 +25,7 @@ from ...guidance.rule import Rule, models_of, objectives_of
 from ...guidance.step import Run
 from ...samplers import Grid, by_name, grid, parameterization, scheduler_identity, scheduler_with_steps
 from ...samplers.lists import arguments
-from ...samplers.names import levels_of
+from ...samplers.names import OWN, levels_of
 from ...samplers.noise import generators, seeded
 from ...samplers.renoise import Renoising
 from .. import guide
@@ -223,7 +223,15 @@ class Generator:
         Raises:
             InputError: an unknown one, or one that the model cannot use.
         """
-        self.pipe.scheduler = by_name(sampler, self.own)
+        scheduler = by_name(sampler, self.own)
+        # Every pipeline with a UNet calls this, also where the UNet emits a velocity, which diffusers' flow schedulers
+        # do not expect.
+        if not hasattr(scheduler, "scale_model_input") and family_of(self.pipe).denoiser == "unet":
+            raise InputError(
+                f"{type(self.pipe).__name__} calls its scheduler's scale_model_input, which sampler {sampler!r} lacks; "
+                f"take dpm++2m, unipc or {OWN}"
+            )
+        self.pipe.scheduler = scheduler
 
     def check(
         self,
