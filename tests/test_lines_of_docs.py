@@ -30,7 +30,7 @@ NOT_RUN = {
     r"_GUIDESTACK_COMPLETE": "sets up a shell: tests/scripts/test_rule_page.py",
     r"^GUIDESTACK_COMFYUI=|^make gpu-check": "needs a ComfyUI, or a GPU",
     r"torchrun|accelerate launch": "starts processes on several devices: tests/evaluation/test_distributed.py",
-    r"^python -m guidestack.scripts.dev": "takes hours, or makes the bundled model's twin",
+    r"^python -m guidestack.scripts.dev": "takes hours, or makes a twin of the bundled model",
     r"configs/claims": "takes hours: a claim of the bundled model",
     r"^guidestack world": "takes a minute each: tests/evaluation/test_world.py",
     r"^guidestack likelihood": "takes minutes: tests/scripts/test_likelihood.py",
@@ -65,6 +65,7 @@ PYTHON_NOT_RUN = {
 CHANGED = [
     (r"^(?:\.venv/bin/)?(?=guidestack |python |accelerate |torchrun )", ""),
     (r"--model [\w.-]+/[\w.-]+", "--model MODEL"),  # no hub
+    (r"--model emoji-flow", "--model MODEL"),
     (r" --offload| --device cuda", ""),  # no accelerator
     (r"--size \d+x\d+", "--size 16x16"),
     (

@@ -41,12 +41,13 @@ def twin(network: nn.Module, path: Path) -> nn.Module:
     weights = {name: value.detach() for name, value in network.state_dict().items() if name in other.state_dict()}
     if not _is_for(difference, weights):
         raise InputError(
-            f"{path.name} is a difference from the bundled model's network, and this pipeline's network is another; give "
-            "the folder of an earlier checkpoint of it"
+            f"{path.name} is a difference from the bundled model's network, and this pipeline's network is another; "
+            "give the folder of an earlier checkpoint of it"
         )
     other.load_state_dict({name: changed(value, difference, name) for name, value in weights.items()})
     device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
-    return other.to(device, dtype).requires_grad_(False).eval()  # type: ignore[no-any-return]
+    # torch's own `to`: that of diffusers warns of every change of type.
+    return nn.Module.to(other, device, dtype).requires_grad_(False).eval()
 
 
 def _is_for(difference: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:

@@ -17,8 +17,10 @@ from guidestack.evaluation import load_sweep, run
 from guidestack.evaluation.spec.cells import Addresses, expand
 from guidestack.guidance.errors import GuidestackError, InputError
 from guidestack.pipelines.models import manifest
+from guidestack.pipelines.models.bundled import FLOW_TWIN
 from guidestack.pipelines.models.differences import twin
 from guidestack.pipelines.models.files import opened, read_recipe
+from guidestack.pipelines.models.generator import Generator
 from guidestack.pipelines.models.networks import TWIN, network_identity
 from guidestack.pipelines.models.recipe import Recipe
 from guidestack.scripts.dev.emoji.twin import write_twin
@@ -239,6 +241,35 @@ def test_the_bundled_twin_is_a_small_file_for_the_bundled_network() -> None:
     assert (
         gs.guide(pipe, "autoguidance(2)", networks={"weak": "bundled"}).networks["weak"].identity.startswith("bundled ")
     )
+
+
+def test_the_flow_twin_predicts_the_velocity_of_the_straight_path() -> None:
+    """Of a latent at sigma 0.5: the bundled network, which predicts another velocity at another time, does not."""
+    assert FLOW_TWIN.stat().st_size < 3_000_000
+    diffusion, flow = gs.load_emoji(), gs.load_emoji(flow=True)
+    flow.set_progress_bar_config(disable=True)
+    prompt = "red heart, flat style, pink background"
+    with torch.no_grad():
+        drawn = torch.Generator().manual_seed(1)
+        guided = gs.guide(flow, "cfg(4)")(prompt, num_inference_steps=6, generator=drawn, output_type="latent")
+        clean = guided.images
+        noise = torch.randn(clean.shape, generator=drawn)
+        text = flow.encode_prompt(prompt, "cpu", 1, False)[0]
+        errors = [
+            float(((one.unet((clean + noise) / 2, 500, text).sample - (noise - clean)) ** 2).mean())
+            for one in (flow, diffusion)
+        ]
+    assert errors[0] < 0.2 < 0.4 < errors[1]
+
+
+def test_a_sampler_that_a_unet_pipeline_cannot_call_is_refused(tmp_path: Path) -> None:
+    gs.load_emoji(flow=True).save_pretrained(tmp_path / "flow")
+    generator = Generator(str(tmp_path / "flow"), "float32", "cpu")
+    with pytest.raises(InputError, match="scale_model_input, which sampler 'flow-euler' lacks; take dpm"):
+        generator.use("flow-euler")
+    with pytest.raises(InputError, match="is for a network that emits"):
+        generator.use("ddim")
+    generator.use("unipc")
 
 
 def test_a_difference_of_all_ranks_is_the_earlier_network(pipe: Any, tmp_path: Path) -> None:

@@ -121,21 +121,22 @@ def export(work: Path, init: Path | None, flow: bool, to: Path) -> None:
 @main.command()
 @PIPELINE
 @click.option(
-    "--earlier",
+    "--other",
     type=click.Path(exists=True, path_type=Path),
     required=True,
-    help="Pipeline folder of an earlier checkpoint with the same architecture.",
+    help="Pipeline folder of the twin: an earlier checkpoint, or the flow twin.",
 )
 @click.option("--numbers", type=int, default=400_000, show_default=True, help="Numbers of the file, of 8 bits each.")
-@click.option("--to", type=TO, required=True, help="File to write: pipelines/emoji-weak.safetensors.")
-def twin(folder: Path, earlier: Path, numbers: int, to: Path) -> None:
-    """Write the weak twin of the denoiser in FOLDER: its difference from an earlier one, as far as NUMBERS go."""
+@click.option("--whole", is_flag=True, help="Change all weights; those at 8x8 unless told.")
+@click.option("--to", type=TO, required=True, help="File to write: pipelines/emoji-weak.safetensors, or emoji-flow.")
+def twin(folder: Path, other: Path, numbers: int, whole: bool, to: Path) -> None:
+    """Write a twin of the denoiser in FOLDER: its difference from another one, as far as NUMBERS go."""
     from safetensors.torch import load_file
 
-    from .twin import write_twin
+    from .twin import SMALL, write_twin
 
-    weights = [load_file(one / "unet" / "diffusion_pytorch_model.safetensors") for one in (folder, earlier)]
-    done = write_twin(weights[0], weights[1], to, numbers)
+    weights = [load_file(one / "unet" / "diffusion_pytorch_model.safetensors") for one in (folder, other)]
+    done = write_twin(weights[0], weights[1], to, numbers, ("",) if whole else SMALL)
     click.echo(f"{to}: {done.size} bytes, {done.explained:.0%} of a squared difference of {done.away:.2f} of the norm")
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ....guidance.files import replacing_folder
+from ....pipelines.models.bundled import FLOW
 from .denoiser import averaged, new_scheduler
 
 
@@ -18,7 +19,7 @@ def assemble(work: Path, init: Path | None, flow: bool = False) -> tuple[Any, di
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
     tokenizer, text_encoder, unet, made = averaged(work, init, flow)
-    own = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0} if flow else {}
+    own = FLOW if flow else {}
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae", local_files_only=True),
         text_encoder=text_encoder,

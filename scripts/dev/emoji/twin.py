@@ -1,11 +1,12 @@
-"""The weak twin of the bundled model: an earlier checkpoint's denoiser, as far as a small file says it.
+"""Twins of the bundled model, each a small file: the weak twin, an earlier checkpoint, and the flow twin.
 
-The file has the difference of the two denoisers, in the form of `guidestack.pipelines.models.differences.twin`: of each
-weight's difference the largest singular parts, in 8 bits. Of all singular parts of the chosen modules those come in
-first that explain most for their size. What is left out makes the twin stronger than the checkpoint.
+A file has the difference of two denoisers, in the form of `guidestack.pipelines.models.differences.twin`: of each
+weight's difference the largest singular parts, in 8 bits. Those singular parts come first that explain most for their
+size, a part at 16x16 four times: its weights act at four times as many places as those at 8x8.
 
-Chosen are the modules at 8x8, where shapes are decided. With a share of the difference at 16x16 the twin errs in how
-much noise it leaves, and autoguidance covers the pictures with specks, which it does not with the whole difference.
+The weak twin changes the modules at 8x8 only, where shapes are decided, and is stronger than the checkpoint by what is
+left out. With a share of the difference at 16x16 it errs in how much noise it leaves, and autoguidance covers the
+pictures with specks, which it does not with the whole difference.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from ....guidance.files import replacing
 from ....pipelines.models.differences import PROBE
 
 LEVELS = 127  # of 8 bits with a sign
-CHOSEN = ("down_blocks.1", "mid_block", "up_blocks.0")
-"""The modules whose difference is written."""
+SMALL = ("down_blocks.1", "mid_block", "up_blocks.0")
+"""The modules at 8x8."""
 PROBED = 64  # values of a weight that tell what the difference is from
 
 
@@ -45,16 +46,16 @@ class Written:
 
 def write_twin(
     network: Mapping[str, Tensor],
-    earlier: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
     to: Path,
     numbers: int,
-    chosen: tuple[str, ...] = CHOSEN,
+    chosen: tuple[str, ...] = SMALL,
 ) -> Written:
-    """Write the difference of an earlier checkpoint from a network.
+    """Write the difference of two networks of one shape.
 
     Args:
         network: weights of the network.
-        earlier: weights of the earlier one.
+        other: weights of the twin.
         to: the file.
         numbers: numbers of 8 bits that it may have.
         chosen: the first letters of the names of the weights that it may change.
@@ -62,20 +63,20 @@ def write_twin(
     Raises:
         InputError: the two are of different shapes, or equal.
     """
-    shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (network, earlier)]
+    shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (network, other)]
     if shapes[0] != shapes[1]:
-        raise InputError("the two networks have other weights; give an earlier checkpoint of the same one")
-    differences = {name: earlier[name].float() - network[name].float() for name in network}
+        raise InputError("the two networks have other weights; give another checkpoint of the same one")
+    differences = {name: other[name].float() - network[name].float() for name in network}
     whole = sum(float((one**2).sum()) for one in differences.values())
     if not whole:
-        raise InputError("the two networks are equal; give an earlier checkpoint")
+        raise InputError("the two networks are equal; give another checkpoint")
     parts = {
         name: torch.linalg.svd(_matrix(one), full_matrices=False)
         for name, one in differences.items()
         if name.startswith(chosen)
     }
     offered = [
-        (float(s) ** 2 / (len(u) + vh.shape[1]), len(u) + vh.shape[1], name, rank)
+        (_places(name) * float(s) ** 2 / (len(u) + vh.shape[1]), len(u) + vh.shape[1], name, rank)
         for name, (u, values, vh) in parts.items()
         for rank, s in enumerate(values, 1)
     ]
@@ -100,6 +101,11 @@ def write_twin(
     to.chmod(0o644)  # safetensors writes for the owner only
     norm = sum(float((one.float() ** 2).sum()) for one in network.values())
     return Written(to.stat().st_size, 1 - rest / whole, (whole / norm) ** 0.5)
+
+
+def _places(name: str) -> int:
+    """At how many places a weight acts, over those at 8x8."""
+    return 1 if name.startswith(SMALL) else 4
 
 
 def _matrix(value: Tensor) -> Tensor:
