@@ -146,7 +146,7 @@ class REDDiff(Steering):
         return True
 
     def init(self, run: Run) -> Fitted:
-        """Nothing yet; the objective is looked up.
+        """Return the state before the first evaluation, and look up the objective.
 
         Raises:
             InputError, RuleError, UnsupportedError: as of `Steering`, or the objective sees noisy samples.
