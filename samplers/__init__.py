@@ -9,12 +9,14 @@ from .likelihood import Likelihood, likelihood
 from .loop import sample
 from .names import SAMPLERS, by_name, canonical, scheduler_with_steps
 from .noise import initial_noise
+from .probability_flow import Flowed, probability_flow
 from .red_diff import red_diff
 from .reflected import reflected
 
 __all__ = [
     "SAMPLERS",
     "Affine",
+    "Flowed",
     "Grid",
     "Likelihood",
     "Point",
@@ -26,6 +28,7 @@ __all__ = [
     "invert",
     "likelihood",
     "parameterization",
+    "probability_flow",
     "red_diff",
     "reflected",
     "restore",

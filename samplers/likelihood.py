@@ -23,7 +23,7 @@ Runge-Kutta pair of Dormand and Prince (scipy's RK45), for each sample by itself
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -138,16 +138,45 @@ def likelihood(
     stack = as_stack(stack)
     check_anywhere(stack)
     seeds = one_each(seeds, len(x0))
-    found = []
+    about = model, stack, scheduler, conditions, emits, negatives, positives
+    return joined(
+        [
+            followed(field, x0[[place]], reach(scheduler, sigmas), seed, probes, tolerance)
+            for place, (seed, field) in enumerate(flows(x0, seeds, *about))
+        ]
+    )
+
+
+def flows(
+    x: Tensor,
+    seeds: Sequence[int],
+    model: Denoiser | Mapping[str, Denoiser],
+    stack: Stack,
+    scheduler: Any,
+    conditions: Mapping[str, Any],
+    emits: Parameterization | None,
+    negatives: Sequence[int] | None,
+    positives: Sequence[int] | None,
+) -> Iterator[tuple[int, Flow]]:
+    """Return the flow of each sample by itself, with its seed.
+
+    Args:
+        x: samples of the form that the flows are for, shape ``(B, ...)``.
+        seeds: one a sample.
+        model: as in `likelihood`, and so are the others.
+        stack: as in `likelihood`.
+        scheduler: as in `likelihood`.
+        conditions: as in `likelihood`.
+        emits: as in `likelihood`.
+        negatives: as in `likelihood`.
+        positives: as in `likelihood`.
+    """
     for place, seed in enumerate(seeds):
         one = {name: _row(value, place) for name, value in conditions.items()}
         told = [each and each[place : place + 1] for each in (negatives, positives)]
         setup = Setup(model, scheduler, one, [seed], emits, *told)
-        x = x0[place : place + 1]
-        about = Run(tuple(x.shape), x.dtype, x.device, 1, (seed,), *setup.counts, emits=setup.emits)
-        field = Flow(stack, about, partial(setup.network, keys=Keys((seed,))))
-        found.append(followed(field, x, reach(scheduler, sigmas), seed, probes, tolerance))
-    return joined(found)
+        about = Run((1, *x.shape[1:]), x.dtype, x.device, 1, (seed,), *setup.counts, emits=setup.emits)
+        yield seed, Flow(stack, about, partial(setup.network, keys=Keys((seed,))))
 
 
 def _row(value: Any, place: int) -> Any:
@@ -366,14 +395,7 @@ def followed(field: Field, x0: Tensor, reach: Reach, seed: int, probes: int, tol
     probes, size = count("probes", probes, 0, MOST_PROBES), x0.numel()
     if probes == EXACT and size > MOST:
         raise InputError(f"an exact trace takes a backward pass for each of {size} dimensions; give probes=2")
-    if not is_number(tolerance) or not 0 < tolerance < 1:
-        raise InputError(f"tolerance must be above 0 and below 1; got {shown(tolerance)}")
-    try:
-        from scipy.integrate import solve_ivp
-    except ImportError as error:
-        raise InputError(
-            "a likelihood needs the package scipy, which is not installed; run: pip install 'guidestack[schedulers]'"
-        ) from error
+    check_tolerance(tolerance)
     check_recording()
     exact = probes == EXACT
     evaluations = 0
@@ -406,14 +428,45 @@ def followed(field: Field, x0: Tensor, reach: Reach, seed: int, probes: int, tol
     start = np.concatenate([(begin.alpha * x0).double().flatten().cpu().numpy(), np.zeros(probes or 1)])
     if not np.isfinite(start).all():
         raise NonFiniteError("NaN or Inf in the data themselves; give finite ones", (0,))
-    solved = solve_ivp(
-        derivative, reach.ends, start, method="RK45", rtol=tolerance, atol=tolerance, t_eval=reach.ends[1:]
-    )
-    if not solved.success:
-        raise NonFiniteError(f"the flow could not be followed to the end: {solved.message}", (0,))
-    end = torch.from_numpy(solved.y[:, -1])
+    end = solved(derivative, reach.ends, start, tolerance)
     noise, traces = end[:size], end[size:]
     prior = -0.5 * (noise.square().sum() + size * math.log(2 * math.pi))
     spread = traces.std() / math.sqrt(probes) if probes > 1 else torch.tensor(0.0 if exact else math.nan)
     nats = prior + traces.mean() + size * math.log(begin.alpha)
     return Likelihood(nats[None], spread.double()[None], noise.reshape(x0.shape).to(x0), (evaluations,))
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Refuse what is no tolerance of a solver.
+
+    Raises:
+        InputError: it is not above 0 and below 1.
+    """
+    if not is_number(tolerance) or not 0 < tolerance < 1:
+        raise InputError(f"tolerance must be above 0 and below 1; got {shown(tolerance)}")
+
+
+def solved(derivative: Callable[[float, Any], Any], ends: tuple[float, float], start: Any, tolerance: float) -> Tensor:
+    """Solve a differential equation with scipy's RK45, and return where it leads to, in float64.
+
+    Args:
+        derivative: by the variable, given that and the state, a vector.
+        ends: the variable at the beginning and at the end.
+        start: the state at the beginning.
+        tolerance: of the solver, relative and absolute.
+
+    Raises:
+        InputError: scipy is not installed.
+        NonFiniteError: the solver cannot go on.
+    """
+    try:
+        from scipy.integrate import solve_ivp
+    except ImportError as error:
+        raise InputError(
+            "the probability flow needs the package scipy, which is not installed; run: "
+            "pip install 'guidestack[schedulers]'"
+        ) from error
+    found = solve_ivp(derivative, ends, start, method="RK45", rtol=tolerance, atol=tolerance, t_eval=ends[1:])
+    if not found.success:
+        raise NonFiniteError(f"the flow could not be followed to the end: {found.message}", (0,))
+    return torch.from_numpy(found.y[:, -1])

@@ -1,0 +1,129 @@
+"""The probability-flow ODE as a sampler: an adaptive solver from noise to samples (Song et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..guidance.errors import InputError, NonFiniteError
+from ..guidance.network import Denoiser
+from ..guidance.notation.presets import as_stack
+from ..guidance.prediction import Parameterization
+from ..guidance.rule import Rule
+from .likelihood import TOLERANCE, Flow, Reach, check_anywhere, check_tolerance, flows, reach, solved
+from .noise import generators, initial_noise
+
+
+@dataclass(frozen=True, eq=False)
+class Flowed:
+    """The samples that the probability flow leads to.
+
+    Attributes:
+        x: the samples, shape ``(B, ...)``.
+        evaluations: network evaluations of each sample.
+    """
+
+    x: Tensor
+    evaluations: tuple[int, ...]
+
+
+@torch.no_grad()
+def probability_flow(
+    model: Denoiser | Mapping[str, Denoiser],
+    stack: Rule | str | Mapping[str, Any],
+    scheduler: Any,
+    *,
+    conditions: Mapping[str, Any],
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    start: Tensor | None = None,
+    tolerance: float = TOLERANCE,
+    sigmas: tuple[float, float] | None = None,
+    emits: Parameterization | None = None,
+    negatives: Sequence[int] | None = None,
+    positives: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Flowed:
+    """Sample from a model under a stack along the probability flow, by a solver that chooses its own steps.
+
+    It is the flow that `likelihood` follows from data to noise, in the other direction and by the same solver, scipy's
+    RK45: the noise that `likelihood` finds leads back to its data. Each sample has steps of its own, as many as the
+    tolerance asks for.
+
+    Args:
+        model: as in `sample`.
+        stack: as in `likelihood`.
+        scheduler: as in `likelihood`; its steps are not used.
+        conditions: as in `sample`.
+        shape: shape of one sample.
+        seeds: one a sample, for its noise, and for rules that draw: they draw once.
+        start: the noise itself, shape ``(B, *shape)`` and standard normal, such as `Likelihood.noise`; by default drawn
+            from the seeds.
+        tolerance: of the solver, relative and absolute, above 0 and below 1.
+        sigmas: as in `likelihood`. At the lower level the samples still have its noise.
+        emits: as in `sample`.
+        negatives: as in `sample`.
+        positives: as in `sample`.
+        dtype: type of x; the solver computes in float64.
+        device: where to sample.
+
+    Returns:
+        The samples, and what they cost.
+
+    Raises:
+        InputError: no seeds, `start` of another shape, numbers out of range, or scipy is not installed.
+        CompositionError, UnsupportedSchedulerError, QueryError: as in `likelihood`.
+        NonFiniteError: NaN or Inf in an answer of the model, or the solver cannot go on.
+
+    Cost: what the stack asks for, at some 50 to 100 places for each sample at the default tolerance.
+
+    References:
+        Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", arXiv:2011.13456.
+    """
+    stack = as_stack(stack)
+    check_anywhere(stack)
+    check_tolerance(tolerance)
+    if not len(seeds):
+        raise InputError("seeds is empty, and there is nothing to make; give one a sample")
+    x = initial_noise(shape, generators(seeds), dtype=dtype, device=device)
+    if start is not None:
+        if start.shape != x.shape:
+            raise InputError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}")
+        x = start.to(x)
+    between, found, evaluations = reach(scheduler, sigmas), [], []
+    about = model, stack, scheduler, conditions, emits, negatives, positives
+    for place, (_, field) in enumerate(flows(x, seeds, *about)):
+        one, price = _led(field, x[[place]], between, tolerance, place)
+        found.append(one)
+        evaluations.append(price)
+    return Flowed(torch.cat(found), tuple(evaluations))
+
+
+def _led(field: Flow, noise: Tensor, between: Reach, tolerance: float, place: int) -> tuple[Tensor, int]:
+    """Return where the flow leads the noise of one sample, and its network evaluations."""
+    evaluations = 0
+
+    def derivative(u: float, state: Any) -> Any:
+        nonlocal evaluations
+        level = between.at(u)
+        estimate, price = field(torch.from_numpy(state).reshape(noise.shape).to(noise), level)
+        evaluations += price
+        told = (between.speed(level) * estimate.velocity).double().flatten().cpu().numpy()
+        if not np.isfinite(told).all():
+            raise NonFiniteError(
+                f"NaN or Inf in the estimate of sample {place} at sigma/alpha {level.k_sigma:.4g}, on the way from "
+                "noise to data; try a wider dtype (float32), or sigmas=(low, high) between which the network was "
+                "trained",
+                (place,),
+            )
+        return told
+
+    low, high = between.ends
+    end = solved(derivative, (high, low), noise.double().flatten().cpu().numpy(), tolerance)
+    return (end / between.at(low).alpha).reshape(noise.shape).to(noise), evaluations
