@@ -25,10 +25,20 @@ class Linear(Measured):
         raise NotImplementedError
 
     def adjoint(self, y: Tensor, height: int, width: int) -> Tensor:
-        r""":math:`A^T y`, shape ``(B, 3, H, W)``, of measurements `y` of pictures of that size."""
+        r""":math:`A^T y`, shape ``(B, 3, H, W)``, of measurements `y` of pictures of that size.
+
+        Raises:
+            InputError: `measure` is not differentiable, and so has no adjoint that follows from it.
+        """
         with torch.enable_grad():
             zero = y.new_zeros(len(y), 3, height, width).requires_grad_()
-            (found,) = torch.autograd.grad(self.measure(zero), zero, y)
+            measured = self.measure(zero)
+            if not measured.requires_grad:
+                raise InputError(
+                    f"the measurement {self.name!r} has no adjoint: what `measure` returns does not depend on x0 by "
+                    "differentiable operations of torch; write it in these, or write `adjoint` too"
+                )
+            (found,) = torch.autograd.grad(measured, zero, y)
         return found
 
     def shape(self, height: int, width: int) -> tuple[int, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,27 @@ def test_measurements_are_linear_and_have_their_adjoint(text: str) -> None:
     (slope,) = torch.autograd.grad(measurement(point).sum(), point)
     assert torch.allclose(slope, measurement.adjoint(residual, SIDE, SIDE), atol=20 * exact)
     assert torch.allclose(measurement(x), -(residual**2).flatten(1).sum(1) / 2)
+
+
+@dataclass(frozen=True)
+class Rough(Linear):
+    """A measurement whose graph of gradients is cut."""
+
+    spread: float = 1.0
+    given_picture: Tensor | None = None
+
+    def measure(self, x0: Tensor) -> Tensor:
+        return x0.detach().flatten(1)
+
+
+def test_a_measurement_without_an_adjoint_is_said_in_a_line() -> None:
+    with pytest.raises(InputError, match="the measurement 'rough' has no adjoint: what `measure` returns") as said:
+        Rough().adjoint(torch.zeros(1, 12), 2, 2)
+    assert "\n" not in str(said.value)
+    sample = {"conditions": {"positive": torch.ones(1, 1)}, "shape": (3, 2, 2), "seeds": [0], "steps": 2}
+    rough = Rough(1.0, torch.zeros(12))
+    with pytest.raises(InputError, match="'mine' has no gradient with respect to the sample"):
+        gs.sample(lambda x, level, told: x, "tfg('mine', mu=1)", DDIMScheduler(), objectives={"mine": rough}, **sample)
 
 
 def test_what_the_measurements_are() -> None:
