@@ -100,12 +100,17 @@ def test_a_lost_particle_loses_the_image_of_its_group(generator: Generator) -> N
     assert made.lost is not None
 
 
-def test_a_reward_weighs_the_pictures_of_other_rules(generator: Generator) -> None:
-    stack = "cfg(3) | resample(3, 1, reward='blue', strength=4)"
-    generator.check(stack, "ddpm", 3)
-    report = generator.make([Asked("a cat", 4), Asked("red", 9)], stack, "ddpm", 3).report
-    assert report.evaluations == [3 * 3 * 2] * 2
-    assert len(report.trace("log_f")) == 3
+def test_a_reward_weighs_the_pictures_of_other_rules_and_a_drift_leads_to_it(generator: Generator) -> None:
+    last = []
+    for drift in (0, 100):
+        stack = f"cfg(3) | resample(3, 1, reward='blue', strength=4, drift={drift})"
+        generator.check(stack, "ddpm", 3)
+        report = generator.make([Asked("a cat", 4), Asked("red", 9)], stack, "ddpm", 3).report
+        assert report.evaluations == [3 * 3 * 2] * 2
+        found = report.trace("log_f")
+        assert len(found) == 3
+        last.append(sum(found[-1]))
+    assert last[1] > last[0] + 1
 
 
 def test_what_particles_cannot_run_on_is_a_line(generator: Generator) -> None:
