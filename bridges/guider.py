@@ -458,7 +458,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
 
 
 def input_scale(scheduler: Any, level: Level) -> float:
-    """Return the factor by which ``scheduler.scale_model_input`` duplicates samples at `level`."""
+    """Return the factor by which ``scheduler.scale_model_input`` multiplies samples at `level`."""
     data = getattr(scheduler.config, "sigma_data", None)
     if data is not None:
         return 1 / math.hypot(level.sigma, data)

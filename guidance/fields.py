@@ -76,7 +76,13 @@ def parameters(rule: Any) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def set_field(rule: object, name: str, value: Any) -> None:
-    """Store a normalized parameter in a frozen dataclass, from its ``__post_init__``."""
+    """Store a converted parameter in a frozen dataclass, which only its ``__post_init__`` should do.
+
+    Args:
+        rule: the dataclass.
+        name: the field's name.
+        value: the new value.
+    """
     object.__setattr__(rule, name, value)
 
 
@@ -96,10 +102,21 @@ def is_number(value: Any, largest: float = LARGEST) -> bool:
 
 
 def number(rule: object, name: str, low: float = -LARGEST, high: float = LARGEST) -> float:
-    """Make parameter `name` of `rule` a float in [low, high], so that ``CFG(4) == CFG(4.0)``; numpy's and torch's too.
+    """Check that a rule's parameter is a finite number in [low, high], and store it as a float.
+
+    So ``CFG(4) == CFG(4.0)``; numbers of numpy and torch are converted too. Call it from ``__post_init__``.
+
+    Args:
+        rule: the rule, a frozen dataclass.
+        name: the field's name.
+        low: the smallest value.
+        high: the largest value.
+
+    Returns:
+        The value as a float.
 
     Raises:
-        RuleError: it is something else.
+        RuleError: the value is something else.
     """
     _declare(rule, name, "number", low, high)
     value = plain(getattr(rule, name))
@@ -113,10 +130,15 @@ def number(rule: object, name: str, low: float = -LARGEST, high: float = LARGEST
 
 
 def choice(rule: object, name: str, valid: tuple[str, ...]) -> None:
-    """Check that parameter `name` is one of the texts `valid`.
+    """Check that a rule's parameter is one of some texts.
+
+    Args:
+        rule: the rule, a frozen dataclass.
+        name: the field's name.
+        valid: the texts.
 
     Raises:
-        RuleError: it is not.
+        RuleError: the value is another; the message has the nearest text.
     """
     _declare(rule, name, "choice", valid=valid)
     value = getattr(rule, name)
@@ -127,10 +149,10 @@ def choice(rule: object, name: str, valid: tuple[str, ...]) -> None:
 
 
 def flag(rule: object, name: str) -> None:
-    """Make parameter `name` True or False.
+    """Check that a rule's parameter is True or False, and store it as Python's own.
 
     Raises:
-        RuleError: it is something else.
+        RuleError: the value is something else.
     """
     _declare(rule, name, "flag")
     value = plain(getattr(rule, name))
@@ -140,10 +162,16 @@ def flag(rule: object, name: str) -> None:
 
 
 def interval(rule: object, name: str, low: float, high: float) -> None:
-    """Make parameter `name` a pair of floats ``low <= first < second <= high``; the second may be infinite.
+    """Check that a rule's parameter is a pair ``low <= first < second <= high``, and store it as a tuple of floats.
+
+    Args:
+        rule: the rule, a frozen dataclass.
+        name: the field's name.
+        low: the smallest first number.
+        high: the largest second number, which may be infinite.
 
     Raises:
-        RuleError: it is something else.
+        RuleError: the value is something else.
     """
     _declare(rule, name, "interval", low, high)
     value = plain(getattr(rule, name))
@@ -159,10 +187,10 @@ def interval(rule: object, name: str, low: float, high: float) -> None:
 
 
 def strengths(rule: object, name: str) -> None:
-    """Make parameter `name` a float >= 0, or a tuple of such floats.
+    """Check that a rule's parameter is a number >= 0 or several, and store it as a float or a tuple of floats.
 
     Raises:
-        RuleError: it is something else.
+        RuleError: the value is something else.
     """
     _declare(rule, name, "strengths", 0, LARGEST)
     value = plain(getattr(rule, name))
@@ -177,10 +205,16 @@ def strengths(rule: object, name: str) -> None:
 
 
 def whole(rule: object, name: str, low: int, high: float = LARGEST) -> None:
-    """Make parameter `name` an integer between `low` and `high`; a float will do that is a whole number.
+    """Check that a rule's parameter is a whole number in [low, high], and store it as an integer.
+
+    Args:
+        rule: the rule, a frozen dataclass.
+        name: the field's name, whose value may also be a float that is a whole number.
+        low: the smallest value.
+        high: the largest value.
 
     Raises:
-        RuleError: it is something else.
+        RuleError: the value is something else.
     """
     _declare(rule, name, "whole", low, high)
     try:

@@ -55,6 +55,9 @@ def weights_digest(model: torch.nn.Module) -> str:
     The same weights in float32 and in float16 have the same digest. Another checkpoint, an added LoRA and weights that
     were rounded to bfloat16 have others.
 
+    Args:
+        model: the network, on any device.
+
     Raises:
         InputError: weights are not in memory.
 

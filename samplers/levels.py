@@ -339,6 +339,9 @@ _EMITTED = {"epsilon": EPSILON, "sample": X0, "v_prediction": V, "flow_predictio
 def parameterization(scheduler: Scheduler) -> Parameterization:
     """Return what a network that runs under `scheduler` emits, from the scheduler's configuration.
 
+    Args:
+        scheduler: a diffusers scheduler.
+
     Raises:
         UnsupportedSchedulerError: the scheduler or its `prediction_type` is not known, or contradicts its sigmas.
     """

@@ -104,8 +104,11 @@ def summary(name: str) -> str:
 def parse_metric(text: str) -> Metric:
     """Read a metric such as ``"saturation"`` or ``"kid(degree=3)"``: a name, and literal arguments; never evaluated.
 
+    Args:
+        text: the metric's text form.
+
     Raises:
-        InputError: it is something else, or the metric refuses a parameter; the message has the nearest valid name.
+        InputError: the text is something else, or the metric refuses a parameter; the message has the nearest name.
     """
     known = metrics()
     called = re.match(r"\s*(\w+)", text) if isinstance(text, str) else None

@@ -16,6 +16,12 @@ from .text import bounded
 def to_config(rule: Rule) -> dict[str, Any]:
     """Return a rule or a stack as the mapping that `from_config` reads back: plain values, ready for YAML or JSON.
 
+    Args:
+        rule: a rule or a stack, of registered rules.
+
+    Raises:
+        RuleError: a rule is not registered.
+
     >>> from guidestack import CFG
     >>> to_config(CFG(4))
     {'rules': [{'cfg': {'scale': 4.0}}]}

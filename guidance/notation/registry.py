@@ -187,6 +187,9 @@ def filled(name: str, kind: type[T], positional: Sequence[Any], named: Mapping[s
 def citation(stack: Rule) -> str:
     """Return the papers behind the rules of `stack` as BibTeX, each once, in the rules' order; "" for the empty stack.
 
+    Args:
+        stack: a rule or a stack, of registered rules.
+
     >>> from guidestack import parse
     >>> print(citation(parse("cfg(4)")).splitlines()[0])
     @article{ho2022classifier,

@@ -61,7 +61,13 @@ EXACT = 1e-9  # relative, in float64: conversions lose a few digits where alpha 
 
 
 def guide_once(rule: Rule, x: float, sigma: float) -> float:
-    """The denoised value of one number under `rule` on `gaussian_1d`, for doctests."""
+    """Return the guided clean sample of one number under a rule on `gaussian_1d`, for doctests.
+
+    Args:
+        rule: a rule or a stack.
+        x: the noisy number.
+        sigma: its noise level (VE).
+    """
     mixture = GaussianMixture(
         torch.zeros(2, 1, dtype=torch.float64),
         torch.tensor([gaussian_1d.variances["positive"], gaussian_1d.variances["null"]], dtype=torch.float64).sqrt(),
