@@ -410,7 +410,7 @@ def evaluate(
     """Answer `queries`, and `base` for all samples that are not said to need none, at `x`.
 
     Args:
-        network: who answers.
+        network: the network that answers.
         queries: what is asked, each with the samples it is wanted for.
         x: the noisy samples, shape ``(B, ...)``.
         level: their level.
@@ -449,6 +449,7 @@ def evaluate(
     asked = {query: _rows(rows, batch) for query, rows in wanted.items() if query not in known}
 
     groups: dict[tuple[object, ...], list[Request]] = {}
+    # In the network's own order of conditions, on which the last bit of a batched matrix product can depend.
     for query in sorted(asked, key=lambda query: network.conditions.index(query.condition)):
         if asked[query] != ():
             apart = None if network.together else query.condition
@@ -470,6 +471,7 @@ def evaluate(
     if aliases[base] not in known:
         if asked[aliases[base]] is not None:
             kind = next((output.dtype for one in parts.values() for _, output in one), dtype or x.dtype)
+            # NaN, so that it does not go unnoticed if a rule reads a row that nobody evaluated.
             nothing = torch.full_like(x, torch.nan, dtype=kind)
         whole[aliases[base]] = _assembled(parts[aliases[base]], nothing, batch)
     for query in asked:
@@ -494,7 +496,7 @@ def _assembled(parts: list[tuple[tuple[int, ...] | None, Tensor]], base: Tensor 
     together = torch.cat([output for _, output in parts]) if len(parts) > 1 else parts[0][1]
     if rows == tuple(range(batch)):
         return together
-    assert base is not None  # as above
+    assert base is not None  # a query that lacks rows is not the base, whose rows fill them
     return base.clone().index_copy_(0, sent(rows, together.device), together)
 
 

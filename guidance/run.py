@@ -146,6 +146,7 @@ class GuidedRun:
         before: Level | None = None,
     ) -> Step:
         """Return the position of the run at one evaluation; the arguments are those of `estimate`."""
+        # If a run begins at a step's second evaluation, the level there stands for that of the first.
         if evaluation == 0 or self._step_level is None:
             self._step_level = level
         return Step(self.run, index, level, evaluation, self._step_level, time, before, after)
@@ -161,9 +162,10 @@ class GuidedRun:
             done = self._evaluated(network, x, step, united([asked, more]) if more else asked, grad=graph)
             first = Estimate(done.predictions[POSITIVE])
             estimate, state = self.stack.update(first, done.predictions, step, self.state)
-        if graph:  # nothing of it is kept: neither by the state nor by who looks at the estimate
+        if graph:  # neither the state nor the estimate may keep the graph: it would grow from step to step
             estimate, state = estimate.detached(), _detached(state)
             done = replace(done, predictions=done.predictions.detached())
+        # At alpha 0 an epsilon network's x0 is a division by 0: if NaN follows, the error names that as the cause.
         self._blind |= step.level.alpha == 0 and estimate.prediction.parameterization.name == "epsilon"
         return done, estimate, state
 
@@ -187,6 +189,7 @@ class GuidedRun:
 
     def _known(self, x: Tensor, level: Level) -> Mapping[Query, Prediction]:
         """Return the answers at exactly this x and level since the last step."""
+        # By identity: comparing values would wait for the device, and a rule that leaves x alone returns that tensor.
         return self._seen[2] if self._seen and self._seen[0] is x and self._seen[1] == level else {}
 
     def _account(
@@ -272,7 +275,7 @@ class GuidedRun:
         found = [_largest(one) for one in (estimate.prediction.x, *answers, native)]
         found[-1:-1] = [estimate.traces[name].abs() for name in steered]
         seen = (step, queries, torch.stack(found))
-        if native.device.type != "cpu":
+        if native.device.type != "cpu":  # reading a number would wait for the device at every step
             self._unchecked.append(seen)
             return
         self._look(*seen)

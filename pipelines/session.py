@@ -123,6 +123,7 @@ class Session:
         branches = dict(zip(names, [*(one.branch for one in waited), branch], strict=True))
         answered = {name: one.answer for name, one in zip(names, waited, strict=False) if one.answer is not None}
         told = self._evaluated(branches, branch, len(branch.sample), answered)
+        # The pipeline holds these tensors already: filled in place, its own combination of them is the identity.
         for one in waited:
             one.shell.copy_(told)
         return waited[0].branch.returned(told)
@@ -149,7 +150,7 @@ class Session:
         """Evaluate the stack and return its estimate, in the form in which the scheduler takes it."""
         part = self.family.part(self.pipe, branch.arguments) if self.part is None else self.part
         x = branch.sample[(slice(batch), *part)] if self.steps.x is None else self.steps.x[:batch]
-        self.part = part or (slice(x.shape[1]),)  # learned variances are behind
+        self.part = part or (slice(x.shape[1]),)  # the channels after these are learned variances
         run, steps, networks = self.run or self._begin(branch, x), self.steps, self.networks
         keys = tuple(Keys(run.run.seeds, one.step, one.evaluation) for one in steps.coming(max(1, TOGETHER // batch)))
         network = networks.made(branches, branch, batch, keys, self.part, answered)
@@ -166,11 +167,11 @@ class Session:
         at = step.level, step.evaluation, step.time, step.after, step.before
         estimate = run.estimate(network, moved, step.index, *at)
         if branch.caches is not None:
-            branch.caches.end(len(set(map(id, branches.values()))))
-        output, whole = turns.output  # in case that all was answered in turns
+            branch.caches.end(len(set(map(id, branches.values()))))  # one call may stand for several conditions
+        output, whole = turns.output  # needed if the turns have answered everything, so that no call was made here
         branch.output = output if asked.last.output is None else asked.last.output
         network.whole = whole if network.whole is None else network.whole
-        if self.stack.skips:  # others need neither, and it is memory
+        if self.stack.skips:  # only a skipped step needs them, and they take memory
             self.calls.last, networks.whole = branch.output, network.whole
         steps.evaluated(estimate, branch.arguments)
         steps.ended = functools.partial(run.ended, step=step)

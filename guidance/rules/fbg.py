@@ -134,7 +134,7 @@ class FBG(Contrasting):
             made = Made(c.level, difference, dot(difference, noisy), dot(difference, u.denoised))
             state = Posterior(log, made)
         p = state.log.exp()
-        more = (1 - self.prior) / (p - (1 - self.prior))  # w - 1
+        more = (1 - self.prior) / (p - (1 - self.prior))  # w - 1 of the equation
         return estimate.plus("denoised", difference, 1.0, more, fbg_scale=1 + more.flatten()), state
 
     def _after(self, before: Posterior, noisy: Tensor, level: Level) -> Tensor:

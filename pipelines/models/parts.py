@@ -351,7 +351,7 @@ def _add_ip_adapter(part: Part, pipe: Pipeline) -> None:
     try:
         pipe.load_ip_adapter(weights, subfolder="", weight_name="", image_encoder_folder=None)
         pipe.set_ip_adapter_scale(part.amount)
-    except Exception as error:  # as of a LoRA
+    except Exception as error:  # what does not fit fails in as many ways as there are networks
         raise InputError(f"{told} is for another model than this {type(pipe).__name__}: {first_line(error)}") from error
 
 

@@ -55,7 +55,7 @@ def save_pretrained(stack: Rule | str | Mapping[str, Any], folder: str | Path) -
     copied: dict[str, bytes] = {}
 
     def keep(_: str, file: RuleFile) -> str:
-        file.read(file.path)  # refuses what is none
+        file.read(file.path)  # refuses a file of another kind
         data = file.path.read_bytes()
         if copied.setdefault(file.path.name, data) != data:
             raise InputError(f"two files that the stack reads are called {file.path.name!r}; rename one of them")
