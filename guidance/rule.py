@@ -130,7 +130,7 @@ class Rule(Generic[StateT]):
 
     @property
     def drifts(self) -> bool:
-        """Whether the rule goes by the noise that a step draws, which must be that of the reverse SDE."""
+        """Whether the rule depends on the noise that a step draws, which must be that of the reverse SDE."""
         return False
 
     @property
@@ -247,10 +247,10 @@ class Rule(Generic[StateT]):
         return x, state
 
     def ended(self, x: Tensor, step: Step, state: StateT) -> Tensor:
-        """The samples that a run ends with; by default those of the sampler.
+        """Return the samples that a run ends with; by default those of the sampler.
 
-        `sample` and guided pipelines ask for it after the last step of the schedule. Some schedules end with a little
-        noise, which whoever reads the samples takes for a part of the clean ones.
+        `sample` and guided pipelines call it after the last step of the schedule. Some schedules end with a little
+        noise, which then is a part of the result.
 
         Args:
             x: the samples that the last step led to, shape ``(B, ...)``, at the level ``step.after``.
@@ -545,7 +545,7 @@ class Stack(Rule):
         return x, (*state[:place], own, *state[place + 1 :])
 
     def ended(self, x: Tensor, step: Step, state: State) -> Tensor:
-        """The samples that a run ends with, by one rule after the other."""
+        """Return the samples that a run ends with, after each of its rules in their order."""
         for rule, own in zip(self.rules, state, strict=True):
             x = rule.ended(x, step, own)
         return x
@@ -809,7 +809,7 @@ class Wrapper(Rule[StateT]):
         return self.rule.turn(x, sight, step, state)
 
     def ended(self, x: Tensor, step: Step, state: StateT) -> Tensor:
-        """The samples that a run ends with, by the rule where it is applied at the last step."""
+        """Return the samples that a run ends with, from the inner rule if it is applied at the last step."""
         return self.rule.ended(x, step, self.rule_state(state)) if self.applies(step, state) else x
 
     def update(

@@ -233,10 +233,10 @@ class GuidedRun:
         return x
 
     def ended(self, x: Tensor, step: Step) -> Tensor:
-        """The samples that the run ends with, in their type.
+        """Return the samples that the run ends with, in their own type.
 
         Args:
-            x: those that the sampler's last step led to, shape ``(B, ...)``.
+            x: the samples after the sampler's last step, shape ``(B, ...)``.
             step: where the run stood at the last evaluation.
         """
         return self.stack.ended(x, step, self.state).to(x.dtype)

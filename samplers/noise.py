@@ -18,16 +18,16 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 def one_each(seeds: Sequence[int] | None, count: int, of: str = "samples", given: str = "") -> tuple[int, ...]:
-    """A seed for each of so many: those that are given, else 0, 1, ...
+    """Return one seed for each sample: the given seeds, else 0, 1, ...
 
     Args:
-        seeds: that were given; None for none.
-        count: how many there are to be.
-        of: what they are of, for messages.
-        given: as what they were given, likewise: ``"guider."``.
+        seeds: the given seeds; None for 0 to count - 1.
+        count: the number of samples.
+        of: what the seeds are for, in messages.
+        given: the prefix of the argument's name in messages: ``"guider."``.
 
     Raises:
-        InputError: as many are not given.
+        InputError: the number of seeds is not count.
     """
     found = tuple(range(count) if seeds is None else seeds)
     if len(found) != count:

@@ -1,4 +1,4 @@
-"""RED-diff in a stack: the clean sample is optimized, and the sampler's x is drawn from it (Mardani et al.)."""
+"""RED-diff as a rule: an optimizer of the clean sample, from which the sampler's x is drawn (Mardani et al. 2023)."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ WEIGHTS: dict[str, Callable[[float], float]] = {
 }
 r""":math:`\omega(\sigma/\alpha)` by name."""
 BETAS = (0.9, 0.99)
-"""The authors', of Adam."""
+"""The authors' betas of Adam."""
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, betas=BETAS),
     "adamw": partial(torch.optim.AdamW, betas=BETAS),
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
-"""Optimizers that treat each number by itself, so that one for a batch is one for each sample."""
+"""Element-wise optimizers: one optimizer of a batch gives each sample what one of its own would."""
 
 
 def omega(over: str, level: Level) -> float:
-    r""":math:`\omega` of the noise level, which is finite where the level is not."""
+    r"""Return the weight :math:`\omega` of a noise level; at an infinite level it is that of 1e6."""
     return WEIGHTS[over](min(level.k_sigma, 1e6))
 
 
@@ -67,17 +67,17 @@ class Fitted(NamedTuple):
 class REDDiff(Steering):
     r"""RED-diff: an optimizer in place of the sampler's steps, for inverse problems.
 
-    It optimizes the clean sample :math:`\mu` to fit its measurements and to look to the network, at one noise level
-    after the other, like a sample that has exactly the noise that was added to it. Behind the rules before it, whose
-    estimate :math:`\hat x_0` of noise :math:`\hat\epsilon` is made at :math:`x = \alpha\mu + \sigma\epsilon` with fresh
-    noise :math:`\epsilon`, each step is one of the optimizer on
+    It optimizes the clean sample :math:`\mu` so that it fits its measurements and so that the network, at one noise
+    level after the other, predicts exactly the noise that was added to it. The rules before it make the estimate
+    :math:`\hat x_0` with its noise :math:`\hat\epsilon` at :math:`x = \alpha\mu + \sigma\epsilon` with fresh noise
+    :math:`\epsilon`, and each step is a step of the optimizer on
 
     .. math:: -\log f(\mu) + \lambda\,\omega(\sigma/\alpha)\,\langle \mathrm{sg}(\hat\epsilon - \epsilon),\ \mu\rangle
               \qquad\text{with the gradient}\qquad
               -\nabla\log f(\mu) + \lambda\,\frac{\omega(k)}{k}\,(\mu - \hat x_0),\quad k = \sigma/\alpha
 
-    where sg holds a value still: no gradient goes through the network. The sampler is told :math:`\mu`, the next x is
-    drawn from it, and the run ends with it. What comes out is one mode of the posterior, and no sample of it.
+    where sg stops the gradient: none goes through the network. The sampler steps with :math:`\mu`, the next x is drawn
+    from it, and the run ends with it. The result is a mode of the posterior, not a sample of it.
 
     :math:`\mu` begins with the estimate at the first x, which of pure noise is the model's mean picture, and of a
     picture that a run begins from nearly that picture.
@@ -96,8 +96,8 @@ class REDDiff(Steering):
 
     State: :math:`\mu` and what the optimizer remembers, for Adam three samples in all. The noise comes from generators
     keyed by (seed, step, evaluation, turn, "red_diff"). Space: denoised. Samplers that evaluate once a step and
-    remember nothing; their levels are used, their steps are not. No rule stands behind it, and beside it none that
-    takes turns or re-noises, as `CFGPlusPlus`.
+    remember nothing; their levels are used, their steps are not. No rule may follow it, and none beside it may take
+    turns or re-noise, as `CFGPlusPlus` does.
 
     Traces: ``log_f``, at the :math:`\mu` of each step's beginning.
 
@@ -132,12 +132,12 @@ class REDDiff(Steering):
 
     @property
     def off(self) -> bool:
-        """False: no parameter turns it off."""
+        """False: no parameter turns RED-diff off."""
         return False
 
     @property
     def stands_last(self) -> bool:
-        """True: it is the finished estimate that the clean sample is led to."""
+        """True: the optimizer moves the clean sample towards the finished estimate, which no later rule may change."""
         return True
 
     @property
@@ -146,16 +146,16 @@ class REDDiff(Steering):
         return True
 
     def init(self, run: Run) -> Fitted:
-        """Return the state before the first evaluation, and look up the objective.
+        """Look up the objective, and return the state before the first step, in which nothing is optimized yet.
 
         Raises:
-            InputError, RuleError, UnsupportedError: as of `Steering`, or the objective sees noisy samples.
+            InputError, RuleError, UnsupportedError: as in `Steering`, or the objective sees noisy samples.
         """
         super().init(run)
         return Fitted()
 
     def check_objective(self, objective: Bound) -> None:
-        """Refuse an objective without a gradient, and one that sees noisy samples.
+        """Check that an objective has a gradient and is a function of clean samples.
 
         Raises:
             RuleError: it has no gradient.
@@ -164,22 +164,22 @@ class REDDiff(Steering):
         super().check_objective(objective)
         if objective.space == "noisy":
             raise UnsupportedError(
-                f"{self}: the objective {objective.name!r} sees noisy samples, and this shows it clean ones"
+                f"{self}: the objective {objective.name!r} sees noisy samples, and this gives it clean ones"
             )
 
     def turns(self, step: Step, state: Fitted) -> int:
-        """One before each evaluation from the second on; it evaluates nothing."""
+        """Return the number of turns: one before each evaluation but the first, in which nothing is evaluated."""
         return int(state.mean is not None)
 
     def turn(self, x: Tensor, sight: Sight, step: Step, state: Fitted) -> tuple[Tensor, Fitted]:
-        """The clean sample with fresh noise."""
+        """Return the optimized clean sample with fresh noise of the step's level."""
         assert state.mean is not None  # else there is no turn
         return step.level.noised(state.mean, sight.noise(x, "red_diff")), state
 
     def update(  # type: ignore[override]
         self, estimate: Estimate, predictions: Predictions, step: Step, state: Fitted
     ) -> tuple[Estimate, Fitted]:
-        """The clean sample after a step of the optimizer; the estimate as it is in a plan."""
+        """Take a step of the optimizer and return its clean sample; without objectives, return the estimate."""
         if step.run.objectives is None:
             return estimate, state
         x0 = estimate.prediction.denoised
@@ -192,7 +192,7 @@ class REDDiff(Steering):
         return moved, Fitted(mean, memory)
 
     def ended(self, x: Tensor, step: Step, state: Fitted) -> Tensor:
-        """The clean sample that was optimized.
+        """Return the optimized clean sample, with which the run ends.
 
         Raises:
             UnsupportedError: the pipeline hands its scheduler samples in another form than its denoiser.
@@ -208,7 +208,7 @@ class REDDiff(Steering):
     def _stepped(
         self, mean: Tensor, gradient: Tensor, memory: tuple[tuple[str, Tensor], ...]
     ) -> tuple[Tensor, tuple[tuple[str, Tensor], ...]]:
-        """One step of the optimizer, which is made for it and given its memory."""
+        """Take one step of the optimizer, which is constructed for this step from the remembered state."""
         leaf = mean.detach().clone().requires_grad_()
         leaf.grad = gradient
         made = OPTIMIZERS[self.optimizer]([leaf], lr=self.lr)

@@ -137,7 +137,7 @@ class Replace(Steering):
         return x + objective.function.determined(known - x), state
 
     def ended(self, x: Tensor, step: Step, state: State) -> Tensor:
-        """The samples with the measurements, where the schedule ends with noise, which the known part would keep."""
+        """Return the samples with the measurements put in, if the schedule ends with noise that they would keep."""
         if step.run.objectives is None or step.after is None or step.after.sigma == 0:
             return x
         objective = step.run.objectives.find(self.objective)

@@ -221,11 +221,11 @@ class Resample(Move[Weighted]):
 
     @property
     def drifts(self) -> bool:
-        """Whether samples are led along the gradient of the reward, which weighs them by the law of the noise."""
+        """Whether the rule moves samples along the reward's gradient, with weights for the reverse SDE's noise."""
         return bool(self.drift and self.objectives)
 
     def check_objective(self, objective: Bound) -> None:
-        """Refuse a reward without a gradient, where there is a drift.
+        """Check that the reward has a gradient, if the rule moves samples along it.
 
         Raises:
             RuleError: it has none.
