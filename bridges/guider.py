@@ -46,7 +46,7 @@ CLOCKS: tuple[Callable[[Any], Any], ...] = (
     lambda told: 1000 * told,
     lambda told: 1000 * (1 - told),
 )
-"""The time in steps of 1000 of what networks are told."""
+"""Functions from the time that networks are given to the time in steps of 1000."""
 PROVISIONAL = (2, 1, 1, 1)
 """Shape of a sample before the first prediction: what is asked for then does not depend on it."""
 

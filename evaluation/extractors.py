@@ -124,7 +124,7 @@ def load(text: str, device: str | None = None) -> Extractor:
 
     Args:
         text: see the table above.
-        device: where to run; the first GPU if there is one, unless told.
+        device: where to run; by default the first GPU if there is one.
 
     Raises:
         InputError: an unknown extractor, a package or a file that is missing, or weights of something else.

@@ -72,7 +72,7 @@ def look(salt: str = "guidestack") -> AbstractContextManager[None]:
 
 
 def figure(width: float, height: float, layout: Any = "constrained") -> Figure:
-    """An empty figure of so many pixels, whose parts make room for one another unless told."""
+    """Return an empty figure of `width` x `height` pixels, whose parts make room for one another by default."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)

@@ -33,7 +33,7 @@ class Perturbation:
 
             * ``"time"``: noise is added to the embedding of the time, ``"conditioning"``: to its sum with those of the
               class or the pooled text; `amount` is the noise's standard deviation in those of the embedding;
-            * ``"shift"``: the network is told another time; `amount` is added to it, in steps of 1000;
+            * ``"shift"``: the network gets another time, to which `amount` is added, in steps of 1000;
             * ``"identity"``: in self-attention each token of the picture attends to itself alone, and to the text where
               text and picture share it;
             * ``"blur"``: the queries of self-attention are blurred over the picture; `amount` is the Gaussian's

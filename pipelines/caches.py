@@ -104,7 +104,7 @@ class Caches:
             requests: what it is asked.
             rows: of the call.
             own: whether the call is the pipeline's own, as it makes it.
-            drawn: whether some of what it is told was drawn for this call.
+            drawn: whether some of its arguments were drawn for this call.
 
         Raises:
             UnsupportedPipelineError: a cache cannot hold this call apart from others.

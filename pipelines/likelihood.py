@@ -59,7 +59,7 @@ def likelihood(
 
     Raises:
         UnsupportedPipelineError: as `guide`; or the pipeline takes no latents.
-        UnsupportedSchedulerError: what its network is told between two levels is not known.
+        UnsupportedSchedulerError: the time that its network is given between two levels is not known.
         CompositionError: a rule that the flow has no room for.
 
     Cost: what the stack asks for, at some 50 to 100 points for each picture, with a backward pass for each probe.

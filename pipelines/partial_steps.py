@@ -114,7 +114,7 @@ class BackwardSteps(PartialSteps):
         return len(self.grid.points) - 1 - self.stepped
 
     def watch_input(self, scale: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Hand the network x as it expects samples at the level that it is told."""
+        """Hand the network x, scaled as it expects samples at the level that it is given."""
 
         def scale_model_input(sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             level, noisier = self.grid.after(self._place), self.grid.points[self._place].level

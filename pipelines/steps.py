@@ -96,7 +96,7 @@ class Steps:
         if begin is not None:  # the pipeline told the scheduler
             return int(begin)
         told = arguments[self.family.timestep]
-        # Where each token has its own, those of a given picture are told that they are clean.
+        # Where each token has a time of its own, the tokens of a given picture have the time of clean samples.
         timestep = float(told.max() if torch.is_tensor(told) else told)
         return entry(self.pipe.scheduler, told, self.family.clock(self.pipe, timestep))
 
@@ -251,7 +251,7 @@ class Steps:
 
 
 def _negated(estimate: Estimate) -> Estimate:
-    """The estimate of a network that emits minus what the scheduler is told."""
+    """The estimate of a network that emits minus what the scheduler is given."""
 
     def one(prediction: Prediction) -> Prediction:
         return replace(prediction, native=-prediction.native, parameterization=prediction.parameterization.negated())

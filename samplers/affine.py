@@ -32,7 +32,7 @@ from .names import by_name
 from .noise import generators, initial_noise, one_each
 
 EMITS = {"noise": "epsilon", "data": "sample", "velocity": "sample"}
-"""What a network may emit, and what the scheduler is told of it."""
+"""What a network may emit, with the scheduler's name for it."""
 
 
 @dataclass(frozen=True)

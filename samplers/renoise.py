@@ -131,7 +131,7 @@ class Renoising:
         return -math.expm1(-h) * h / (2 * last)
 
     def _clipped(self, denoised: Tensor) -> Tensor:
-        # As the scheduler itself does it to what it is told.
+        # The scheduler itself does the same to the prediction that it is given.
         return denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
 
 

@@ -96,7 +96,7 @@ def main() -> None:
 
     try:
         status = group.main(prog_name="guidestack", standalone_mode=False)
-        if isinstance(status, int) and status:  # what ctx.exit(status) was told
+        if isinstance(status, int) and status:  # the argument of ctx.exit(status)
             sys.exit(status)
     except click.ClickException as error:
         _fail(error.format_message())

@@ -39,7 +39,7 @@ ROUNDING = 1e-5
 REPLACED = ("sampler_cfg_function", "sampler_pre_cfg_function")
 """Where other nodes put a guidance of their own, or change the predictions that it is made of."""
 AFTER = "sampler_post_cfg_function"
-"""Where nodes and samplers are told of the estimate; the CFG++ samplers take what they re-noise with from there."""
+"""The key under which nodes and samplers read the estimate; the CFG++ samplers read what they re-noise with there."""
 INPUTS = {
     **{f"negative:{number - 1}": f"negative_{number}" for number in (2, 3, 4)},
     "positive:1": "positive_2",

@@ -50,7 +50,7 @@ class Meter:
             prompts: of the sweep.
             baseline: whether it names a cell that others are compared with.
             images: whether it keeps them.
-            device: where extractors run; the first GPU if there is one, unless told.
+            device: where extractors run; by default the first GPU if there is one.
 
         Raises:
             InputError: a metric lacks its labels, its baseline, its extractor or a file.

@@ -53,8 +53,8 @@ class Langevin(Move):
 
     * without `power`, the one whose score the stack's estimate is: of the empty stack that of the prompt, which the
       steps keep; under ``cfg(w)`` the same as with ``power=w``;
-    * with `power` :math:`\gamma` it is :math:`p(x \mid c)^{\gamma}\, p(x)^{1-\gamma}` at the level, whatever the
-      sampler is told: ``langevin(steps, power=...)`` alone is **PCG**, whose predictor is without guidance. In the
+    * with `power` :math:`\gamma` it is :math:`p(x \mid c)^{\gamma}\, p(x)^{1-\gamma}` at the level, whatever estimate
+      the sampler gets: ``langevin(steps, power=...)`` alone is **PCG**, whose predictor is without guidance. In the
       limit of many sampler steps PCG with one Langevin step and power :math:`2w - 1` is CFG of scale w with the DDPM
       sampler, and with many Langevin steps it samples the :math:`\gamma`-powered law.
 

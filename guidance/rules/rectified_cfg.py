@@ -71,8 +71,8 @@ class RectifiedCFG(Rule[Ahead]):
     References:
         Saini, Gupta & Bovik, "Rectified-CFG++ for Flow Based Models", arXiv:2510.07631. Its factor is
         :math:`\lambda_{max} (1 - t)^\gamma`; here, as in their code, it is constant. The small noise that both may add
-        is left out. Their code tells the network ahead the time t + dt with t in thousandths and dt not, which is
-        about t; here it is told the time of :math:`\tilde x`.
+        is left out. At the point ahead, their code gives the network the time t + dt with t in thousandths and dt not,
+        which is about t; here the network gets the time of :math:`\tilde x`.
 
     >>> from guidestack import RectifiedCFG
     >>> print(RectifiedCFG(2))

@@ -79,8 +79,8 @@ class REDDiff(Steering):
     where sg stops the gradient: none goes through the network. The sampler steps with :math:`\mu`, the next x is drawn
     from it, and the run ends with it. The result is a mode of the posterior, not a sample of it.
 
-    :math:`\mu` begins with the estimate at the first x, which of pure noise is the model's mean picture, and of a
-    picture that a run begins from nearly that picture.
+    :math:`\mu` begins with the estimate at the first x: of pure noise that is the model's mean picture; in
+    image-to-image it is nearly the given picture.
 
     Args:
         objective: the text of the objective that is log f, such as ``"known"`` or ``"superres(4)"``; it has a gradient
@@ -88,8 +88,8 @@ class REDDiff(Steering):
         weight: :math:`\lambda`, from 0 to 1e6.
         lr: the optimizer's learning rate, above 0 and at most 1e6, in the unit of clean samples.
         over: :math:`\omega` of the noise level k: ``"linear"``, k; ``"sqrt"``, ``"square"`` or ``"constant"``.
-        optimizer: ``"adam"``, the authors', with betas of 0.9 and 0.99; ``"adamw"`` with these; ``"rmsprop"`` or
-            ``"sgd"``. `samplers.red_diff` takes any of torch, and any start.
+        optimizer: ``"adam"``, that of the authors, or ``"adamw"``, both with betas of 0.9 and 0.99; ``"rmsprop"`` or
+            ``"sgd"``. `samplers.red_diff` takes any optimizer of torch and any start.
 
     Queries: none of its own, and no gradient through the denoiser. The objective and its gradient once a step, with a
     pass of the decoder where it sees pictures.
@@ -99,10 +99,10 @@ class REDDiff(Steering):
     remember nothing; their levels are used, their steps are not. No rule may follow it, and none beside it may take
     turns or re-noise, as `CFGPlusPlus` does.
 
-    Traces: ``log_f``, at the :math:`\mu` of each step's beginning.
+    Traces: ``log_f``, at :math:`\mu` as it is when the step begins.
 
-    Differs from the paper: sums stand where its code has means over the measurements and over the sample, and pictures
-    have values in [0, 1]; and it begins with the pseudo-inverse of the measurements.
+    Differs from the paper, whose code takes means over the measurements and over the sample in place of sums, has
+    pictures with values in [-1, 1], and begins with the pseudo-inverse of the measurements.
 
     References:
         Mardani et al., "A Variational Perspective on Solving Inverse Problems with Diffusion Models", arXiv:2305.04391.

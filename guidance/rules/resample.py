@@ -93,18 +93,18 @@ class Resample(Move[Weighted]):
     which then begin at 1 again. For guidance of scale w the bracket is :math:`w (w - 1)\,|\epsilon_c - \epsilon_u|^2`.
 
     With a `reward` r and its `strength` :math:`\beta` the target at each level is this law times
-    :math:`e^{\beta r(\hat x_0(x))}`, with r at the clean sample that the sampler is told of, and a step also changes a
+    :math:`e^{\beta r(\hat x_0(x))}`, with r at the clean sample that the sampler steps with, and a step also changes a
     log weight by what the reward has gained since:
 
     .. math:: \beta\, r\big(\hat x_0(x')\big) - \beta\, r\big(\hat x_0(x)\big)
 
     which is exact for steps of any length, needs no gradient of the reward, and ends at :math:`\beta\, r(x_0)`. With
-    ``power=1`` the rule tells the sampler nothing by itself: in ``cfg(4) | resample(8, 1, reward=...)`` it weighs the
-    samples of the rules before it.
+    ``power=1`` the rule leaves the estimate as it is: in ``cfg(4) | resample(8, 1, reward=...)`` it weighs the samples
+    of the rules before it.
 
     With a `drift` d the samples are led along the gradient of the reward too, so that fewer of them are far from where
     the target is. Of :math:`y = x/\alpha` a step that draws the noise of the reverse SDE has the law
-    :math:`N(m, s^2)`, with the clean sample :math:`\hat x_0` that the sampler is told of
+    :math:`N(m, s^2)`, with the clean sample :math:`\hat x_0` that the sampler steps with
 
     .. math:: m = \hat x_0 + \frac{k'^2}{k^2}\,(y - \hat x_0),\qquad s^2 = k'^2\Big(1 - \frac{k'^2}{k^2}\Big),
 

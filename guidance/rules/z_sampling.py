@@ -42,8 +42,8 @@ class ZSampling(Move[Below]):
     r"""Zigzag sampling: take each step under guidance, invert it under less guidance, and take it again.
 
     A step of the sampler under the stack leads from x at the level :math:`k = \sigma/\alpha` to :math:`x'` at
-    :math:`k'`. It is undone as in DDIM inversion, with the noise of `scale` that the network answers at :math:`x'` when
-    it is told the level of x:
+    :math:`k'`. The step is undone as in DDIM inversion, with the noise under `scale` that the network predicts at
+    :math:`x'` when it is given the level of x:
 
     .. math:: x \leftarrow \alpha\,\Big(\frac{x'}{\alpha'} + (k - k')\,\epsilon_s(x', k)\Big),
               \qquad \epsilon_s = \epsilon_u + s\,(\epsilon_c - \epsilon_u)

@@ -114,7 +114,7 @@ def check_time(runs: Runs) -> Answer:
                 FAIL,
                 f"`clock` makes {told:g} of {one.time:g} at step {one.step}, where it is {run.times[one.step]:g}",
             )
-    return PASS, "the time that the denoiser is told is the scheduler's"
+    return PASS, "the time that the denoiser is given is the scheduler's"
 
 
 def check_sign(runs: Runs) -> Answer:

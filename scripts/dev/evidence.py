@@ -37,7 +37,7 @@ TUNED = {
     "half": ("--evaluations", "25"),
     "least": ("--likeness", "adaptive(cfg(4), threshold=0.97, space='denoised')"),
 }
-"""What each tuned preset is told: `guidestack tune`."""
+"""The arguments of `guidestack tune` for each tuned preset."""
 DEMO = tuple(case.prompt for case in CASES)
 STACKS = ("stack()", "cfg(2)", "cfg(4)", "cfg(8)", "cfg(8) | rescale(0.7)")
 """Prompts and stacks of docs/demo.png, as `make demo` has them."""

@@ -57,7 +57,7 @@ class Task:
     """One task.
 
     Args:
-        words: what is told of the hidden picture.
+        words: what is known of the hidden picture, in words.
         prompt: what the prompt says of it.
         objectives: for hidden pictures ``(B, 3, H, W)`` the objective of each.
         score: of pictures that were made, given the hidden ones: how good each is, shape ``(B,)``.

@@ -546,7 +546,7 @@ def test_bad_conditions(conditions: Any, reason: str) -> None:
 
 def test_what_is_missing_is_said_before_the_denoiser_runs(sdxl: Pair) -> None:
     with counted(sdxl.denoiser) as rows:
-        with pytest.raises(InputError, match=r"not told the scheduler.*set guider.scheduler = pipe.scheduler"):
+        with pytest.raises(InputError, match=r"no scheduler to read .* set guider.scheduler = pipe.scheduler"):
             sdxl.run(gs.StackGuider("cfg(3)"))
         with pytest.raises(InputError, match=r"asks for 'null', which the loop does not have.*guider.conditions"):
             sdxl.run(guider(sdxl, "perpneg(3)"))

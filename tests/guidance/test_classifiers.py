@@ -313,7 +313,7 @@ def test_more_negatives_than_references_are_refused() -> None:
         referred(gs.ClassifierReference(3, "a", "b"))
     with pytest.raises(InputError, match="there is no objective 'x'"):
         referred(gs.ClassifierReference(3, "a", ("b", "x")))
-    with pytest.raises(RuleError, match="references are one objective at least"):
+    with pytest.raises(RuleError, match="references must be one objective at least"):
         gs.ClassifierReference(3, "a", ())
 
 

@@ -239,7 +239,7 @@ def test_bad_input_is_one_line() -> None:
     refused(InputError, "the picture of the objective 'known' is for 4x8 pixels, and the run", given=HALF[:, :4])
     refused(InputError, "is opaque nowhere: no pixel of it is known", given=torch.cat([GIVEN, 0.5 * HALF[3:]]))
     refused(InputError, "takes a picture", given=3)
-    refused(InputError, "what makes them of pictures is not known; give encode=", decode=lambda x0: x0)
+    refused(InputError, "no encoder from pictures to samples is known; give encode=", decode=lambda x0: x0)
     for scheduler in (DPMSolverMultistepScheduler, UniPCMultistepScheduler):
         message = r"replace\('known', fresh=True\) moves samples between two steps, and .* remembers earlier steps"
         refused(UnsupportedSchedulerError, message, "replace('known', fresh=True)", scheduler=scheduler)

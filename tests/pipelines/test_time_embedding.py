@@ -532,5 +532,5 @@ def test_a_sampler_without_times_can_have_the_constant_schedule_only() -> None:
     }
     assert gs.sample(model, gs.TSG(2, strength=0.2), scheduler, **given).report.evaluations == [8]
     for rule in (gs.TSG(2, power=1), gs.TSG(2, window=(0.1, 0.9))):
-        with pytest.raises(RuleError, match="which this sampler's timesteps do not tell; power=0 without a window"):
+        with pytest.raises(RuleError, match="which this sampler's timesteps do not give; power=0 without a window"):
             gs.sample(model, rule, scheduler, **given)

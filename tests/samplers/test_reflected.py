@@ -95,7 +95,7 @@ def test_bad_levels(sigmas: Any) -> None:
 def test_bad_runs() -> None:
     with pytest.raises(InputError, match="seeds is empty"):
         drawn(seeds=[])
-    with pytest.raises(CompositionError, match="leaves no room"):
+    with pytest.raises(CompositionError, match="does not support that"):
         drawn("langevin(1)")
 
 

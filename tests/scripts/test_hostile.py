@@ -274,7 +274,7 @@ def test_other_formats_are_read_for_edit_alone(refused: Callable[..., str], tmp_
         path = tmp_path / "x.png"
         Image.new("RGB", (16, 16)).save(path, format=kind)
         said = refused("edit", path, "a cat", "--out", tmp_path)
-        assert ("say it with --source" in said) == fits
+        assert ("give it with --source" in said) == fits
         assert ("cannot read the image" in said and "as PNG or JPEG or WEBP" in said) != fits
         if not fits:
             assert "as PNG or JPEG or WEBP" in refused("generate", "--like", path, "--out", tmp_path)

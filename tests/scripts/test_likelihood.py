@@ -34,7 +34,7 @@ def test_images_and_their_likelihood(command: Any, model_folder: Path, tmp_path:
     assert row["dimensions"] == 256
     for given, words in (
         ((odd, "--prompt", "a cat"), "has 16x24 pixels and this model makes 16x16"),
-        ((mute,), "does not say what it shows; say it with --prompt"),
+        ((mute,), "does not hold the prompt that describes it; give it with --prompt"),
         ((mute, "--prompt", "a cat", "--size", "12x20"), "multiples of 8 pixels; got 12x20 (height x width)"),
         ((tmp_path / "none.png", "--prompt", "a"), "none.png"),
     ):

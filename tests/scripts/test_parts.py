@@ -332,7 +332,7 @@ def test_weights_that_cannot_be_read(command: Any, models: dict[str, Path], tmp_
     more = ["--model", models["sd"], "--out", tmp_path / "out", "--steps", 2, "--weights"]
     for options, message in (
         (["a", "--guidance", "perpneg(2)"], "takes several negative prompts, and with --weights there is one"),
-        (["a", "a cat and two big dogs on the hill", "--batch", 2], "are made alone; give --batch 1"),
+        (["a", "a cat and two big dogs on the hill", "--batch", 2], "cannot share a batch; give --batch 1"),
     ):
         status, _, err = command("generate", *options, *more)
         assert (status, message in err) == (2, True), err

@@ -146,9 +146,9 @@ def twin(folder: Path, other: Path, numbers: int, whole: bool, to: Path) -> None
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the prompts and the noise.")
 @SCALE
 @STEPS
-@click.option("--background", multiple=True, help="Ask for this colour only; may be repeated. All twelve unless told.")
+@click.option("--background", multiple=True, help="Ask for this colour only; may be repeated. Default: all twelve.")
 @click.option("--features/--no-features", default=False, show_default=True, help="By a pretrained network, too.")
-@click.option("--to", type=TO, help="JSON to write; measured.json in the work folder unless told.")
+@click.option("--to", type=TO, help="JSON to write. Default: measured.json in the work folder.")
 @click.pass_obj
 def measure(
     work: Path,

@@ -99,7 +99,7 @@ def recognized(
         rgba: the references.
         drawings: what each reference shows.
         describe: a vector of each picture.
-        on: background of the references; the one that was asked for unless told.
+        on: background of the references; by default the one that was asked for.
 
     Returns:
         ``top1``: the nearest reference is of the concept, in whatever style. ``top5``: one of the five nearest is.
