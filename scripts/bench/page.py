@@ -18,84 +18,88 @@ MAX_BYTES = 10_000_000  # bytes
 
 INTRODUCTION = """# Performance
 
-An image costs at least its network evaluations. This page measures what guidance costs beside them: every rule, on
-the same weights and seeds as the stock diffusers pipeline with its own classifier-free guidance, in one process,
-interleaved.
+An image costs at least its network evaluations. This page shows what guidance costs beside them. Every rule runs on
+the same weights and seeds as the stock diffusers pipeline with its own classifier-free guidance, in one process, and
+runs of both alternate.
 
-It is made of docs/performance.json, whose rows are of `guidestack bench --model MODEL --batch IMAGES --json FILE`, and
-of the files of the commands below beside it: `guidestack bench --from docs/performance.json --from FILE ... --page
-docs/performance.md`, with docs/performance-arithmetic.json, -merging, -sweep, -edits and -comfyui. A table with all
-rows in a minute, of one image and few steps: `guidestack bench --quick`.
+The page is generated from docs/performance.json, which `guidestack bench --model MODEL --batch IMAGES --json FILE`
+writes, and from docs/performance-arithmetic.json, -merging, -sweep, -edits and -comfyui, which the commands below
+write: `guidestack bench --from docs/performance.json --from FILE ... --page docs/performance.md`.
+`guidestack bench --quick` prints all rows in a minute, for one image and few steps.
 
-* **time**: of a whole run over the stock pipeline's; median, smallest and largest ratio to the runs next to it.
-* **evaluations**: rows over all network calls, over the stock pipeline's.
-* **efficiency**: what the network's calls would cost by themselves, over what they cost with guidance around them. By
-  themselves is a call of a copy of the network, right before or after one of the run, with the same arguments and
-  nothing around it; what guidance adds is the time outside of the calls less that of the stock pipeline. Encoding the
-  prompt and decoding the image are the pipeline's own and count for neither. Encoding what only a rule asks for counts
-  against it: ICG's random texts, which are most of what it adds, and Perp-Neg's negatives. Of Adaptive Guidance, whose
-  samples stop at different steps, it is what leaving rows out of a batch costs.
-* **network**: the same numerator over the whole run, with text and decoding: what is left to win anywhere.
-* **memory**: the most bytes in tensors allocated during a run, without the weights, over the stock pipeline's.
-* **added**: time that guidance spends outside of the network in each step, beyond what the stock pipeline spends there.
-* **guider**: time of the rule's arithmetic over that of diffusers' guider of the same rule, on samples of this size,
-  where there is one. Of small samples both are some ten calls from Python, a few hundredths of a millisecond; of large
-  ones `guidestack bench arithmetic` tells.
-* **Modular**: time of a whole run over that of a Modular pipeline of diffusers with that guider, on a Stable Diffusion
-  XL of the model's size.
+* **time**: the time of a whole run, divided by that of the stock pipeline. The median, smallest and largest ratio to
+  the stock runs next to it.
+* **evaluations**: rows over all network calls, divided by those of the stock pipeline.
+* **efficiency**: the time of the network's calls alone, divided by the same time plus what guidance adds. The first is
+  measured on a copy of the network, which is called with the same arguments right before or after each call of the
+  run. What guidance adds is the time outside of the calls, less that of the stock pipeline. Encoding the prompt and
+  decoding the image belong to the pipeline and do not count. Encoding a text that only the rule needs counts against
+  the rule: the random texts of ICG, which are most of what it adds, and the negatives of Perp-Neg. For Adaptive
+  Guidance, whose samples stop at different steps, efficiency shows what it costs to leave rows out of a batch.
+* **network**: the time of the network's calls alone, divided by that of the whole run, with encoding and decoding. The
+  rest is all that could still be saved.
+* **memory**: the most bytes of tensors allocated during a run, without the weights, divided by the stock pipeline's.
+* **added**: the time that guidance spends outside of the network in each step, less what the stock pipeline spends.
+* **guider**: the time of the rule's arithmetic, divided by that of the diffusers guider of the same rule, on samples of
+  this size, where there is such a guider. On small samples both are some ten calls from Python, a few hundredths of a
+  millisecond; for large samples see `guidestack bench arithmetic`.
+* **Modular**: the time of a whole run, divided by that of a Modular pipeline of diffusers with that guider, on a Stable
+  Diffusion XL of the model's size.
 
-What does not depend on samples has commands of its own: `guidestack bench start` (importing, and the command's first
-step), `guidestack bench install` (hooks, and what a hundred calls leave behind), `guidestack bench caches`
-(Adaptive Guidance with a feature cache on a random transformer: whether their savings multiply). Keys and values of the
-text are computed anew in each call, as the stock pipeline does: no network of diffusers takes them as an argument, and
-keeping them would cost more memory than the limit of a rule allows.
+Three commands measure what does not depend on samples. `guidestack bench start` measures the import and the command's
+first step; `guidestack bench install` measures the hooks, and what a hundred calls leave behind; `guidestack bench
+caches` measures whether the savings of Adaptive Guidance and of a feature cache multiply, on a random transformer.
+Keys and values of the text are computed in each call, as in the stock pipeline: no network of diffusers takes them as
+an argument, and keeping them would cost more memory than a rule may use.
 
-A rule of the prompt's own pass (`nag`, `nasa`, `pladis`) has the evaluations of `stack()`, with whose time in the same
-table it is to be compared. What an edit does within the network counts against the rule's efficiency.
+The rules of the prompt's own pass (`nag`, `nasa`, `pladis`) evaluate the network as often as `stack()`, so compare
+their time with its row. What their edits cost within the network counts against their efficiency.
 
-A rule may take less time than its share of evaluations says, or more: a call with fewer rows costs more for each.
-Where a run has few steps, its efficiency is a median of few calls and known to some hundredths only, and what is
-encoded once a run weighs as it would not in a run of usual length.
+The time of a rule may be below or above its share of evaluations, because a call with fewer rows costs more per row.
+Efficiency in a run of few steps is a median of few calls, known to some hundredths only, and what is encoded once a run
+has more weight there than in a run of usual length.
 """
 PARTS = {
     "arithmetic over": """## One step without the network
 
-`guidestack bench arithmetic`: all that a rule does once the network has answered, on float32 latents of eight
-pictures of 1024x1024 pixels, over the forward of a guider of diffusers, by the processor time of the thread. A rule
-makes a few passes over memory. Some cannot do with as few as `apg`:
+`guidestack bench arithmetic` measures all that a rule does after the network has answered, on float32 latents of eight
+pictures of 1024x1024 pixels: its processor time, divided by that of the `forward` of a guider of diffusers. A rule
+makes a few passes over memory. Some rules need more passes than `apg`:
 
 * `fdg` splits every channel by a pyramid, which is four products with matrices of the picture's sides;
 * `fresca` makes a Fourier transform and its inverse;
-* `threshold` looks for a quantile of every channel, exactly, among the largest numbers of its parts;
+* `threshold` finds the exact quantile of every channel among the largest numbers of its parts;
 * `skimmed` tests each element twice, with three products and comparisons each time.
 """,
     "a merged pass": """## Token merging
 
-`guidestack bench merging --clock cpu`: one pass of the network for one sample, with that share of the tokens merged
-by importance, over the plain pass; finding which are alike is part of it. Latents of 32x32 are pictures of 256 pixels,
-those of 64x64 of 512. Below 1 merging pays.
+`guidestack bench merging --clock cpu` measures one pass of the network for one sample with a share of the tokens merged
+by importance, divided by the plain pass. Finding the tokens that are alike is part of the time. Latents of 32x32 belong
+to pictures with a side of 256 pixels, those of 64x64 to 512. Merging saves time where the ratio is below 1.
 """,
     "a sweep": """## Sweeps
 
-`python -m guidestack.scripts.bench.sweep --only speed --clock cpu --json docs/performance-sweep.json`: a sweep of the
-bundled model, with its records, its images as PNG and its merge, over the bare pipeline with its own guidance on the
-same prompts and seeds, each batch by one right after the other. The ratio is that of all batches but the first two, the
-range that of single ones. A sweep is to keep 0.97 of the bare pipeline's images a second, which is a ratio of 1.031,
-and a flat memory: what the process holds after each batch of its second half, over the most that it held in its second
-quarter. A run ended by Ctrl-C, as that of these rows, keeps what it had and says of how many images.
+`python -m guidestack.scripts.bench.sweep --only speed --clock cpu --json docs/performance-sweep.json` measures a sweep
+of the bundled model with its records, its images as PNG and its merge. It is compared with the bare pipeline under its
+own guidance on the same prompts and seeds; the batches of both alternate. The ratio is that of all batches but the
+first two, and the range is that of single batches. The aims are 0.97 of the bare pipeline's images a second, which is
+a ratio of 1.031, and constant memory: what the process holds after each batch of its second half, divided by the most
+that it held in its second quarter. A run that was ended by Ctrl-C, such as that of these rows, keeps its results and
+says how many images they come from.
 """,
     "a perturbed pass": """## Edits of the network
 
-`guidestack bench edits --model bundled --repeats 15 --clock cpu`: a pass of the network for one sample with the edit
-that the second evaluation of a rule has, over the plain pass. It is one evaluation, and at most 1.01 is the bar; edits
-that leave blocks out take less. On a machine that others use too the ratios of single rounds spread by 10% and more, so
-that the medians are known to some 2%: a small network's pass of 30 ms does not tell 1% from none. `seg` misses the bar.
+`guidestack bench edits --model bundled --repeats 15 --clock cpu` measures a pass of the network for one sample with the
+edit of a rule's second evaluation, divided by the plain pass. The aim is a ratio of at most 1.01; edits that leave
+blocks out take less. On a machine that others use too, the ratios of single rounds spread by 10% and more, so that the
+medians are known to some 2%: on a small network, whose pass takes 30 ms, 1% cannot be told from 0. `seg` misses the
+aim.
 """,
     "the guider in ComfyUI": """## In ComfyUI
 
-`python -m guidestack.scripts.dev.comfyui --json FILE`: whole runs under the node "Guider" by processor time, over
-ComfyUI's own guider with the same scale, on the stand-in for ComfyUI that the tests use, around the bundled network.
-At most 1.02 is the bar. No real ComfyUI was timed.
+`python -m guidestack.scripts.dev.comfyui --json FILE` measures the processor time of whole runs under the node
+"Guider", divided by that of ComfyUI's own guider with the same scale. It runs the bundled network on the stand-in for
+ComfyUI that the tests use; no real ComfyUI was timed. The aim is a ratio of at most 1.02.
 """,
 }
 """What stands above the rows of other commands, by how the rows' `what` begins."""
