@@ -267,7 +267,7 @@ def test_guidance_and_bad_input() -> None:
         torch.testing.assert_close(found.x, MU + wanted, atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="noise, data or"):
         restore(told, Affine.sgmse(), MU, emits="velocity")
-    with pytest.raises(InputError, match="3 seeds for 2"):
+    with pytest.raises(InputError, match="seeds has 3 entries for 2 signals"):
         restore(told, IR, MU, seeds=[1, 2, 3])
     with pytest.raises(InputError, match="first noise level"):
         Affine.ir_sde(5000).config()

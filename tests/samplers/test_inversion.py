@@ -303,7 +303,7 @@ def test_rules_that_remember_are_refused(stack: str) -> None:
 
 def test_wrong_arguments() -> None:
     scheduler = make("DDIMScheduler", FINE)
-    with pytest.raises(InputError, match="3 seeds for 2 samples"):
+    with pytest.raises(InputError, match="seeds has 3 entries for 2 samples"):
         inverted(scheduler, "cfg(2)", seeds=[1, 2, 3])
     with pytest.raises(InputError, match="the model emits 'v' but the scheduler reads 'epsilon'"):
         inverted(scheduler, "cfg(2)", emits=V)

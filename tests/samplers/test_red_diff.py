@@ -132,7 +132,7 @@ class Rough(Objective):
     [
         ({"weight": -1}, InputError, "weight must be"),
         ({"over": "cubic"}, InputError, "over is linear"),
-        ({"seeds": [1, 2, 3]}, InputError, "3 seeds for 1"),
+        ({"seeds": [1, 2, 3]}, InputError, "seeds has 3 entries for 1 samples"),
         ({"objectives": {"mine": Noisy()}}, UnsupportedError, "sees noisy samples"),
         ({"objectives": {"mine": Rough()}}, RuleError, "has no gradient"),
         ({"optimizer": sgd(1e30), "steps": 30}, NonFiniteError, "NaN or Inf"),
