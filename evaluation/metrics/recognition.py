@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from ...guidance import fields
 from ...guidance.errors import InputError, nearest
 from .. import extractors, references
-from ..emoji.nearest import Place, order, place, shrink, units
-from ..emoji.pictures import border, nearest_colour, on_background
+from ..emoji.pictures import Place, border, nearest_colour, on_background, order, place, shrink, units
 from ..emoji.vocabulary import BACKGROUNDS
 from .base import Features, Images, Labels, SampleMetric, Values
 from .registry import register

@@ -22,7 +22,7 @@ from ..run.progress import Progress
 from ..run.runner import Options, generator_of
 from ..spec.cells import expand
 from ..store.folder import RunFolder
-from . import frontier, plot, preset
+from . import frontier, preset
 from .frontier import Point, pareto
 from .goal import likeness
 from .pool import Pool
@@ -228,7 +228,7 @@ class Tuning:
         self.files.write_bytes("frontier.json", frontier.as_json(told))
         self.files.write_bytes("frontier.csv", frontier.as_csv(groups))
         if verified:  # the picture is for the end, which is where it is looked at
-            self.files.write_bytes("frontier.svg", plot.figure(told))
+            self.files.write_bytes("frontier.svg", frontier.figure(told))
 
     def _write_preset(
         self, verdict: preset.Verdict, counts: tuple[int, int], yardstick: Point | None, than: Point | None

@@ -17,7 +17,7 @@ import guidestack as gs
 from guidestack.evaluation.plots import LIGHT
 from guidestack.evaluation.spec.cells import baseline_of, expand
 from guidestack.evaluation.spec.sweep import load_sweep
-from guidestack.evaluation.tune.plot import figure
+from guidestack.evaluation.tune.frontier import figure
 from guidestack.guidance.notation.presets import load_preset, names, tuned_for
 from guidestack.scripts.dev.figures.__main__ import group
 from guidestack.scripts.dev.figures.tune import frontier_table, sweep_table

@@ -23,7 +23,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ....evaluation.emoji import pictures
-from ....evaluation.emoji.nearest import shrink
+from ....evaluation.emoji.pictures import shrink
 from ....evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, Request, caption, drawn_requests, labels
 from ....evaluation.references import drawings
 from ....guidance.files import replacing

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ....evaluation.emoji import pictures
-from ....evaluation.emoji.nearest import Vectors, order, place, shrink, units
+from ....evaluation.emoji.pictures import Vectors, order, place, shrink, units
 from ....evaluation.emoji.vocabulary import BACKGROUNDS, Request, concepts, drawn_requests
 from ....evaluation.extractors import DEFAULT, Extractor, load
 from ....evaluation.statistics import share_interval

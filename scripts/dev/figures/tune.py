@@ -79,7 +79,7 @@ def written(folder: Path, name: str, page: Path) -> list[str]:
         InputError: the folder holds neither, or the page has no place for it.
     """
     from ....evaluation.store.location import Location
-    from ....evaluation.tune.plot import figure
+    from ....evaluation.tune.frontier import figure
 
     try:
         text, files = page.read_text(encoding="utf-8"), Location(page.parent)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from guidestack.evaluation import references
-from guidestack.evaluation.emoji import nearest
-from guidestack.evaluation.emoji.nearest import Place, shrink, units
-from guidestack.evaluation.emoji.pictures import on_background
+from guidestack.evaluation.emoji import pictures
+from guidestack.evaluation.emoji.pictures import Place, on_background, shrink, units
 from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, Request, drawn_requests, labels
 from guidestack.evaluation.metrics import SampleMetric, parse_metric, recognition
 from guidestack.guidance.errors import InputError
@@ -155,5 +154,5 @@ def test_pictures_are_counted_and_not_concepts(monkeypatch: pytest.MonkeyPatch) 
 
 def test_places_are_counted_among_pictures_and_among_concepts() -> None:
     slugs, styles = np.array(["b", "b", "c", "a", "a"]), np.array(["flat", "noto", "flat", "noto", "flat"])
-    assert nearest.place(np.array([1, 0, 2, 4, 3]), slugs, styles, "a") == Place(3, 2, "flat")
-    assert nearest.place(np.array([3, 1, 0, 2, 4]), slugs, styles, "a") == Place(0, 0, "noto")
+    assert pictures.place(np.array([1, 0, 2, 4, 3]), slugs, styles, "a") == Place(3, 2, "flat")
+    assert pictures.place(np.array([3, 1, 0, 2, 4]), slugs, styles, "a") == Place(0, 0, "noto")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guidestack.evaluation.emoji import pictures
-from guidestack.evaluation.emoji.nearest import order, shrink
+from guidestack.evaluation.emoji.pictures import order, shrink
 from guidestack.evaluation.emoji.vocabulary import BACKGROUNDS, STYLES
 from guidestack.scripts.dev.emoji.card import copied
 from guidestack.scripts.dev.emoji.harvested import Drawing
