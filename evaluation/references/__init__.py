@@ -26,12 +26,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ...guidance.errors import InputError, nearest
 from ...guidance.files import replacing
+from ...pipelines.models.files import FORMATS, SUFFIXES, opened
 from .. import extractors
 from .. import paths as places
 from ..emoji.pictures import Pixels, on_background
@@ -40,7 +41,6 @@ from ..values import file
 
 HERE = Path(__file__).parent
 EMOJI = "emoji"
-SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 TILE, COLUMNS = 64, 44
 BATCH = 64
 MAX_PICTURES = 1_000_000  # pictures of a folder
@@ -102,7 +102,7 @@ class Reference:
         """
         if isinstance(self.source, tuple):
             for path in self.source:
-                yield _opened(path)[None]
+                yield np.asarray(opened(path, FORMATS).convert("RGB"))[None]
             return
         rgba = drawings().rgba
         colours = [self.source] * len(rgba) if self.source else backgrounds(len(rgba))
@@ -204,12 +204,3 @@ def _made_of(reference: Reference) -> str:
 def cache() -> Path:
     """The folder in which features of references are kept; deleting it costs their computation."""
     return Path(os.environ.get("GUIDESTACK_CACHE", "~/.cache/guidestack")).expanduser() / "references"
-
-
-def _opened(path: Path) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path, formats=("PNG", "WEBP", "JPEG")) as image:
-            image.load()
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"the reference picture {path} cannot be read: {error}") from error

@@ -13,13 +13,13 @@ its own, so that nothing is made twice.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..spec.cells import Addresses, Cell
 from ..spec.prompts import Prompt, written_prompt
+from ..store.shards import digest
 
 Pairs = Sequence[tuple[int, int]]
 """Places of prompts, each with a seed."""
@@ -58,7 +58,7 @@ class Batch:
     @property
     def name(self) -> str:
         """The name of the batch: a hash of the addresses of its samples."""
-        return hashlib.blake2b("".join(one.address for one in self.samples).encode(), digest_size=8).hexdigest()
+        return digest([one.address for one in self.samples])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ...guidance.errors import InputError, shown
+from ...pipelines.models.files import decoded
 from ..values import check_plain
 from . import shards
 from .location import PATIENCE, Location
@@ -285,15 +285,10 @@ class RunFolder:
             InputError: it is not there, leads out of the folder, or is no image.
         """
         try:
-            with Image.open(io.BytesIO(self.location.read(path)), formats=("PNG", "WEBP")) as image:
-                image.load()
-                return image.convert("RGB")
+            data = self.location.read(path)
         except FileNotFoundError:
             raise InputError(f"no image {path} in {self}") from None
-        except UnidentifiedImageError as error:  # whose message names the buffer
-            raise InputError(f"cannot read the image {shown(path)} of {self}: it is none, or is damaged") from error
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"cannot read the image {shown(path)} of {self}: {error}") from error
+        return decoded(data, f"{shown(path)} of {self}", ("PNG", "WEBP")).convert("RGB")
 
     def features(self, extractor: str) -> tuple[list[str], NDArray[Any]]:
         """Read the addresses of all samples that have features, and a row for each, shape ``(N, D)``."""

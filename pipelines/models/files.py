@@ -131,17 +131,30 @@ def check_out(folder: Path, instead: str = "") -> None:
 
 
 def opened(path: str | Path, formats: tuple[str, ...] = ("PNG",)) -> Image.Image:
-    """A picture from a file that anybody may have written, decoded: the one place that reads them.
+    """A picture from a file that anybody may have written, decoded.
 
     Args:
         path: of the file.
         formats: that it may have, whatever its name; others are not tried.
 
     Raises:
-        InputError: it cannot be read, is of another format, or is larger than 8192 x 8192 pixels, which its first bytes
+        InputError: it cannot be read, or as of `decoded`.
+    """
+    return decoded(read_bytes(path, "image", MAX_BYTES), repr(str(path)), formats)
+
+
+def decoded(data: bytes, name: str, formats: tuple[str, ...] = ("PNG",)) -> Image.Image:
+    """A picture from the contents of a file that anybody may have written: the one place that reads them.
+
+    Args:
+        data: the contents.
+        name: of the file, quoted, for messages.
+        formats: that it may have, whatever its name; others are not tried.
+
+    Raises:
+        InputError: it is of another format, is damaged, or is larger than 8192 x 8192 pixels, which its first bytes
             tell.
     """
-    data = read_bytes(path, "image", MAX_BYTES)
     kinds = " or ".join(formats)
     try:
         with warnings.catch_warnings():
@@ -153,12 +166,12 @@ def opened(path: str | Path, formats: tuple[str, ...] = ("PNG",)) -> Image.Image
     except Image.DecompressionBombError:
         pixels = MOST_PIXELS + 1
     except UnidentifiedImageError as error:  # whose message names the buffer
-        raise InputError(f"cannot read the image {str(path)!r} as {kinds}: it is none, or is damaged") from error
+        raise InputError(f"cannot read the image {name} as {kinds}: it is none, or is damaged") from error
     except Exception as error:  # the readers of formats raise what a damaged file makes them run into
-        raise InputError(f"cannot read the image {str(path)!r} as {kinds}: {reason(error)}") from error
+        raise InputError(f"cannot read the image {name} as {kinds}: {reason(error)}") from error
     if pixels > MOST_PIXELS:
         raise InputError(
-            f"the image {str(path)!r} has more pixels than are read, {LARGEST_SIDE}x{LARGEST_SIDE}; make it smaller"
+            f"the image {name} has more pixels than are read, {LARGEST_SIDE}x{LARGEST_SIDE}; make it smaller"
         )
     return image
 
