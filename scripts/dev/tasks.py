@@ -38,6 +38,7 @@ from ...samplers import by_name
 from ...samplers.noise import generators
 from ..options import notices
 from .claims import weights as fingerprint
+from .figures.shared import fill
 
 SEARCHED, STEPS, BUDGET = 4, 10, 12
 """Pictures that the search looks at, steps of DDIM, and weights that it tries."""
@@ -388,9 +389,6 @@ def counts(bench: Bench, tasks: Sequence[str]) -> str:
     return "; ".join(told)
 
 
-BEGIN, END = "<!-- numbers: tasks -->\n", "<!-- /numbers -->"
-
-
 @click.command(help="Six tasks by six methods of steering with the bundled model: the tables of docs/objectives.md.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/tasks.json"), show_default=True)
 @click.option("--page", type=click.Path(path_type=Path), default=Path("docs/objectives.md"), show_default=True)
@@ -412,10 +410,8 @@ def main(out: Path, page: Path, tasks: tuple[str, ...], threads: int) -> None:
     click.echo(
         f"{written}\nnot certainly beaten: {beaten(bench, list(found))}\ndeviations: {counts(bench, list(found))}"
     )
-    if not tasks and page.exists() and BEGIN in (text := page.read_text(encoding="utf-8")):
-        before, _, rest = text.partition(BEGIN)
-        with replacing(page) as beside:
-            beside.write_text(before + BEGIN + written + END + rest.partition(END)[2], encoding="utf-8")
+    if not tasks:
+        fill(page, "tasks", written)
         click.echo(f"{page}: {counted(len(found), 'task')}")
 
 

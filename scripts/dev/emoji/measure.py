@@ -23,6 +23,7 @@ from ....evaluation.emoji import pictures
 from ....evaluation.emoji.pictures import Vectors, order, place, shrink, units
 from ....evaluation.emoji.vocabulary import BACKGROUNDS, Request, concepts, drawn_requests
 from ....evaluation.extractors import DEFAULT, Extractor, load
+from ....evaluation.metrics.neighbours import distances
 from ....evaluation.statistics import share_interval
 from ....guidance.files import replacing
 from . import harvested, sampling
@@ -132,8 +133,7 @@ def nearest_distances(made: NDArray[np.float32], trained: NDArray[np.float32]) -
         trained: pictures ``(M, H, W, 3)`` likewise.
     """
     rows, others = (one.reshape(len(one), -1).astype(np.float64) for one in (made, trained))
-    square = (rows**2).sum(1)[:, None] - 2 * rows @ others.T + (others**2).sum(1)
-    found: NDArray[np.float64] = np.sqrt(square.min(1).clip(0) / rows.shape[1])
+    found: NDArray[np.float64] = distances(rows, others).min(1) / np.sqrt(rows.shape[1])
     return found
 
 
