@@ -42,6 +42,12 @@ def replacing(path: Path, make_folder: bool = True) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, data: str | bytes, make_folder: bool = True) -> None:
+    """Write the contents of a file atomically, as `replacing`; text as UTF-8."""
+    with replacing(path, make_folder) as beside:
+        beside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Write a folder atomically: yield an empty one beside `path` that replaces it at the end; removed on an error."""

@@ -14,11 +14,12 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..guidance.errors import InputError
-from ..guidance.files import replacing
+from ..guidance.files import write_whole
 from ..guidance.reading import json_of, read_bytes
 from .wanted import Wanted
 
@@ -76,11 +77,8 @@ def keep(wanted: Wanted, asked: str | None, names: Sequence[str]) -> None:
         return
     kept = {key: value for key, value in _read(wanted.out).items() if key != asked}
     told = dict([*kept.items(), (asked, list(names))][-MOST:])
-    try:
-        with replacing(wanted.out / FILE, make_folder=False) as beside:
-            beside.write_text(json.dumps(told))
-    except OSError:
-        pass
+    with suppress(OSError):
+        write_whole(wanted.out / FILE, json.dumps(told), make_folder=False)
 
 
 def _read(folder: Path) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.errors import GuidestackError, GuidestackWarning, NonFiniteError, reason
-from ..guidance.files import replacing
+from ..guidance.files import write_whole
 from ..guidance.notation import registry
 from ..guidance.notation.text import parse
 from ..guidance.rule import models_of
@@ -473,8 +473,7 @@ def command(device: str | None, quick: bool, minutes: float, to: Path) -> None:
     seconds = time.monotonic() - began
     to.parent.mkdir(parents=True, exist_ok=True)
     told = {"machine": machine, "size": str(size), "seconds": seconds, "rows": [vars(row) for row in found]}
-    with replacing(to) as beside:
-        beside.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_whole(to, json.dumps(told, indent=1) + "\n")
     for row in found:
         if row.outcome == "FAIL":
             click.echo(row.line())

@@ -107,8 +107,7 @@ def _measure(options: dict[str, Any]) -> None:
 def _draw(world: Any, cells: dict[str, Any], condition: str, path: Path) -> None:
     from ..evaluation.plots import to_png
     from ..evaluation.world.picture import Panel, picture
-    from ..guidance.files import replacing
+    from ..guidance.files import write_whole
 
     panels = [Panel(name, drawn.x) for name, drawn in cells.items()]
-    with replacing(path) as beside:
-        beside.write_bytes(to_png(picture(world, panels, condition)))
+    write_whole(path, to_png(picture(world, panels, condition)))

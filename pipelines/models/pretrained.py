@@ -15,7 +15,7 @@ import yaml
 
 from ...guidance.errors import InputError, reason, shown
 from ...guidance.fields import parameters
-from ...guidance.files import RuleFile, replacing
+from ...guidance.files import RuleFile, write_whole
 from ...guidance.notation.config import to_config
 from ...guidance.notation.presets import as_stack, mapping_of, stack_in
 from ...guidance.reading import exists, is_folder
@@ -183,7 +183,6 @@ def _write(path: Path, data: bytes) -> None:
         InputError: the folder, the rights, a full disk.
     """
     try:
-        with replacing(path) as beside:
-            beside.write_bytes(data)
+        write_whole(path, data)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {shown(str(path))}: {reason(error)}; choose another folder") from error

@@ -14,7 +14,7 @@ import click
 import torch
 
 from ...guidance.errors import GuidestackError, InputError
-from ...guidance.files import replacing
+from ...guidance.files import write_whole
 from ...guidance.notation import presets
 from ...pipelines.models.bundled import EMOJI
 from ...pipelines.models.loading import quiet
@@ -253,8 +253,7 @@ def command(
         if to:
             write(rows, to)
         if page_to:
-            with replacing(page_to) as beside:
-                beside.write_text(page.text(rows), encoding="utf-8")
+            write_whole(page_to, page.text(rows))
 
 
 def _named(name: str, batch: Sequence[int], steps: int | None) -> Model:
@@ -364,5 +363,4 @@ def _warm() -> None:
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
     """Write rows of results where ``guidestack bench --from`` finds them."""
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(rows, indent=1) + "\n")

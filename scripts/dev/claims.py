@@ -28,7 +28,7 @@ from ...evaluation.analysis.planning import plan
 from ...evaluation.spec.cells import expand
 from ...evaluation.spec.sweep import FOLDERS, Sweep, load_sweep
 from ...evaluation.verdicts import Finding, overall
-from ...guidance.files import replacing
+from ...guidance.files import write_whole
 from ...guidance.words import counted
 from ...pipelines.models.bundled import EMOJI
 from ..options import notices, threads_option
@@ -186,8 +186,7 @@ def page(results: Path) -> str:
 
 def write_page(results: Path, to: Path) -> None:
     """Write the page from the files of the claims."""
-    with replacing(to) as path:
-        path.write_text(page(results), encoding="utf-8")
+    write_whole(to, page(results))
 
 
 @click.command()
@@ -212,8 +211,7 @@ def main(chosen: tuple[str, ...], out: Path, results: Path, to: Path, page_only:
                 continue
             told = one.test(out)
             results.mkdir(parents=True, exist_ok=True)
-            with replacing(results / f"{name}.json") as path:
-                path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            write_whole(results / f"{name}.json", json.dumps(told, indent=1) + "\n")
             rows = [Finding(**row) for row in told["rows"]]
             click.echo(f"{name}: {overall(rows)}")
             click.echo("".join(f"  {row.said}: {row.expected}: {row.of:.4g} and {row.than:.4g}\n" for row in rows))

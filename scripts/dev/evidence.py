@@ -22,7 +22,7 @@ import click
 
 from ...evaluation.run.estimate import span
 from ...evaluation.tune.goal import read_goal
-from ...guidance.files import replacing
+from ...guidance.files import replacing, write_whole
 from ...guidance.words import counted
 from ...pipelines.models.bundled import EMOJI
 from ..options import notices
@@ -164,9 +164,8 @@ def main(chosen: tuple[str, ...], again: bool, listed: bool) -> None:
             began = time.monotonic()
             one.run(Path("out/evidence") / now)
             seconds = round(time.monotonic() - began)
-            with replacing(MADE) as path:
-                told = {**made(), one.name: {"weights": now, "seconds": seconds}}
-                path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            told = {**made(), one.name: {"weights": now, "seconds": seconds}}
+            write_whole(MADE, json.dumps(told, indent=1) + "\n")
             click.echo(f"[{place}/{len(todo)}] {one.name}: done in {span(seconds)}")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...guidance.files import replacing
+from ...guidance.files import write_whole
 
 FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 PARAMETERS = "parameters"
@@ -79,8 +79,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             for number, (cell, outputs) in enumerate(execute(notebook), 1):
                 cell["outputs"], cell["execution_count"] = outputs, number
-        with replacing(path, make_folder=False) as beside:
-            beside.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         print(path)
 
 

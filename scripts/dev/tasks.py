@@ -27,7 +27,7 @@ from ...evaluation.emoji.pictures import on_background
 from ...evaluation.emoji.vocabulary import BACKGROUNDS, Request, caption, drawn_requests, labels
 from ...evaluation.tune.weights import Weights, beam
 from ...guidance.errors import InputError
-from ...guidance.files import replacing
+from ...guidance.files import write_whole
 from ...guidance.objectives import Blur, Color, ImageNet, Known, Similar, SuperResolution
 from ...guidance.rule import Rule, Stack
 from ...guidance.rules import TFG, Recur
@@ -284,8 +284,7 @@ class Bench:
         if name not in self.cells:
             self.cells[name] = made()
             whole = {"about": self.about, "cells": {key: vars(cell) for key, cell in self.cells.items()}}
-            with replacing(self.out) as beside:
-                beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            write_whole(self.out, json.dumps(whole, indent=1) + "\n")
             click.echo(f"{name}: {np.mean(self.cells[name].scores):.4g}")
         return self.cells[name]
 

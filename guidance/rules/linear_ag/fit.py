@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...errors import InputError, nearest, reason
-from ...files import replacing
+from ...files import write_whole
 from ...reading import json_of
 
 FOLDER = Path(__file__).parents[3] / "configs"
@@ -199,8 +199,7 @@ def write(fit: Fit, path: Path, guided: Sequence[bool]) -> None:
     tensors = {"triangle": fit.triangle.contiguous(), "coefficients": table(fit.triangle, guided)}
     data = safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True)})
     try:
-        with replacing(path) as beside:
-            beside.write_bytes(data)
+        write_whole(path, data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --out or make room") from None
 

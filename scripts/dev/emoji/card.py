@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ....evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, concepts
-from ....guidance.files import replacing
+from ....guidance.files import write_whole
 from .measure import weights_of
 
 TEMPLATE = Path(__file__).parent / "card.md"
@@ -92,5 +92,4 @@ def card(folder: Path) -> None:
         "copies": copied(measured.get("copies")),
         **{key: measured[key] for key in ("prompts", "references", "scale", "steps", "seed")},
     }
-    with replacing(folder / "README.md") as path:
-        path.write_text(TEMPLATE.read_text().format(**values))
+    write_whole(folder / "README.md", TEMPLATE.read_text().format(**values))

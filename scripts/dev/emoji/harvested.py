@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from ....evaluation.emoji.pictures import Pixels
 from ....evaluation.emoji.vocabulary import BACKGROUNDS, STYLES, caption, concepts
-from ....guidance.files import replacing
+from ....guidance.files import replacing, write_whole
 
 EMPTY = 0.10  # share of empty captions, which guidance needs
 WITH_STYLE = 0.90
@@ -44,8 +44,7 @@ def save(folder: Path, pixels: Pixels, drawings: list[Drawing]) -> None:
     """Write pictures, shape ``(N, 64, 64, 4)``, and their names."""
     with replacing(folder / "pictures.safetensors") as path:
         save_file({"rgba": pixels}, path)
-    with replacing(folder / "pictures.json") as path:
-        path.write_text(json.dumps([asdict(drawing) for drawing in drawings], indent=1))
+    write_whole(folder / "pictures.json", json.dumps([asdict(drawing) for drawing in drawings], indent=1))
 
 
 def load(folder: Path, slugs: tuple[str, ...] | None = None) -> tuple[Pixels, list[Drawing]]:

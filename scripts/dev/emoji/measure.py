@@ -25,7 +25,7 @@ from ....evaluation.emoji.vocabulary import BACKGROUNDS, Request, concepts, draw
 from ....evaluation.extractors import DEFAULT, Extractor, load
 from ....evaluation.metrics.neighbours import distances
 from ....evaluation.statistics import share_interval
-from ....guidance.files import replacing
+from ....guidance.files import write_whole
 from . import harvested, sampling
 from .harvested import Drawing
 
@@ -226,8 +226,7 @@ def measure(
         "copies": copies(made, [request.background for request in asked], rgba, held_out, seed),
         "shares": {key: share.to_json() for key, share in shares.items()},
     }
-    with replacing(to) as path:
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+    write_whole(to, json.dumps(figures, indent=1) + "\n")
     return figures
 
 

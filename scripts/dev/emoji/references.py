@@ -11,7 +11,7 @@ from PIL import Image
 from ....evaluation.emoji.pictures import Pixels
 from ....evaluation.emoji.vocabulary import concepts
 from ....evaluation.references import COLUMNS, HERE, TILE
-from ....guidance.files import replacing
+from ....guidance.files import replacing, write_whole
 from . import harvested
 
 
@@ -40,5 +40,4 @@ def write(rgba: Pixels, slugs: list[str], styles: list[str], to: Path) -> None:
     sheet = filled.reshape(rows, COLUMNS, TILE, TILE, 4).swapaxes(1, 2).reshape(rows * TILE, COLUMNS * TILE, 4)
     with replacing(to / "emoji.webp") as path:
         Image.fromarray(sheet).save(path, format="WEBP", lossless=True, quality=100, method=6, exact=True)
-    with replacing(to / "emoji.json") as path:
-        path.write_text(json.dumps(told) + "\n")
+    write_whole(to / "emoji.json", json.dumps(told) + "\n")

@@ -12,7 +12,7 @@ import click
 from PIL import Image, ImageChops, ImageStat
 
 from ....guidance.errors import GuidestackError, InputError
-from ....guidance.files import replacing
+from ....guidance.files import write_whole
 from ....samplers import by_name
 
 BEGIN, END = "<!-- numbers: {} -->\n", "<!-- /numbers -->"
@@ -79,5 +79,4 @@ def fill(page: Path, name: str, text: str) -> None:
     """
     if page.exists():
         whole = exchanged(page.read_text(encoding="utf-8"), name, text)
-        with replacing(page) as beside:
-            beside.write_text(whole, encoding="utf-8")
+        write_whole(page, whole)
