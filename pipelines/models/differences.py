@@ -47,7 +47,8 @@ def twin(network: nn.Module, path: Path) -> nn.Module:
     other.load_state_dict({name: changed(value, difference, name) for name, value in weights.items()})
     device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
     # torch's own `to`: that of diffusers warns of every change of type.
-    return nn.Module.to(other, device, dtype).requires_grad_(False).eval()
+    found: nn.Module = nn.Module.to(other, device, dtype)
+    return found.requires_grad_(False).eval()
 
 
 def _is_for(difference: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
