@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -450,20 +450,9 @@ def mean(values: Values) -> float:
 
 
 def _row(metric: Metric, cell: str, number: Number) -> dict[str, Any]:
-    value, low, high = (None if math.isnan(one) else one for one in (number.value, number.low, number.high))
-    return {
-        "cell": cell,
-        "metric": number.name,
-        "text": str(metric),
-        "value": value,
-        "low": low,
-        "high": high,
-        "level": intervals.LEVEL,
-        "samples": number.samples,
-        "prompts": number.prompts,
-        "better": metric.better,
-        "note": number.note,
-    }
+    told = {name: None if value != value else value for name, value in asdict(number).items()}  # NaN is null
+    about = {"cell": cell, "metric": told.pop("name"), "text": str(metric)}
+    return {**about, **told, "level": intervals.LEVEL, "better": metric.better}
 
 
 def _known(run: RunFolder, name: str, cells: Sequence[Cell]) -> list[NDArray[np.float32]]:

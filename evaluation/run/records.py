@@ -52,13 +52,8 @@ class Keeper:
         kind, measured = self.sweep.images, gathered(made.report)
         rows = []
         for place in missing:
-            scales = {
-                "effective_scale": measured.effective_scale[place],
-                "across": measured.across[place],
-                "ga_scale": measured.ga_scale[place],
-                "guided_steps": int(measured.guided_steps[place]),
-            }
-            row = self._row(batch, place, made) | scales
+            scales = {name: getattr(measured, name)[place] for name in ("effective_scale", "across", "ga_scale")}
+            row = self._row(batch, place, made) | scales | {"guided_steps": int(measured.guided_steps[place])}
             row["image"] = f"{IMAGES}/{row['address'][:2]}/{row['address']}.{kind}" if kind != "none" else None
             rows.append(row)
         images: dict[str, Callable[[], bytes]] = {
