@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
+import torch
 
 from ...evaluation.verdicts import overall
 from ...evaluation.world import claims
@@ -35,7 +36,7 @@ def made(found: Sequence[tuple[str, Claim, list[Finding]]], store: Store) -> str
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers"))
     lines = [
         f"Made {datetime.now(UTC):%Y-%m-%d} with {store.batches} batches of {store.size} samples a cell on "
-        f"{platform.machine()}, {versions}.\n",
+        f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), {versions}.\n",
         "| claim | paper | in the worlds |",
         "|---|---|---|",
     ]

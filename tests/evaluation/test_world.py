@@ -159,6 +159,18 @@ def test_samples_are_those_of_their_seeds(stack: str) -> None:
     assert not torch.equal(whole.x[0], whole.x[1])
 
 
+def test_samples_are_the_same_to_the_bit_by_more_threads_and_in_other_batches() -> None:
+    """Perp-Neg's projection is on rounding where the prompt and the empty prompt agree, and shows every last digit."""
+    how: dict[str, Any] = {"negatives": ["outer"], "count": 1500, "steps": 5}
+    once = draw(SPACE, "perpneg(2)", "a", **how).x
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(draw(SPACE, "perpneg(2)", "a", **how, batch=500).x, once)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_negatives_positives_and_a_rule_as_an_object() -> None:
     plain = draw(PLANE, gs.CFG(2), "a", count=300, steps=8)
     less = draw(PLANE, "perpneg(2)", "a", negatives=["outer"], count=300, steps=8)
