@@ -13,7 +13,7 @@ EMOJI = Path(__file__).parents[1] / "emoji"
 FLOW_TWIN = Path(__file__).parents[1] / "emoji-flow.safetensors"
 """The flow twin of the bundled model, as a difference from its denoiser."""
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
-"""What the scheduler of the flow twin is told: the straight path from the picture to noise."""
+"""The scheduler settings of the flow twin: the straight path from the picture to noise."""
 
 
 def load_emoji(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", flow: bool = False) -> Any:

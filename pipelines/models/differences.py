@@ -1,4 +1,4 @@
-"""A network from another one and the file of their difference, which is smaller than the network."""
+"""Makes a network from another one and a file of their difference, which is smaller than the network."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ...guidance.reading import read_bytes
 
 LARGEST = 20_000_000  # bytes of a file
 PROBE, CLOSE = "probe:", 0.02
-"""Of a difference's file: the first values of some weights that it is for, and how near these have to be."""
+"""Prefix of a file's entries with the first values of some weights that it is for, and how near these must be."""
 
 
 def twin(network: nn.Module, path: Path) -> nn.Module:
-    """The twin of a network: its weights with the difference that a file has added.
+    """Return the twin of a network: the same network with the difference in a file added to its weights.
 
     Args:
         network: the network that the difference is from, in any type and on any device; left as it is.
-        path: of the file, as `guidestack.scripts.dev.emoji.twin` writes it.
+        path: the file, as `guidestack.scripts.dev.emoji.twin` writes it.
 
     Returns:
         A network of the same class, device and type.
@@ -52,7 +52,7 @@ def twin(network: nn.Module, path: Path) -> nn.Module:
 
 
 def _is_for(difference: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
-    """Whether a difference is from these weights; types may differ."""
+    """Whether a difference was taken from these weights, whose type may differ."""
     probes = {name.removeprefix(PROBE): value for name, value in difference.items() if name.startswith(PROBE)}
     changes = {name.rpartition(".")[0] for name in difference if not name.startswith(PROBE)}
     if not probes or not {*probes, *changes} <= set(weights):
@@ -65,7 +65,7 @@ def _is_for(difference: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> 
 
 
 def changed(weight: Tensor, difference: Mapping[str, Tensor], name: str) -> Tensor:
-    """A weight with its part of a difference added: ``left @ right``, each in 8 bits with a scale for each rank."""
+    """Return a weight with its part of a difference added: ``left @ right``, in 8 bits with a scale for each rank."""
     if f"{name}.left" not in difference:
         return weight.float()
     left, right = difference[f"{name}.left"].float(), difference[f"{name}.right"].float()

@@ -57,14 +57,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Beside:
-    """A claim that is no sweep.
+    """A claim that no sweep can test, with its own measurement.
 
     Args:
-        words, paper, remark: as of a sweep's claim.
-        rows: what follows.
-        measured: from prompts, with their places, to a number of each, by number and cell.
-        count: prompts.
-        seed: of the prompts and the noise.
+        words, paper, remark: as in the claim of a sweep.
+        rows: the comparisons that follow from the claim.
+        measured: a function from prompts and the seed to one value for each prompt, by measured number and cell.
+        count: the number of prompts.
+        seed: seed of the prompts and the noise.
     """
 
     words: str
@@ -76,14 +76,14 @@ class Beside:
     remark: str = ""
 
     def found(self, count: int | None = None) -> list[Finding]:
-        """The rows with what was found, of the first `count` prompts, or of all."""
+        """Return the rows with what was found, on the first `count` prompts or on all."""
         asked = drawn_requests(labels(), count or self.count, self.seed)
         values = self.measured(asked, self.seed)
         return [told(row, values[row.number, row.of], values[row.number, row.than]) for row in self.rows]
 
 
 def told(row: Row, of: Values, than: Values) -> Finding:
-    """What a row shows, from the numbers of the same prompts in two cells."""
+    """Return what a row shows, from the values of the same prompts in two cells."""
     prompts, away = np.arange(len(of)), of - than
     ends = statistics.jackknife(lambda rows: float(away[rows].mean()), prompts, float(away.mean()))
     return Finding(str(row), row.be, row.matters, float(of.mean()), float(than.mean()), *ends, len(of), len(of))
@@ -99,7 +99,7 @@ def pipeline(sampler: str) -> Any:
 
 
 def batches(asked: Sequence[Request], what: str) -> Iterator[tuple[list[str], list[Request], range]]:
-    """Prompts, requests and places, so many at a time."""
+    """Iterate over prompts, their requests and their indices, `BATCH` at a time."""
     for start in tqdm(range(0, len(asked), BATCH), desc=what, unit="batch", disable=None):
         some = list(asked[start : start + BATCH])
         yield [one.prompt for one in some], some, range(start, start + len(some))
@@ -110,7 +110,7 @@ PAIRS = ((0.2, 2), (0.6, 7.5), (1, 12.5))
 
 
 def inverted(asked: Sequence[Request], seed: int) -> dict[tuple[str, str], Values]:
-    """PSNR of the picture that comes back after 50 steps of DDIM to its noise and 50 from it, in decibels."""
+    """Return the PSNR of a picture after 50 steps of DDIM to its noise and 50 back, in decibels, for each prompt."""
     drawn = references.drawings()
     at = {(slug, style): place for place, (slug, style) in enumerate(zip(drawn.slugs, drawn.styles, strict=True))}
     found: dict[tuple[str, str], Values] = {}
@@ -135,7 +135,7 @@ POINTS = 9
 
 
 def along_paths(asked: Sequence[Request], seed: int) -> dict[tuple[str, str], Values]:
-    """ISTD of pixels in [0, 1] along the great circle between two noises, 9 points, of each prompt."""
+    """Return for each prompt the ISTD of pixels in [0, 1] at 9 points of the great circle between two noises."""
     found: dict[tuple[str, str], Values] = {}
     for scale, twin in PAIRS[1:2]:
         for stack in (f"cfgpp({scale:g})", f"cfg({twin:g})"):
@@ -153,7 +153,7 @@ def along_paths(asked: Sequence[Request], seed: int) -> dict[tuple[str, str], Va
 
 
 def aligned(asked: Sequence[Request], seed: int) -> dict[tuple[str, str], Values]:
-    """Mean cosine of the conditional and the unconditional noise in the quarters of 20 steps, under CFG 4."""
+    """Return for each prompt the mean cosine of the two noise predictions, by quarter of 20 steps under CFG of 4."""
     quarters: dict[str, list[Values]] = {}
     guided = guide(pipeline("dpm++2m"), "cfg(4)", observe=strength)
     for prompts, _, places in batches(asked, "alignment"):
@@ -204,4 +204,4 @@ CLAIMS = {
         seed=29,
     ),
 }
-"""By name, beside those of ``configs/claims``."""
+"""The claims that no sweep can test, by name."""

@@ -40,19 +40,19 @@ BEFORE = "before.txt"
 """In `RESULTS`: what was found of earlier weights, as text; the page has it while a claim is not tested yet."""
 HEAD = """# The papers' claims, on the bundled model
 
-Every method's paper says what it is good for. Each claim below is a sweep in `configs/claims/` or, where it is none, in
-`scripts/dev/beside.py`, with the settings of the paper, not tuned to this model; what follows from it is tested on the
-difference of two cells with the same prompts and seeds. For each row the smallest difference that matters was written
-down before, and the number of prompts follows from it: as many as find such a difference with a probability of 80%, by
-the variance of a pilot of some dozens of prompts, as far as the page's few hours allow.
+Every method's paper says what it is good for. Each claim below is a sweep in `configs/claims/`, or is defined in
+`scripts/dev/beside.py` if no sweep can test it. It has the settings of the paper, which are not tuned to this model.
+Each row of a claim compares two cells with the same prompts and seeds. The smallest difference that matters was written
+down before a row was run. The number of prompts follows from it: enough to find such a difference with a probability
+of 80%, by the variance in a pilot of some dozens of prompts, as far as a few hours for the whole page allow.
 
-A row *holds* or *does not hold* where the 95% interval of the difference says so. Where the interval excludes every
-difference that matters, the row says *no difference larger than* that. What is left is *undecided*. A claim has the
-verdicts of its rows, so that one row does not decide for the others. Intervals are of each row by itself: of rows that
-expect a difference where there is none, 5% at most say that there is one.
+A row *holds* or *does not hold* if the 95% interval of the difference shows it. If the interval excludes every
+difference that matters, the row says *no difference larger than* that. Otherwise it is *undecided*. A claim has the
+verdicts of all its rows, so that no row decides for the others. Intervals hold for each row alone: of rows that expect
+a difference where there is none, at most 5% say that there is one.
 
 The model is small and draws 64x64 emoji: what does not hold here may well hold elsewhere. The claims about
-distributions are tested in [worlds whose laws are known](exact-world.md) as well, with 20,000 samples a cell.
+distributions are also tested in [worlds whose laws are known](exact-world.md), with 20,000 samples a cell.
 
 ```
 guidestack evaluate configs/claims/NAME.yaml --out RUN    # one claim; --first 32: a pilot; --plan: the prompts it needs

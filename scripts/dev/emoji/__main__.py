@@ -127,10 +127,10 @@ def export(work: Path, init: Path | None, flow: bool, to: Path) -> None:
     help="Pipeline folder of the twin: an earlier checkpoint, or the flow twin.",
 )
 @click.option("--numbers", type=int, default=400_000, show_default=True, help="Numbers of the file, of 8 bits each.")
-@click.option("--whole", is_flag=True, help="Change all weights; those at 8x8 unless told.")
+@click.option("--whole", is_flag=True, help="Change all weights; by default only those at 8x8.")
 @click.option("--to", type=TO, required=True, help="File to write: pipelines/emoji-weak.safetensors, or emoji-flow.")
 def twin(folder: Path, other: Path, numbers: int, whole: bool, to: Path) -> None:
-    """Write a twin of the denoiser in FOLDER: its difference from another one, as far as NUMBERS go."""
+    """Write a twin of the denoiser in FOLDER: its difference from another one, in at most NUMBERS numbers."""
     from safetensors.torch import load_file
 
     from .twin import SMALL, write_twin

@@ -1,8 +1,8 @@
 """Twins of the bundled model, each a small file: the weak twin, an earlier checkpoint, and the flow twin.
 
-A file has the difference of two denoisers, in the form of `guidestack.pipelines.models.differences.twin`: of each
-weight's difference the largest singular parts, in 8 bits. Those singular parts come first that explain most for their
-size, a part at 16x16 four times: its weights act at four times as many places as those at 8x8.
+A file has the difference of two denoisers, in the form of `guidestack.pipelines.models.differences.twin`: the largest
+singular parts of each weight's difference, in 8 bits. Parts are chosen by how much they explain for their size. Parts
+at 16x16 count four times, because their weights act at four times as many places as those at 8x8.
 
 The weak twin changes the modules at 8x8 only, where shapes are decided, and is stronger than the checkpoint by what is
 left out. With a share of the difference at 16x16 it errs in how much noise it leaves, and autoguidance covers the
@@ -104,7 +104,7 @@ def write_twin(
 
 
 def _places(name: str) -> int:
-    """At how many places a weight acts, over those at 8x8."""
+    """Return the number of places at which a weight acts, divided by that of weights at 8x8."""
     return 1 if name.startswith(SMALL) else 4
 
 
