@@ -62,7 +62,7 @@ def as_denoiser(
         evaluations: calls that the sampler makes in a step: 1 for Euler, 2 for Heun, DPM-Solver-2 and 2S; the last step
             may have fewer. Rules that decide once a step decide at the first.
         path: the scaling of x. ``"ve"``: ``x = x0 + sigma*eps``; ``"flow"``: ``x = (1 - sigma)*x0 + sigma*eps``.
-        seeds: one a sample, from which random conditions and perturbations are drawn; 0, 1, ... by default.
+        seeds: one for each sample, from which random conditions and perturbations are drawn; 0, 1, ... by default.
         max_rows: at most this many rows in one call of the model.
 
     Returns:

@@ -102,7 +102,7 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         enabled: whether the stack is applied; as in diffusers' guiders.
 
     Attributes:
-        seeds: one a sample, from which ICG and TSG draw; None for 0, 1, ...
+        seeds: one for each sample, from which ICG and TSG draw; None for 0, 1, ...
         run: the last run so far; None before the first evaluation.
 
     Raises:

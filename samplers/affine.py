@@ -210,7 +210,7 @@ def restore(
         stack: as in `sample`.
         sampler: short name of a sampler, as in `by_name`, or a scheduler made of ``process.config(emits)``.
         conditions: as in `sample`, each a mapping of tensors, to which ``"mu"`` is added; by default mu alone.
-        seeds: one a sample; 0, 1, ... by default.
+        seeds: one for each sample; 0, 1, ... by default.
         steps: of the sampler.
         **options: further arguments of `sample`.
 

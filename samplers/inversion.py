@@ -157,7 +157,7 @@ def invert(
         scheduler: one of `FIRST_ORDER`; its `set_timesteps` is called.
         x0: the data, shape ``(B, ...)``, at the level at which the scheduler ends: without noise, mostly.
         conditions: as in `sample`: what the data are said to be.
-        seeds: one a sample, for rules that draw at random; 0, 1, ... by default.
+        seeds: one for each sample, for rules that draw at random; 0, 1, ... by default.
         steps: steps of the scheduler.
         emits: as in `sample`.
         negatives: as in `sample`.

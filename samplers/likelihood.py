@@ -49,17 +49,17 @@ from .loop import Setup
 from .noise import one_each
 
 EXACT = 0
-"""As many probes stand for the exact trace."""
+"""The number of probes that means the exact trace."""
 MOST = 4096  # dimensions of which an exact trace is taken
 MOST_PROBES = 1000
 TOLERANCE = 1e-3
 Field = Callable[[Tensor, Level], tuple[Prediction, int]]
-"""The estimate at samples and a level, with the graph of its gradients if these are recorded; and what it cost."""
+"""Functions from samples and a level to the estimate, with its graph of gradients if recorded, and its evaluations."""
 
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Log densities of data, and the noise that the probability flow leads them to.
+    """Log densities of data, and the noise at which their probability flow ends.
 
     Attributes:
         nats: log p of each sample in nats, shape ``(B,)``, float64.
@@ -114,10 +114,11 @@ def likelihood(
             the sampler's steps, or steer by objectives.
         scheduler: any supported scheduler: it says what the model emits, and between which levels it was trained.
         x0: the data, shape ``(B, ...)``.
-        conditions: as in `sample`: what the data are said to be.
-        seeds: one a sample, for the probes, and for rules that draw: they draw once; 0, 1, ... by default.
-        probes: of Hutchinson's estimator; 0 for the exact trace.
-        tolerance: of the solver, relative and absolute, above 0.
+        conditions: as in `sample`: the condition under which the density is computed, such as a prompt.
+        seeds: one for each sample, for the probes and for rules that draw random numbers, which draw them once; 0, 1,
+            ... by default.
+        probes: the number of probes of Hutchinson's estimator; 0 for the exact trace.
+        tolerance: relative and absolute tolerance of the solver, above 0.
         sigmas: the noise levels sigma/alpha between which the flow is followed (sigma of flow models, at most 1); by
             default those of the scheduler's training. What comes out is the density of the data with the noise of the
             lower one.
@@ -158,12 +159,12 @@ def flows(
     negatives: Sequence[int] | None,
     positives: Sequence[int] | None,
 ) -> Iterator[tuple[int, Flow]]:
-    """Return the flow of each sample by itself, with its seed.
+    """Iterate over the samples' seeds, each with the flow of that sample alone.
 
     Args:
-        x: samples of the form that the flows are for, shape ``(B, ...)``.
-        seeds: one a sample.
-        model: as in `likelihood`, and so are the others.
+        x: samples of the shape and type that the flows are for, shape ``(B, ...)``.
+        seeds: one for each sample.
+        model: as in `likelihood`.
         stack: as in `likelihood`.
         scheduler: as in `likelihood`.
         conditions: as in `likelihood`.
@@ -180,7 +181,7 @@ def flows(
 
 
 def _row(value: Any, place: int) -> Any:
-    """One row of a condition."""
+    """Return one row of a condition."""
     if isinstance(value, Tensor):
         return value[place : place + 1]
     if isinstance(value, Mapping):
@@ -189,7 +190,7 @@ def _row(value: Any, place: int) -> Any:
 
 
 def joined(found: Sequence[Likelihood]) -> Likelihood:
-    """The likelihoods of samples one by one as those of a batch."""
+    """Join the likelihoods of single samples to those of a batch."""
     evaluations = tuple(count for one in found for count in one.evaluations)
     nats, error, noise = (torch.cat([getattr(one, name) for one in found]) for name in ("nats", "error", "noise"))
     return Likelihood(nats, error, noise, evaluations)
@@ -210,7 +211,7 @@ class Reach:
     flow: bool
 
     def at(self, u: float) -> Level:
-        """The level at the flow's variable u: the sigma of a flow, else log(sigma/alpha)."""
+        """Return the level at the flow's variable u: sigma for flow models, else log(sigma/alpha)."""
         if self.flow:
             return Level.flow(min(u, 1.0))
         k = math.exp(u)
@@ -219,16 +220,16 @@ class Reach:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The variable at the data and at the noise."""
+        """The values of the variable u at the data and at the noise."""
         return (self.low, self.high) if self.flow else (math.log(self.low), math.log(self.high))
 
     def speed(self, level: Level) -> float:
-        """What a velocity is multiplied by to be a derivative by the variable."""
+        """Return the factor that makes a velocity a derivative with respect to the variable u."""
         return 1.0 if self.flow else level.alpha * level.sigma
 
 
 def reach(scheduler: Any, sigmas: tuple[float, float] | None = None) -> Reach:
-    """The levels between which the network was trained that runs under a scheduler, or the ones given.
+    """Return the levels between which a scheduler's network was trained, or the given ones.
 
     Args:
         scheduler: any supported scheduler.
@@ -255,7 +256,7 @@ def reach(scheduler: Any, sigmas: tuple[float, float] | None = None) -> Reach:
 
 
 def _trained(scheduler: Any) -> list[float]:
-    """The noise levels sigma/alpha of the timesteps of the training, rising.
+    """Return the noise levels sigma/alpha of the training's timesteps, in rising order.
 
     Raises:
         UnsupportedSchedulerError: there is no table of them.
@@ -270,7 +271,7 @@ def _trained(scheduler: Any) -> list[float]:
 
 
 def clock(scheduler: Any) -> Callable[[Level], float]:
-    """From a level to the timestep at which a network was trained for it, between whole ones where that is.
+    """Return a function from a level to the timestep at which a network was trained for it, a fraction if need be.
 
     Raises:
         UnsupportedSchedulerError: it is not known.
@@ -286,7 +287,7 @@ def clock(scheduler: Any) -> Callable[[Level], float]:
 
 
 def check_anywhere(stack: Stack) -> None:
-    """Refuse a stack whose estimate is not a function of the sample and the level alone, with gradients.
+    """Refuse a stack whose estimate is not a differentiable function of the sample and the level alone.
 
     Raises:
         CompositionError: naming the rule.
@@ -341,7 +342,7 @@ class Anywhere(Step):
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """The estimate of a stack anywhere: a `Field`.
+    """The estimate of a stack at any sample and level: a `Field`.
 
     Args:
         stack: one that `check_anywhere` admits.
@@ -354,7 +355,7 @@ class Flow:
     network: Callable[[Tensor, Level], Network]
 
     def __call__(self, x: Tensor, level: Level) -> tuple[Prediction, int]:
-        """The stack's estimate at x, and the network evaluations behind it.
+        """Return the stack's estimate at x, and the network evaluations that it took.
 
         Raises:
             CompositionError: a rule remembers what it saw, which it did not show before.
@@ -371,7 +372,7 @@ class Flow:
 
 
 def signs(seed: int, probes: int, shape: Sequence[int], like: Tensor) -> Tensor:
-    """Random signs, shape ``(probes, *shape)``, in the type and on the device of `like`: a function of the seed."""
+    """Return random signs from the seed, shape ``(probes, *shape)``, in the type and on the device of `like`."""
     generator = keyed(seed, "likelihood")
     drawn = torch.randint(2, (probes, *shape), generator=generator) * 2 - 1
     return drawn.to(like.device, like.dtype)
@@ -437,7 +438,7 @@ def followed(field: Field, x0: Tensor, reach: Reach, seed: int, probes: int, tol
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Refuse what is no tolerance of a solver.
+    """Check that a number can be the tolerance of a solver.
 
     Raises:
         InputError: it is not above 0 and below 1.
@@ -447,7 +448,7 @@ def check_tolerance(tolerance: float) -> None:
 
 
 def solved(derivative: Callable[[float, Any], Any], ends: tuple[float, float], start: Any, tolerance: float) -> Tensor:
-    """Solve a differential equation with scipy's RK45, and return where it leads to, in float64.
+    """Solve a differential equation with scipy's RK45, and return the final state, in float64.
 
     Args:
         derivative: by the variable, given that and the state, a vector.

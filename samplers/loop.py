@@ -84,7 +84,7 @@ def sample(
             there is no ``"negative"``, that name means ``"negative:0"``, or ``"null"`` if that is not there either.
             ``"independent"`` is a function ``draw(generators)`` that returns such rows at random.
         shape: shape of one sample.
-        seeds: one a sample: sample i depends on its own seed alone.
+        seeds: one for each sample: sample i depends on its own seed alone.
         steps: steps of the scheduler, where neither of the next two is given.
         sigmas: noise levels instead, one for each step, falling: sigma/alpha, of flow models sigma before their shift.
             A 0 behind them may be left out. For schedulers that take some, or the training steps that are nearest.
@@ -120,7 +120,7 @@ def sample(
         QueryError: the model cannot answer what the stack asks.
     """
     if not len(seeds):
-        raise InputError("seeds is empty, and there is nothing to make; give one a sample")
+        raise InputError("seeds is empty, and there is nothing to make; give one for each sample")
     setup = Setup(model, scheduler, conditions, seeds, emits, negatives, positives)
     scheduler.set_timesteps(**_given(scheduler, steps, sigmas, timesteps), device=device)
     schedule = grid(scheduler)
@@ -188,7 +188,7 @@ class Setup:
         model: as in `sample`, and so are the others.
         scheduler: as in `sample`.
         conditions: as in `sample`.
-        seeds: one a sample.
+        seeds: one for each sample.
         emits: as in `sample`.
         negatives: as in `sample`.
         positives: as in `sample`.

@@ -46,7 +46,7 @@ def initial_noise(
 
     Args:
         shape: shape of one sample.
-        generators: one a sample; their states move on.
+        generators: one for each sample; their states move on.
         dtype: type of the result; the draw itself is in float32.
         device: where to put it.
     """

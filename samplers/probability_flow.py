@@ -21,7 +21,7 @@ from .noise import generators, initial_noise
 
 @dataclass(frozen=True, eq=False)
 class Flowed:
-    """The samples that the probability flow leads to.
+    """Samples of the probability flow, and what they cost.
 
     Attributes:
         x: the samples, shape ``(B, ...)``.
@@ -52,9 +52,8 @@ def probability_flow(
 ) -> Flowed:
     """Sample from a model under a stack along the probability flow, by a solver that chooses its own steps.
 
-    It is the flow that `likelihood` follows from data to noise, in the other direction and by the same solver, scipy's
-    RK45: the noise that `likelihood` finds leads back to its data. Each sample has steps of its own, as many as the
-    tolerance asks for.
+    `likelihood` follows the same flow from data to noise, by the same solver, scipy's RK45: from the noise that it
+    finds, this function returns to the data. Each sample has steps of its own, as many as the tolerance needs.
 
     Args:
         model: as in `sample`.
@@ -62,11 +61,11 @@ def probability_flow(
         scheduler: as in `likelihood`; its steps are not used.
         conditions: as in `sample`.
         shape: shape of one sample.
-        seeds: one a sample, for its noise, and for rules that draw: they draw once.
-        start: the noise itself, shape ``(B, *shape)`` and standard normal, such as `Likelihood.noise`; by default drawn
-            from the seeds.
-        tolerance: of the solver, relative and absolute, above 0 and below 1.
-        sigmas: as in `likelihood`. At the lower level the samples still have its noise.
+        seeds: one for each sample, for its noise and for rules that draw random numbers, which draw them once.
+        start: the initial noise, shape ``(B, *shape)`` and standard normal, such as `Likelihood.noise`; by default it
+            is drawn from the seeds.
+        tolerance: relative and absolute tolerance of the solver, above 0 and below 1.
+        sigmas: as in `likelihood`. The samples keep the noise of the lower level.
         emits: as in `sample`.
         negatives: as in `sample`.
         positives: as in `sample`.
@@ -74,14 +73,14 @@ def probability_flow(
         device: where to sample.
 
     Returns:
-        The samples, and what they cost.
+        The samples, and the network evaluations of each.
 
     Raises:
         InputError: no seeds, `start` of another shape, numbers out of range, or scipy is not installed.
         CompositionError, UnsupportedSchedulerError, QueryError: as in `likelihood`.
-        NonFiniteError: NaN or Inf in an answer of the model, or the solver cannot go on.
+        NonFiniteError: NaN or Inf in an answer of the model, or the solver cannot continue.
 
-    Cost: what the stack asks for, at some 50 to 100 places for each sample at the default tolerance.
+    Cost: the evaluations of the stack at some 50 to 100 points for each sample, at the default tolerance.
 
     References:
         Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", arXiv:2011.13456.
@@ -90,7 +89,7 @@ def probability_flow(
     check_anywhere(stack)
     check_tolerance(tolerance)
     if not len(seeds):
-        raise InputError("seeds is empty, and there is nothing to make; give one a sample")
+        raise InputError("seeds is empty, and there is nothing to make; give one for each sample")
     x = initial_noise(shape, generators(seeds), dtype=dtype, device=device)
     if start is not None:
         if start.shape != x.shape:
@@ -106,7 +105,7 @@ def probability_flow(
 
 
 def _led(field: Flow, noise: Tensor, between: Reach, tolerance: float, place: int) -> tuple[Tensor, int]:
-    """Return where the flow leads the noise of one sample, and its network evaluations."""
+    """Return the sample that the flow makes of one sample's noise, and its network evaluations."""
     evaluations = 0
 
     def derivative(u: float, state: Any) -> Any:

@@ -76,7 +76,7 @@ def red_diff(
         objective: the text of the objective that is log f, such as ``"known"`` or ``"blur(2)"``.
         start: :math:`\mu` to begin with, shape ``(B, ...)``, such as the adjoint of the measurements.
         conditions: as in `sample`.
-        seeds: one a sample; 0, 1, ... by default.
+        seeds: one for each sample; 0, 1, ... by default.
         steps: of the schedule, and of the optimizer.
         weight: :math:`\lambda` >= 0.
         over: :math:`\omega` of the noise level k: ``"linear"``, k; ``"sqrt"``, ``"square"`` or ``"constant"``.

@@ -100,7 +100,7 @@ def reflected(
         sigmas: the noise levels, falling, the last one above 0; the authors go from 5 to 0.01.
         conditions: as in `sample`.
         shape: shape of one sample.
-        seeds: one a sample.
+        seeds: one for each sample.
         stochastic: draw fresh noise in each step.
         dtype: type of x.
         device: where to sample.
@@ -122,7 +122,7 @@ def reflected(
     if not good or any(before <= after for before, after in itertools.pairwise(levels)):
         raise InputError(f"sigmas are two or more falling numbers above 0; got {shown(sigmas)}")
     if not len(seeds):
-        raise InputError("seeds is empty, and there is nothing to make; give one a sample")
+        raise InputError("seeds is empty, and there is nothing to make; give one for each sample")
     models = model if isinstance(model, Mapping) else {"main": model}
     told, seeds = Conditions.of(conditions), tuple(seeds)
     counts = told.count("negative", len(seeds)), told.count("positive", len(seeds))
