@@ -396,14 +396,14 @@ class StackGuider(BaseGuidance):  # type: ignore[misc]  # diffusers has no types
         return edits.edited(denoiser, edit, generators, self._found, self._clock or CLOCKS[0])
 
     def _clock_of(self, told: float) -> Callable[[Any], Any]:
-        """How the loop's timestep follows from what it tells the denoiser as time."""
+        """Return the function from the time that the loop gives its denoiser to the loop's timestep."""
         now = float(torch.as_tensor(self._timestep).max())
         for clock in CLOCKS:
             if abs(clock(told) - now) < 1e-2 * max(1.0, now):
                 return clock
         raise InputError(
-            f"{self.stack} shifts the time, and the loop tells its network {told:g} at timestep {now:g}: a clock that "
-            "is not known"
+            f"{self.stack} shifts the time, and how to do that is not known of this loop: it gives its network "
+            f"{told:g} at timestep {now:g}"
         )
 
     def cleanup_models(self, denoiser: torch.nn.Module) -> None:

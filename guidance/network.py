@@ -90,7 +90,7 @@ class CallableNetwork(Network):
         self.differentiable = True
 
     def tracked(self, x: Tensor) -> Tensor:
-        """`x` as a leaf to which the answers lead."""
+        """Return `x` as a leaf of autograd: later answers are computed from it."""
         self.x = x.detach().requires_grad_()
         return self.x
 

@@ -287,7 +287,7 @@ class Network(ABC):
         return 0
 
     def tracked(self, x: Tensor) -> Tensor:
-        """`x` as a leaf to which the answers to queries with gradients lead, from now on.
+        """Return `x` as a leaf of autograd: later answers to queries with gradients are computed from it.
 
         Raises:
             QueryError: the network gives no gradients.

@@ -82,7 +82,7 @@ class Caches:
 
     @property
     def exact(self) -> str:
-        """What keeps the denoiser's last call, whatever it asked, so that only the pipeline's own calls work; or ""."""
+        """What remembers the denoiser's last call whatever it asked, so that only the pipeline's calls work; or ""."""
         return self.patched or next((kind.name for kind, _, _ in self.single if kind.exact), "")
 
     def begin(self) -> None:

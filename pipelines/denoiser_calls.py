@@ -73,7 +73,7 @@ class DenoiserCalls:
         return branch.returned(self._waiting[-1].shell)
 
     def taken(self) -> list[Waiting]:
-        """The calls that wait; none does any longer."""
+        """Return the waiting calls, and forget that they wait."""
         waiting, self._waiting = self._waiting, []
         return waiting
 

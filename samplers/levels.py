@@ -68,7 +68,7 @@ def _between(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
 
 
 def _between_ancestral(scheduler: Scheduler, sigmas: list[float]) -> list[float]:
-    """The ancestral one keeps the interpolated sigma one entry earlier: it lies below sigma_down, not sigma_next."""
+    """DPM-Solver-2 ancestral: the interpolated sigma is one entry earlier: it lies below sigma_down, not sigma_next."""
     half = _floats(scheduler.sigmas_interpol)
     return [half[i - 1] if i % 2 else sigma for i, sigma in enumerate(sigmas)]
 
@@ -278,7 +278,7 @@ def entry(scheduler: Scheduler, told: Any, timestep: float | None = None) -> int
 
 
 def _place_in_memory(entries: Any, told: Any) -> int:
-    """The index of the entry of `entries` that `told` is, seen through views; -1 where it is none."""
+    """Return the index of the entry of `entries` that shares its memory with `told`; -1 if none does."""
     if not hasattr(told, "untyped_storage") or told.dtype != entries.dtype:
         return -1
     if told.untyped_storage().data_ptr() != entries.untyped_storage().data_ptr():

@@ -125,7 +125,7 @@ def takes(cls: type) -> tuple[str, ...]:
 
 
 def arguments(scheduler: Any, levels: Levels, steps: int) -> dict[str, list[float]]:
-    """What `set_timesteps` of `scheduler`, and a pipeline that hands it on, is given for a list.
+    """Return the arguments that give a list to `set_timesteps`, or to a pipeline that passes them on.
 
     Args:
         scheduler: a diffusers scheduler.

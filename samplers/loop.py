@@ -171,7 +171,7 @@ def sample(
 def _given(
     scheduler: Any, steps: int, sigmas: Sequence[float] | None, timesteps: Sequence[int] | None
 ) -> Mapping[str, Any]:
-    """What `set_timesteps` is given."""
+    """Return the arguments of `set_timesteps`."""
     lists = [(kind, values) for kind, values in (("sigmas", sigmas), ("timesteps", timesteps)) if values is not None]
     if not lists:
         return {"num_inference_steps": count("steps", steps)}
@@ -182,7 +182,7 @@ def _given(
 
 
 class Setup:
-    """What `sample` and `invert` do alike: a model under conditions, as the network of each evaluation.
+    """The setup that `sample` and `invert` share: a model under conditions, as the network of each evaluation.
 
     Args:
         model: as in `sample`, and so are the others.

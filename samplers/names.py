@@ -177,7 +177,7 @@ def scheduler_with_steps(name: str, replaced: Any, steps: int) -> Any:
 
 
 def _emitted(scheduler: Any) -> Parameterization | None:
-    """What a network emits that runs under `scheduler`; None where that cannot be told."""
+    """What a network emits that runs under `scheduler`; None where that is not known."""
     try:
         return parameterization(scheduler) if hasattr(scheduler, "config") else None
     except UnsupportedSchedulerError:

@@ -120,7 +120,7 @@ def imported(group: str, what: str, registered: dict[str, Any]) -> dict[str, str
 
 @contextmanager
 def _undone_on_error(registered: dict[str, T]) -> Iterator[Mapping[str, T]]:
-    """What is registered before the block, and again after an error in it."""
+    """Restore what was registered before the block, if an error ends it."""
     before = dict(registered)
     try:
         yield before

@@ -124,7 +124,7 @@ def _tree(line: str, what: str = STACK) -> ast.expr:
 
 
 def _instead(value: Any) -> str:
-    """How to write what is no rule as one."""
+    """Say how to write a rule in the place of what is none."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"; a scale of classifier-free guidance is written cfg({literal(value)})"
     if isinstance(value, tuple) and value and all(isinstance(one, Rule) for one in value):

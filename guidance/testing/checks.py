@@ -214,7 +214,7 @@ class Oracle:
 
 @dataclass(frozen=True)
 class _Turns:
-    """What turns need of the oracle, at one step."""
+    """The `Loop` of the oracle for the turns of rules, at one step."""
 
     oracle: Oracle
     index: int
@@ -244,7 +244,7 @@ def _decoded(x0: Tensor) -> Tensor:
 
 
 def _encoded(pictures: Tensor) -> Tensor:
-    """Pictures as samples of the oracle, the other way but for their third channel."""
+    """Return pictures as samples of the oracle: the inverse of `_decoded`, without the third channel."""
     return 2 * pictures[:, :2] - 1
 
 

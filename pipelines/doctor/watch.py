@@ -86,7 +86,7 @@ class Seen:
         return away if away or same(self.result, other.result) else float("inf")
 
     def finite(self) -> bool:
-        """Whether it steps at all, and without NaN or Inf."""
+        """Whether the call took steps, and all samples are finite."""
         return bool(self.reached) and all(bool(torch.isfinite(one).all()) for one in self.reached)
 
 
