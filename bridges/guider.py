@@ -63,7 +63,7 @@ def uncarried(stack: Stack) -> str:
             )
         if rule.needs_identity:
             return (
-                f"{rule} is for runs without a negative prompt, and a guider is not told whether there is one; "
+                f"{rule} is for runs without a negative prompt, and a guider does not know whether there is one; "
                 "guidestack.guide carries it on the pipeline's classic form"
             )
         if rule.takes_turns:

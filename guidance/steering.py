@@ -50,7 +50,7 @@ def check_schedule(rule: Rule, run: Run, needs: str) -> None:
         RuleError: they are not known.
     """
     if run.objectives is not None and len(run.levels) < 2:
-        raise RuleError(f"{rule}: {needs.format('needs the schedule, which this loop does not tell')}")
+        raise RuleError(f"{rule}: {needs.format('needs the schedule, which this loop does not give')}")
 
 
 class Steering(Rule):
@@ -187,7 +187,7 @@ def over_steps(step: Step, how: Literal["increase", "decrease", "constant"] | st
         return 1.0
     steps = len(step.run.levels) - 1
     if steps < 1:
-        raise RuleError(f"weights over='{how}' need the schedule, which this loop does not tell; take over='constant'")
+        raise RuleError(f"weights over='{how}' need the schedule, which this loop does not give; take over='constant'")
     ratios = [alpha_ratio(step, index) for index in range(steps)]
     weights = ratios if how == "increase" else [1 - one for one in ratios]
     return weights[step.index] * steps / sum(weights)

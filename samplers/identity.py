@@ -69,7 +69,7 @@ def weights_digest(model: torch.nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise InputError(
-                f"the weights of {type(model).__name__} are not in memory, so that it cannot be told which they are; "
+                f"the weights of {type(model).__name__} are not in memory and cannot be identified; "
                 "switch sequential offload off"
             )
         digest.update(f"{name} {tuple(parameter.shape)}\n".encode())

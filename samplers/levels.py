@@ -271,8 +271,8 @@ def entry(scheduler: Scheduler, told: Any, timestep: float | None = None) -> int
     if (place := _place_in_memory(scheduler.timesteps, told)) in found:
         return place
     raise UnsupportedSchedulerError(
-        f"timestep {timestep:g} stands {len(found)} times in the schedule of {type(scheduler).__name__}, and it cannot "
-        "be told with which of them the run begins; take the timesteps of the loop out of scheduler.timesteps as they "
+        f"timestep {timestep:g} stands {len(found)} times in the schedule of {type(scheduler).__name__}, and with "
+        "which of them the run begins is not known; take the timesteps of the loop out of scheduler.timesteps as they "
         "are, or use another scheduler, such as DDIM"
     )
 

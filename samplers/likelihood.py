@@ -300,14 +300,14 @@ def check_anywhere(stack: Stack) -> None:
         if rule is remembers:
             why = REMEMBERS
         elif rule.renoises:
-            why = "tells the sampler two predictions, where to jump and what to re-noise with"
+            why = "gives the sampler two predictions, one to step to and one to re-noise with"
         elif any(part.objectives for part in rule.parts()):
             why = "steers by an objective, whose curvature is not known here"
         else:
             try:
                 rule.queries(Anywhere(run, 0, Level.vp(0.5)), rule.init(run))
             except CompositionError:
-                why = "goes by the steps of a sampler"
+                why = "depends on the steps of a sampler"
             else:
                 continue
         raise _refused(rule, why)

@@ -309,7 +309,7 @@ def waits(
 
     own = each(lambda steps: subject.stock((0,), steps))
     if own is None:
-        yield subject.row("waits", "all rules", "not made", f"torch does not tell on {device.type}")
+        yield subject.row("waits", "all rules", "not made", f"torch does not report waits on {device.type}")
         return
 
     def ask(text: str) -> Row:

@@ -74,7 +74,7 @@ def uncarried(stack: Stack) -> str:
         if outside := [one.path for one in rule.files().values() if not one.bundled]:
             return f"{rule} reads the file {shown(str(outside[0]))}, and a workflow names no files"
         if rule.needs_identity:
-            return f"{rule} is held to a model and a scheduler, and ComfyUI does not tell which they are"
+            return f"{rule} is fitted to a model and a scheduler, and ComfyUI does not say which ones it runs"
         if rule.guides_history:
             return f"{rule} sets a difference of second order, which ComfyUI's samplers set; leave second_order out"
         if rule.takes_turns:

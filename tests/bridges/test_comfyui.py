@@ -354,7 +354,7 @@ def test_the_report() -> None:
         ("rescale(0.5) | cfg(3)", "write cfg"),
         ("tsg(3)", r"perturbs the network \(time\)"),
         ("icg(3)", "draws random conditions"),
-        ("linear_ag(cfg(4), 'emoji-cfg4-20')", "held to a model"),
+        ("linear_ag(cfg(4), 'emoji-cfg4-20')", "fitted to a model"),
         ("linear_ag(cfg(4), '/etc/passwd.safetensors')", "reads the file .* a workflow names no files"),
         ("cfg(3, against='positive@other')", "is called 'weak'"),
         ("cfgpp(0.6, second_order='guided')", "leave second_order out"),

@@ -358,7 +358,7 @@ def test_nan_in_one_sample_loses_that_sample(rule: gs.Rule) -> None:
 @pytest.mark.parametrize("rule", STEERED[1:], ids=str)
 def test_a_loop_without_a_schedule_is_refused(rule: gs.Rule) -> None:
     about = Run((2, 1, 2, 2), objectives=objectives({"mine": F}))
-    with pytest.raises(RuleError, match="needs the schedule, which this loop does not tell"):
+    with pytest.raises(RuleError, match="needs the schedule, which this loop does not give"):
         rule.init(about)
 
 

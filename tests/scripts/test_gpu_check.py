@@ -109,7 +109,7 @@ def test_waits_are_those_beyond_the_stock_pipelines(subject: Subject, monkeypatc
 
 def test_waits_are_not_told_on_a_cpu(subject: Subject) -> None:
     (row,) = gpu_check.waits(subject, SIZE, CPU)
-    assert (row.outcome, row.text) == ("not made", "torch does not tell on cpu")
+    assert (row.outcome, row.text) == ("not made", "torch does not report waits on cpu")
 
 
 def test_seeds_are_the_images_own(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
