@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import guidestack as gs
-from guidestack.guidance.errors import RuleCheckError, RuleError
+from guidestack.guidance.errors import QueryError, RuleCheckError, RuleError
 from guidestack.guidance.notation.registry import rules
 from guidestack.guidance.prediction import Level
 from guidestack.guidance.query import NEGATIVE, POSITIVE, Predictions, Query
@@ -321,6 +321,23 @@ def test_every_registered_rule_is_in_the_table() -> None:
         gs.REDDiff,
     }
     assert {entry.rule for entry in rules()} <= tested
+
+
+@dataclass(frozen=True)
+class Peek(gs.guidance.Rule):
+    """Reads the negative prompt's answer without asking for it."""
+
+    def __str__(self) -> str:
+        return "peek()"
+
+    def update(self, estimate: Estimate, predictions: Predictions, step: Step, state: State) -> tuple[Estimate, State]:
+        return estimate.replace("native", predictions[NEGATIVE].native), state
+
+
+@pytest.mark.parametrize("stack", [gs.CFG(3) | Peek(), Peek() | gs.CFG(3), Peek()])
+def test_a_rule_reads_only_what_it_asked_for_itself(stack: Rule) -> None:
+    with pytest.raises(QueryError, match=r"peek\(\) reads 'negative' but asked for nothing at this step"):
+        oracle_run(stack)
 
 
 def test_rules_of_one_kind_commute() -> None:
