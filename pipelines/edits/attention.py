@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ...guidance.errors import GuidanceNotAppliedError
+from ...guidance.prediction import wide
 from ..hooks import Hook
 
 
@@ -148,15 +149,20 @@ def blurred(product: Product, picture: slice | Tensor, grid: tuple[int, int, int
     if sigma == 0:
         return product()
     query = product.query
-    batch, heads, _, size = query.shape
+    batch, heads, length, size = query.shape
+    if math.isinf(sigma) and product.mask is None and not product.options.get("is_causal") and picture == slice(length):
+        # All tokens of a frame have one query, and so one output.
+        mean = query.to(wide(query.dtype)).reshape(batch, heads, grid[0], -1, size).mean(3).to(query.dtype)
+        output = Product(mean, product.key, product.value, None, product.options)()
+        return output.repeat_interleave(length // grid[0], 2)
     if isinstance(picture, Tensor):
         place = picture[:, None, :, None].expand(batch, heads, -1, size)
         ours = query.gather(2, place)
     else:
         ours = query[:, :, picture]
     height, width = (_blur(length, sigma, query.device) for length in grid[1:])
-    wide = ours.reshape(batch, heads, *grid, size).to(height.dtype)
-    smooth = torch.einsum("yh,xw,bkfhwd->bkfyxd", height, width, wide).reshape(ours.shape).to(query.dtype)
+    here = ours.reshape(batch, heads, *grid, size).to(height.dtype)
+    smooth = torch.einsum("yh,xw,bkfhwd->bkfyxd", height, width, here).reshape(ours.shape).to(query.dtype)
     if isinstance(picture, Tensor):
         query = query.scatter(2, place, smooth)
     else:
