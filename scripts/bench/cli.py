@@ -30,6 +30,13 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 PIPELINES = "pipelines"
 WITH_ROWS = ("arithmetic", "steering", "merging", "edits")
 PARTS = (PIPELINES, *WITH_ROWS, "install", "start", "caches")
+TAKEN = {
+    "--model": ("merging", "edits"),
+    "--batch": ("steering", "merging", "edits", "install", "caches"),
+    "--steps": ("steering", "merging", "edits"),
+    "--json": WITH_ROWS,
+}
+"""The parts that take an option which not all of them take; none of them takes the others that only pipelines have."""
 QUICK = 25.0
 """Seconds after which --quick begins no further round; it ends within a minute."""
 QUICK_STEPS = 3
@@ -219,20 +226,25 @@ def command(
     All runs are in one process, interleaved; figures are medians. PART measures something else instead:
 
     \b
+    pipelines   the default: every rule, as above
     arithmetic  one step of a rule without the network, on large samples, over diffusers' guiders
-    install     guide() around the network: its hooks, and single calls over a Modular pipeline's
+    install     guide() around the network: its hooks, and single calls over a Modular pipeline's (--batch)
     start       starting: the import over torch's, the first step over a script's
-    caches      Adaptive Guidance with a feature cache: whether their savings multiply
-    steering    objectives: a steered step over its passes, and the memory of gradients
-    merging     a pass of the network with merged tokens over the plain pass, by ratio and size
-    edits       a perturbed pass of the network over the plain pass, for each edit
+    caches      Adaptive Guidance with a feature cache: whether their savings multiply (--batch)
+    steering    objectives: a steered step over its passes, and the memory of gradients (--batch, --steps)
+    merging     a pass with merged tokens over the plain pass, by ratio and size (--model; 3 rounds)
+    edits       a perturbed pass over the plain pass, for each edit (--model; 3 rounds)
+
+    All parts take --repeats, --threads and --clock; arithmetic, steering, merging and edits take --json.
     """
     torch.set_num_threads(threads)
     began = time.monotonic()
     with notices():
         if part != PIPELINES:
-            for option, given, parts in (("--page", page_to, ()), ("--from", source, ()), ("--json", to, WITH_ROWS)):
-                if given and part not in parts:
+            given = {"--quick": quick, "--model": only, "--guidance": stacks, "--batch": batch, "--steps": steps}
+            given |= {"--json": to, "--from": source, "--page": page_to}
+            for option, value in given.items():
+                if value and part not in TAKEN.get(option, ()):
                     raise InputError(f"bench {part} has no {option}; leave one of the two out")
             others = _part(part, only, batch, steps, repeats, CLOCKS[clock])
             if to:

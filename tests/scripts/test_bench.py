@@ -327,6 +327,10 @@ def test_quick_stops_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch, tmp_
         (["arithmetic", "--page", "x.md"], "bench arithmetic has no --page"),
         (["caches", "--json", "x.json"], "bench caches has no --json"),
         (["edits", "--from", "x.json"], "bench edits has no --from"),
+        (["arithmetic", "--guidance", "cfg(3)"], "bench arithmetic has no --guidance"),
+        (["install", "--quick"], "bench install has no --quick"),
+        (["caches", "--steps", "3"], "bench caches has no --steps"),
+        (["start", "--model", "bundled"], "bench start has no --model"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_line(options: list[str], message: str) -> None:
