@@ -9,7 +9,7 @@ import click
 
 from ..guidance.errors import InputError
 from ..guidance.words import counted, were
-from .options import device_option, needs, notices, rules_option, threads_option
+from .options import device_option, needs, notices, rules_given, rules_option, threads_option
 
 if TYPE_CHECKING:
     from ..evaluation import RunFolder, Sweep
@@ -92,6 +92,8 @@ def _progress_for(folder: RunFolder, launch: Launch) -> Progress:
     from ..evaluation.metrics import parse_metric
     from ..evaluation.run.progress import Bar
 
+    rules = rules_given()
+
     class Told(Bar):
         def finished(self, outcome: Outcome) -> None:
             click.echo(_account(folder, outcome, launch.world))
@@ -106,7 +108,7 @@ def _progress_for(folder: RunFolder, launch: Launch) -> Progress:
                 from ..evaluation.analysis.findings import findings, table
 
                 click.echo(f"{table(sweep.claim, findings(folder, sweep.claim))}\n")
-            click.echo(f"next: guidestack report {folder}")
+            click.echo(f"next: guidestack report {folder}{rules}")
 
     return Told(launch.rank)
 

@@ -188,12 +188,21 @@ objective_option = click.option(
 )
 
 
+RULES = "guidestack.rules"
+
+
 def _load(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
     ctx.with_resource(notices())  # what a file or an installed package warns of, while the command runs
     for path in () if ctx.resilient_parsing else paths:  # completing a word runs no file
         from ..guidance.notation.plugins import load_rules
 
         load_rules(path)
+    ctx.meta[RULES] = paths
+
+
+def rules_given() -> str:
+    """Return the options ``--rules`` that the running command was given, for a command that it advises."""
+    return "".join(f" --rules {path}" for path in click.get_current_context().meta.get(RULES, ()))
 
 
 rules_option = click.option(

@@ -122,7 +122,10 @@ def parse_metric(text: str) -> Metric:
             )
     try:
         metric = parse_call(text, "metric", known)
-    except (StackSyntaxError, RuleError) as error:
+    except StackSyntaxError as error:
+        own = called is not None and called[1] not in known
+        raise InputError(f"{error}{'; a metric of yours needs --rules FILE.py' if own else ''}") from error
+    except RuleError as error:
         raise InputError(str(error)) from error
     for one in parameters(metric):
         value = getattr(metric, one.name)
