@@ -132,7 +132,7 @@ def by_name(name: str, replaced: Any = None) -> Any:
         installed = [one for one in SAMPLERS if not _missing(one)]
         fit = [*(one for one in installed if _read(*_settings(one, replaced)) == emits), OWN]
         raise InputError(
-            f"sampler {name!r} is for a network that emits {reads.name if reads else 'another form'!r}, and this "
+            f"sampler {name!r} is for a network that emits {repr(reads.name) if reads else 'another form'}, and this "
             f"model's emits {emits.name!r}; it can use {', '.join(fit)}"
         )
     try:

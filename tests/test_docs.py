@@ -31,7 +31,7 @@ def documented(page: str) -> list[str]:
 )
 def test_every_public_name_has_one_entry(page: str, names: set[str]) -> None:
     entries = documented(page)
-    assert sorted(entries) == sorted(names)
+    assert sorted(entries) == sorted(names), f"list each public name once in docs/api/{page}"
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from guidestack.guidance.report import Report
 from guidestack.pipelines.models import manifest
 from guidestack.pipelines.models.files import read_recipe
+from guidestack.scripts import cli
 from guidestack.scripts.cli import COMMANDS, summary
 
 from ..pipelines.tiny import load
@@ -437,6 +438,14 @@ def test_rules_and_explain(run: Any) -> None:
         assert "rectified_cfg(3) is for flow models, and this network emits 'v'" in err
     assert "10 evaluations a sample" in run("explain", "cfg(4) | langevin()", "--steps", 3, "--sampler", "ddim")[1]
     assert run("expalin")[2].strip().endswith("did you mean 'explain'?")
+
+
+def test_every_command_is_listed() -> None:
+    """But gpu_check, which is run by make."""
+    folder = Path(cli.__file__).parent
+    files = {one.stem: one for one in folder.glob("*.py")} | {one.parent.name: one for one in folder.glob("*/cli.py")}
+    found = {name.replace("_", "-") for name, file in files.items() if "\ndef command(" in file.read_text()}
+    assert found - {"gpu-check"} == set(COMMANDS), "list it in COMMANDS of guidestack/scripts/cli.py"
 
 
 def test_help_is_there_for_everything(run: Any) -> None:

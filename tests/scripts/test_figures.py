@@ -160,7 +160,7 @@ def test_the_page_shows_every_figure_and_no_other() -> None:
 
 def test_the_page_has_every_rule_and_preset() -> None:
     headings = set(re.findall(r"^### `([a-z0-9_]+)`", PAGE, re.MULTILINE))
-    assert headings == {entry.name for entry in rules()}
+    assert headings == {entry.name for entry in rules()}, "write an entry ### `name` in docs/methods.md"
     assert {preset for line in PAGE.splitlines() for preset in re.findall(r"`@([\w.-]+)`", line)} == set(names())
 
 
