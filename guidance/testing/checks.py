@@ -467,9 +467,7 @@ def _parameterizations(rule: Rule, device: str) -> str | None:
                 # A rule that says it depends on the network's form must equal itself with that form spelled out.
                 rule_here = _in_space(rule, space)
             wanted = oracle_run(rule_here, Oracle(levels=levels, device=device)).denoised
-            _same(
-                seen, wanted, f"a network that emits {name} on {family} levels differs from one of epsilon", EXACT
-            )
+            _same(seen, wanted, f"a network that emits {name} on {family} levels differs from one of epsilon", EXACT)
     return None
 
 
