@@ -255,7 +255,7 @@ def test_the_checks_catch_what_turns_do_wrong(named: Callable[[type[Rule]], None
         (
             lambda: gs.as_denoiser("langevin()", lambda x, sigma: x, sigmas=[1.0, 0.0], conditions={}),
             CompositionError,
-            "no room",
+            "does not support that",
         ),
     ],
 )

@@ -17,7 +17,8 @@ def test_what_the_list_of_rules_says_of_their_costs() -> None:
     costs = {entry.name: cost(entry) for entry in rules()}
     expected = {
         "cfg": "2", "cfgpp": "2", "rescale": "0 more", "renoise": "1 more", "during": "1 to 2", "prefix": "1 to 2",
-        "adaptive": "at most 2", "schedule": "0 to 2", "linear_ag": "1 to 2", "perpneg": "1 + positives + negatives",
+        "adaptive": "at most 2", "schedule": "0 to 2", "linear_ag": "1 to 2",
+        "perpneg": "3, 1 more for each further negative, 1 more for each further positive",
     }  # fmt: skip
     assert {name: costs[name] for name in expected} == expected
     assert all(re.match(r"(at most )?\d", one) for one in costs.values())
