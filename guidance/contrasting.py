@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from .fields import number, set_field
 from .prediction import Prediction
 from .query import POSITIVE, Predictions, Query
-from .rule import Rule
+from .rule import Rule, at_neutral
 from .step import Estimate, StateT, Step
 
 
@@ -31,7 +31,7 @@ class Contrasting(Rule[StateT]):
     @property
     def off(self) -> bool:
         """Whether the rule does nothing: its parameters are at their neutral values."""
-        return all(getattr(self, name) == value for name, value in (self.neutral_values or {}).items())
+        return at_neutral(self)
 
     @property
     def contrast(self) -> Query:

@@ -832,6 +832,12 @@ def objectives_of(rule: Rule) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for part in rule.parts() for text in part.objectives))
 
 
+def at_neutral(rule: Rule) -> bool:
+    """Return whether a rule's parameters are at its neutral values; False for a rule that no parameter turns off."""
+    neutral = rule.neutral_values
+    return neutral is not None and all(getattr(rule, name) == value for name, value in neutral.items())
+
+
 def models_of(rule: Rule) -> frozenset[str]:
     """Return the names of the networks that a rule asks beside the one that samples."""
     return frozenset(query.model for query in rule.asks()) - {"main"}

@@ -12,7 +12,7 @@ from .fields import set_field
 from .objective import Bound, check_text
 from .prediction import Level, Prediction
 from .query import Predictions
-from .rule import Rule
+from .rule import Rule, at_neutral
 from .step import Estimate, Run, State, Step
 
 OVER = ("increase", "decrease", "constant")
@@ -68,7 +68,7 @@ class Steering(Rule):
     @property
     def off(self) -> bool:
         """Whether the rule does nothing: its parameters are at their neutral values."""
-        return all(getattr(self, name) == value for name, value in (self.neutral_values or {}).items())
+        return at_neutral(self)
 
     @property
     def guides(self) -> bool:

@@ -131,11 +131,6 @@ class REDDiff(Steering):
         choice(self, "optimizer", tuple(OPTIMIZERS))
 
     @property
-    def off(self) -> bool:
-        """False: no parameter turns RED-diff off."""
-        return False
-
-    @property
     def stands_last(self) -> bool:
         """True: the optimizer moves the clean sample towards the finished estimate, which no later rule may change."""
         return True

@@ -84,11 +84,6 @@ class Replace(Steering):
         flag(self, "fresh")
 
     @property
-    def off(self) -> bool:
-        """False: no parameter turns replacement off."""
-        return False
-
-    @property
     def stands_last(self) -> bool:
         """True: the measurements are put into the finished estimate, which no later rule may change."""
         return True
