@@ -221,7 +221,10 @@ class Steps:
         assert self.estimate is not None  # the denoiser was called before
         batch = len(self.estimate.prediction.native)
         reached = result[0]
-        moved = torch.cat([change(reached[:batch])] * (len(reached) // batch))  # some pipelines hand over both halves
+        before = reached[:batch]
+        if (after := change(before)) is before:
+            return result
+        moved = torch.cat([after] * (len(reached) // batch))  # some pipelines hand over both halves
         if isinstance(result, tuple):
             return (moved, *result[1:])
         result.prev_sample = moved
