@@ -417,12 +417,7 @@ def followed(field: Field, x0: Tensor, reach: Reach, seed: int, probes: int, tol
             ]
         traces = torch.stack([part.double().sum() for part in parts])
         told = torch.cat([speed.detach().double().flatten(), traces.sum()[None] if exact else traces]).cpu().numpy()
-        if not np.isfinite(told).all():
-            raise NonFiniteError(
-                f"NaN or Inf in the estimate at sigma/alpha {level.k_sigma:.4g}, on the way from data to noise; try "
-                "a wider dtype (float32), or sigmas=(low, high) between which the network was trained",
-                (0,),
-            )
+        check_finite(told, "", level, "data to noise", 0)
         return told
 
     begin = reach.at(reach.ends[0])
@@ -435,6 +430,27 @@ def followed(field: Field, x0: Tensor, reach: Reach, seed: int, probes: int, tol
     spread = traces.std() / math.sqrt(probes) if probes > 1 else torch.tensor(0.0 if exact else math.nan)
     nats = prior + traces.mean() + size * math.log(begin.alpha)
     return Likelihood(nats[None], spread.double()[None], noise.reshape(x0.shape).to(x0), (evaluations,))
+
+
+def check_finite(found: Any, of: str, level: Level, way: str, place: int) -> None:
+    """Check a derivative along the probability flow.
+
+    Args:
+        found: the derivative, an array.
+        of: whose estimate it is made of, as messages say it; "" for that of the only sample.
+        level: the noise level.
+        way: from where to where the flow is followed.
+        place: the index of the sample.
+
+    Raises:
+        NonFiniteError: a number of it is NaN or Inf.
+    """
+    if not np.isfinite(found).all():
+        raise NonFiniteError(
+            f"NaN or Inf in the estimate{of} at sigma/alpha {level.k_sigma:.4g}, on the way from {way}; try a wider "
+            "dtype (float32), or sigmas=(low, high) between which the network was trained",
+            (place,),
+        )
 
 
 def check_tolerance(tolerance: float) -> None:
