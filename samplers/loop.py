@@ -30,7 +30,7 @@ from .identity import scheduler_identity
 from .levels import grid, parameterization
 from .lists import arguments, checked
 from .moving import Beside, check_room, later
-from .noise import generators, initial_noise, seeded
+from .noise import check_seeds, generators, initial_noise, seeded, started
 from .renoise import Renoising
 from .stepping import Stepper
 
@@ -119,17 +119,13 @@ def sample(
         NonFiniteError: NaN or Inf in a sample; the error's `output` is what this returns, with the other samples.
         QueryError: the model cannot answer what the stack asks.
     """
-    if not len(seeds):
-        raise InputError("seeds is empty, and there is nothing to make; give one for each sample")
+    check_seeds(seeds)
     setup = Setup(model, scheduler, conditions, seeds, emits, negatives, positives)
     scheduler.set_timesteps(**_given(scheduler, steps, sigmas, timesteps), device=device)
     schedule = grid(scheduler)
     own = generators(seeds)
     x = initial_noise(shape, own, dtype=dtype, device=device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
-    if start is not None:
-        if start.shape != x.shape:
-            raise InputError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}")
-        x = start.to(x)
+    x = started(x, start)
     stack = as_stack(stack)
     check_room(stack, scheduler)
     renoising = Renoising(scheduler, schedule, guides_history=stack.guides_history) if stack.renoises else None

@@ -35,6 +35,29 @@ def one_each(seeds: Sequence[int] | None, count: int, of: str = "samples", given
     return found
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse a run without seeds, which makes nothing.
+
+    Raises:
+        InputError: there are no seeds.
+    """
+    if not len(seeds):
+        raise InputError("seeds is empty, and there is nothing to make; give one for each sample")
+
+
+def started(noise: Tensor, start: Tensor | None) -> Tensor:
+    """Return what a run begins with: `start` in the type and on the device of the noise, or the noise without one.
+
+    Raises:
+        InputError: `start` has another shape than the noise.
+    """
+    if start is None:
+        return noise
+    if start.shape != noise.shape:
+        raise InputError(f"start has shape {tuple(start.shape)}, expected {tuple(noise.shape)}")
+    return start.to(noise)
+
+
 def initial_noise(
     shape: Sequence[int],
     generators: Sequence[torch.Generator],

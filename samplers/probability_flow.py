@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..guidance.errors import InputError, NonFiniteError
 from ..guidance.network import Denoiser
 from ..guidance.notation.presets import as_stack
 from ..guidance.prediction import Parameterization
 from ..guidance.rule import Rule
-from .likelihood import TOLERANCE, Flow, Reach, check_anywhere, check_tolerance, flows, reach, solved
-from .noise import generators, initial_noise
+from .likelihood import TOLERANCE, Flow, Reach, check_anywhere, check_finite, check_tolerance, flows, reach, solved
+from .noise import check_seeds, generators, initial_noise, started
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +86,8 @@ def probability_flow(
     stack = as_stack(stack)
     check_anywhere(stack)
     check_tolerance(tolerance)
-    if not len(seeds):
-        raise InputError("seeds is empty, and there is nothing to make; give one for each sample")
-    x = initial_noise(shape, generators(seeds), dtype=dtype, device=device)
-    if start is not None:
-        if start.shape != x.shape:
-            raise InputError(f"start has shape {tuple(start.shape)}, expected {tuple(x.shape)}")
-        x = start.to(x)
+    check_seeds(seeds)
+    x = started(initial_noise(shape, generators(seeds), dtype=dtype, device=device), start)
     between, found, evaluations = reach(scheduler, sigmas), [], []
     about = model, stack, scheduler, conditions, emits, negatives, positives
     for place, (_, field) in enumerate(flows(x, seeds, *about)):
@@ -114,13 +107,7 @@ def _led(field: Flow, noise: Tensor, between: Reach, tolerance: float, place: in
         estimate, price = field(torch.from_numpy(state).reshape(noise.shape).to(noise), level)
         evaluations += price
         told = (between.speed(level) * estimate.velocity).double().flatten().cpu().numpy()
-        if not np.isfinite(told).all():
-            raise NonFiniteError(
-                f"NaN or Inf in the estimate of sample {place} at sigma/alpha {level.k_sigma:.4g}, on the way from "
-                "noise to data; try a wider dtype (float32), or sigmas=(low, high) between which the network was "
-                "trained",
-                (place,),
-            )
+        check_finite(told, f" of sample {place}", level, "noise to data", place)
         return told
 
     low, high = between.ends

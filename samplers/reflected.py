@@ -27,6 +27,7 @@ from ..guidance.run import GuidedRun
 from ..guidance.step import Run
 from .conditions import Conditions
 from .loop import Sampled, finished
+from .noise import check_seeds
 
 TERMS, IMAGES, SWITCH = 20, 10, 0.01
 """Of the cosine series, of the sum over reflections, and the sigma^2 / 2 above which it is the series."""
@@ -121,8 +122,7 @@ def reflected(
     good = len(levels) > 1 and all(is_number(one) and one > 0 for one in levels)
     if not good or any(before <= after for before, after in itertools.pairwise(levels)):
         raise InputError(f"sigmas are two or more falling numbers above 0; got {shown(sigmas)}")
-    if not len(seeds):
-        raise InputError("seeds is empty, and there is nothing to make; give one for each sample")
+    check_seeds(seeds)
     models = model if isinstance(model, Mapping) else {"main": model}
     told, seeds = Conditions.of(conditions), tuple(seeds)
     counts = told.count("negative", len(seeds)), told.count("positive", len(seeds))
